@@ -1,0 +1,32 @@
+# Each target sets up everything it needs from nothing but Python 3.10 or newer.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+OUTPUT ?= outputs/demo
+
+.PHONY: demo test lint types clean
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $(STAMP)
+
+demo: $(STAMP) ## The quickstart: train, unlearn, compare, write a model card (a few minutes on a CPU).
+	rm -rf $(OUTPUT)
+	HF_HUB_OFFLINE=1 $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		recipes/unlearn_vit.py --output_dir $(OUTPUT)
+
+test: $(STAMP) ## All tests: offline, on a CPU.
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests
+
+lint: $(STAMP) ## ruff: lint and format.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## mypy, strict.
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) outputs build dist *.egg-info

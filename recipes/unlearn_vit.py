@@ -1,0 +1,43 @@
+"""Make an image classifier forget classes, and compare the result with retraining and trivial controls.
+
+The embedded quickstart (handwritten digits, a few minutes on a CPU, no download):
+
+    accelerate launch recipes/unlearn_vit.py
+
+Any `AutoModelForImageClassification` and data set (Hub id, parquet, imagefolder):
+
+    accelerate launch recipes/unlearn_vit.py \
+        --model_name_or_path user/vit-fashion --dataset_name user/fashion --forget_classes Shirt Coat \
+        --retrained_model_name_or_path user/vit-fashion-without-shirt-coat --output_dir vit-without-shirt-coat
+
+Add `--train_original --train_retrained --model_size tiny` to train what is missing; it is kept for the next run.
+`--config file.yaml` reads any option from a file. `--help` lists all.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from unsc_hf import UNSCConfig
+from unsc_hf.arguments import parse_arguments, run_recipe
+from unsc_hf.image_unlearning import ImageArguments, run
+
+
+def default_output_dir(arguments: ImageArguments) -> str:
+    """A folder that holds no finished run: `outputs/quickstart`, `outputs/quickstart-2`, ..."""
+    base = "quickstart" if arguments.dataset_name is None else "unlearned"
+    folder, number = Path("outputs", base), 2
+    while (folder / "results.json").exists():
+        folder, number = Path("outputs", f"{base}-{number}"), number + 1
+    return str(folder)
+
+
+def main() -> None:
+    arguments, config = parse_arguments((ImageArguments, UNSCConfig), description=__doc__ or "")
+    if config.output_dir == "trainer_output":  # what transformers fills in when none was given
+        config.output_dir = default_output_dir(arguments)
+    run(arguments, config)
+
+
+if __name__ == "__main__":
+    run_recipe(main)

@@ -1,0 +1,91 @@
+"""Tiny models and data for offline tests on a CPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import datasets
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, List, Value
+from transformers import ViTConfig, ViTForImageClassification
+
+datasets.disable_progress_bars()
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_inputs(request: pytest.FixtureRequest) -> None:
+    """Inputs are drawn anew in every run; a failure prints the seed that repeats it."""
+    seed = int(os.environ.get("TEST_SEED", torch.seed() % 2**31))
+    torch.manual_seed(seed)
+    request.node.add_report_section("setup", "seed", f"repeat with TEST_SEED={seed}")
+
+
+def make_vit(labels: int = 3, hidden: int = 48, layers: int = 2, image: int = 8, patch: int = 4, **config: Any) -> ViTForImageClassification:
+    """A ViT of a few thousand weights, without dropout unless asked for; biases and norms are random, not trivial."""
+    settings = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "num_channels": 3, **config}
+    model = ViTForImageClassification(
+        ViTConfig(
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            intermediate_size=2 * hidden,
+            image_size=image,
+            patch_size=patch,
+            num_labels=labels,
+            **settings,
+        )
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def tensor_dataset(pixels: torch.Tensor, labels: list[int], names: list[str] | None = None) -> Dataset:
+    """Rows ready for the model: `pixel_values` and `label`."""
+    count = max(labels) + 1
+    feature = ClassLabel(names=names or [f"class {i}" for i in range(count)])
+    side: Any = Value("float32")
+    for _ in range(pixels.dim() - 1):
+        side = List(side)
+    features = Features({"pixel_values": side, "label": feature})
+    return Dataset.from_dict({"pixel_values": pixels.tolist(), "label": labels}, features=features).with_format("torch")
+
+
+@pytest.fixture()
+def low_rank_data() -> tuple[Dataset, Dataset]:
+    """Forget rows of class 2, and retained rows of classes 0 and 1 that repeat four images: few distinct activations."""
+    images = torch.randn(4, 3, 8, 8)
+    retain = tensor_dataset(images.repeat(6, 1, 1, 1), [0, 0, 1, 1] * 6, ["a", "b", "c"])
+    forget = tensor_dataset(torch.randn(40, 3, 8, 8), [2] * 40, ["a", "b", "c"])
+    return forget, retain
+
+
+@pytest.fixture()
+def separable_data() -> Callable[[int], Dataset]:
+    """Classes that differ in their mean image, so that a tiny model can learn them."""
+    means = 2 * torch.randn(3, 3, 8, 8)
+
+    def draw(per_class: int) -> Dataset:
+        labels = [c for c in range(3) for _ in range(per_class)]
+        pixels = torch.stack([means[c] + 0.5 * torch.randn(3, 8, 8) for c in labels])
+        return tensor_dataset(pixels, labels, ["cat", "dog", "frog"])
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def shared_folder() -> Path:
+    """Real data and trained models for development; tests that need them are skipped where they are absent."""
+    folder = Path(__file__).parents[2] / "shared"
+    if not (folder / "models" / "fashion_mnist_vit").is_dir():
+        pytest.skip("real data and trained models are not here")
+    return folder

@@ -1,0 +1,209 @@
+"""Moments are exact sums: independent of batching, additive, and tied to the model they came from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_vit, tensor_dataset
+from datasets import concatenate_datasets
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unsc_hf.data import split_dataset
+from unsc_hf.errors import UNSCError
+from unsc_hf.layers import capture_inputs, find_layers
+from unsc_hf.statistics import ActivationStatistics, SecondMoment, data_fingerprint, weight_hash
+
+
+def _data(rows: int = 24):
+    return tensor_dataset(torch.randn(rows, 3, 8, 8), [i % 3 for i in range(rows)])
+
+
+def _assert_same(a: ActivationStatistics, b: ActivationStatistics, tolerance: float = 1e-10) -> None:
+    assert a.moments.keys() == b.moments.keys()
+    for group in a.moments:
+        for key in a.keys:
+            one, two = a.moments[group][key], b.moments[group][key]
+            assert one.rows == two.rows
+            assert (one.matrix - two.matrix).norm() <= tolerance * one.matrix.norm()
+
+
+def test_moments_equal_the_explicit_product_of_inputs() -> None:
+    model, data = make_vit().double(), _data()
+    statistics = ActivationStatistics.collect(model, data, progress=False)
+    layers = find_layers(model).layers
+    inputs: dict[str, list[torch.Tensor]] = {}
+    with torch.no_grad(), capture_inputs(layers, lambda layer, x: inputs.setdefault(layer.name, []).append(layer.rows(x)[0])):
+        model(data[:]["pixel_values"].double())
+    pooled = statistics.pooled()
+    for layer in layers:
+        x = torch.cat(inputs[layer.name])
+        moment = pooled[statistics.module_keys[layer.name]]
+        assert moment.rows == len(x)
+        torch.testing.assert_close(moment.matrix[0], x.T @ x, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("budget", [None, 9])
+def test_batch_size_does_not_matter(budget: int | None) -> None:
+    model, data = make_vit().double(), _data()
+    data = data.with_format("torch", dtype=torch.float64)
+    one, seven, every = (
+        ActivationStatistics.collect(model, data, batch_size=n, max_rows_per_class=budget, progress=False) for n in (1, 7, 24)
+    )
+    _assert_same(one, seven)
+    _assert_same(one, every)
+
+
+def test_row_budget_takes_about_as_many_rows_as_asked() -> None:
+    model, data = make_vit(), _data(90)
+    statistics = ActivationStatistics.collect(model, data, max_rows_per_class=60, progress=False)
+    full = ActivationStatistics.collect(model, data, progress=False)
+    for group in statistics.moments:
+        for key, moment in statistics.moments[group].items():
+            available = full.moments[group][key].rows
+            assert available == (30 if key == "classifier" else 120 if "embeddings" in key else 150)
+            assert abs(moment.rows - min(60, available)) <= 3
+    fewer = ActivationStatistics.collect(model, data, max_samples_per_class=4, progress=False)
+    assert {moment.rows for moment in fewer.moments["1"].values()} == {4, 16, 20}
+
+
+def test_subtracting_a_class_equals_collecting_without_it() -> None:
+    model, data = make_vit().double(), _data()
+    data = data.with_format("torch", dtype=torch.float64)
+    everything = ActivationStatistics.collect(model, data, progress=False)
+    forget, retain = split_dataset(data, forget_classes=[1])
+    without = ActivationStatistics.collect(model, retain, progress=False)
+    class_one = ActivationStatistics.collect(model, forget, progress=False)
+    _assert_same(everything - class_one, without)
+    _assert_same(without + class_one, ActivationStatistics(everything.moments, everything.module_keys, everything.fingerprint))
+    pooled, expected = everything.pooled(everything.groups(exclude=["class 1"])), without.pooled()
+    for key in pooled:
+        assert (pooled[key].matrix - expected[key].matrix).norm() <= 1e-10 * expected[key].matrix.norm()
+
+
+def test_rows_of_one_class_can_be_taken_out() -> None:
+    model, data = make_vit().double(), _data()
+    everything = ActivationStatistics.collect(model, data, progress=False)
+    some = ActivationStatistics.collect(model, data.select(range(5)), progress=False)
+    rest = ActivationStatistics.collect(model, data.select(range(5, 24)), progress=False)
+    _assert_same(everything - some, rest, 1e-8)
+    with pytest.raises(UNSCError, match="more rows"):
+        some - everything
+
+
+def test_pooling_classes_gives_their_sum() -> None:
+    model, data = make_vit(), _data()
+    pooled = ActivationStatistics.collect(model, data, pool_as="all", progress=False)
+    apart = ActivationStatistics.collect(model, data, progress=False)
+    assert list(pooled.moments) == ["all"]
+    for key, moment in apart.pooled().items():
+        torch.testing.assert_close(pooled.moments["all"][key].matrix, moment.matrix)
+
+
+def test_mean_direction_is_seen() -> None:
+    """A centred covariance would put the mean into the null space."""
+    rows = torch.randn(1, 200, 6) * 0.01 + torch.tensor([5.0, 0, 0, 0, 0, 0])
+    moment = SecondMoment.zeros(1, 6).update(rows)
+    assert moment.matrix[0, 0, 0] > 4000
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 3))
+def test_updates_add_up(sizes: list[int], groups: int) -> None:
+    chunks = [torch.randn(groups, n, 4) for n in sizes]
+    streamed = SecondMoment.zeros(groups, 4)
+    for chunk in chunks:
+        streamed.update(chunk)
+    whole = SecondMoment.zeros(groups, 4).update(torch.cat(chunks, 1))
+    assert streamed.rows == whole.rows == sum(sizes)
+    torch.testing.assert_close(streamed.matrix, whole.matrix)
+
+
+def test_modes_and_hooks_are_restored() -> None:
+    model = make_vit()
+    model.train()
+    model.vit.layernorm.eval()
+    ActivationStatistics.collect(model, _data(), progress=False)
+    assert model.training
+    assert not model.vit.layernorm.training
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_round_trip_and_refusals(tmp_path: Path) -> None:
+    model, data = make_vit(), _data()
+    statistics = ActivationStatistics.collect(model, data, progress=False)
+    statistics.save_pretrained(tmp_path / "stats")
+    statistics.save_pretrained(tmp_path / "stats")  # replaces a folder whole
+    assert [p.name for p in tmp_path.iterdir()] == ["stats"]
+    loaded = ActivationStatistics.from_pretrained(tmp_path / "stats", model)
+    assert loaded.fingerprint == statistics.fingerprint
+    assert loaded.group_names == statistics.group_names
+    for group in statistics.moments:
+        for key in statistics.keys:
+            assert torch.equal(loaded.moments[group][key].matrix, statistics.moments[group][key].matrix)
+
+    other = make_vit()
+    with pytest.raises(UNSCError) as refusal:
+        ActivationStatistics.from_pretrained(tmp_path / "stats", other)
+    assert weight_hash(model)[:12] in str(refusal.value)
+    assert weight_hash(other)[:12] in str(refusal.value)
+    with pytest.raises(UNSCError, match="weights"):
+        statistics + ActivationStatistics.collect(other, data, progress=False)
+    fewer = ActivationStatistics.collect(model, data, target_modules=["fc1"], progress=False)
+    with pytest.raises(UNSCError, match="modules"):
+        statistics + fewer
+
+
+@pytest.mark.parametrize("damage", ["truncate", "json", "shape", "nan", "format", "missing", "swap"])
+def test_damaged_files_are_refused(tmp_path: Path, damage: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "stats"
+    ActivationStatistics.collect(make_vit(), _data(), progress=False).save_pretrained(folder)
+    tensors, meta = folder / "statistics.safetensors", folder / "statistics.json"
+    if damage == "truncate":
+        tensors.write_bytes(tensors.read_bytes()[:-9])
+    elif damage == "json":
+        meta.write_text("{", encoding="utf-8")
+    elif damage == "missing":
+        tensors.unlink()
+    elif damage == "format":
+        meta.write_text(json.dumps({"format": "other"}), encoding="utf-8")
+    else:
+        content = load_file(tensors)
+        name = next(iter(content))
+        if damage == "swap":
+            content.pop(name)
+        else:
+            content[name] = content[name][:, :-1].contiguous() if damage == "shape" else content[name] * torch.nan
+        save_file(content, tensors)
+    with pytest.raises(UNSCError, match="statistics: "):
+        ActivationStatistics.from_pretrained(folder)
+
+
+def test_bad_activations_name_the_layer() -> None:
+    model = make_vit()
+    with torch.no_grad():
+        model.vit.layers[0].mlp.fc1.weight[0, 0] = torch.nan
+    with pytest.raises(UNSCError, match=r"vit\.layers\.0\.mlp\.fc2"):
+        ActivationStatistics.collect(model, _data(), progress=False)
+
+
+def test_unknown_and_exhausted_exclusions() -> None:
+    statistics = ActivationStatistics.collect(make_vit(), _data(), progress=False)
+    with pytest.raises(UNSCError, match="'class 1'"):
+        statistics.groups(exclude=["clas 1"])
+    with pytest.raises(UNSCError, match="keep at least one"):
+        statistics.groups(exclude=[0, 1, 2])
+
+
+def test_data_fingerprint_depends_on_content_and_order_only() -> None:
+    data = _data()
+    again = concatenate_datasets([data.select(range(10)), data.select(range(10, 24))])
+    assert data_fingerprint(data) == data_fingerprint(data.select(range(24)))
+    assert data_fingerprint(data) == data_fingerprint(again)
+    assert data_fingerprint(data) != data_fingerprint(data.select(range(23, -1, -1)))
+    assert data_fingerprint(data) != data_fingerprint(data.select(range(23)))

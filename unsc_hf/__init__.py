@@ -1,0 +1,22 @@
+"""Machine unlearning by null-space calibration (UNSC, IJCAI 2024, arXiv 2404.13588) for Hugging Face models."""
+
+from .config import UNSCConfig
+from .data import Split, split_dataset
+from .errors import UNSCError
+from .evaluation.certificate import Certificate
+from .statistics import ActivationStatistics
+from .subspace import Subspace
+from .trainer import UNSCTrainer
+
+__version__ = "0.1.0"
+__all__ = [
+    "ActivationStatistics",
+    "Certificate",
+    "Split",
+    "Subspace",
+    "UNSCConfig",
+    "UNSCError",
+    "UNSCTrainer",
+    "__version__",
+    "split_dataset",
+]

@@ -1,0 +1,95 @@
+"""Callbacks of `UNSCTrainer`: projection after each optimiser step, and the checks that decide when to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .projection import NullSpaceProjection
+
+
+class ProjectionCallback(TrainerCallback):
+    """W <- W_0 + (W - W_0) P after every optimiser step: momentum, decay and rescaling cannot leave the null space."""
+
+    def __init__(self, projection: NullSpaceProjection) -> None:
+        self.projection = projection
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.projection.project_displacements()
+
+
+@dataclass(frozen=True)
+class Check:
+    """One look at the model while it unlearns.
+
+    Attributes:
+        forget_accuracy, forget_loss: on the validation part of the forget set, against the true labels.
+        retain_accuracy: on held-out retained rows.
+        leak: on the same held-out retained rows.
+    """
+
+    forget_accuracy: float
+    forget_loss: float
+    retain_accuracy: float
+    leak: float
+
+
+class StoppingCallback(TrainerCallback):
+    """Checks every `check_steps`, stops when forgetting is reached, and keeps the last state within the leak budget.
+
+    Attributes:
+        reason: why unlearning ended: "target", "leak_budget", or "max_steps".
+    """
+
+    def __init__(
+        self,
+        projection: NullSpaceProjection,
+        check: Callable[[], Check],
+        log: Callable[[dict[str, float]], None],
+        check_steps: int,
+        target: float,
+        max_leak: float | None,
+    ) -> None:
+        self.projection, self.check, self.log = projection, check, log
+        self.check_steps, self.target, self.max_leak = check_steps, target, max_leak
+        self.reason = "max_steps"
+        self._within_budget: dict[str, Tensor] | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.reason = "max_steps"
+        self._within_budget = self.projection.snapshot()
+        if state.global_step == 0:
+            self._log(self.check())
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # Also before a checkpoint is written, so that what is saved is always within the budget.
+        last = state.global_step >= state.max_steps
+        if not (state.global_step % self.check_steps == 0 or control.should_save or last):
+            return
+        check = self.check()
+        self._log(check)
+        if self.max_leak is not None and check.leak > self.max_leak:
+            self.projection.restore(self._within_budget)
+            self.reason = "leak_budget"
+            control.should_training_stop = True
+            return
+        self._within_budget = self.projection.snapshot()
+        if check.forget_accuracy <= self.target:
+            self.reason = "target"
+            control.should_training_stop = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._within_budget = None
+
+    def _log(self, check: Check) -> None:
+        self.log(asdict(check))

@@ -1,0 +1,225 @@
+"""One request beside its controls: original, masked logit, random projector, unprojected, UNSC, retrained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import AutoModelForImageClassification, PreTrainedModel
+
+from .config import UNSCConfig
+from .data import prepare_dataset, read_labels, split_dataset
+from .evaluation.accuracy import macro_accuracy, per_class_accuracy
+from .evaluation.membership import membership_inference
+from .evaluation.probes import linear_probe, prototype_attack
+from .evaluation.report import LABELS, MethodResult, judge, mean_result
+from .outputs import Outputs, collect_outputs, find_head
+from .trainer import UNSCTrainer
+
+_AUDIT_ROWS_PER_CLASS = 500
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything a run found out.
+
+    Attributes:
+        methods: results by name, in the order of `LABELS`; "retrained" is the mean when there are several references.
+        references: results of each retrained model.
+        certificate: of the UNSC model.
+        verdict: "removed", "suppressed" or "not forgotten".
+        reason: why, in a sentence.
+        trainer: the trainer that holds the unlearned model.
+    """
+
+    methods: dict[str, MethodResult]
+    references: list[MethodResult]
+    certificate: dict[str, Any]
+    verdict: str
+    reason: str
+    trainer: UNSCTrainer
+
+
+class Evaluator:
+    """Evaluates classifiers on the same rows: all test rows, and up to 500 training rows of each class."""
+
+    def __init__(
+        self,
+        train: Dataset,
+        test: Dataset,
+        forgotten: Sequence[int],
+        processing_class: Any,
+        label_column: str | None,
+        batch_size: int,
+    ) -> None:
+        labels = read_labels(train, label_column)
+        rng = np.random.default_rng(0)
+        chosen = [rng.permutation(np.flatnonzero(labels == c))[:_AUDIT_ROWS_PER_CLASS] for c in np.unique(labels)]
+        self._train = train.select(np.sort(np.concatenate(chosen)))
+        self._test = test
+        self.forgotten = list(forgotten)
+        self._processing_class, self._label_column, self._batch_size = processing_class, label_column, batch_size
+
+    def outputs(self, model: PreTrainedModel, collate_fn: Any) -> tuple[Outputs, Outputs]:
+        """Outputs on the training rows and on the test rows."""
+        train, test = (
+            collect_outputs(
+                model,
+                prepare_dataset(rows, self._processing_class, model, self._label_column),
+                collate_fn,
+                features=True,
+                batch_size=self._batch_size,
+                progress=True,
+            )
+            for rows in (self._train, self._test)
+        )
+        return train, test
+
+    def evaluate(
+        self, model: PreTrainedModel, outputs: tuple[Outputs, Outputs], leak: float | None, seconds: float | None
+    ) -> MethodResult:
+        """All metrics of a model from its outputs."""
+        train, test = outputs
+        forgotten = self.forgotten
+        kept = [c for c in range(train.logits.shape[1]) if c not in forgotten]
+        of_train = torch.isin(train.labels, torch.tensor(forgotten))
+        of_test = torch.isin(test.labels, torch.tensor(forgotten))
+        auc = tpr = probe = attack = None
+        if bool(of_test.any()):
+            membership = membership_inference(
+                _rows(train, ~of_train), _rows(test, ~of_test), _rows(train, of_train), _rows(test, of_test)
+            )
+            auc, tpr = membership.auc, membership.tpr_at_1pct_fpr
+            features, test_features = train.need_features(), test.need_features()
+            probe = linear_probe(features, train.labels, test_features, test.labels, forgotten)
+            head = find_head(model, model.config.num_labels).module
+            attack = prototype_attack(
+                head.weight.detach(),  # type: ignore[arg-type, operator, union-attr]
+                head.bias.detach() if head.bias is not None else None,  # type: ignore[arg-type, operator, union-attr]
+                features[of_train],
+                train.labels[of_train],
+                test_features[of_test],
+                test.labels[of_test],
+                forgotten,
+            )
+        return MethodResult(
+            AccDf=macro_accuracy(train.logits, train.labels, forgotten),
+            AccDr=macro_accuracy(train.logits, train.labels, kept),
+            AccDut=macro_accuracy(test.logits, test.labels, forgotten),
+            AccDrt=macro_accuracy(test.logits, test.labels, kept),
+            mia_auc=auc,
+            mia_tpr_at_1pct_fpr=tpr,
+            probe_forget=probe,
+            prototype_attack_10=attack,
+            leak=leak,
+            seconds=seconds,
+            per_class=per_class_accuracy(test.logits, test.labels),
+        )
+
+
+def _rows(outputs: Outputs, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    return outputs.logits[chosen], outputs.labels[chosen]
+
+
+def mask_logits(outputs: Outputs, forgotten: Sequence[int]) -> Outputs:
+    """The trivial control: the same outputs with the forgotten logits at minus infinity."""
+    logits = outputs.logits.clone()
+    logits[:, list(forgotten)] = -torch.inf
+    return replace(outputs, logits=logits)
+
+
+def compare(
+    model: PreTrainedModel,
+    train: Dataset,
+    test: Dataset,
+    forget_classes: Sequence[Any],
+    config: UNSCConfig,
+    processing_class: Any,
+    retrained: Sequence[str | Path] = (),
+    controls: bool = True,
+    callbacks: Sequence[Any] = (),
+) -> Comparison:
+    """Unlearn with UNSC and put the result beside the original, trivial controls and retrained models.
+
+    Args:
+        model: the original, in float32; it becomes the unlearned model.
+        train, test: data sets with images and labels.
+        forget_classes: names or ids.
+        config: options of the UNSC run; the controls differ from it only in `null_space`, and have no leak budget.
+        processing_class: image processor.
+        retrained: folders or Hub ids of models trained without the forgotten classes.
+        controls: also run the random projector and the unprojected update.
+        callbacks: more Trainer callbacks for the UNSC run.
+    """
+    label_column = config.label_column
+    forget, retain = split_dataset(train, forget_classes=forget_classes, label_column=label_column)
+    test_forget, test_retain = split_dataset(test, forget_classes=forget_classes, label_column=label_column)
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def trainer(null_space: str, network: PreTrainedModel, statistics: Any) -> UNSCTrainer:
+        options = deepcopy(config)
+        options.null_space = null_space
+        return UNSCTrainer(
+            model=network,
+            args=options,
+            forget_dataset=forget,
+            retain_dataset=retain,
+            eval_dataset={"forget": test_forget, "retain": test_retain},
+            processing_class=processing_class,
+            statistics=statistics,
+            callbacks=list(callbacks) if null_space == "retained" else None,
+        )
+
+    unsc = trainer("retained", model, None)
+    evaluator = Evaluator(
+        train, test, unsc.forgotten_classes, processing_class, label_column, config.per_device_eval_batch_size
+    )
+    original = evaluator.outputs(model, unsc.data_collator)
+    methods = {
+        "original": evaluator.evaluate(model, original, 0.0, None),
+        "masked": evaluator.evaluate(model, tuple(mask_logits(o, unsc.forgotten_classes) for o in original), 0.0, 0.0),  # type: ignore[arg-type]
+    }
+    unsc.train()
+    certificate = unsc.certify()
+    if controls:
+        for null_space, name in (("random", "random_projector"), ("none", "unprojected")):
+            network = deepcopy(model)
+            network.load_state_dict(start)
+            control = trainer(null_space, network, unsc.retained_statistics)
+            control.train()
+            methods[name] = _trained_result(evaluator, control)
+    methods["unsc"] = _trained_result(evaluator, unsc)
+
+    references = []
+    for folder in retrained:
+        network = AutoModelForImageClassification.from_pretrained(str(folder), dtype=torch.float32).to(config.device)
+        references.append(
+            evaluator.evaluate(network, evaluator.outputs(network, unsc.data_collator), None, _training_seconds(folder))
+        )
+    if references:
+        methods["retrained"] = mean_result(references)
+    verdict, reason = judge(methods["unsc"], references)
+    ordered = {name: methods[name] for name in LABELS if name in methods}
+    return Comparison(ordered, references, certificate.to_dict(), verdict, reason, unsc)
+
+
+def _trained_result(evaluator: Evaluator, trainer: UNSCTrainer) -> MethodResult:
+    network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    seconds = sum(trainer.plan.seconds.values()) + trainer.unlearning_seconds if trainer.plan else None
+    return evaluator.evaluate(
+        network, evaluator.outputs(network, trainer.data_collator), trainer.held_out_leak().total, seconds
+    )
+
+
+def _training_seconds(folder: str | Path) -> float | None:
+    """Seconds that `train_classifier` noted, if this model was made by it."""
+    file = Path(folder) / "training.json"
+    return float(json.loads(file.read_text(encoding="utf-8"))["seconds"]) if file.is_file() else None

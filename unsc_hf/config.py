@@ -1,0 +1,143 @@
+"""`UNSCConfig`: every option of unlearning, on top of transformers' `TrainingArguments`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from .errors import UNSCError
+from .pseudo_labels import STRATEGIES
+from .subspace import MERGES, RULES, check_energy
+
+NULL_SPACES = ("retained", "random", "none")
+
+
+@dataclass
+class UNSCConfig(TrainingArguments):
+    """Options of `UNSCTrainer`. Defaults work untouched for image classifiers; all `TrainingArguments` are accepted.
+
+    Parameters that control the subspace:
+        subspace_rule (`str`, defaults to `"energy"`): how many directions of the retained activations are kept fixed:
+            `"energy"`, `"rank"`, `"ratio"` or `"released_ramp"`; see `unsc_hf.subspace.build_subspace`.
+        energy (`float`, defaults to `0.99`): share of the retained energy kept fixed, in (0, 1].
+        subspace_rank (`int`, *optional*): number of directions for rule `"rank"`.
+        subspace_ratio (`float`, *optional*): forgotten against retained energy for rule `"ratio"`.
+        subspace_merge (`str`, defaults to `"sum"`): `"sum"` of class moments (exact) or `"concat"` of class bases (paper).
+        target_modules (`list[str]`, *optional*): module names or endings to train; every protectable layer when None.
+        null_space (`str`, defaults to `"retained"`): `"retained"` is UNSC. `"random"` (a random projector of the same
+            ranks) and `"none"` (no projection) are controls for comparison, never for use.
+
+    Parameters that control the statistics:
+        max_rows_per_class (`int`, defaults to `10000`): activation rows per class and layer; None reads all.
+        max_samples_per_class (`int`, defaults to `2000`): data set rows per class that are read; None reads all.
+        statistics_batch_size (`int`, defaults to `128`): samples per forward pass.
+
+    Parameters that control forgetting:
+        pseudo_labels (`str`, defaults to `"top1"`): `"top1"`, `"soft"`, `"second"`, `"random"` or `"nearest_mean"`.
+        target_forget_accuracy (`float`, defaults to `0.002`): unlearning stops when the accuracy on the validation part of
+            the forget set is at or below this share.
+        max_leak (`float`, defaults to `0.05`): budget on the held-out leak; the last state within it is kept.
+        check_steps (`int`, defaults to `5`): optimiser steps between two checks of accuracy and leak.
+        validation_fraction (`float`, defaults to `0.1`): share of forget and retain rows held out for these checks.
+        max_validation_rows (`int`, defaults to `1000`): at most this many rows are held out of each.
+        label_column (`str`, *optional*): column with class ids; found by itself when None.
+    """
+
+    subspace_rule: str = field(
+        default="energy", metadata={"help": "Rule for the kept directions.", "choices": list(RULES)}
+    )
+    energy: float = field(default=0.99, metadata={"help": "Share of the retained energy kept fixed, in (0, 1]."})
+    subspace_rank: int | None = field(default=None, metadata={"help": "Kept directions for subspace_rule 'rank'."})
+    subspace_ratio: float | None = field(
+        default=None, metadata={"help": "Forgotten against retained energy for subspace_rule 'ratio'."}
+    )
+    subspace_merge: str = field(
+        default="sum", metadata={"help": "Merge classes by sum of moments or by bases.", "choices": list(MERGES)}
+    )
+    target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Module names or endings to train; all protectable layers by default."}
+    )
+    null_space: str = field(
+        default="retained",
+        metadata={"help": "'retained' is UNSC; the others are controls.", "choices": list(NULL_SPACES)},
+    )
+    max_rows_per_class: int | None = field(
+        default=10_000, metadata={"help": "Activation rows per class and layer in the statistics."}
+    )
+    max_samples_per_class: int | None = field(
+        default=2_000, metadata={"help": "Data set rows per class read for the statistics."}
+    )
+    statistics_batch_size: int = field(default=128, metadata={"help": "Samples per forward pass of the statistics."})
+    pseudo_labels: str = field(
+        default="top1", metadata={"help": "How forgotten rows are re-labelled.", "choices": list(STRATEGIES)}
+    )
+    target_forget_accuracy: float = field(
+        default=0.002, metadata={"help": "Stop when validation accuracy on the forget set is at or below this share."}
+    )
+    max_leak: float | None = field(
+        default=0.05, metadata={"help": "Budget on the held-out leak; the last state within it is kept."}
+    )
+    check_steps: int = field(default=5, metadata={"help": "Optimiser steps between two checks."})
+    validation_fraction: float = field(default=0.1, metadata={"help": "Share of rows held out for the checks."})
+    max_validation_rows: int = field(default=1_000, metadata={"help": "At most this many rows are held out."})
+    label_column: str | None = field(default=None, metadata={"help": "Column with class ids."})
+
+    # TrainingArguments with other defaults.
+    learning_rate: float = field(default=3e-4, metadata={"help": "Learning rate."})
+    optim: str = field(default="adamw_torch", metadata={"help": "Optimiser; any torch optimiser keeps the promise."})
+    lr_scheduler_type: str = field(default="constant", metadata={"help": "Learning rate schedule."})
+    max_steps: int = field(default=200, metadata={"help": "Upper limit of optimiser steps; -1 uses num_train_epochs."})
+    per_device_train_batch_size: int = field(default=128, metadata={"help": "Forget rows per step and device."})
+    per_device_eval_batch_size: int = field(default=256, metadata={"help": "Rows per evaluation batch and device."})
+    save_strategy: str = field(default="no", metadata={"help": "When checkpoints are written."})
+    logging_steps: float = field(default=5, metadata={"help": "Steps between two log lines."})
+    hub_strategy: str = field(default="end", metadata={"help": "Only 'end': half-unlearned weights are never pushed."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Handled by the trainer's collator."})
+
+    def __post_init__(self) -> None:
+        check_energy(self.energy)
+        for argument, options in (
+            ("subspace_rule", RULES),
+            ("subspace_merge", MERGES),
+            ("pseudo_labels", STRATEGIES),
+            ("null_space", NULL_SPACES),
+        ):
+            if getattr(self, argument) not in options:
+                raise UNSCError(
+                    f"{argument}: {getattr(self, argument)!r} does not exist; choose from {', '.join(options)}."
+                )
+        if self.subspace_rule == "rank" and self.subspace_rank is None:
+            raise UNSCError("subspace_rank: not given; rule 'rank' needs the number of directions to keep.")
+        if self.subspace_rule == "ratio" and self.subspace_ratio is None:
+            raise UNSCError("subspace_ratio: not given; rule 'ratio' needs a positive number, such as 1.5.")
+        if not 0.0 <= self.target_forget_accuracy < 1.0:
+            raise UNSCError(
+                f"target_forget_accuracy: {self.target_forget_accuracy!r} is outside [0, 1); it is a share, not percent."
+            )
+        if self.max_leak is not None and not (math.isfinite(self.max_leak) and self.max_leak > 0):
+            raise UNSCError(f"max_leak: {self.max_leak!r} is not a positive number; use None for no budget.")
+        if not 0.0 < self.validation_fraction < 1.0:
+            raise UNSCError(f"validation_fraction: {self.validation_fraction!r} is outside (0, 1).")
+        for argument in (
+            "check_steps",
+            "statistics_batch_size",
+            "max_validation_rows",
+            "max_rows_per_class",
+            "max_samples_per_class",
+        ):
+            value = getattr(self, argument)
+            if value is not None and value < 1:
+                raise UNSCError(f"{argument}: {value!r} is not a positive number.")
+        if self.hub_strategy != "end":
+            raise UNSCError(
+                f"hub_strategy: {self.hub_strategy!r} would push half-unlearned weights, and a repository's history keeps them; use 'end'."
+            )
+        if self.deepspeed:
+            raise UNSCError(
+                "deepspeed: not supported, its engine updates weights where no projection can follow; use DDP or FSDP2."
+            )
+        super().__post_init__()
+        if self.fsdp and int((self.fsdp_config or {}).get("version", 2)) == 1:
+            raise UNSCError("fsdp_config: version 1 is not supported, it flattens weights; set version 2 (FSDP2).")

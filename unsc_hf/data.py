@@ -1,0 +1,304 @@
+"""Data sets: which rows to forget and which to keep, where the labels are, and how raw rows become model inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset, Image
+from torch import nn
+from transformers.image_processing_base import ImageProcessingMixin
+
+from .errors import UNSCError, closest
+
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+
+
+class Split(NamedTuple):
+    """Rows to forget and rows to keep; both are views of the same data set."""
+
+    forget: Dataset
+    retain: Dataset
+
+
+def find_label_column(dataset: Dataset, label_column: str | None = None) -> str:
+    """Name of the column that holds class labels.
+
+    Raises:
+        UNSCError: when the named column is missing, or none can be found; the columns are listed.
+    """
+    _check_dataset(dataset)
+    if label_column is not None:
+        if label_column not in dataset.column_names:
+            raise UNSCError(
+                f"label_column: no column {label_column!r} in the data set; columns are {', '.join(dataset.column_names)}."
+            )
+        return label_column
+    for name in LABEL_COLUMNS:
+        if name in dataset.column_names:
+            return name
+    typed = [name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
+    if len(typed) == 1:
+        return typed[0]
+    raise UNSCError(f"label_column: none of the columns {', '.join(dataset.column_names)} looks like labels; name one.")
+
+
+def read_labels(dataset: Dataset, label_column: str | None = None) -> np.ndarray:
+    """Class ids of all rows, int64 of shape (rows,); string labels are refused with advice.
+
+    Raises:
+        UNSCError: missing column or non-integer labels.
+    """
+    column = find_label_column(dataset, label_column)
+    values = dataset.select_columns([column]).with_format("arrow")[:].column(0).to_pylist()
+    if any(not isinstance(value, int) or isinstance(value, bool) for value in values):
+        odd = next(v for v in values if not isinstance(v, int) or isinstance(v, bool))
+        raise UNSCError(
+            f"label_column: column {column!r} holds {odd!r}, not class ids; use dataset.class_encode_column({column!r})."
+        )
+    return np.asarray(values, dtype=np.int64)
+
+
+def class_names(dataset: Dataset, label_column: str | None = None) -> list[str] | None:
+    """Names of the classes when the label column is a ClassLabel, else None."""
+    feature = dataset.features[find_label_column(dataset, label_column)]
+    return list(feature.names) if isinstance(feature, ClassLabel) else None
+
+
+def group_labels(dataset: Dataset, label_column: str | None = None) -> tuple[np.ndarray, dict[str, str]]:
+    """Class of each row as text, and the readable name of each class."""
+    labels = read_labels(dataset, label_column).astype(str)
+    names = class_names(dataset, label_column) or []
+    return labels, {str(i): name for i, name in enumerate(names)}
+
+
+def resolve_classes(classes: Iterable[Any], names: Sequence[str] | None, present: Iterable[int]) -> list[int]:
+    """Class ids of `classes`, given by name or id.
+
+    Args:
+        classes: names, ids, or ids as text.
+        names: class names by id, if known.
+        present: ids that occur in the data.
+
+    Raises:
+        UNSCError: unknown name (the closest are listed), id out of range, class absent from the data, or an empty list.
+    """
+    present = sorted(set(present))
+    ids: list[int] = []
+    for item in classes:
+        text = str(item)
+        if names is not None and text in names:
+            ids.append(list(names).index(text))
+            continue
+        known = [str(i) for i in present] if names is None else list(names)
+        if not text.lstrip("-").isdigit():
+            raise UNSCError(f"forget_classes: no class {text!r}; closest: {closest(text, known)}.")
+        number = int(text)
+        if names is not None and not 0 <= number < len(names):
+            raise UNSCError(
+                f"forget_classes: id {number} is out of range; the data set has classes 0 to {len(names) - 1}."
+            )
+        ids.append(number)
+    if not ids:
+        raise UNSCError("forget_classes: empty; name at least one class.")
+    for number in ids:
+        if number not in present:
+            label = names[number] if names is not None else number
+            raise UNSCError(
+                f"forget_classes: class {label!r} ({number}) has no rows in the data; present ids: {present[:20]}."
+            )
+    return sorted(set(ids))
+
+
+def split_dataset(
+    dataset: Dataset,
+    forget_classes: Iterable[Any] | None = None,
+    indices: Iterable[int] | None = None,
+    where: Callable[[dict[str, Any]], bool] | None = None,
+    label_column: str | None = None,
+) -> Split:
+    """Split into rows to forget and rows to keep.
+
+    Args:
+        dataset: a `datasets.Dataset`.
+        forget_classes: class names or ids.
+        indices: row numbers.
+        where: predicate on a row.
+        label_column: found by itself when None.
+
+    Exactly one of `forget_classes`, `indices` and `where` must be given.
+
+    Raises:
+        UNSCError: bad selection, or one of the two sides would be empty.
+    """
+    _check_dataset(dataset)
+    given = [
+        n for n, v in (("forget_classes", forget_classes), ("indices", indices), ("where", where)) if v is not None
+    ]
+    if len(given) != 1:
+        raise UNSCError(f"split_dataset: got {given or 'nothing'}; give exactly one of forget_classes, indices, where.")
+    if forget_classes is not None:
+        if isinstance(forget_classes, str | int):
+            forget_classes = [forget_classes]
+        labels = read_labels(dataset, label_column)
+        ids = resolve_classes(forget_classes, class_names(dataset, label_column), labels.tolist())
+        chosen = np.isin(labels, ids)
+        if chosen.all():
+            raise UNSCError(
+                f"forget_classes: all {len(ids)} classes of the data would be forgotten; keep at least one."
+            )
+    elif indices is not None:
+        chosen = _rows_by_index(indices, len(dataset))
+    else:
+        assert where is not None
+        chosen = np.fromiter((bool(where(row)) for row in dataset), dtype=bool, count=len(dataset))
+    if not chosen.any():
+        raise UNSCError(f"{given[0]}: selects no row of {len(dataset)}; there is nothing to forget.")
+    if chosen.all():
+        raise UNSCError(f"{given[0]}: selects all {len(dataset)} rows; there is nothing left to retain.")
+    return Split(dataset.select(np.flatnonzero(chosen)), dataset.select(np.flatnonzero(~chosen)))
+
+
+def _rows_by_index(indices: Iterable[int], count: int) -> np.ndarray:
+    rows = np.asarray(list(indices), dtype=np.int64)
+    outside = rows[(rows < 0) | (rows >= count)]
+    if len(outside):
+        raise UNSCError(f"indices: {int(outside[0])} is out of range; the data set has rows 0 to {count - 1}.")
+    values, counts = np.unique(rows, return_counts=True)
+    if (counts > 1).any():
+        raise UNSCError(f"indices: row {int(values[counts > 1][0])} is given more than once.")
+    chosen = np.zeros(count, dtype=bool)
+    chosen[rows] = True
+    return chosen
+
+
+def hold_out(dataset: Dataset, fraction: float, labels: np.ndarray, limit: int, seed: int) -> tuple[Dataset, Dataset]:
+    """Split off a validation part, stratified by class, of at most `limit` rows; returns (rest, held out).
+
+    Each class gives at least one row if it has two or more. With a single row in all, the two parts are the same row.
+    """
+    if len(dataset) == 1:
+        return dataset, dataset
+    rng = np.random.default_rng(seed)
+    wanted = min(fraction, limit / len(dataset))
+    held: list[int] = []
+    for value in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == value))
+        held.extend(members[: min(max(1, round(wanted * len(members))), len(members) - 1)].tolist())
+    if not held:
+        held = [int(rng.integers(len(dataset)))]
+    mask = np.zeros(len(dataset), dtype=bool)
+    mask[held] = True
+    return dataset.select(np.flatnonzero(~mask)), dataset.select(np.flatnonzero(mask))
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """Raw rows to model inputs: `datasets` calls it on a batch of rows each time they are read.
+
+    Attributes:
+        processor: an image processor.
+        image_column, label_column: names in the raw data.
+        mode: PIL mode images are converted to ("RGB" or "L"), from the model's number of channels.
+    """
+
+    processor: Any
+    image_column: str
+    label_column: str
+    mode: str
+
+    def __call__(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
+        images = [image.convert(self.mode) for image in rows[self.image_column]]
+        inputs: dict[str, Any] = {"pixel_values": self.processor(images, return_tensors="pt")["pixel_values"]}
+        if self.label_column in rows:
+            inputs["labels"] = rows[self.label_column]
+        return inputs
+
+
+def prepare_dataset(
+    dataset: Dataset, processing_class: Any, model: nn.Module, label_column: str | None = None
+) -> Dataset:
+    """Rows ready for the model: raw images go through the image processor as they are read, others are left alone.
+
+    Raises:
+        UNSCError: images without an image processor.
+    """
+    _check_dataset(dataset)
+    images = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
+    if not images or dataset.format["type"] == "custom":
+        return dataset if dataset.format["type"] is not None else dataset.with_format("torch")
+    if not isinstance(processing_class, ImageProcessingMixin):
+        raise UNSCError(
+            f"processing_class: column {images[0]!r} holds images, so an image processor is needed, got {type(processing_class).__name__}."
+        )
+    if len(images) > 1:
+        raise UNSCError(
+            f"dataset: has {len(images)} image columns ({', '.join(images)}); keep one with select_columns."
+        )
+    channels = getattr(getattr(model, "config", None), "num_channels", 3)
+    transform = ImageTransform(
+        processing_class, images[0], find_label_column(dataset, label_column), "L" if channels == 1 else "RGB"
+    )
+    return dataset.with_transform(transform)
+
+
+def check_labels_match(
+    dataset: Dataset, label_column: str | None, num_labels: int, model_names: Sequence[str] | None
+) -> None:
+    """Refuse a data set whose labels are not the model's.
+
+    Raises:
+        UNSCError: an id the model has no output for, or names that stand in another order.
+    """
+    labels = read_labels(dataset, label_column)
+    worst = int(labels.max()) if len(labels) else 0
+    if worst >= num_labels or (len(labels) and int(labels.min()) < 0):
+        bad = worst if worst >= num_labels else int(labels.min())
+        raise UNSCError(
+            f"model: has {num_labels} labels, but the data set holds label {bad}; load the model trained on this data."
+        )
+    names = class_names(dataset, label_column)
+    generic = model_names is None or all(name == f"LABEL_{i}" for i, name in enumerate(model_names))
+    if names is None or generic:
+        return
+    assert model_names is not None
+    if len(names) != len(model_names):
+        raise UNSCError(
+            f"model: has {len(model_names)} labels, the data set {len(names)}; load the model trained on this data."
+        )
+    for i, (ours, theirs) in enumerate(zip(names, model_names, strict=True)):
+        if _plain(ours) != _plain(theirs):
+            raise UNSCError(
+                f"model: calls label {i} {theirs!r}, the data set {ours!r}; load the model trained on this data."
+            )
+
+
+def _plain(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
+def _check_dataset(dataset: Any) -> None:
+    if not isinstance(dataset, Dataset):
+        raise UNSCError(
+            f"dataset: got {type(dataset).__name__}, expected a datasets.Dataset; choose a split, or use Dataset.from_dict."
+        )
+
+
+class RelabelledDataset(torch.utils.data.Dataset[dict[str, Any]]):
+    """Rows of a data set with one more field, `pseudo_labels`: an id, or a distribution over all labels."""
+
+    def __init__(self, dataset: Dataset, targets: torch.Tensor) -> None:
+        self.dataset, self.targets = dataset, targets
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.dataset[index], "pseudo_labels": self.targets[index]}
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        rows = self.dataset.__getitems__(indices)
+        return [{**row, "pseudo_labels": self.targets[i]} for row, i in zip(rows, indices, strict=True)]

@@ -1,0 +1,84 @@
+"""Membership inference: can an attacker tell forgotten training rows from rows the model never saw?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from ..errors import UNSCError
+
+_LARGEST_LOSS = 50.0  # -log of the smallest probability told apart from zero: masked logits give an infinite loss
+
+
+@dataclass(frozen=True)
+class Membership:
+    """Result of the attack on forgotten rows.
+
+    Attributes:
+        auc: area under the ROC curve; 0.5 means members and non-members look alike, as after retraining.
+        tpr_at_1pct_fpr: share of forgotten training rows found when 1 % of unseen rows are accused; 0.01 is chance.
+    """
+
+    auc: float
+    tpr_at_1pct_fpr: float
+
+
+def attack_features(logits: Tensor, labels: Tensor) -> np.ndarray:
+    """Loss on the true label, confidence and entropy of each row, shape (rows, 3)."""
+    log_p = logits.double().log_softmax(1)
+    p = log_p.exp()
+    loss = -log_p.gather(1, labels[:, None])[:, 0].clamp(min=-_LARGEST_LOSS)
+    entropy = -(p * log_p.clamp(min=-1e6)).sum(1)
+    return torch.stack([loss.clamp(max=_LARGEST_LOSS), p.amax(1), entropy], dim=1).numpy()
+
+
+def membership_inference(
+    retain_train: tuple[Tensor, Tensor],
+    retain_test: tuple[Tensor, Tensor],
+    forget_train: tuple[Tensor, Tensor],
+    forget_test: tuple[Tensor, Tensor],
+    seed: int = 0,
+) -> Membership:
+    """Logistic regression on loss, confidence and entropy, fitted on retained rows, used on forgotten ones.
+
+    The attacker knows which retained rows are members (training) and which are not (test), learns to tell them apart
+    from the unlearned model's outputs, and is then asked to tell forgotten training rows from test rows of the
+    forgotten classes. Both sides are balanced by sampling.
+
+    Args:
+        retain_train, retain_test, forget_train, forget_test: (logits (rows, labels), labels (rows,)) each.
+        seed: of the sampling.
+
+    Raises:
+        UNSCError: when one of the four has no rows.
+    """
+    parts = {
+        "retain_train": retain_train,
+        "retain_test": retain_test,
+        "forget_train": forget_train,
+        "forget_test": forget_test,
+    }
+    for name, (logits, _) in parts.items():
+        if len(logits) == 0:
+            raise UNSCError(f"{name}: has no rows; the attack needs members and non-members of both kinds.")
+    rng = np.random.default_rng(seed)
+
+    def balanced(members: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor]) -> tuple[np.ndarray, np.ndarray]:
+        x1, x0 = attack_features(*members), attack_features(*others)
+        n = min(len(x1), len(x0))
+        x = np.concatenate([x1[rng.permutation(len(x1))[:n]], x0[rng.permutation(len(x0))[:n]]])
+        return x, np.repeat([1, 0], n)
+
+    x, y = balanced(retain_train, retain_test)
+    attacker = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(x, y)
+    x, y = balanced(forget_train, forget_test)
+    scores = attacker.decision_function(x)
+    fpr, tpr, _ = roc_curve(y, scores)
+    return Membership(float(roc_auc_score(y, scores)), float(tpr[fpr <= 0.01].max()))

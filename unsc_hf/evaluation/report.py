@@ -1,0 +1,120 @@
+"""Results of one model beside others: the row of the table, the table, and the verdict in the words that are allowed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+LABELS = {
+    "original": "original",
+    "masked": "forgotten logit masked",
+    "random_projector": "random projector, same rank",
+    "unprojected": "no projection",
+    "unsc": "UNSC",
+    "retrained": "retrained",
+}
+COLUMNS = {
+    "AccDut": "AccDut",
+    "AccDrt": "AccDrt",
+    "AccDf": "AccDf",
+    "AccDr": "AccDr",
+    "mia_auc": "MIA AUC",
+    "probe_forget": "linear probe",
+    "prototype_attack_10": "10-shot prototype",
+    "leak": "leak",
+    "seconds": "seconds",
+}
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """Row of the comparison; shares, None where a value cannot be given.
+
+    Attributes:
+        AccDf, AccDr: macro accuracy on training rows to forget / to keep (up to 500 rows of each class).
+        AccDut, AccDrt: macro test accuracy on the forgotten / the remaining classes.
+        mia_auc, mia_tpr_at_1pct_fpr: membership inference on the forgotten rows; 0.5 and 0.01 are chance.
+        probe_forget: test accuracy on the forgotten classes of a new linear head on the model's features.
+        prototype_attack_10: test accuracy on them when 10 examples of each are written into the head.
+        leak: relative change of layer outputs on held-out retained rows.
+        seconds: what making this model cost, from the original (retrained: from nothing).
+        per_class: test accuracy by class id.
+    """
+
+    AccDf: float | None
+    AccDr: float | None
+    AccDut: float | None
+    AccDrt: float | None
+    mia_auc: float | None
+    mia_tpr_at_1pct_fpr: float | None
+    probe_forget: float | None
+    prototype_attack_10: float | None
+    leak: float | None
+    seconds: float | None
+    per_class: dict[int, float]
+
+
+def mean_result(results: Sequence[MethodResult]) -> MethodResult:
+    """Mean of several models' results, field by field; None where no model has a value."""
+
+    def mean(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return float(np.mean(known)) if known else None
+
+    fields = [name for name in asdict(results[0]) if name != "per_class"]
+    classes = results[0].per_class
+    per_class = {c: float(np.mean([result.per_class[c] for result in results])) for c in classes}
+    return MethodResult(
+        **{name: mean([getattr(result, name) for result in results]) for name in fields}, per_class=per_class
+    )
+
+
+def judge(unsc: MethodResult, references: Sequence[MethodResult], forgotten_at: float = 0.01) -> tuple[str, str]:
+    """Verdict and its reason.
+
+    "suppressed": the output is gone. "removed": besides, probe and prototype attack lie within two standard deviations
+    of several (at least three) retrained models. "not forgotten": test accuracy on the forgotten classes is above 1 %.
+    """
+    if unsc.AccDut is None:
+        return "not judged", "no test rows of the forgotten classes were given"
+    if unsc.AccDut > forgotten_at:
+        return "not forgotten", f"test accuracy on the forgotten classes is still {unsc.AccDut:.1%}"
+    if len(references) < 3:
+        return "suppressed", f"saying more needs at least three retrained models, {len(references)} given"
+    outside = []
+    for name, text in (("probe_forget", "linear probe"), ("prototype_attack_10", "10-shot prototype attack")):
+        value = getattr(unsc, name)
+        band = [getattr(reference, name) for reference in references]
+        mean, spread = float(np.mean(band)), float(np.std(band, ddof=1))
+        if not math.isfinite(value) or abs(value - mean) > 2 * spread:
+            outside.append(f"the {text} reads {value:.1%}, retrained models {mean:.1%} ± {spread:.1%}")
+    if outside:
+        return "suppressed", "; ".join(outside)
+    return (
+        "removed",
+        f"linear probe and prototype attack lie within two standard deviations of {len(references)} retrained models",
+    )
+
+
+def format_table(methods: Mapping[str, MethodResult]) -> list[list[str]]:
+    """The comparison as text cells, first the header: accuracies and attacks in percent."""
+    rows = [["model", *COLUMNS.values()]]
+    for name, result in methods.items():
+        cells = [LABELS[name]]
+        for column in COLUMNS:
+            value = getattr(result, column)
+            if value is None:
+                cells.append("–")
+            elif column == "mia_auc":
+                cells.append(f"{value:.3f}")
+            elif column == "seconds":
+                cells.append(f"{value:.0f}")
+            elif column == "leak":
+                cells.append(f"{100 * value:.2g}")
+            else:
+                cells.append(f"{100 * value:.1f}")
+        rows.append(cells)
+    return rows

@@ -1,0 +1,309 @@
+"""The whole image-classification run behind `recipes/unlearn_vit.py`: data, models, unlearning, comparison, files."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, DatasetDict
+from huggingface_hub import ModelCard
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+
+from .comparison import Comparison, compare
+from .config import UNSCConfig
+from .data import class_names, read_labels, resolve_classes, split_dataset
+from .errors import UNSCError
+from .evaluation.report import format_table
+from .files import write_text
+from .image_classification import TrainingPlan, class_list, load_image_dataset, train_classifier
+from .model_card import CardContent, public_name, scrubbed_command, versions, write_card
+from .plots import plot_capacity, plot_per_class, plot_unlearning
+from .quickstart import FORGET_CLASSES, PLAN, digits_dataset
+
+PICTURES = (
+    ("per_class_accuracy.png", "Test accuracy of each class"),
+    ("unlearning.png", "Accuracy and leak while unlearning"),
+    ("capacity.png", "Rank and capacity of each layer"),
+)
+_OPTIONS_IN_CARD = (
+    "subspace_rule", "energy", "subspace_rank", "subspace_ratio", "subspace_merge", "target_modules", "pseudo_labels",
+    "target_forget_accuracy", "max_leak", "check_steps", "max_rows_per_class", "max_samples_per_class", "optim",
+    "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "max_steps", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "seed",
+)  # fmt: skip
+
+
+@dataclass
+class ImageArguments:
+    """What to forget, from which model and data. Without `dataset_name` the embedded quickstart runs."""
+
+    model_name_or_path: str | None = field(default=None, metadata={"help": "The original: a Hub id or folder."})
+    retrained_model_name_or_path: list[str] | None = field(
+        default=None,
+        metadata={"help": "Models trained without the forgotten classes; three or more allow a full verdict."},
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Hub id, parquet file or folder, imagefolder, or save_to_disk folder."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    train_split: str = field(default="train", metadata={"help": "Split with the training rows."})
+    test_split: str | None = field(default=None, metadata={"help": "Split with the test rows; found by itself."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Where data sets are cached."})
+    forget_classes: list[str] | None = field(default=None, metadata={"help": "Classes to forget, by name or id."})
+    controls: bool = field(default=True, metadata={"help": "Also run the random projector and the unprojected update."})
+    license: str | None = field(default=None, metadata={"help": "Licence of the unlearned model, as an SPDX id."})
+    train_original: bool = field(default=False, metadata={"help": "Train the original model when it is missing."})
+    train_retrained: bool = field(default=False, metadata={"help": "Train a reference without the forgotten classes."})
+    references_dir: str = field(
+        default="references", metadata={"help": "Where trained models are kept for the next run."}
+    )
+    model_size: str | None = field(
+        default=None,
+        metadata={
+            "help": "ViT to train from scratch: nano, tiny, small, medium or base; else model_name_or_path is fine-tuned."
+        },
+    )
+    patch_size: int = field(default=4, metadata={"help": "Patch side in pixels, for model_size."})
+    train_epochs: float = field(default=10.0, metadata={"help": "Epochs of training an original or retrained model."})
+    train_learning_rate: float = field(default=1e-3, metadata={"help": "Its learning rate."})
+    train_batch_size: int = field(default=128, metadata={"help": "Its batch size."})
+    train_crop_padding: int = field(default=0, metadata={"help": "Its augmentation: random crops after this padding."})
+    train_flip: bool = field(default=False, metadata={"help": "Its augmentation: random mirror images."})
+
+    def plan(self, seed: int) -> TrainingPlan:
+        """How originals and references are trained."""
+        return TrainingPlan(
+            size=self.model_size,
+            base_model=None if self.model_size else self.model_name_or_path,
+            patch_size=self.patch_size,
+            epochs=self.train_epochs,
+            learning_rate=self.train_learning_rate,
+            batch_size=self.train_batch_size,
+            crop_padding=self.train_crop_padding,
+            flip=self.train_flip,
+            seed=seed,
+        )
+
+
+def check_output_folder(folder: str | Path) -> None:
+    """Refuse a folder that holds a finished run."""
+    if (Path(folder) / "results.json").exists():
+        raise UNSCError(f"output_dir: {folder} holds a finished run; choose another folder, or move that one away.")
+
+
+def run(arguments: ImageArguments, config: UNSCConfig, console: Console | None = None) -> Comparison:
+    """Unlearn, compare, and write everything into `config.output_dir`.
+
+    Raises:
+        UNSCError: input that cannot work; nothing is written then.
+    """
+    console = console or Console()
+    quickstart = arguments.dataset_name is None
+    if quickstart and (arguments.model_name_or_path or arguments.retrained_model_name_or_path):
+        raise UNSCError(
+            "dataset_name: not given; a model needs the data it was trained on (without both, the quickstart runs)."
+        )
+    check_output_folder(str(config.output_dir))
+    data = digits_dataset() if quickstart else _load(arguments, config)
+    wanted = arguments.forget_classes or (FORGET_CLASSES if quickstart else None)
+    if not wanted:
+        raise UNSCError("forget_classes: not given; name the classes to forget, by name or id.")
+    names = class_names(data["train"], config.label_column)
+    ids = resolve_classes(wanted, names, read_labels(data["train"], config.label_column).tolist())
+    forget, retain = split_dataset(data["train"], forget_classes=ids, label_column=config.label_column)
+    split_dataset(data["test"], forget_classes=ids, label_column=config.label_column)
+
+    original, references = _models(arguments, config, quickstart, data["train"], retain, ids, console)
+    model, processor = _load_model(original)
+    label_names = names or list(model.config.id2label.values())
+    existed = Path(str(config.output_dir)).exists()
+    try:
+        result = compare(
+            model, data["train"], data["test"], ids, config, processor, references, controls=arguments.controls
+        )
+    except UNSCError:
+        if not existed:
+            shutil.rmtree(str(config.output_dir), ignore_errors=True)
+        raise
+    if result.trainer.is_world_process_zero():
+        forgotten = class_list(label_names, ids)
+        _write(arguments, config, result, original, label_names, forgotten, len(forget), quickstart)
+        _print(console, result, config)
+    if config.push_to_hub:
+        result.trainer.push_to_hub()
+    return result
+
+
+def _load(arguments: ImageArguments, config: UNSCConfig) -> DatasetDict:
+    assert arguments.dataset_name is not None
+    return load_image_dataset(
+        arguments.dataset_name,
+        arguments.dataset_config_name,
+        config.label_column,
+        arguments.train_split,
+        arguments.test_split,
+        arguments.cache_dir,
+    )
+
+
+def _models(
+    arguments: ImageArguments,
+    config: UNSCConfig,
+    quickstart: bool,
+    train: Dataset,
+    retain: Dataset,
+    ids: Sequence[int],
+    console: Console,
+) -> tuple[str, list[str]]:
+    """Original and references: given, found from an earlier run, or trained now."""
+    plan = replace(PLAN, seed=config.seed) if quickstart else arguments.plan(config.seed)
+    original = arguments.model_name_or_path
+    if quickstart or arguments.train_original:
+        if plan.size is None and plan.base_model is None:
+            raise UNSCError("train_original: needs model_size (from scratch) or model_name_or_path (to fine-tune).")
+        console.print("Original model: training it, or taking it from an earlier run.")
+        original = str(train_classifier(train, plan, arguments.references_dir, "original", config.label_column))
+    if original is None:
+        raise UNSCError(
+            "model_name_or_path: not given; name the model to unlearn, or use --train_original with --model_size."
+        )
+    references = list(arguments.retrained_model_name_or_path or [])
+    if quickstart or arguments.train_retrained:
+        if plan.size is None and plan.base_model is None:
+            raise UNSCError("train_retrained: needs model_size (from scratch) or model_name_or_path (to fine-tune).")
+        console.print("Retrained reference: training it, or taking it from an earlier run.")
+        name = "retrained-without-" + "-".join(map(str, ids[:10]))
+        references.append(str(train_classifier(retain, plan, arguments.references_dir, name, config.label_column)))
+    return original, references
+
+
+def _load_model(name: str) -> tuple[PreTrainedModel, Any]:
+    try:
+        model = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32)
+        return model, AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UNSCError(f"model_name_or_path: cannot load {name!r}: {str(error).strip().splitlines()[0]}") from error
+
+
+def _license(arguments: ImageArguments, original: str) -> str | None:
+    if arguments.license is not None:
+        return arguments.license
+    card = Path(original) / "README.md"
+    found = ModelCard.load(card).data.to_dict().get("license") if card.is_file() else None
+    return found if isinstance(found, str) else None
+
+
+def _write(
+    arguments: ImageArguments,
+    config: UNSCConfig,
+    result: Comparison,
+    original: str,
+    names: Sequence[str],
+    forgotten: Sequence[str],
+    forgotten_rows: int,
+    quickstart: bool,
+) -> None:
+    """Everything a run leaves; `results.json` comes last and marks the run as finished."""
+    trainer, folder = result.trainer, Path(str(config.output_dir))
+    plan = trainer.plan
+    assert plan is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix="_saving-", dir=folder))
+    try:
+        trainer.save_model(str(scratch), _internal_call=True)
+        for file in sorted(scratch.iterdir()):
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    bars = {name: result.methods[key].per_class for key, name in (("original", "before"), ("unsc", "after"))}
+    if "retrained" in result.methods:
+        bars["retrained"] = result.methods["retrained"].per_class
+    plot_per_class(bars, names, trainer.forgotten_classes, folder / PICTURES[0][0])
+    plot_unlearning(trainer.state.log_history, config.max_leak, folder / PICTURES[1][0])
+    plot_capacity(plan.subspace.report(), folder / PICTURES[2][0])
+
+    dataset = "scikit-learn digits" if quickstart else public_name(str(arguments.dataset_name))
+    options = {name: _plain(getattr(config, name)) for name in _OPTIONS_IN_CARD}
+    command = scrubbed_command(["python", f"recipes/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    content = CardContent(
+        model_name=str(config.hub_model_id or folder.resolve().name),
+        base_model=public_name(original),
+        model_class=type(trainer.model).__name__,
+        forgotten=forgotten,
+        forgotten_rows=forgotten_rows,
+        dataset=dataset,
+        methods=result.methods,
+        references=len(result.references),
+        certificate=result.certificate,
+        verdict=result.verdict,
+        reason=result.reason,
+        hyperparameters=options,
+        pictures=PICTURES,
+        license=_license(arguments, original),
+        command=command,
+    )
+    trainer.card_content = content
+    write_card(content, folder)
+    results = {
+        "request": {
+            "forget_classes": list(forgotten),
+            "rows": forgotten_rows,
+            "dataset": dataset,
+            "model": public_name(original),
+        },
+        "verdict": {"word": result.verdict, "reason": result.reason},
+        "methods": {name: asdict(method) for name, method in result.methods.items()},
+        "retrained_references": [asdict(reference) for reference in result.references],
+        "certificate": result.certificate,
+        "seconds": {**plan.seconds, "unlearning": trainer.unlearning_seconds},
+        "steps": trainer.state.global_step,
+        "subspace": plan.subspace.to_dict(),
+        "frozen": plan.selection.frozen,
+        "history": [entry for entry in trainer.state.log_history if "leak" in entry],
+        "hyperparameters": options,
+        "command": command,
+        "versions": versions(),
+    }
+    write_text(folder / "results.json", json.dumps(_finite(results), indent=1, ensure_ascii=False))
+
+
+def _plain(value: Any) -> Any:
+    """Enum members as their values."""
+    return getattr(value, "value", value)
+
+
+def _finite(value: Any) -> Any:
+    """The same structure with NaN and infinity as null: JSON has neither."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _print(console: Console, result: Comparison, config: UNSCConfig) -> None:
+    header, *rows = format_table(result.methods)
+    table = Table(title="After unlearning (percent; MIA AUC 0.5 is chance)")
+    for i, column in enumerate(header):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*row, style="bold" if row[0] == "UNSC" else None)
+    console.print(table)
+    certificate = result.certificate
+    console.print(f"Verdict: {result.verdict} ({result.reason}).")
+    console.print(
+        f"Certificate: held-out leak {certificate['leak']:.3g}, logit drift {certificate['drift']['relative']:.3g}, "
+        f"{certificate['drift']['agreement']:.1%} of decisions unchanged on {certificate['rows']} retained rows."
+    )
+    console.print(f"Model, card, pictures and results: {config.output_dir}")

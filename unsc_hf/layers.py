@@ -1,0 +1,307 @@
+"""Which layers can be protected, and how their inputs become activation rows.
+
+A layer y = W x + b can be protected when its weight is a plain matrix that right-multiplies rows of its input:
+`nn.Linear`, transformers' `Conv1D` (weight stored transposed) and `nn.Conv2d` (rows are the patches the kernel sees).
+In a PEFT LoRA model the rows feed the `lora_A` factor, which is itself one of these modules.
+Everything else (biases, norms, embeddings, bare parameters, tied weights, fused experts) is frozen, and reported.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from .errors import UNSCError, closest
+
+
+@dataclass(frozen=True)
+class RowGeometry:
+    """How an input tensor is cut into rows; two modules share statistics only if input and geometry are equal."""
+
+    kind: str  # "linear" or "conv2d"
+    groups: int
+    width: int
+    kernel_size: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # left, right, top, bottom
+    padding_mode: str = "zeros"
+    dilation: tuple[int, int] = (1, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class ProtectedLayer:
+    """One protectable module.
+
+    Attributes:
+        name: the module's name in `model.named_modules()`.
+        module: the module itself.
+        geometry: how its input becomes rows.
+    """
+
+    name: str
+    module: nn.Module
+    geometry: RowGeometry
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The live parameter: looked up at each use because sharding replaces parameter objects."""
+        return self.module.weight  # type: ignore[return-value]
+
+    @property
+    def weight_name(self) -> str:
+        return f"{self.name}.weight"
+
+    def as_matrix(self, weight: Tensor) -> Tensor:
+        """`weight` (or its gradient, or a shard of its rows) as (groups, out / groups, width): `matrix @ row` is the output."""
+        if isinstance(self.module, Conv1D):
+            return weight.t().unsqueeze(0)
+        return weight.reshape(self.geometry.groups, -1, self.geometry.width)
+
+    def from_matrix(self, matrix: Tensor) -> Tensor:
+        """Inverse of `as_matrix`: the parameter's own shape."""
+        if isinstance(self.module, Conv1D):
+            return matrix.squeeze(0).t()
+        return matrix.reshape(-1, *self.weight.shape[1:])
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Rows of one input tensor, shape (groups, n, width): one row per token, or per position of the kernel.
+
+        For a convolution the rows are the patches in `F.unfold`'s order, exactly as the layer pads, strides and
+        dilates, sample after sample.
+        """
+        g = self.geometry
+        if g.kind == "linear":
+            return x.reshape(1, -1, g.width)
+        batched = x if x.dim() == 4 else x.unsqueeze(0)
+        mode = "constant" if g.padding_mode == "zeros" else g.padding_mode
+        padded = F.pad(batched, g.padding, mode=mode) if any(g.padding) else batched
+        patches = F.unfold(padded, g.kernel_size, dilation=g.dilation, stride=g.stride)  # (b, channels * kh * kw, n)
+        b, _, n = patches.shape
+        return patches.reshape(b, g.groups, g.width, n).permute(1, 0, 3, 2).reshape(g.groups, b * n, g.width)
+
+
+def _conv_padding(conv: nn.Conv2d) -> tuple[int, int, int, int]:
+    """Padding of a convolution as F.pad wants it; 'same' puts the odd element on the right and bottom, as torch does."""
+    if conv.padding == "valid":
+        return (0, 0, 0, 0)
+    if conv.padding == "same":
+        total_h, total_w = (d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
+        return (total_w // 2, total_w - total_w // 2, total_h // 2, total_h - total_h // 2)
+    pad_h, pad_w = (int(p) for p in conv.padding)
+    return (pad_w, pad_w, pad_h, pad_h)
+
+
+def row_geometry(module: nn.Module) -> RowGeometry | None:
+    """Geometry of a module whose weight can be protected, or None."""
+    if isinstance(module, Conv1D):
+        return RowGeometry("linear", 1, module.weight.shape[0])
+    if type(module) is nn.Linear:
+        return RowGeometry("linear", 1, module.in_features)
+    if isinstance(module, nn.Conv2d) and not isinstance(module, nn.modules.lazy.LazyModuleMixin):
+        kernel = (module.kernel_size[0], module.kernel_size[1])
+        return RowGeometry(
+            "conv2d",
+            module.groups,
+            module.in_channels // module.groups * kernel[0] * kernel[1],
+            kernel,
+            (module.stride[0], module.stride[1]),
+            _conv_padding(module),
+            module.padding_mode,
+            (module.dilation[0], module.dilation[1]),
+        )
+    return None
+
+
+@dataclass(frozen=True)
+class LayerSelection:
+    """Result of `find_layers`.
+
+    Attributes:
+        layers: what can be protected, in the model's order.
+        frozen: reason by parameter name for every parameter that will not be trained.
+    """
+
+    layers: tuple[ProtectedLayer, ...]
+    frozen: dict[str, str]
+
+    def without(self, reasons: Mapping[str, str]) -> LayerSelection:
+        """The same selection with the layers named in `reasons` moved to the frozen ones."""
+        kept = tuple(layer for layer in self.layers if layer.name not in reasons)
+        dropped = {layer.weight_name: reasons[layer.name] for layer in self.layers if layer.name in reasons}
+        return LayerSelection(kept, {**self.frozen, **dropped})
+
+
+def _matches(name: str, target_modules: str | Sequence[str] | None) -> bool:
+    if target_modules is None or target_modules in ("all", "all-linear"):
+        return True
+    if isinstance(target_modules, str):
+        return re.fullmatch(target_modules, name) is not None
+    return any(name == target or name.endswith("." + target) for target in target_modules)
+
+
+def find_layers(model: nn.Module, target_modules: str | Sequence[str] | None = None) -> LayerSelection:
+    """Protectable layers of `model`, and why each other parameter is frozen.
+
+    Args:
+        model: any module. In a PEFT LoRA model only the `lora_A` factors are protectable, and `lora_B` stays free.
+        target_modules: None or "all" for every protectable layer; a list of module names or name endings; or a
+            regular expression that must match the whole module name (PEFT's conventions).
+
+    Raises:
+        UNSCError: when `target_modules` matches nothing, or when no layer can be protected.
+    """
+    modules = dict(model.named_modules())
+    lora_names = [name for name, module in modules.items() if isinstance(module, LoraLayer)]
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name)
+
+    candidates: dict[str, ProtectedLayer] = {}
+    reasons: dict[str, str] = {}
+    for name, module in modules.items():
+        if lora_names and ".lora_A." not in name:
+            continue
+        geometry = row_geometry(module)
+        if geometry is None:
+            continue
+        shared = [other for other in owners[id(module.weight)] if other != f"{name}.weight"]
+        if shared:
+            reasons[f"{name}.weight"] = f"tied to {shared[0]}"
+            continue
+        candidates[name] = ProtectedLayer(name, module, geometry)
+    if not candidates:
+        raise UNSCError(
+            f"model: {type(model).__name__} has no protectable layer (nn.Linear, Conv1D or nn.Conv2d with an untied weight)."
+        )
+
+    layers = tuple(layer for name, layer in candidates.items() if _matches(_plain_name(name), target_modules))
+    if not layers:
+        wanted = target_modules if isinstance(target_modules, str) else next(iter(target_modules or ("",)))
+        endings = sorted({_plain_name(name).rsplit(".", 1)[-1] for name in candidates})
+        raise UNSCError(
+            f"target_modules: {target_modules!r} matches no protectable layer; "
+            f"did you mean {closest(wanted, endings)}? Layers are named like {next(iter(candidates))!r}."
+        )
+
+    protected = {layer.weight_name for layer in layers}
+    for name, parameter in model.named_parameters():
+        if name in protected or name in reasons or (lora_names and ".lora_B." in name):
+            continue
+        owner = name.rsplit(".", 1)[0] if "." in name else ""
+        if owner in candidates and name.endswith(".weight"):
+            reasons[name] = "not selected by target_modules"
+        elif name.endswith(".bias"):
+            reasons[name] = "bias"
+        elif len(owners[id(parameter)]) > 1:
+            reasons[name] = "tied weight"
+        else:
+            reasons[name] = f"parameter of {type(modules.get(owner, model)).__name__}"
+    return LayerSelection(layers, reasons)
+
+
+def _plain_name(name: str) -> str:
+    """Name of the layer a LoRA factor belongs to; other names unchanged."""
+    return name.split(".lora_A.")[0]
+
+
+RowCallback = Callable[[ProtectedLayer, Tensor], None]
+
+
+@contextmanager
+def capture_inputs(layers: Sequence[ProtectedLayer], on_input: RowCallback, strict: bool = True) -> Iterator[set[str]]:
+    """Call `on_input(layer, x)` with the input of each layer every time the model runs inside the `with` block.
+
+    The hooks are removed whatever happens. Yields the set of names of the layers seen so far.
+
+    Raises:
+        UNSCError: on leaving normally, when `strict` and a layer never ran: its statistics would be empty.
+    """
+    fired: set[str] = set()
+
+    def hook(layer: ProtectedLayer) -> Callable[..., None]:
+        def pre_forward(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            fired.add(layer.name)
+            on_input(layer, args[0] if args else next(iter(kwargs.values())))
+
+        return pre_forward
+
+    handles = [layer.module.register_forward_pre_hook(hook(layer), with_kwargs=True) for layer in layers]
+    try:
+        yield fired
+    finally:
+        for handle in handles:
+            handle.remove()
+    silent = [layer.name for layer in layers if layer.name not in fired]
+    if strict and silent:
+        raise UNSCError(f"target_modules: {len(silent)} layers never ran on the data, the first is {silent[0]!r}.")
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside the block; every module's own mode is restored afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def row_mask(x: Tensor, attention_mask: Tensor | None) -> Tensor | None:
+    """Which rows of a (batch, tokens, width) input are real tokens, shape (batch * tokens,); None keeps all rows."""
+    if attention_mask is None or attention_mask.dim() != 2 or x.dim() != 3 or x.shape[:2] != attention_mask.shape:
+        return None
+    return attention_mask.reshape(-1).bool()
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one forward pass of a small batch shows.
+
+    Attributes:
+        leaders: for each layer's name the name of the layer whose input it shares (itself when it is the first).
+        rows_per_sample: activation rows per sample by layer name.
+        silent: layers that did not run.
+    """
+
+    leaders: dict[str, str]
+    rows_per_sample: dict[str, float]
+    silent: tuple[str, ...]
+
+
+def trace_layers(layers: Sequence[ProtectedLayer], forward: Callable[[], Any], batch_size: int) -> Trace:
+    """Run `forward` once and find which layers run and which are fed by the very same tensor (q, k and v).
+
+    Inputs are told apart by memory, shape, strides and version; they are kept alive until the pass has ended, so that no
+    address is used twice.
+    """
+    seen: dict[str, list[tuple[Any, ...]]] = {}
+    rows: dict[str, float] = {}
+    alive: list[Tensor] = []
+
+    def remember(layer: ProtectedLayer, x: Tensor) -> None:
+        alive.append(x)
+        version = 0 if x.is_inference() else x._version
+        key = (x.data_ptr(), tuple(x.shape), x.stride(), version, layer.geometry)
+        seen.setdefault(layer.name, []).append(key)
+        rows[layer.name] = rows.get(layer.name, 0.0) + layer.rows(x[:1]).shape[1] * x.shape[0] / batch_size
+
+    with capture_inputs(layers, remember, strict=False):
+        forward()
+    leaders: dict[str, str] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    for layer in layers:
+        if layer.name in seen:
+            leaders[layer.name] = first.setdefault(tuple(seen[layer.name]), layer.name)
+    return Trace(leaders, rows, tuple(layer.name for layer in layers if layer.name not in seen))

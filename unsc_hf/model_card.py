@@ -1,0 +1,234 @@
+"""The model card: what was forgotten, how, what it cost, and what is claimed, rendered from a run's results."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .evaluation.report import MethodResult, format_table
+from .files import write_text
+
+TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
+TAGS = ["unsc", "machine-unlearning", "unlearning"]
+_PACKAGES = ("unsc_hf", "torch", "transformers", "datasets", "accelerate", "peft", "huggingface_hub")
+_SECRET_OPTIONS = ("--hub_token", "--token", "--push_to_hub_token")
+
+
+@dataclass
+class CardContent:
+    """What a card is rendered from.
+
+    Attributes:
+        model_name: name of the unlearned model.
+        base_model: Hub id or folder name of the original.
+        model_class: class that loads the model, for "How to use".
+        forgotten: names of the forgotten classes.
+        forgotten_rows: number of forgotten rows.
+        dataset: Hub id or folder name of the data set.
+        methods: comparison, empty when none was made.
+        references: number of retrained models behind the row "retrained".
+        certificate: `Certificate.to_dict()`, or None.
+        verdict, reason: as `comparison.judge` says.
+        hyperparameters: options by name.
+        pictures: (file name, caption).
+        license: SPDX id, or None if unknown.
+        command: what was typed, already scrubbed.
+    """
+
+    model_name: str
+    base_model: str
+    model_class: str
+    forgotten: Sequence[str]
+    forgotten_rows: int
+    dataset: str
+    methods: dict[str, MethodResult] = field(default_factory=dict)
+    references: int = 0
+    certificate: dict[str, Any] | None = None
+    verdict: str = "not judged"
+    reason: str = "no comparison was made"
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    pictures: Sequence[tuple[str, str]] = ()
+    license: str | None = None
+    command: str = ""
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that matter, and Python's."""
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def public_name(name: str) -> str:
+    """A Hub id as it is, a local folder by its last part: cards must not tell paths of this machine."""
+    return Path(name).resolve().name if Path(name).exists() else name
+
+
+def scrubbed_command(arguments: Sequence[str]) -> str:
+    """A command line without secrets and without folders of this machine: paths keep their last part only."""
+    shown: list[str] = []
+    hide = False
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if hide or (equals and name in _SECRET_OPTIONS):
+            shown.append(f"{name}=***" if equals and not hide else "***")
+            hide = False
+            continue
+        hide = argument in _SECRET_OPTIONS
+        if equals and name.startswith("--"):
+            shown.append(f"{name}={_last_part(value)}")
+        else:
+            shown.append(_last_part(argument))
+    return shlex.join(shown)
+
+
+def _last_part(text: str) -> str:
+    path = Path(text).expanduser()
+    return path.name if path.is_absolute() or text.startswith(("..", "~")) else text
+
+
+def escape(text: Any) -> str:
+    """Text from outside (class names, model names) as inert Markdown: no markup, no HTML, no table breaks."""
+    plain = html.escape(" ".join(str(text).split()), quote=False)
+    return re.sub(r"([\\`*_{}\[\]()#+!|~$<>])", r"\\\1", plain)
+
+
+def _forgotten_text(content: CardContent) -> str:
+    names = [str(name) for name in content.forgotten]
+    rows = f"{content.forgotten_rows:,} training rows"
+    if not names:
+        return f"{rows} (not listed)."
+    if len(names) <= 20:
+        return f"{rows} of {'class' if len(names) == 1 else 'classes'} {', '.join(escape(name) for name in names)}."
+    digest = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:16]
+    return f"{rows} of {len(names)} classes (SHA-256 of their sorted names begins with {digest})."
+
+
+def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    header, *body = rows
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(f"**{c}**" if row[0] == "UNSC" else c for c in row) + " |" for row in body]
+    return "\n".join(lines)
+
+
+def _usage(content: CardContent) -> str:
+    repo = content.model_name
+    return (
+        f"from transformers import AutoImageProcessor, {content.model_class}\n\n"
+        f"model = {content.model_class}.from_pretrained({repo!r})\n"
+        f"processor = AutoImageProcessor.from_pretrained({repo!r})"
+    )
+
+
+def _certificate_fields(certificate: dict[str, Any]) -> dict[str, Any]:
+    per_layer = certificate["leak_per_layer"]
+    worst = max(per_layer, key=lambda name: per_layer[name]) if per_layer else ""
+    drift = certificate["drift"]
+    return {
+        "rows": f"{certificate['rows']:,}",
+        "held_out": certificate["held_out"],
+        "leak": f"{certificate['leak']:.3g}",
+        "worst_layer": worst,
+        "worst_leak": f"{per_layer.get(worst, 0.0):.3g}",
+        "max_leak": "none" if certificate["max_leak"] is None else f"{certificate['max_leak']:.3g}",
+        "drift_relative": f"{drift['relative']:.3g}",
+        "drift_largest": f"{drift['largest']:.3g}",
+        "agreement": f"{drift['agreement']:.2%}",
+        "relative_change": f"{certificate['relative_change']:.3g}",
+        "stop_reason": {
+            "target": "reaching its target",
+            "leak_budget": "the leak budget",
+            "max_steps": "the step limit",
+        }.get(certificate["stop_reason"], str(certificate["stop_reason"])),
+    }
+
+
+def _eval_results(content: CardContent) -> list[EvalResult]:
+    unsc = content.methods.get("unsc")
+    if unsc is None:
+        return []
+    metrics = (
+        ("AccDut", "accuracy", "test", unsc.AccDut, "AccDut: accuracy on the forgotten classes"),
+        ("AccDrt", "accuracy", "test", unsc.AccDrt, "AccDrt: accuracy on the remaining classes"),
+        ("AccDf", "accuracy", "train", unsc.AccDf, "AccDf: accuracy on forgotten training rows"),
+        ("AccDr", "accuracy", "train", unsc.AccDr, "AccDr: accuracy on retained training rows"),
+    )
+    return [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Image classification after unlearning",
+            dataset_type=content.dataset,
+            dataset_name=content.dataset,
+            dataset_split=split,
+            metric_type=kind,
+            metric_name=text,
+            metric_value=round(value, 4),
+        )
+        for _, kind, split, value, text in metrics
+        if value is not None
+    ]
+
+
+def build_card(content: CardContent) -> ModelCard:
+    """Render the card; class and model names are escaped, so they can break neither YAML nor Markdown nor the template."""
+    results = _eval_results(content)
+    data = ModelCardData(
+        base_model=content.base_model or None,
+        base_model_relation="finetune" if content.base_model else None,
+        license=content.license or "unknown",
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=TAGS,
+        datasets=[content.dataset] if content.dataset else None,
+        model_name=content.model_name.split("/")[-1],
+        eval_results=results or None,
+    )
+    methods = content.methods
+    references = (
+        f"The row retrained is the mean of {content.references} models."
+        if content.references > 1
+        else "The row retrained is one model trained without the forgotten data."
+        if content.references == 1
+        else "No retrained model was given, so no claim beyond *suppressed* is possible."
+    )
+    return ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        title=escape(content.model_name.split("/")[-1]),
+        summary=(
+            f"{escape(content.base_model or 'A classifier')} after machine unlearning on {escape(content.dataset)} "
+            "with [unsc_hf](https://arxiv.org/abs/2404.13588)."
+        ),
+        verdict=content.verdict,
+        verdict_reason=escape(content.reason[:1].upper() + content.reason[1:]) + ".",
+        forgotten=_forgotten_text(content),
+        table=_markdown_table(format_table(methods)) if methods else "",
+        references_note=references,
+        pictures=[{"file": file, "caption": caption} for file, caption in content.pictures],
+        certificate=_certificate_fields(content.certificate) if content.certificate else None,
+        usage=_usage(content),
+        hyperparameters=[(escape(name), escape(value)) for name, value in content.hyperparameters.items()],
+        command=content.command.replace("```", ""),
+        versions=", ".join(f"{name} {version}" for name, version in versions().items()),
+    )
+
+
+def write_card(content: CardContent, folder: str | Path) -> Path:
+    """Write `README.md` into `folder`, whole or not at all."""
+    path = Path(folder) / "README.md"
+    write_text(path, str(build_card(content)))
+    return path

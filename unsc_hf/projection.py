@@ -1,0 +1,181 @@
+"""Keeps weight changes inside the null space of the retained rows, and measures how far outside they are.
+
+Everything here is torch only, and no dense (width, width) projector is ever formed: P = I - S S^T = N N^T is applied by
+the thinner of the two factors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .layers import ProtectedLayer
+from .statistics import SecondMoment
+from .subspace import LayerSubspace, Subspace
+
+
+@dataclass(frozen=True)
+class Projector:
+    """Right-multiplication by P, for matrices of shape (groups, out, width).
+
+    Attributes:
+        factor: orthonormal columns, shape (groups, width, k); zero columns pad groups of smaller rank.
+        complement: False when `factor` spans the null space (P = N N^T), True when it spans the retained subspace
+            (P = I - S S^T).
+    """
+
+    factor: Tensor
+    complement: bool
+
+    @classmethod
+    def from_subspace(cls, subspace: LayerSubspace, dtype: torch.dtype, device: torch.device) -> Projector:
+        """The thinner factor of the two, in `dtype` on `device`."""
+        width = subspace.width
+        keep, free = max(subspace.ranks), width - min(subspace.ranks)
+        index = torch.arange(width)
+        ranks = torch.tensor(subspace.ranks)[:, None]
+        if keep <= free:
+            factor = (subspace.basis * (index < ranks)[:, None, :])[..., :keep]
+        else:
+            factor = (subspace.basis * (index >= ranks)[:, None, :])[..., width - free :]
+        return cls(factor.to(dtype=dtype, device=device).contiguous(), keep <= free)
+
+    def __call__(self, matrix: Tensor) -> Tensor:
+        """`matrix @ P`, shape (groups, out, width), in the cheap order."""
+        inside = (matrix @ self.factor) @ self.factor.mT
+        return matrix - inside if self.complement else inside
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a row-sharded tensor (FSDP2), or the tensor itself: right-multiplication needs no other."""
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()
+
+
+class NullSpaceProjection:
+    """Projectors and starting weights of all layers that are trained.
+
+    The starting weights W_0 are copied when the object is made: make it before the first step, from the original model.
+    """
+
+    def __init__(self, layers: Sequence[ProtectedLayer], subspace: Subspace, identity: bool = False) -> None:
+        """`identity` switches projection off, for controls; displacement and leak are measured all the same."""
+        self.layers = [layer for layer in layers if subspace[layer.name].has_capacity]
+        self.identity = identity
+        shared: dict[tuple[str, torch.dtype, torch.device], Projector] = {}
+        self._projectors: dict[str, Projector] = {}
+        self._start: dict[str, Tensor] = {}
+        for layer in self.layers:
+            weight = local(layer.weight.detach())
+            key = (subspace.module_keys[layer.name], weight.dtype, weight.device)
+            if key not in shared:
+                shared[key] = Projector.from_subspace(subspace[layer.name], weight.dtype, weight.device)
+            self._projectors[layer.name] = shared[key]
+            self._start[layer.name] = weight.clone()
+
+    @torch.no_grad()
+    def project_gradients(self) -> None:
+        """g <- g P in place, for every layer that has a gradient."""
+        if self.identity:
+            return
+        for layer in self.layers:
+            if layer.weight.grad is not None:
+                gradient = local(layer.weight.grad)
+                gradient.copy_(layer.from_matrix(self._projectors[layer.name](layer.as_matrix(gradient))))
+
+    @torch.no_grad()
+    def project_displacements(self) -> None:
+        """W <- W_0 + (W - W_0) P in place: exact for any optimiser, idempotent, and it absorbs rounding."""
+        if self.identity:
+            return
+        for layer in self.layers:
+            weight, start = local(layer.weight), self._start[layer.name]
+            inside = self._projectors[layer.name](layer.as_matrix(weight - start))
+            weight.copy_(layer.from_matrix(inside).add_(start))
+
+    def displacement(self, layer: ProtectedLayer) -> Tensor:
+        """W - W_0 in the parameter's own shape."""
+        return local(layer.weight.detach()) - self._start[layer.name]
+
+    @torch.no_grad()
+    def restore(self, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write `weights` (a `snapshot`), or W_0 when None, into the layers."""
+        source = self._start if weights is None else weights
+        for layer in self.layers:
+            local(layer.weight).copy_(source[layer.name])
+
+    @torch.no_grad()
+    def snapshot(self) -> dict[str, Tensor]:
+        """Copies of the current weights by layer name."""
+        return {layer.name: local(layer.weight.detach()).clone() for layer in self.layers}
+
+    @torch.no_grad()
+    def relative_change(self) -> float:
+        """|W - W_0| / |W_0| over all layers (Frobenius)."""
+        moved = sum(float(self.displacement(layer).double().square().sum()) for layer in self.layers)
+        start = sum(float(self._start[layer.name].double().square().sum()) for layer in self.layers)
+        return math.sqrt(moved / start) if start > 0 else 0.0
+
+    def leak(self, moments: Mapping[str, SecondMoment], module_keys: Mapping[str, str]) -> Leak:
+        """Leak of the current displacement on rows with these moments (usually held-out retained rows)."""
+        return layer_leaks(
+            {
+                layer.name: (layer.as_matrix(self.displacement(layer)), layer.as_matrix(self._start[layer.name]))
+                for layer in self.layers
+            },
+            moments,
+            module_keys,
+        )
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Relative change of layer outputs on some rows: sqrt(tr(dW C dW^T) / tr(W_0 C W_0^T)).
+
+    Attributes:
+        total: over all layers that were trained.
+        per_layer: by module name.
+    """
+
+    total: float
+    per_layer: dict[str, float]
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        """The layer that leaks most, and by how much."""
+        if not self.per_layer:
+            return "", 0.0
+        name = max(self.per_layer, key=lambda layer: self.per_layer[layer])
+        return name, self.per_layer[name]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"total": self.total, "per_layer": self.per_layer}
+
+
+@torch.no_grad()
+def layer_leaks(
+    matrices: Mapping[str, tuple[Tensor, Tensor]],
+    moments: Mapping[str, SecondMoment],
+    module_keys: Mapping[str, str],
+) -> Leak:
+    """Leak of given displacements.
+
+    Args:
+        matrices: (dW, W_0) by module name, each (groups, out, width).
+        moments: second moment by key.
+        module_keys: key by module name.
+    """
+    changed_sum = output_sum = 0.0
+    per_layer: dict[str, float] = {}
+    for name, (delta, start) in matrices.items():
+        c = moments[module_keys[name]].matrix.to(delta.device)
+        changed = float(((delta.double() @ c) * delta).sum().clamp_min(0))
+        output = float(((start.double() @ c) * start).sum().clamp_min(0))
+        per_layer[name] = math.sqrt(changed / output) if output > 0 else (math.inf if changed > 0 else 0.0)
+        changed_sum, output_sum = changed_sum + changed, output_sum + output
+    return Leak(math.sqrt(changed_sum / output_sum) if output_sum > 0 else 0.0, per_layer)

@@ -1,0 +1,288 @@
+"""Which directions the retained rows span, by rule, and what is left free: pure linear algebra on second moments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import UNSCError
+from .statistics import SecondMoment, total_moment
+
+RULES = ("energy", "rank", "ratio", "released_ramp")
+MERGES = ("sum", "concat")
+
+# Rounding of float32 activations: singular values below this share of the largest are noise of the forward pass itself.
+_ROUNDING = 8 * torch.finfo(torch.float32).eps
+
+
+@dataclass(frozen=True)
+class LayerSubspace:
+    """Retained subspace and null space of one layer input.
+
+    Attributes:
+        basis: orthonormal eigenvectors of the retained moment, float64, shape (groups, width, width), descending; for
+            group g the first `ranks[g]` columns span what is kept, the others are free.
+        ranks: columns kept, one number per group.
+        null_energy: share of the retained energy that lies in the null space (0 at energy 1.0, up to rounding).
+        forget_null_energy: share of the forgotten rows' energy that lies in the null space, or None if unknown.
+        next_energy: energy at which one direction would become free, when there is no capacity.
+    """
+
+    basis: Tensor
+    ranks: tuple[int, ...]
+    null_energy: float
+    forget_null_energy: float | None
+    next_energy: float
+
+    @property
+    def width(self) -> int:
+        return self.basis.shape[-1]
+
+    @property
+    def rank(self) -> float:
+        """Mean rank over groups (an integer but for grouped convolutions)."""
+        return sum(self.ranks) / len(self.ranks)
+
+    @property
+    def capacity(self) -> float:
+        """Mean number of free directions over groups."""
+        return self.width - self.rank
+
+    @property
+    def has_capacity(self) -> bool:
+        return any(rank < self.width for rank in self.ranks)
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One row of the report: layer, its key, width, rank, capacity, and energies in the null space (shares)."""
+
+    layer: str
+    width: int
+    rank: float
+    capacity: float
+    retain_null_energy: float
+    forget_null_energy: float | None
+
+
+@dataclass(frozen=True)
+class Subspace:
+    """Subspaces of all layers: `layers[key]`, with `module_keys` from module name to key."""
+
+    layers: dict[str, LayerSubspace]
+    module_keys: dict[str, str]
+    rule: str
+
+    def __getitem__(self, module_name: str) -> LayerSubspace:
+        return self.layers[self.module_keys[module_name]]
+
+    def report(self) -> list[LayerReport]:
+        """Rank, capacity and forgotten energy in the null space, for each module."""
+        return [
+            LayerReport(
+                name,
+                self[name].width,
+                self[name].rank,
+                self[name].capacity,
+                self[name].null_energy,
+                self[name].forget_null_energy,
+            )
+            for name in self.module_keys
+        ]
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        return [asdict(row) for row in self.report()]
+
+    def __str__(self) -> str:
+        lines = [
+            f"{'layer':<48} {'width':>6} {'rank':>7} {'free':>7} {'retained energy free':>21} {'forgotten energy free':>22}"
+        ]
+        for row in self.report():
+            forgotten = "" if row.forget_null_energy is None else f"{row.forget_null_energy:.4f}"
+            lines.append(
+                f"{row.layer:<48} {row.width:>6} {row.rank:>7.4g} {row.capacity:>7.4g} "
+                f"{row.retain_null_energy:>21.2e} {forgotten:>22}"
+            )
+        return "\n".join(lines)
+
+
+def build_subspace(
+    moments: Mapping[str, Mapping[str, SecondMoment]],
+    module_keys: Mapping[str, str],
+    *,
+    rule: str = "energy",
+    energy: float = 0.95,
+    rank: int | None = None,
+    ratio: float | None = None,
+    merge: str = "sum",
+    forget: Mapping[str, SecondMoment] | None = None,
+) -> Subspace:
+    """Subspace of the retained rows for every layer input.
+
+    Args:
+        moments: `moments[class][key]` of the *retained* classes.
+        module_keys: key by module name.
+        rule: how many directions are kept.
+            "energy": the smallest k whose squared singular values reach the fraction `energy` (paper, section 4.1);
+            1.0 means everything above the rounding of float32 activations, relative to the largest.
+            "rank": the `rank` largest directions.
+            "ratio": free are the directions in which a forgotten row carries more than `ratio` times the energy of a
+            retained row (generalised eigenvectors of the two moments); needs `forget`.
+            "released_ramp": the authors' released code, energy 0.97 + 0.003 * class id for each class (capped at 1),
+            bases concatenated; class names must be ids.
+        merge: "sum" adds the classes' moments, which is exact. "concat" follows the paper: a basis for each class, all
+            concatenated, and an SVD whose left singular vectors above rounding are kept.
+        forget: moments of the forgotten rows by key, for rule "ratio" and for the report.
+
+    Raises:
+        UNSCError: for an unknown rule, or a value out of range.
+    """
+    if rule not in RULES:
+        raise UNSCError(f"subspace_rule: {rule!r} does not exist; choose from {', '.join(RULES)}.")
+    if merge not in MERGES:
+        raise UNSCError(f"subspace_merge: {merge!r} does not exist; choose from {', '.join(MERGES)}.")
+    check_energy(energy)
+    if rule == "rank" and (rank is None or rank < 0):
+        raise UNSCError(f"subspace_rank: {rank!r} given; rule 'rank' needs a number of directions, 0 or more.")
+    if rule == "ratio" and (ratio is None or ratio <= 0 or forget is None):
+        raise UNSCError(f"subspace_ratio: {ratio!r} given; rule 'ratio' needs a positive number and forgotten rows.")
+    layers: dict[str, LayerSubspace] = {}
+    for key in dict.fromkeys(module_keys.values()):
+        per_class = {group: by_key[key] for group, by_key in moments.items()}
+        forgotten = None if forget is None else forget[key]
+        if rule == "ratio":
+            assert ratio is not None
+            assert forgotten is not None
+            basis, ranks = _ratio_basis(total_moment(per_class.values()), forgotten, ratio)
+        elif rule == "released_ramp":
+            basis, ranks = _concatenated_basis(
+                per_class, {g: min(1.0, 0.97 + 0.003 * _class_id(g)) for g in per_class}, None
+            )
+        elif merge == "concat":
+            basis, ranks = _concatenated_basis(
+                per_class, dict.fromkeys(per_class, energy), rank if rule == "rank" else None
+            )
+        else:
+            basis, ranks = _moment_basis(total_moment(per_class.values()), energy, rank if rule == "rank" else None)
+        retained = total_moment(per_class.values())
+        layers[key] = LayerSubspace(
+            basis,
+            ranks,
+            _null_energy(retained.matrix, basis, ranks),
+            None if forgotten is None else _null_energy(forgotten.matrix, basis, ranks),
+            _next_energy(retained.matrix, basis),
+        )
+    return Subspace(layers, dict(module_keys), rule)
+
+
+def randomised(subspace: Subspace, seed: int) -> Subspace:
+    """Control: random subspaces of the same ranks (Haar measure). Energies are those of a random direction."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = {}
+    for key, layer in subspace.layers.items():
+        basis, _ = torch.linalg.qr(torch.randn(layer.basis.shape, generator=generator, dtype=layer.basis.dtype))
+        share = layer.capacity / layer.width
+        layers[key] = replace(layer, basis=basis, null_energy=share, forget_null_energy=share)
+    return Subspace(layers, subspace.module_keys, subspace.rule)
+
+
+def check_energy(energy: float) -> None:
+    """Raise UNSCError unless `energy` lies in (0, 1]."""
+    if not (isinstance(energy, int | float) and math.isfinite(energy) and 0 < energy <= 1):
+        raise UNSCError(f"energy: {energy!r} is outside (0, 1]; 0.95 keeps 95 % of the retained energy fixed.")
+
+
+def descending_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (clamped at 0) and eigenvectors of symmetric matrices, largest first; shapes (g, d) and (g, d, d)."""
+    values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)  # symmetrise: sums leave an ulp of asymmetry
+    return values.flip(-1).clamp_min(0), vectors.flip(-1)
+
+
+def rank_for_energy(values: Tensor, energy: float) -> int:
+    """Smallest k such that the k largest of `values` (descending, shape (d,)) hold the fraction `energy` of their sum."""
+    if values.numel() == 0 or values[0] <= 0:
+        return 0
+    floor = max(_ROUNDING**2, values.numel() * torch.finfo(torch.float64).eps)
+    above_rounding = int((values > floor * values[0]).sum())
+    if energy >= 1.0:
+        return above_rounding
+    shares = values.cumsum(0) / values.sum()
+    return min(int((shares < energy).sum()) + 1, above_rounding)
+
+
+def _moment_basis(moment: SecondMoment, energy: float, rank: int | None) -> tuple[Tensor, tuple[int, ...]]:
+    values, vectors = descending_eigh(moment.matrix)
+    if rank is not None:
+        return vectors, (min(rank, values.shape[-1]),) * values.shape[0]
+    return vectors, tuple(rank_for_energy(v, energy) for v in values)
+
+
+def _concatenated_basis(
+    per_class: Mapping[str, SecondMoment], energies: Mapping[str, float], rank: int | None
+) -> tuple[Tensor, tuple[int, ...]]:
+    """SVD of the classes' bases side by side; with B = [S_1 .. S_K] the left vectors are those of B B^T."""
+    gram: Tensor | None = None
+    for group, moment in per_class.items():
+        vectors, ranks = _moment_basis(moment, energies[group], rank)
+        kept = vectors * _column_mask(ranks, vectors)
+        gram = kept @ kept.mT if gram is None else gram + kept @ kept.mT
+    assert gram is not None
+    values, basis = descending_eigh(gram)
+    if rank is not None:
+        return basis, (min(rank, values.shape[-1]),) * values.shape[0]
+    return basis, tuple(int((v > 1e-10 * v[0]).sum()) if v[0] > 0 else 0 for v in values)
+
+
+def _ratio_basis(retained: SecondMoment, forgotten: SecondMoment, ratio: float) -> tuple[Tensor, tuple[int, ...]]:
+    """Free = span of the generalised eigenvectors u with u^T F u > ratio * u^T R u, F and R per row.
+
+    R is regularised by its rounding so that directions the retained rows never use count as free.
+    """
+    r = retained.matrix / max(retained.rows, 1)
+    f = forgotten.matrix / max(forgotten.rows, 1)
+    eye = torch.eye(r.shape[-1], dtype=r.dtype)
+    scale = r.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(r.dtype).tiny)[:, None, None]
+    chol = torch.linalg.cholesky((r + r.mT) / 2 + _ROUNDING**2 * scale * eye)
+    half = torch.linalg.solve_triangular(chol, f, upper=False)
+    whitened = torch.linalg.solve_triangular(chol, half.mT, upper=False)
+    values, vectors = descending_eigh(whitened)
+    directions = torch.linalg.solve_triangular(chol.mT, vectors, upper=True)
+    bases, ranks = [], []
+    for g in range(r.shape[0]):
+        free = int((values[g] > ratio).sum())
+        full, _ = torch.linalg.qr(torch.cat([directions[g, :, :free], eye], dim=1))
+        bases.append(torch.cat([full[:, free:], full[:, :free]], dim=1))
+        ranks.append(r.shape[-1] - free)
+    return torch.stack(bases), tuple(ranks)
+
+
+def _class_id(group: str) -> int:
+    if not group.isdigit():
+        raise UNSCError(f"subspace_rule: 'released_ramp' needs integer class ids, got {group!r}; use 'energy'.")
+    return int(group)
+
+
+def _column_mask(ranks: tuple[int, ...], basis: Tensor) -> Tensor:
+    """1 for kept columns, shape (groups, 1, width)."""
+    index = torch.arange(basis.shape[-1])
+    return (index[None, :] < torch.tensor(ranks)[:, None])[:, None, :].to(basis.dtype)
+
+
+def _null_energy(matrix: Tensor, basis: Tensor, ranks: tuple[int, ...]) -> float:
+    """Share of tr(C) in the free directions."""
+    free = basis * (1 - _column_mask(ranks, basis))
+    total = matrix.diagonal(dim1=-2, dim2=-1).sum()
+    inside = ((matrix @ free) * free).sum().clamp_min(0)
+    return float(inside / total) if total > 0 else 0.0
+
+
+def _next_energy(matrix: Tensor, basis: Tensor) -> float:
+    """Energy of all directions but the smallest: a rule below it leaves at least one direction free."""
+    energies = ((matrix @ basis) * basis).sum(-2)
+    total = energies.sum(-1)
+    return float((1 - energies.amin(-1) / total.clamp_min(torch.finfo(total.dtype).tiny)).max())

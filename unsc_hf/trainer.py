@@ -1,0 +1,618 @@
+"""`UNSCTrainer`: unlearning by null-space calibration as a transformers `Trainer`."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from datasets import Dataset
+from peft import PeftConfig
+from torch import Tensor, nn
+from transformers import AutoConfig, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer_utils import TrainOutput
+
+from .callbacks import Check, ProjectionCallback, StoppingCallback
+from .config import UNSCConfig
+from .data import (
+    RelabelledDataset,
+    check_labels_match,
+    class_names,
+    hold_out,
+    prepare_dataset,
+    read_labels,
+)
+from .errors import UNSCError
+from .evaluation.accuracy import macro_accuracy
+from .evaluation.certificate import Certificate, logit_drift
+from .layers import LayerSelection, evaluation_mode, find_layers, trace_layers
+from .model_card import CardContent, public_name, write_card
+from .objectives import pseudo_label_loss
+from .outputs import Outputs, collect_outputs
+from .projection import Leak, NullSpaceProjection
+from .pseudo_labels import pseudo_labels
+from .statistics import ActivationStatistics, SecondMoment, data_fingerprint, weight_hash
+from .subspace import Subspace, build_subspace, randomised
+
+logger = logging.getLogger(__name__)
+
+_STATE_FILE = "unsc_state.json"
+_POOL = "retain"  # the one group of statistics whose classes need not be told apart
+
+
+@dataclass
+class UnlearningPlan:
+    """Everything that is fixed before the first step, computed from the original model.
+
+    Attributes:
+        selection: the layers that are trained, and why every other parameter is frozen.
+        subspace: retained subspace and null space of each layer input.
+        projection: projectors and starting weights.
+        held_out: second moments of held-out retained rows, for the leak.
+        forgotten_classes: class ids that occur among the forget rows but not among the retained ones.
+        remaining_classes: class ids that occur among the retained rows.
+        pseudo_labels: new label (or distribution) of each forget row that is trained on.
+        original_weights: hash of the original model's weights.
+        held_out_logits: the original model's logits on the held-out retained rows.
+        seconds: time spent on "statistics", "decomposition" and "pseudo_labels".
+    """
+
+    selection: LayerSelection
+    subspace: Subspace
+    projection: NullSpaceProjection
+    held_out: dict[str, SecondMoment]
+    forgotten_classes: list[int]
+    remaining_classes: list[int]
+    pseudo_labels: Tensor
+    original_weights: str
+    held_out_logits: Tensor
+    seconds: dict[str, float]
+
+
+class UNSCTrainer(Trainer):
+    """Makes a classifier forget rows while its answers on retained rows stay where they were.
+
+    Before the first step the original model is read once: second moments of the retained rows' activations give a null
+    space for each layer, and every forget row gets the most similar remaining class as its new label. Then the model is
+    trained on the re-labelled forget rows alone, with gradients and weight changes confined to the null space.
+
+    Args:
+        model: a `PreTrainedModel` in float32, or a Hub id or folder.
+        args: a `UNSCConfig`.
+        forget_dataset: rows to forget (`datasets.Dataset`, raw images or ready for the model).
+        retain_dataset: rows to keep; read for statistics, never trained on.
+        eval_dataset: a dict such as `{"forget": ..., "retain": ...}` gives `eval_forget_*` and `eval_retain_*`.
+        processing_class: image processor for raw images; saved with the model.
+        peft_config: a `LoraConfig`, to train adapters only.
+        statistics: `ActivationStatistics` of the retained classes (or of all), or the folder they were saved in. If they
+            include the rows this trainer holds out, the certificate is not on unseen rows; it says so.
+        data_collator, compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs: as in `Trainer`.
+
+    Raises:
+        UNSCError: for input that cannot work; the message names the argument and says what to do.
+
+    Source: "Machine Unlearning via Null Space Calibration", IJCAI 2024, arXiv 2404.13588.
+    """
+
+    card_content: CardContent | None = None
+    _tag_names = ["unsc", "machine-unlearning"]
+
+    # The loss is a batch mean; Trainer divides it by the accumulation steps.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str,
+        args: UNSCConfig,
+        forget_dataset: Dataset,
+        retain_dataset: Dataset,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: Any = None,
+        peft_config: PeftConfig | None = None,
+        statistics: ActivationStatistics | str | os.PathLike[str] | None = None,
+        data_collator: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+    ) -> None:
+        if not isinstance(args, UNSCConfig):
+            raise UNSCError(f"args: got {type(args).__name__}, expected a UNSCConfig.")
+        if peft_config is not None:
+            raise UNSCError("peft_config: unlearning in adapters is not available in this version; leave it out.")
+        if isinstance(model, str):
+            model = load_model(model)
+        _check_weights(model)
+        for name, dataset in (("forget_dataset", forget_dataset), ("retain_dataset", retain_dataset)):
+            if not isinstance(dataset, Dataset):
+                raise UNSCError(
+                    f"{name}: got {type(dataset).__name__}, expected a datasets.Dataset; see split_dataset."
+                )
+            if len(dataset) == 0:
+                raise UNSCError(f"{name}: has no rows; unlearning needs rows to forget and rows to keep.")
+        label_names = list(model.config.id2label.values())
+        for dataset in (forget_dataset, retain_dataset):
+            check_labels_match(dataset, args.label_column, model.config.num_labels, label_names)
+
+        self.plan: UnlearningPlan | None = None
+        self.stop_reason: str | None = None
+        self.unlearning_seconds = 0.0
+        self._given_statistics = statistics
+        self.class_names = class_names(forget_dataset, args.label_column) or label_names
+        self._raw_retain = retain_dataset
+
+        forget_labels = read_labels(forget_dataset, args.label_column)
+        retain_labels = read_labels(retain_dataset, args.label_column)
+        self.forgotten_classes = sorted(set(forget_labels.tolist()) - set(retain_labels.tolist()))
+        self.remaining_classes = sorted(set(retain_labels.tolist()))
+        if len(set(forget_labels.tolist()) | set(self.remaining_classes)) < 2:
+            raise UNSCError(
+                "retain_dataset: holds a single class, the one to forget; pseudo-labels need another class."
+            )
+        fraction, limit, seed = args.validation_fraction, args.max_validation_rows, args.seed
+        self._forget_train, self._forget_validation = hold_out(forget_dataset, fraction, forget_labels, limit, seed)
+        self._retain_train, self._retain_held_out = hold_out(retain_dataset, fraction, retain_labels, limit, seed)
+
+        def prepared(dataset: Dataset) -> Dataset:
+            return prepare_dataset(dataset, processing_class, model, args.label_column)
+
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {name: prepared(part) for name, part in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = prepared(eval_dataset)
+        self._prepared = prepared
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=prepared(self._forget_train),
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics or _accuracy_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+        )
+        if self.is_deepspeed_enabled:
+            raise UNSCError(
+                "deepspeed: not supported, its engine updates weights where no projection can follow; use DDP or FSDP2."
+            )
+        self._set_signature_columns_if_needed()
+        self._inner_collator = self.data_collator
+        self.data_collator = self._collate
+        model.add_model_tags(self._tag_names)
+
+    # ---- data -------------------------------------------------------------------------------------------------------
+
+    def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Batch of what the model reads, plus pseudo-labels where rows carry them."""
+        known = set(self._signature_columns or ()) | {"label", "labels", "label_ids"}
+        label_column = self.args.label_column
+        features = []
+        for row in rows:
+            feature = {name: value for name, value in row.items() if name in known}
+            if label_column is not None and "labels" not in feature and label_column in row:
+                feature["labels"] = row[label_column]
+            features.append(feature)
+        batch = dict(self._inner_collator(features))
+        if "pseudo_labels" in rows[0]:
+            batch["pseudo_labels"] = torch.stack([row["pseudo_labels"] for row in rows])
+        return batch
+
+    # ---- before the first step --------------------------------------------------------------------------------------
+
+    def prepare_unlearning(self) -> UnlearningPlan:
+        """Read the original model once: statistics, subspaces, pseudo-labels. `train` calls it; a second call is free.
+
+        Raises:
+            UNSCError: no protectable layer, no layer with capacity left, or statistics of another model.
+        """
+        if self.plan is not None:
+            return self.plan
+        args, model = self.args, self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        original = weight_hash(model)
+        selection = self._selection(model)
+        started = time.perf_counter()
+        subspace, held_out = self._subspace(model, selection, original)
+        decomposed = time.perf_counter()
+
+        full = {
+            layer.name: _capacity_reason(subspace, layer.name)
+            for layer in selection.layers
+            if not subspace[layer.name].has_capacity
+        }
+        if len(full) == len(selection.layers):
+            raise UNSCError(_no_capacity_message(subspace, args))
+        for name, reason in full.items():
+            logger.warning("%s is frozen: %s.", name, reason)
+        selection = selection.without(full)
+        projection = NullSpaceProjection(selection.layers, subspace, identity=args.null_space == "none")
+
+        forget = self._outputs(model, self._forget_train, "Pseudo-labels")
+        needs_retain = args.pseudo_labels == "nearest_mean"
+        retain = self._outputs(model, self._retain_held_out, "Class means") if needs_retain else None
+        targets = pseudo_labels(args.pseudo_labels, forget, self.remaining_classes, retain=retain, seed=args.seed)
+        hard = targets if targets.dim() == 1 else targets.argmax(1)
+        if bool((hard == forget.labels).any()):
+            raise RuntimeError("a pseudo-label equals the row's own label")
+        held_out_logits = self._outputs(model, self._retain_held_out, "Held-out logits").logits
+        self.train_dataset = RelabelledDataset(self._prepared(self._forget_train), targets)
+        self.plan = UnlearningPlan(
+            selection=selection,
+            subspace=subspace,
+            projection=projection,
+            held_out=held_out,
+            forgotten_classes=self.forgotten_classes,
+            remaining_classes=self.remaining_classes,
+            pseudo_labels=targets,
+            original_weights=original,
+            held_out_logits=held_out_logits,
+            seconds={
+                "statistics": self._statistics_seconds,
+                "decomposition": decomposed - started - self._statistics_seconds,
+                "pseudo_labels": time.perf_counter() - decomposed,
+            },
+        )
+        return self.plan
+
+    def _selection(self, model: nn.Module) -> LayerSelection:
+        """Protectable layers that run on this data; layers asked for by name must run."""
+        args = self.args
+        selection = find_layers(model, args.target_modules)
+        probe = self._model_inputs(self._collate([self._prepared(self._retain_train)[0]]))
+        with evaluation_mode(model):
+            trace = trace_layers(selection.layers, lambda: model(**probe), 1)
+        if trace.silent and args.target_modules is not None:
+            raise UNSCError(f"target_modules: layer {trace.silent[0]!r} never runs on this data; leave it out.")
+        if not trace.leaders:
+            raise UNSCError(
+                f"model: none of the {len(selection.layers)} protectable layers of {type(model).__name__} runs on this data."
+            )
+        return selection.without(dict.fromkeys(trace.silent, "never runs on this data"))
+
+    def _model_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: v.to(self.args.device) for k, v in batch.items() if k not in ("labels", "pseudo_labels")}
+
+    def _subspace(
+        self, model: nn.Module, selection: LayerSelection, original: str
+    ) -> tuple[Subspace, dict[str, SecondMoment]]:
+        """Retained subspace of each layer input, and the held-out second moments."""
+        args = self.args
+        started = time.perf_counter()
+        per_class = args.subspace_merge == "concat" or args.subspace_rule == "released_ramp"
+
+        def collect(dataset: Dataset, group: str | None) -> ActivationStatistics:
+            labels = read_labels(dataset, args.label_column).astype(str)
+            return ActivationStatistics.collect(
+                model,
+                dataset,
+                groups=labels,
+                pool_as=group,
+                layers=selection.layers,
+                processing_class=self.processing_class,
+                collate_fn=self._collate,
+                batch_size=args.statistics_batch_size,
+                max_rows_per_class=args.max_rows_per_class,
+                max_samples_per_class=args.max_samples_per_class,
+                weights=original,
+                progress=not args.disable_tqdm,
+            )
+
+        forget = collect(self._forget_train, "forget")
+        held_out = collect(self._retain_held_out, "held-out")
+        names = [layer.name for layer in selection.layers]
+        if self._given_statistics is None:
+            retained = collect(self._retain_train, None if per_class else _POOL)
+            kept = list(retained.moments)
+        else:
+            given = self._given_statistics
+            retained = given if isinstance(given, ActivationStatistics) else ActivationStatistics.from_pretrained(given)
+            retained.check_same_model(original)
+            missing = [name for name in names if name not in retained.module_keys]
+            if missing:
+                raise UNSCError(
+                    f"statistics: do not cover layer {missing[0]!r}; collect them with the same target_modules."
+                )
+            kept = self._kept_groups(retained)
+        self.retained_statistics = retained
+        self._statistics_seconds = time.perf_counter() - started
+        subspace = build_subspace(
+            {group: retained.moments[group] for group in kept},
+            {name: retained.module_keys[name] for name in names},
+            rule=args.subspace_rule,
+            energy=args.energy,
+            rank=args.subspace_rank,
+            ratio=args.subspace_ratio,
+            merge=args.subspace_merge,
+            forget={retained.module_keys[name]: forget.moments["forget"][forget.module_keys[name]] for name in names},
+        )
+        if args.null_space == "random":
+            subspace = randomised(subspace, args.seed)
+        keys = {retained.module_keys[name]: held_out.module_keys[name] for name in names}
+        return subspace, {key: held_out.moments["held-out"][theirs] for key, theirs in keys.items()}
+
+    def _kept_groups(self, statistics: ActivationStatistics) -> list[str]:
+        """Groups of given statistics that belong to retained rows: its classes, or one pool of exactly these rows."""
+        if list(statistics.moments) == [_POOL]:
+            data = data_fingerprint(self._retain_train)
+            if statistics.fingerprint.data != data:
+                raise UNSCError(
+                    f"statistics: collected from data {statistics.fingerprint.data[:12]}, the retained rows are {data[:12]}; collect them again."
+                )
+            return [_POOL]
+        absent = [c for c in self.remaining_classes if str(c) not in statistics.moments]
+        if absent:
+            raise UNSCError(f"statistics: hold no rows of retained class {absent[0]}; collect them on this data.")
+        return [str(c) for c in self.remaining_classes]
+
+    def _outputs(self, model: nn.Module, dataset: Dataset, description: str, features: bool = True) -> Outputs:
+        return collect_outputs(
+            model,
+            self._prepared(dataset),
+            self._collate,
+            features=features,
+            batch_size=self.args.per_device_eval_batch_size,
+            progress=not self.args.disable_tqdm,
+            description=description,
+        )
+
+    # ---- unlearning -------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:  # type: ignore[override]
+        """Unlearn. With `resume_from_checkpoint`, construct the trainer with the *original* model, as the first time.
+
+        Raises:
+            UNSCError: resuming with another model than the checkpoint's run began with.
+        """
+        plan = self.prepare_unlearning()
+        self._check_resume(resume_from_checkpoint)
+        trained = {layer.weight_name for layer in plan.selection.layers}
+        wanted = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in trained)
+        frozen = _frozen_hash(self.model, trained)
+        stopping = StoppingCallback(
+            plan.projection,
+            self._check,
+            self.log,
+            self.args.check_steps,
+            self.args.target_forget_accuracy,
+            self.args.max_leak if self.args.null_space == "retained" else None,
+        )
+        callbacks: list[TrainerCallback] = [ProjectionCallback(plan.projection), stopping]
+        for callback in callbacks:
+            self.add_callback(callback)
+        started = time.perf_counter()
+        try:
+            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        finally:
+            for callback in callbacks:
+                self.remove_callback(callback)
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(wanted[name])
+        self.unlearning_seconds = time.perf_counter() - started
+        self.stop_reason = stopping.reason
+        self._check_outcome(frozen, trained)
+        return output
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.plan is not None and self.accelerator.sync_gradients:
+            self.plan.projection.project_gradients()
+        return loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Cross-entropy against the pseudo-labels; rows without them (evaluation) keep the model's own loss."""
+        if "pseudo_labels" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, None)
+        quiet(model)
+        inputs = dict(inputs)
+        targets = inputs.pop("pseudo_labels")
+        inputs.pop("labels", None)
+        outputs = model(**inputs)
+        loss = pseudo_label_loss(outputs.logits, targets)
+        return (loss, outputs) if return_outputs else loss
+
+    def _check(self) -> Check:
+        """Forgetting and leak at this moment, on rows that are not trained on."""
+        forget = self._outputs(self.model, self._forget_validation, "Check", features=False)
+        retain = self._outputs(self.model, self._retain_held_out, "Check", features=False)
+        return Check(
+            forget_accuracy=float((forget.logits.argmax(1) == forget.labels).float().mean()),
+            forget_loss=float(nn.functional.cross_entropy(forget.logits, forget.labels)),
+            retain_accuracy=macro_accuracy(retain.logits, retain.labels) or 0.0,
+            leak=self.held_out_leak().total,
+        )
+
+    def _check_outcome(self, frozen: str, trained: set[str]) -> None:
+        """Guards against silent no-ops and silent damage."""
+        assert self.plan is not None
+        moved = self.plan.projection.relative_change()
+        if not moved > 0 and self.stop_reason != "leak_budget":
+            raise RuntimeError("unlearning ended, but no weight has moved")
+        if _frozen_hash(self.model, trained) != frozen:
+            raise RuntimeError("a frozen weight or buffer has changed while unlearning")
+        if self.stop_reason != "target":
+            logger.warning(
+                "Unlearning ended by %s before the target forget accuracy %.3g was reached.",
+                self.stop_reason,
+                self.args.target_forget_accuracy,
+            )
+
+    # ---- certificate ------------------------------------------------------------------------------------------------
+
+    def held_out_leak(self) -> Leak:
+        """Leak of the current weights on held-out retained rows, whatever the budget says."""
+        if self.plan is None:
+            raise UNSCError("certify: nothing was unlearned yet; call train first.")
+        return self.plan.projection.leak(self.plan.held_out, self.plan.subspace.module_keys)
+
+    def certify(self) -> Certificate:
+        """Leak per layer and in total, and measured logit drift, on held-out retained rows.
+
+        Raises:
+            UNSCError: before `train`, or when the leak exceeds `max_leak`.
+        """
+        leak = self.held_out_leak()
+        assert self.plan is not None
+        model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        logits = self._outputs(model, self._retain_held_out, "Certificate", features=False).logits
+        certificate = Certificate(
+            leak=leak.total,
+            leak_per_layer=leak.per_layer,
+            drift=logit_drift(self.plan.held_out_logits, logits),
+            rows=len(self._retain_held_out),
+            relative_change=self.plan.projection.relative_change(),
+            max_leak=self.args.max_leak,
+            stop_reason=self.stop_reason,
+            held_out=self._given_statistics is None or _POOL in self.retained_statistics.moments,
+        )
+        limit = self.args.max_leak
+        if self.args.null_space == "retained" and limit is not None and leak.total > limit:
+            raise UNSCError(
+                f"max_leak: the held-out leak is {leak.total:.4g}, above the limit {limit:.4g}; lower learning_rate or raise energy."
+            )
+        return certificate
+
+    # ---- saving -----------------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """As upstream, without the pickled arguments: they hold tokens and paths, and nothing reads them."""
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
+
+    def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:  # type: ignore[override]
+        """Write the card: of the whole comparison when a recipe made one (`card_content`), else of this run alone."""
+        if not self.is_world_process_zero():
+            return
+        content = self.card_content or CardContent(
+            model_name=model_name or Path(str(self.args.output_dir)).resolve().name,
+            base_model=public_name(str(getattr(self.model.config, "_name_or_path", ""))),
+            model_class=type(self.model).__name__,
+            forgotten=[self.class_names[c] for c in self.forgotten_classes],
+            forgotten_rows=len(self._forget_train) + len(self._forget_validation),
+            dataset=str(kwargs.get("dataset") or ""),
+            certificate=self.certify().to_dict() if self.plan is not None else None,
+            hyperparameters={name: getattr(self.args, name) for name in ("energy", "learning_rate", "seed")},
+        )
+        write_card(content, str(self.args.output_dir))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save and self.plan is not None:
+            folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+            (folder / _STATE_FILE).write_text(self.plan.original_weights, encoding="utf-8")
+
+    def _check_resume(self, resume_from_checkpoint: str | bool | None) -> None:
+        if not resume_from_checkpoint or self.plan is None:
+            return
+        folder = resume_from_checkpoint
+        if folder is True:
+            folder = transformers.trainer_utils.get_last_checkpoint(self.args.output_dir)
+            if folder is None:
+                raise UNSCError(
+                    f"resume_from_checkpoint: {self.args.output_dir} holds no checkpoint; start without it."
+                )
+        state = Path(str(folder), _STATE_FILE)
+        if not state.is_file():
+            raise UNSCError(
+                f"resume_from_checkpoint: {folder} was not written by UNSCTrainer, or not to its end; use an earlier one."
+            )
+        began = state.read_text(encoding="utf-8").strip()
+        if began != self.plan.original_weights:
+            raise UNSCError(
+                f"model: weights are {self.plan.original_weights[:12]}, but the checkpoint's run began with {began[:12]}; "
+                "resume with the original model."
+            )
+
+
+def load_model(name: str) -> PreTrainedModel:
+    """Model of the architecture its config names, in float32, from a Hub id or folder.
+
+    Raises:
+        UNSCError: when nothing can be loaded from there.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name)
+        architecture = (config.architectures or [None])[0]
+        cls = getattr(transformers, str(architecture), None)
+        if cls is None:
+            raise UNSCError(
+                f"model: the config of {name!r} names architecture {architecture!r}, which transformers does not have."
+            )
+        model: PreTrainedModel = cls.from_pretrained(name, dtype=torch.float32)
+        return model
+    except (OSError, ValueError) as error:
+        if isinstance(error, UNSCError):
+            raise
+        raise UNSCError(f"model: cannot load {name!r}: {str(error).strip().splitlines()[0]}") from error
+
+
+def quiet(model: nn.Module) -> None:
+    """Dropout off and batch norm on its running statistics, without switching activation checkpointing off.
+
+    Modules that checkpoint look at their own `training` flag, so those alone stay in training mode.
+    """
+    model.eval()
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True
+
+
+def _accuracy_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    accuracy = macro_accuracy(np.asarray(logits), np.asarray(prediction.label_ids))
+    return {"accuracy": float("nan") if accuracy is None else accuracy}
+
+
+def _check_weights(model: nn.Module) -> None:
+    if not isinstance(model, PreTrainedModel):
+        raise UNSCError(
+            f"model: got {type(model).__name__}, expected a transformers PreTrainedModel, a Hub id or a folder."
+        )
+    for name, parameter in model.named_parameters():
+        if parameter.dtype in (torch.bfloat16, torch.float16):
+            raise UNSCError(
+                f"model: {name} is {str(parameter.dtype).removeprefix('torch.')}, which rounds small updates away and breaks "
+                "the promise; load it with dtype=torch.float32 (bf16=True still trains in autocast)."
+            )
+
+
+def _capacity_reason(subspace: Subspace, name: str) -> str:
+    layer = subspace[name]
+    return f"no capacity left, the rule keeps all {layer.width} directions (energy below {layer.next_energy:.6g} would free one)"
+
+
+def _no_capacity_message(subspace: Subspace, args: UNSCConfig) -> str:
+    nearest = max(subspace.module_keys, key=lambda name: subspace[name].next_energy)
+    return (
+        f"energy: rule {args.subspace_rule!r} with energy {args.energy} leaves no layer any capacity; "
+        f"{nearest!r} would be the first to have some, at an energy below {subspace[nearest].next_energy:.6g}."
+    )
+
+
+def _frozen_hash(model: nn.Module, trained: set[str]) -> str:
+    """SHA-256 of all parameters and buffers but the trained weights."""
+    digest = hashlib.sha256()
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if name not in trained:
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
