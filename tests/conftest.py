@@ -45,7 +45,7 @@ def make_vit(labels: int = 3, hidden: int = 48, layers: int = 2, image: int = 8,
     )
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+            parameter.add_(0.05 * torch.randn_like(parameter))
     return model.eval()
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from unsc_hf.errors import UNSCError
 from unsc_hf.statistics import SecondMoment
-from unsc_hf.subspace import build_subspace, randomised
+from unsc_hf.subspace import build_subspace, descending_eigh, randomised
 
 KEYS = {"layer": "layer"}
 
@@ -135,3 +135,18 @@ def test_random_control_has_the_same_ranks_and_other_directions() -> None:
 def test_bad_options_name_the_argument(options: dict[str, object], argument: str) -> None:
     with pytest.raises(UNSCError, match=argument):
         _space(torch.randn(20, 4), **options)
+
+
+def test_decomposition_survives_a_solver_that_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen with dead ReLU channels: torch's divide and conquer does not converge on many exactly zero eigenvalues."""
+    x = torch.randn(2, 30, 5, dtype=torch.float64) @ torch.randn(2, 5, 12, dtype=torch.float64)
+    matrix = x.mT @ x
+    expected, _ = descending_eigh(matrix)
+
+    def give_up(*args: object) -> None:
+        raise torch.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr(torch.linalg, "eigh", give_up)
+    values, vectors = descending_eigh(matrix)
+    torch.testing.assert_close(values, expected)
+    torch.testing.assert_close(vectors * values[:, None, :] @ vectors.mT, matrix)

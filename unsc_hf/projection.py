@@ -67,6 +67,7 @@ class NullSpaceProjection:
         """`identity` switches projection off, for controls; displacement and leak are measured all the same."""
         self.layers = [layer for layer in layers if subspace[layer.name].has_capacity]
         self.identity = identity
+        self._subspace = subspace
         shared: dict[tuple[str, torch.dtype, torch.device], Projector] = {}
         self._projectors: dict[str, Projector] = {}
         self._start: dict[str, Tensor] = {}
@@ -89,14 +90,21 @@ class NullSpaceProjection:
                 gradient.copy_(layer.from_matrix(self._projectors[layer.name](layer.as_matrix(gradient))))
 
     @torch.no_grad()
-    def project_displacements(self) -> None:
-        """W <- W_0 + (W - W_0) P in place: exact for any optimiser, idempotent, and it absorbs rounding."""
+    def project_displacements(self, dtype: torch.dtype | None = None) -> None:
+        """W <- W_0 + (W - W_0) P in place: exact for any optimiser, idempotent, and it absorbs rounding.
+
+        `dtype` is the precision of the product, the weights' own when None (float64 is slow on many devices). Once in
+        float64 at the end leaves only the rounding of the stored weights.
+        """
         if self.identity:
             return
         for layer in self.layers:
             weight, start = local(layer.weight), self._start[layer.name]
-            inside = self._projectors[layer.name](layer.as_matrix(weight - start))
-            weight.copy_(layer.from_matrix(inside).add_(start))
+            projector = self._projectors[layer.name]
+            if dtype is not None and dtype != weight.dtype:
+                projector = Projector.from_subspace(self._subspace[layer.name], dtype, weight.device)
+            change = weight.to(projector.factor.dtype) - start
+            weight.copy_(layer.from_matrix(projector(layer.as_matrix(change))).add_(start))
 
     def displacement(self, layer: ProtectedLayer) -> Tensor:
         """W - W_0 in the parameter's own shape."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -199,7 +200,14 @@ def check_energy(energy: float) -> None:
 
 def descending_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (clamped at 0) and eigenvectors of symmetric matrices, largest first; shapes (g, d) and (g, d, d)."""
-    values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)  # symmetrise: sums leave an ulp of asymmetry
+    symmetric = (matrix + matrix.mT) / 2  # sums leave an ulp of asymmetry
+    try:
+        values, vectors = torch.linalg.eigh(symmetric)
+    except torch.linalg.LinAlgError:
+        # Divide and conquer can fail where many eigenvalues are exactly zero (dead ReLU channels); this driver does not.
+        pairs = [scipy.linalg.eigh(m.cpu().numpy(), driver="evr") for m in symmetric]
+        values = torch.stack([torch.from_numpy(w) for w, _ in pairs]).to(matrix.device)
+        vectors = torch.stack([torch.from_numpy(v) for _, v in pairs]).to(matrix.device)
     return values.flip(-1).clamp_min(0), vectors.flip(-1)
 
 

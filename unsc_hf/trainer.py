@@ -393,6 +393,7 @@ class UNSCTrainer(Trainer):
         started = time.perf_counter()
         try:
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            plan.projection.project_displacements(torch.float64)
         finally:
             for callback in callbacks:
                 self.remove_callback(callback)
@@ -519,6 +520,18 @@ class UNSCTrainer(Trainer):
         if self.args.should_save and self.plan is not None:
             folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
             (folder / _STATE_FILE).write_text(self.plan.original_weights, encoding="utf-8")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Read checkpoint weights as `from_pretrained` does.
+
+        Upstream looks tensors up by the names in memory, but `save_pretrained` writes the names of older releases (for
+        ViT, for one), and missing weights would only be warned about: the run would go on from the original model.
+        """
+        if model is not None:  # sharded: upstream's own path
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=torch.float32)
+        self.model.load_state_dict(saved.state_dict())
 
     def _check_resume(self, resume_from_checkpoint: str | bool | None) -> None:
         if not resume_from_checkpoint or self.plan is None:

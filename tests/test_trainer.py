@@ -1,0 +1,459 @@
+"""The trainer keeps its promise through the real Trainer, optimisers and accelerate, and refuses what would break it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_vit, tensor_dataset
+from datasets import Dataset
+from transformers import (
+    AutoModelForImageClassification,
+    PreTrainedModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+    TrainerCallback,
+)
+
+from unsc_hf import ActivationStatistics, UNSCConfig, UNSCError, UNSCTrainer, split_dataset
+from unsc_hf.projection import NullSpaceProjection
+from unsc_hf.statistics import weight_hash
+
+Data = tuple[Dataset, Dataset]
+
+
+def make_trainer(model: PreTrainedModel | str, data: Data, folder: Path, eval_dataset: Any = None, statistics: Any = None, callbacks: Any = None, trainer_kwargs: Any = None, **options: Any) -> UNSCTrainer:
+    settings: dict[str, Any] = {
+        "energy": 1.0,
+        "max_steps": 6,
+        "learning_rate": 1e-2,
+        "per_device_train_batch_size": 16,
+        "max_rows_per_class": None,
+        "max_leak": None,
+        "target_forget_accuracy": 0.0,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "report_to": "none",
+        **options,
+    }
+    return UNSCTrainer(
+        model=model,
+        args=UNSCConfig(output_dir=str(folder), **settings),
+        forget_dataset=data[0],
+        retain_dataset=data[1],
+        eval_dataset=eval_dataset,
+        statistics=statistics,
+        callbacks=callbacks,
+        **(trainer_kwargs or {}),
+    )
+
+
+class KeepGoing(TrainerCallback):
+    """Undoes an early stop, so that every optimiser takes all its steps."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step < state.max_steps:
+            control.should_training_stop = False
+
+
+def logits(model: PreTrainedModel, dataset: Dataset) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(pixel_values=dataset[:]["pixel_values"].to(model.dtype)).logits
+
+
+@dataclass
+class Drift:
+    """Relative changes of logits: of retained rows, of forget rows, and what float32 arithmetic alone does to them."""
+
+    retain: float
+    forget: float
+    rounding: float
+
+
+def drift(model: PreTrainedModel, data: Data, folder: Path, **options: Any) -> Drift:
+    """Train for real, with no check that could stop it, and compare the logits before and after."""
+    forget, retain = data
+    before, before_forget = logits(model, retain), logits(model, forget)
+    exact = logits(copy.deepcopy(model).double(), retain)
+    trainer = make_trainer(model, data, folder, check_steps=100, **options)
+    trainer.train()
+    network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    return Drift(
+        _relative(logits(network, retain), before),
+        _relative(logits(network, forget), before_forget),
+        _relative(before, exact),
+    )
+
+
+def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+def assert_promise(measured: Drift) -> None:
+    """Retained outputs stay to 1e-6 (plus what float32 arithmetic does to an unchanged model), forgotten ones move."""
+    assert measured.retain <= 1e-6 + measured.rounding
+    assert measured.forget > 0.02
+
+
+EXACT = {
+    "sgd": {"optim": "sgd", "learning_rate": 1e-2},
+    "momentum": {"optim": "sgd", "optim_args": "momentum=0.9", "learning_rate": 4e-3},
+    "adamw with decay": {"optim": "adamw_torch", "weight_decay": 0.1},
+    "fused adamw with decay": {"optim": "adamw_torch_fused", "weight_decay": 0.1},
+    "adafactor": {"optim": "adafactor", "weight_decay": 0.1},
+    "clipping": {"optim": "adamw_torch", "max_grad_norm": 1e-3},
+    "accumulation": {"optim": "adamw_torch", "gradient_accumulation_steps": 4, "per_device_train_batch_size": 4},
+    "activation checkpointing": {"optim": "adamw_torch", "activation_checkpointing": True},
+    "concatenated bases": {"optim": "adamw_torch", "subspace_merge": "concat"},
+}
+
+
+@pytest.mark.parametrize("case", EXACT)
+def test_retained_outputs_do_not_move(case: str, low_rank_data: Data, tmp_path: Path) -> None:
+    assert_promise(drift(make_vit(), low_rank_data, tmp_path, **{"learning_rate": 2e-4, **EXACT[case]}))
+
+
+def test_without_displacement_projection_adamw_breaks_the_promise(
+    low_rank_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NullSpaceProjection, "project_displacements", lambda *args, **kwargs: None)
+    measured = drift(make_vit(), low_rank_data, tmp_path, learning_rate=2e-4, **EXACT["adamw with decay"])
+    assert measured.retain > 1e-3
+
+
+def test_bf16_autocast_keeps_the_promise_in_float32(low_rank_data: Data, tmp_path: Path) -> None:
+    assert_promise(drift(make_vit(), low_rank_data, tmp_path, bf16=True, learning_rate=2e-4))
+
+
+def test_resnet_with_batch_norm_and_strided_convolutions(tmp_path: Path) -> None:
+    config = ResNetConfig(
+        num_channels=3, embedding_size=64, hidden_sizes=[64, 96], depths=[1, 1], layer_type="basic", num_labels=3
+    )
+    model = ResNetForImageClassification(config)
+    images = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():  # running statistics of a trained network, not zeros and ones
+        model.train()
+        for _ in range(5):
+            model(torch.randn(16, 3, 8, 8))
+        model.eval()
+    retain = tensor_dataset(images.repeat(8, 1, 1, 1), [0, 1] * 8, ["a", "b", "c"])
+    forget = tensor_dataset(torch.randn(24, 3, 8, 8), [2] * 24, ["a", "b", "c"])
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    assert_promise(drift(model, (forget, retain), tmp_path, learning_rate=3e-4))
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
+
+
+def test_only_protected_weights_move(low_rank_data: Data, tmp_path: Path) -> None:
+    model = make_vit()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    trainer = make_trainer(model, low_rank_data, tmp_path, weight_decay=0.1)
+    trainer.train()
+    assert trainer.plan is not None
+    trained = {layer.weight_name for layer in trainer.plan.selection.layers}
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved == trained
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_accumulation_1x8_and_8x1_agree(low_rank_data: Data, tmp_path: Path) -> None:
+    model = make_vit()
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    results = []
+    for batch, steps in ((8, 1), (1, 8)):
+        model.load_state_dict(start)
+        trainer = make_trainer(
+            model, low_rank_data, tmp_path, optim="sgd", per_device_train_batch_size=batch, gradient_accumulation_steps=steps, max_steps=3
+        )
+        trainer.train()
+        results.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+    for name in start:
+        torch.testing.assert_close(results[0][name], results[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_dropout_is_off_while_unlearning_with_and_without_checkpointing(low_rank_data: Data, tmp_path: Path) -> None:
+    results = []
+    plain = make_vit()
+    state = plain.state_dict()
+    for rate, checkpointing in ((0.0, False), (0.5, False), (0.5, True)):
+        model = make_vit(hidden_dropout_prob=rate, attention_probs_dropout_prob=rate)
+        model.load_state_dict(state)
+        make_trainer(model, low_rank_data, tmp_path, optim="sgd", activation_checkpointing=checkpointing).train()
+        results.append(model.vit.layers[0].mlp.fc1.weight.detach().clone())
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(results[0], results[2], rtol=1e-5, atol=1e-7)
+
+
+def _learned(data: Dataset) -> PreTrainedModel:
+    """A tiny ViT that knows the classes."""
+    model = make_vit()
+    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    model.train()
+    for _ in range(60):
+        out = model(pixel_values=data[:]["pixel_values"], labels=data[:]["label"])
+        optimiser.zero_grad()
+        out.loss.backward()
+        optimiser.step()
+    return model.eval()
+
+
+def test_forgets_keeps_and_reports(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:
+    train, test = separable_data(40), separable_data(15)
+    model = _learned(train)
+    test_split = split_dataset(test, forget_classes=["frog"])
+    trainer = make_trainer(
+        model,
+        split_dataset(train, forget_classes=["frog"]),
+        tmp_path / "out",
+        eval_dataset={"forget": test_split.forget, "retain": test_split.retain},
+        energy=0.99,
+        max_steps=200,
+        learning_rate=1e-3,
+    )
+    before = trainer.evaluate()
+    assert before["eval_forget_accuracy"] > 0.9
+    trainer.train()
+    after = trainer.evaluate()
+    assert trainer.stop_reason == "target"
+    assert after["eval_forget_accuracy"] <= 0.1
+    assert after["eval_retain_accuracy"] >= 0.9
+    history = [entry for entry in trainer.state.log_history if "leak" in entry]
+    assert history[0]["leak"] == 0
+    assert history[-1]["forget_accuracy"] == 0
+    assert {"forget_accuracy", "forget_loss", "retain_accuracy", "leak", "step"} <= set(history[-1])
+    certificate = trainer.certify()
+    assert certificate.held_out
+    assert 0 < certificate.leak < 0.2
+    assert certificate.drift.agreement > 0.8
+    assert set(certificate.leak_per_layer) == {layer.name for layer in trainer.plan.selection.layers}
+
+    trainer.save_model()
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+    assert torch.equal(logits(loaded, test), logits(trainer.model, test))
+    assert not list((tmp_path / "out").rglob("*.bin"))
+
+
+def test_leak_budget_keeps_the_last_state_within(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:
+    train = separable_data(30)
+    model = _learned(train)
+    trainer = make_trainer(
+        model,
+        split_dataset(train, forget_classes=[2]),
+        tmp_path,
+        energy=0.5,
+        max_leak=0.02,
+        learning_rate=2e-3,
+        check_steps=1,
+        max_steps=100,
+    )
+    trainer.train()
+    assert trainer.stop_reason == "leak_budget"
+    leaks = [entry["leak"] for entry in trainer.state.log_history if "leak" in entry]
+    assert leaks[-1] > 0.02
+    assert trainer.certify().leak == pytest.approx(leaks[-2])
+    assert trainer.certify().leak <= 0.02
+
+
+def test_certificate_fails_loudly_above_the_limit(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:
+    train = separable_data(30)
+    trainer = make_trainer(_learned(train), split_dataset(train, forget_classes=[2]), tmp_path, energy=0.5, learning_rate=1e-2)
+    with pytest.raises(UNSCError, match="call train first"):
+        trainer.certify()
+    trainer.train()
+    trainer.args.max_leak = 1e-6
+    with pytest.raises(UNSCError, match="max_leak"):
+        trainer.certify()
+
+
+class Stop(TrainerCallback):
+    """Ends the run after some step, as a kill would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = state.global_step >= self.step
+
+
+@pytest.mark.parametrize("step", [2, 5])
+def test_resumed_run_ends_at_the_same_weights(step: int, separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:
+    train = separable_data(30)
+    model = _learned(train)
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    data = split_dataset(train, forget_classes=[2])
+    options: dict[str, Any] = {"energy": 0.9, "max_steps": 7, "learning_rate": 1e-4, "save_strategy": "steps", "save_steps": 1, "max_leak": 0.5, "per_device_train_batch_size": 5}
+
+    whole = make_trainer(model, data, tmp_path / "whole", **options)
+    whole.train()
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert whole.state.global_step == 7
+
+    model.load_state_dict(start)
+    make_trainer(model, data, tmp_path / "parts", callbacks=[Stop(step)], **options).train()
+    model.load_state_dict(start)
+    rest = make_trainer(model, data, tmp_path / "parts", **options)
+    rest.train(resume_from_checkpoint=True)
+    assert rest.state.global_step == 7
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+    other = make_trainer(make_vit(), data, tmp_path / "parts", **options)
+    with pytest.raises(UNSCError, match="original model"):
+        other.train(resume_from_checkpoint=True)
+
+
+def test_saved_statistics_spare_the_pass_and_give_the_same_result(
+    separable_data: Callable[[int], Dataset], tmp_path: Path
+) -> None:
+    train = separable_data(30)
+    model = _learned(train)
+    ActivationStatistics.collect(model, train, progress=False).save_pretrained(tmp_path / "stats")
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    data = split_dataset(train, forget_classes=["frog"])
+    trainer = make_trainer(model, data, tmp_path / "out", statistics=tmp_path / "stats", energy=0.9)
+    trainer.train()
+    given = trainer.plan.subspace
+    assert not trainer.certify().held_out
+    model.load_state_dict(start)
+    fresh = ActivationStatistics.collect(model, data.retain, progress=False).subspace(energy=0.9)
+    for key, layer in fresh.layers.items():
+        assert layer.ranks == given.layers[key].ranks
+
+    with pytest.raises(UNSCError, match="weights"):
+        make_trainer(make_vit(), data, tmp_path / "out", statistics=tmp_path / "stats").train()
+    partial = ActivationStatistics.collect(model, data.forget, progress=False)
+    with pytest.raises(UNSCError, match="retained class 0"):
+        make_trainer(model, data, tmp_path / "out", statistics=partial).train()
+
+
+@pytest.mark.parametrize("strategy", ["top1", "soft", "second", "random", "nearest_mean"])
+def test_pseudo_label_strategies_train(strategy: str, tmp_path: Path) -> None:
+    data = tensor_dataset(torch.randn(40, 3, 8, 8), [i % 4 for i in range(40)])
+    trainer = make_trainer(make_vit(labels=4), split_dataset(data, forget_classes=[3]), tmp_path, pseudo_labels=strategy, energy=0.9)
+    trainer.train()
+    targets = trainer.plan.pseudo_labels
+    hard = targets if targets.dim() == 1 else targets.argmax(1)
+    assert set(hard.tolist()) <= {0, 1, 2}
+
+
+def test_rows_that_share_their_class_with_retained_rows(tmp_path: Path) -> None:
+    data = tensor_dataset(torch.randn(40, 3, 8, 8), [i % 3 for i in range(40)])
+    trainer = make_trainer(make_vit(), split_dataset(data, indices=range(0, 12)), tmp_path, energy=0.9)
+    trainer.train()
+    assert trainer.forgotten_classes == []
+    forget_labels = torch.as_tensor(trainer._forget_train[:]["label"])
+    assert not (trainer.plan.pseudo_labels == forget_labels).any()
+
+
+def test_controls_do_not_protect(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:
+    train = separable_data(20)
+    model = _learned(train)
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    data = split_dataset(train, forget_classes=[2])
+    ranks, leaks = {}, {}
+    for null_space in ("retained", "random", "none"):
+        model.load_state_dict(start)
+        trainer = make_trainer(model, data, tmp_path, null_space=null_space, energy=0.95, callbacks=[KeepGoing()], check_steps=100)
+        trainer.train()
+        ranks[null_space] = [row.rank for row in trainer.plan.subspace.report()]
+        leaks[null_space] = trainer.held_out_leak().total
+    assert ranks["retained"] == ranks["random"]
+    assert leaks["retained"] < 0.5 * min(leaks["random"], leaks["none"])
+
+
+def test_model_from_a_folder_loads_in_float32(low_rank_data: Data, tmp_path: Path) -> None:
+    make_vit().to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    trainer = make_trainer(str(tmp_path / "model"), low_rank_data, tmp_path / "out")
+    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+    with pytest.raises(UNSCError, match="cannot load"):
+        make_trainer(str(tmp_path / "nowhere"), low_rank_data, tmp_path / "out")
+
+
+# ---- bad input ------------------------------------------------------------------------------------------------------
+
+
+def test_bf16_weights_are_refused(low_rank_data: Data, tmp_path: Path) -> None:
+    with pytest.raises(UNSCError, match="bfloat16.*dtype=torch.float32"):
+        make_trainer(make_vit().to(torch.bfloat16), low_rank_data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_capacity_says_how_far_the_rule_is(tmp_path: Path) -> None:
+    data = tensor_dataset(torch.randn(300, 3, 8, 8), [i % 3 for i in range(300)])
+    trainer = make_trainer(make_vit(hidden=16), split_dataset(data, forget_classes=[2]), tmp_path, energy=1.0)
+    with pytest.raises(UNSCError, match=r"no layer any capacity; .* at an energy below 0\.\d+"):
+        trainer.train()
+
+
+def test_labels_that_are_not_the_models_are_refused(low_rank_data: Data, tmp_path: Path) -> None:
+    with pytest.raises(UNSCError, match="2 labels.*label 2"):
+        make_trainer(make_vit(labels=2), low_rank_data, tmp_path / "out")
+    model = make_vit()
+    model.config.id2label = {0: "b", 1: "a", 2: "c"}
+    with pytest.raises(UNSCError, match="calls label 0 'b', the data set 'a'"):
+        make_trainer(model, low_rank_data, tmp_path / "out")
+
+
+def test_empty_and_wrong_inputs(low_rank_data: Data, tmp_path: Path) -> None:
+    forget, retain = low_rank_data
+    with pytest.raises(UNSCError, match="forget_dataset: has no rows"):
+        make_trainer(make_vit(), (forget.select([]), retain), tmp_path / "out")
+    with pytest.raises(UNSCError, match="retain_dataset: has no rows"):
+        make_trainer(make_vit(), (forget, retain.select([])), tmp_path / "out")
+    with pytest.raises(UNSCError, match="forget_dataset: got list"):
+        make_trainer(make_vit(), ([], retain), tmp_path / "out")
+    with pytest.raises(UNSCError, match="single class"):
+        make_trainer(make_vit(), (forget, forget), tmp_path / "out")
+    with pytest.raises(UNSCError, match="label_column: no column 'klass'.*pixel_values, label"):
+        make_trainer(make_vit(), low_rank_data, tmp_path / "out", label_column="klass")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("energy", 0, "energy"),
+        ("energy", 1.01, "energy"),
+        ("subspace_rule", "best", "subspace_rule"),
+        ("pseudo_labels", "guess", "pseudo_labels"),
+        ("target_forget_accuracy", 2.0, "share, not percent"),
+        ("max_leak", -1.0, "max_leak"),
+        ("check_steps", 0, "check_steps"),
+        ("hub_strategy", "every_save", "half-unlearned"),
+        ("deepspeed", "ds.json", "use DDP or FSDP2"),
+        ("null_space", "some", "null_space"),
+    ],
+)
+def test_bad_options(option: str, value: object, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UNSCError, match=message):
+        UNSCConfig(output_dir=str(tmp_path / "out"), **{option: value})
+    assert not (tmp_path / "out").exists()
+
+
+def test_fsdp1_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UNSCError, match="FSDP2"):
+        UNSCConfig(output_dir=str(tmp_path), fsdp=True, fsdp_config={"version": 1})
+
+
+def test_card_without_a_comparison(low_rank_data: Data, tmp_path: Path) -> None:
+    trainer = make_trainer(make_vit(), low_rank_data, tmp_path / "out")
+    trainer.train()
+    trainer.create_model_card(model_name="tiny")
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "Certificate" in text
+    assert str(tmp_path) not in text
+
+
+def test_weight_hash_notices_one_bit() -> None:
+    model = make_vit()
+    before = weight_hash(model)
+    with torch.no_grad():
+        model.classifier.bias[0] += 1e-6
+    assert weight_hash(model) != before
+    assert json.dumps(before)
