@@ -28,7 +28,9 @@ def _fresh_inputs(request: pytest.FixtureRequest) -> None:
     request.node.add_report_section("setup", "seed", f"repeat with TEST_SEED={seed}")
 
 
-def make_vit(labels: int = 3, hidden: int = 48, layers: int = 2, image: int = 8, patch: int = 4, **config: Any) -> ViTForImageClassification:
+def make_vit(
+    labels: int = 3, hidden: int = 48, layers: int = 2, image: int = 8, patch: int = 4, **config: Any
+) -> ViTForImageClassification:
     """A ViT of a few thousand weights, without dropout unless asked for; biases and norms are random, not trivial."""
     settings = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "num_channels": 3, **config}
     model = ViTForImageClassification(

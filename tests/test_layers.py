@@ -30,7 +30,9 @@ def _random_conv() -> tuple[nn.Conv2d, torch.Tensor]:
     mode = random.choice(["zeros", "zeros", "reflect", "replicate", "circular"])
     padding = random.choice(["same", "valid", (random.randint(0, 2), random.randint(0, 2))])
     stride = (1, 1) if padding == "same" else (random.randint(1, 3), random.randint(1, 3))
-    conv = nn.Conv2d(6, 12, kernel, stride, padding, dilation, groups, bias=False, padding_mode=mode, dtype=torch.float64)
+    conv = nn.Conv2d(
+        6, 12, kernel, stride, padding, dilation, groups, bias=False, padding_mode=mode, dtype=torch.float64
+    )
     return conv, torch.randn(random.randint(1, 3), 6, random.randint(9, 12), random.randint(9, 12), dtype=torch.float64)
 
 
@@ -42,7 +44,9 @@ def test_conv_rows_times_weight_is_the_output(trial: int) -> None:
     rows = layer.rows(x)
     product = rows @ layer.as_matrix(conv.weight).mT  # (groups, batch * positions, out / groups)
     out = conv(x)
-    expected = out.reshape(len(x), conv.groups, -1, out.shape[2] * out.shape[3]).permute(1, 0, 3, 2).reshape(product.shape)
+    expected = (
+        out.reshape(len(x), conv.groups, -1, out.shape[2] * out.shape[3]).permute(1, 0, 3, 2).reshape(product.shape)
+    )
     torch.testing.assert_close(product, expected)
     torch.testing.assert_close(layer.from_matrix(layer.as_matrix(conv.weight)), conv.weight)
 
@@ -113,7 +117,9 @@ def test_query_key_and_value_share_one_input() -> None:
     model = make_vit()
     layers = find_layers(model).layers
     trace = trace_layers(layers, lambda: model(torch.randn(2, 3, 8, 8)), 2)
-    leaders = {name.removeprefix("vit.layers.0."): leader for name, leader in trace.leaders.items() if "layers.0" in name}
+    leaders = {
+        name.removeprefix("vit.layers.0."): leader for name, leader in trace.leaders.items() if "layers.0" in name
+    }
     assert leaders["attention.k_proj"] == leaders["attention.v_proj"] == "vit.layers.0.attention.q_proj"
     assert len(set(leaders.values())) == 4
     assert trace.rows_per_sample["vit.layers.0.mlp.fc1"] == 5  # four patches and the class token

@@ -49,7 +49,9 @@ def test_groups_of_different_rank() -> None:
     assert moved[2].abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("module", [nn.Linear(6, 5), Conv1D(5, 6), nn.Conv2d(4, 6, 3, padding=1, groups=2)], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "module", [nn.Linear(6, 5), Conv1D(5, 6), nn.Conv2d(4, 6, 3, padding=1, groups=2)], ids=lambda m: type(m).__name__
+)
 def test_outputs_on_retained_rows_stay_while_weights_move(module: nn.Module) -> None:
     geometry = row_geometry(module)
     assert geometry is not None

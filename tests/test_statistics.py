@@ -36,7 +36,10 @@ def test_moments_equal_the_explicit_product_of_inputs() -> None:
     statistics = ActivationStatistics.collect(model, data, progress=False)
     layers = find_layers(model).layers
     inputs: dict[str, list[torch.Tensor]] = {}
-    with torch.no_grad(), capture_inputs(layers, lambda layer, x: inputs.setdefault(layer.name, []).append(layer.rows(x)[0])):
+    with (
+        torch.no_grad(),
+        capture_inputs(layers, lambda layer, x: inputs.setdefault(layer.name, []).append(layer.rows(x)[0])),
+    ):
         model(data[:]["pixel_values"].double())
     pooled = statistics.pooled()
     for layer in layers:
@@ -51,7 +54,8 @@ def test_batch_size_does_not_matter(budget: int | None) -> None:
     model, data = make_vit().double(), _data()
     data = data.with_format("torch", dtype=torch.float64)
     one, seven, every = (
-        ActivationStatistics.collect(model, data, batch_size=n, max_rows_per_class=budget, progress=False) for n in (1, 7, 24)
+        ActivationStatistics.collect(model, data, batch_size=n, max_rows_per_class=budget, progress=False)
+        for n in (1, 7, 24)
     )
     _assert_same(one, seven)
     _assert_same(one, every)
@@ -78,7 +82,9 @@ def test_subtracting_a_class_equals_collecting_without_it() -> None:
     without = ActivationStatistics.collect(model, retain, progress=False)
     class_one = ActivationStatistics.collect(model, forget, progress=False)
     _assert_same(everything - class_one, without)
-    _assert_same(without + class_one, ActivationStatistics(everything.moments, everything.module_keys, everything.fingerprint))
+    _assert_same(
+        without + class_one, ActivationStatistics(everything.moments, everything.module_keys, everything.fingerprint)
+    )
     pooled, expected = everything.pooled(everything.groups(exclude=["class 1"])), without.pooled()
     for key in pooled:
         assert (pooled[key].matrix - expected[key].matrix).norm() <= 1e-10 * expected[key].matrix.norm()

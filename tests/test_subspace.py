@@ -59,7 +59,11 @@ def test_ratio_frees_what_forgotten_rows_use_more() -> None:
     forget = torch.randn(4000, 6, dtype=torch.float64) * torch.tensor([1.0, 1, 1, 2.0, 0.2, 2.0])
     rotation = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64))[0]
     layer = build_subspace(
-        {"0": {"layer": _moment(retain @ rotation)}}, KEYS, rule="ratio", ratio=2.0, forget={"layer": _moment(forget @ rotation)}
+        {"0": {"layer": _moment(retain @ rotation)}},
+        KEYS,
+        rule="ratio",
+        ratio=2.0,
+        forget={"layer": _moment(forget @ rotation)},
     )["layer"]
     assert layer.ranks == (4,)
     free = layer.basis[0, :, 4:]
@@ -86,7 +90,10 @@ def test_sum_is_exact_where_each_class_is_and_concat_spans_every_class() -> None
 
 def test_released_ramp_raises_the_energy_with_the_class_id() -> None:
     x = torch.randn(500, 30, dtype=torch.float64) * torch.logspace(0, -1.5, 30, dtype=torch.float64)
-    ranks = [build_subspace({str(c): {"layer": _moment(x)}}, KEYS, rule="released_ramp")["layer"].ranks[0] for c in (0, 5, 12)]
+    ranks = [
+        build_subspace({str(c): {"layer": _moment(x)}}, KEYS, rule="released_ramp")["layer"].ranks[0]
+        for c in (0, 5, 12)
+    ]
     assert ranks[0] < ranks[1] < ranks[2] == 30
     with pytest.raises(UNSCError, match="integer class ids"):
         build_subspace({"cat": {"layer": _moment(x)}}, KEYS, rule="released_ramp")
@@ -98,7 +105,9 @@ def test_report_and_table() -> None:
     (row,) = space.report()
     assert (row.layer, row.width, row.rank, row.capacity) == ("layer", 9, 4, 5)
     free = space["layer"].basis[0, :, 4:].float()
-    assert row.forget_null_energy == pytest.approx(float((forget @ free).square().sum() / forget.square().sum()), rel=1e-4)
+    assert row.forget_null_energy == pytest.approx(
+        float((forget @ free).square().sum() / forget.square().sum()), rel=1e-4
+    )
     assert row.retain_null_energy < 1e-9
     assert "forgotten energy" in str(space)
     assert " 4 " in str(space)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,16 @@ from unsc_hf.statistics import weight_hash
 Data = tuple[Dataset, Dataset]
 
 
-def make_trainer(model: PreTrainedModel | str, data: Data, folder: Path, eval_dataset: Any = None, statistics: Any = None, callbacks: Any = None, trainer_kwargs: Any = None, **options: Any) -> UNSCTrainer:
+def make_trainer(
+    model: PreTrainedModel | str,
+    data: Data,
+    folder: Path,
+    eval_dataset: Any = None,
+    statistics: Any = None,
+    callbacks: Any = None,
+    trainer_kwargs: Any = None,
+    **options: Any,
+) -> UNSCTrainer:
     settings: dict[str, Any] = {
         "energy": 1.0,
         "max_steps": 6,
@@ -169,7 +179,13 @@ def test_accumulation_1x8_and_8x1_agree(low_rank_data: Data, tmp_path: Path) -> 
     for batch, steps in ((8, 1), (1, 8)):
         model.load_state_dict(start)
         trainer = make_trainer(
-            model, low_rank_data, tmp_path, optim="sgd", per_device_train_batch_size=batch, gradient_accumulation_steps=steps, max_steps=3
+            model,
+            low_rank_data,
+            tmp_path,
+            optim="sgd",
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=steps,
+            max_steps=3,
         )
         trainer.train()
         results.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
@@ -262,7 +278,9 @@ def test_leak_budget_keeps_the_last_state_within(separable_data: Callable[[int],
 
 def test_certificate_fails_loudly_above_the_limit(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:
     train = separable_data(30)
-    trainer = make_trainer(_learned(train), split_dataset(train, forget_classes=[2]), tmp_path, energy=0.5, learning_rate=1e-2)
+    trainer = make_trainer(
+        _learned(train), split_dataset(train, forget_classes=[2]), tmp_path, energy=0.5, learning_rate=1e-2
+    )
     with pytest.raises(UNSCError, match="call train first"):
         trainer.certify()
     trainer.train()
@@ -282,12 +300,22 @@ class Stop(TrainerCallback):
 
 
 @pytest.mark.parametrize("step", [2, 5])
-def test_resumed_run_ends_at_the_same_weights(step: int, separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:
+def test_resumed_run_ends_at_the_same_weights(
+    step: int, separable_data: Callable[[int], Dataset], tmp_path: Path
+) -> None:
     train = separable_data(30)
     model = _learned(train)
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     data = split_dataset(train, forget_classes=[2])
-    options: dict[str, Any] = {"energy": 0.9, "max_steps": 7, "learning_rate": 1e-4, "save_strategy": "steps", "save_steps": 1, "max_leak": 0.5, "per_device_train_batch_size": 5}
+    options: dict[str, Any] = {
+        "energy": 0.9,
+        "max_steps": 7,
+        "learning_rate": 1e-4,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "max_leak": 0.5,
+        "per_device_train_batch_size": 5,
+    }
 
     whole = make_trainer(model, data, tmp_path / "whole", **options)
     whole.train()
@@ -335,7 +363,9 @@ def test_saved_statistics_spare_the_pass_and_give_the_same_result(
 @pytest.mark.parametrize("strategy", ["top1", "soft", "second", "random", "nearest_mean"])
 def test_pseudo_label_strategies_train(strategy: str, tmp_path: Path) -> None:
     data = tensor_dataset(torch.randn(40, 3, 8, 8), [i % 4 for i in range(40)])
-    trainer = make_trainer(make_vit(labels=4), split_dataset(data, forget_classes=[3]), tmp_path, pseudo_labels=strategy, energy=0.9)
+    trainer = make_trainer(
+        make_vit(labels=4), split_dataset(data, forget_classes=[3]), tmp_path, pseudo_labels=strategy, energy=0.9
+    )
     trainer.train()
     targets = trainer.plan.pseudo_labels
     hard = targets if targets.dim() == 1 else targets.argmax(1)
@@ -359,7 +389,9 @@ def test_controls_do_not_protect(separable_data: Callable[[int], Dataset], tmp_p
     ranks, leaks = {}, {}
     for null_space in ("retained", "random", "none"):
         model.load_state_dict(start)
-        trainer = make_trainer(model, data, tmp_path, null_space=null_space, energy=0.95, callbacks=[KeepGoing()], check_steps=100)
+        trainer = make_trainer(
+            model, data, tmp_path, null_space=null_space, energy=0.95, callbacks=[KeepGoing()], check_steps=100
+        )
         trainer.train()
         ranks[null_space] = [row.rank for row in trainer.plan.subspace.report()]
         leaks[null_space] = trainer.held_out_leak().total
@@ -387,8 +419,10 @@ def test_bf16_weights_are_refused(low_rank_data: Data, tmp_path: Path) -> None:
 def test_no_capacity_says_how_far_the_rule_is(tmp_path: Path) -> None:
     data = tensor_dataset(torch.randn(300, 3, 8, 8), [i % 3 for i in range(300)])
     trainer = make_trainer(make_vit(hidden=16), split_dataset(data, forget_classes=[2]), tmp_path, energy=1.0)
-    with pytest.raises(UNSCError, match=r"no layer any capacity; .* at an energy below 0\.\d+"):
+    with pytest.raises(UNSCError, match=r"no layer any capacity; .* at an energy of 0\.\d+") as refusal:
         trainer.train()
+    advised = float(re.search(r"energy of (0\.\d+)", str(refusal.value))[1])
+    make_trainer(make_vit(hidden=16), split_dataset(data, forget_classes=[2]), tmp_path, energy=advised - 0.01).train()
 
 
 def test_labels_that_are_not_the_models_are_refused(low_rank_data: Data, tmp_path: Path) -> None:

@@ -182,6 +182,7 @@ def compare(
     evaluator = Evaluator(
         train, test, unsc.forgotten_classes, processing_class, label_column, config.per_device_eval_batch_size
     )
+    unsc.prepare_unlearning()  # first: it refuses what cannot work
     original = evaluator.outputs(model, unsc.data_collator)
     methods = {
         "original": evaluator.evaluate(model, original, 0.0, None),

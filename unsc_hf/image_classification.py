@@ -85,7 +85,7 @@ def load_image_dataset(
     wanted_test = test_split or next((split for split in TEST_SPLITS if split in loaded), None)
     for argument, split in (("train_split", train_split), ("test_split", wanted_test)):
         if split is None or split not in loaded:
-            raise UNSCError(f"{argument}: no split {split!r} in {name!r}; splits found: {', '.join(loaded)}.")
+            raise UNSCError(f"{argument}: no split {split!r} in {name!r}; splits found: {', '.join(sorted(loaded))}.")
     result = DatasetDict(train=loaded[train_split], test=loaded[wanted_test])
     for split, part in result.items():
         find_label_column(part, label_column)

@@ -11,7 +11,7 @@ from sklearn.model_selection import train_test_split
 from .image_classification import TrainingPlan
 
 FORGET_CLASSES = ["8"]
-PLAN = TrainingPlan(size="nano", patch_size=2, epochs=50, learning_rate=2e-3, batch_size=64, crop_padding=1)
+PLAN = TrainingPlan(size="nano", patch_size=2, epochs=100, learning_rate=1e-3, batch_size=32, crop_padding=1)
 
 
 def digits_dataset() -> DatasetDict:

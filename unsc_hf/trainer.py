@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -40,7 +41,7 @@ from .outputs import Outputs, collect_outputs
 from .projection import Leak, NullSpaceProjection
 from .pseudo_labels import pseudo_labels
 from .statistics import ActivationStatistics, SecondMoment, data_fingerprint, weight_hash
-from .subspace import Subspace, build_subspace, randomised
+from .subspace import LayerSubspace, Subspace, build_subspace, randomised
 
 logger = logging.getLogger(__name__)
 
@@ -610,14 +611,21 @@ def _check_weights(model: nn.Module) -> None:
 
 def _capacity_reason(subspace: Subspace, name: str) -> str:
     layer = subspace[name]
-    return f"no capacity left, the rule keeps all {layer.width} directions (energy below {layer.next_energy:.6g} would free one)"
+    return (
+        f"no capacity left, the rule keeps all {layer.width} directions (an energy of {_free_at(layer)} would free one)"
+    )
+
+
+def _free_at(layer: LayerSubspace) -> str:
+    """The largest energy, in millionths, that leaves one direction of a full layer free."""
+    return f"{math.floor(1e6 * layer.next_energy - 1e-9) / 1e6:g}"
 
 
 def _no_capacity_message(subspace: Subspace, args: UNSCConfig) -> str:
     nearest = max(subspace.module_keys, key=lambda name: subspace[name].next_energy)
     return (
         f"energy: rule {args.subspace_rule!r} with energy {args.energy} leaves no layer any capacity; "
-        f"{nearest!r} would be the first to have some, at an energy below {subspace[nearest].next_energy:.6g}."
+        f"{nearest!r} would be the first to have some, at an energy of {_free_at(subspace[nearest])}."
     )
 
 

@@ -1,0 +1,117 @@
+"""Cards parse, carry what a reader needs, and nothing that must stay at home; odd names cannot break them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from huggingface_hub import ModelCard
+from test_evaluation import _result
+
+from unsc_hf.model_card import CardContent, build_card, escape, scrubbed_command, write_card
+
+CERTIFICATE = {
+    "leak": 0.012,
+    "leak_per_layer": {"a.b": 0.01, "c.d": 0.02},
+    "drift": {"relative": 0.1, "largest": 2.0, "agreement": 0.99},
+    "rows": 900,
+    "relative_change": 0.3,
+    "max_leak": 0.05,
+    "stop_reason": "target",
+    "held_out": True,
+}
+
+
+def _content(**changes: object) -> CardContent:
+    base = {
+        "model_name": "user/vit-without-shirt",
+        "base_model": "user/vit",
+        "model_class": "ViTForImageClassification",
+        "forgotten": ["Shirt"],
+        "forgotten_rows": 6000,
+        "dataset": "user/fashion",
+        "methods": {"original": _result(AccDut=0.6, AccDrt=0.9), "unsc": _result(AccDut=0.0, AccDrt=0.91)},
+        "references": 0,
+        "certificate": CERTIFICATE,
+        "verdict": "suppressed",
+        "reason": "saying more needs at least three retrained models, 0 given",
+        "hyperparameters": {"energy": 0.99, "learning_rate": 3e-4},
+        "pictures": [("unlearning.png", "Accuracy and leak while unlearning")],
+        "license": "mit",
+        "command": "python recipes/unlearn_vit.py --energy 0.99",
+    }
+    return CardContent(**{**base, **changes})  # type: ignore[arg-type]
+
+
+def test_card_parses_and_holds_what_it_must(tmp_path: Path) -> None:
+    card = ModelCard.load(write_card(_content(), tmp_path))
+    assert card.data.base_model == "user/vit"
+    assert card.data.license == "mit"
+    assert {"unsc", "machine-unlearning"} <= set(card.data.tags)
+    metrics = {result.metric_name.split(":")[0]: result.metric_value for result in card.data.eval_results}
+    assert metrics == {"AccDut": 0.0, "AccDrt": 0.91}
+    assert all(result.dataset_name == "user/fashion" for result in card.data.eval_results)
+    for text in (
+        "Shirt",
+        "6,000",
+        "suppressed",
+        "0.012",
+        "`c.d`",
+        "from_pretrained('user/vit-without-shirt')",
+        "unlearning.png",
+        "--energy 0.99",
+        "2404.13588",
+        "torch",
+    ):
+        assert text in card.content
+    assert [p.name for p in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_many_classes_become_a_count_and_a_hash() -> None:
+    text = str(build_card(_content(forgotten=[f"person {i}" for i in range(40)])))
+    assert "40 classes" in text
+    assert "person 7" not in text
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(min_size=1, max_size=30))
+def test_no_name_breaks_the_card(name: str) -> None:
+    for hostile in (
+        name,
+        "{{ 7 * 7 }}",
+        "a|b\n---\n# x",
+        "<script>x</script>",
+        "](javascript:x)",
+        "'\": - é😀",
+        "%}{% for",
+    ):
+        card = ModelCard(
+            str(build_card(_content(forgotten=[hostile], base_model=f"user/{hostile}", reason=hostile or "x")))
+        )
+        assert card.data.model_name == "vit-without-shirt"
+        assert yaml.safe_load(card.data.to_yaml())
+        assert "<script>" not in card.text
+        assert card.text.count("\n## ") == str(build_card(_content())).count("\n## ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["python", "x.py", "--hub_token", "hf_secret", "--a", "1"], "python x.py --hub_token '***' --a 1"),
+        (["x.py", "--hub_token=hf_secret"], "x.py '--hub_token=***'"),
+        (
+            ["x.py", "--dataset_name", "/home/me/data/cats", "--model=../up/model"],
+            "x.py --dataset_name cats --model=model",
+        ),
+        (["x.py", "--model_name_or_path", "user/model"], "x.py --model_name_or_path user/model"),
+    ],
+)
+def test_commands_lose_secrets_and_folders(arguments: list[str], shown: str) -> None:
+    assert scrubbed_command(arguments) == shown
+
+
+def test_escaped_text_is_inert() -> None:
+    assert escape("a|b *c* <i>") == r"a\|b \*c\* &lt;i&gt;"
