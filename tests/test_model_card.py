@@ -33,6 +33,7 @@ def _content(**changes: object) -> CardContent:
         "forgotten": ["Shirt"],
         "forgotten_rows": 6000,
         "dataset": "user/fashion",
+        "dataset_on_hub": True,
         "methods": {"original": _result(AccDut=0.6, AccDrt=0.9), "unsc": _result(AccDut=0.0, AccDrt=0.91)},
         "references": 0,
         "certificate": CERTIFICATE,
@@ -50,6 +51,7 @@ def test_card_parses_and_holds_what_it_must(tmp_path: Path) -> None:
     card = ModelCard.load(write_card(_content(), tmp_path))
     assert card.data.base_model == "user/vit"
     assert card.data.license == "mit"
+    assert card.data.datasets == ["user/fashion"]
     assert {"unsc", "machine-unlearning"} <= set(card.data.tags)
     metrics = {result.metric_name.split(":")[0]: result.metric_value for result in card.data.eval_results}
     assert metrics == {"AccDut": 0.0, "AccDrt": 0.91}

@@ -243,6 +243,7 @@ def _write(
         forgotten=forgotten,
         forgotten_rows=forgotten_rows,
         dataset=dataset,
+        dataset_on_hub=not quickstart and not Path(str(arguments.dataset_name)).exists(),
         methods=result.methods,
         references=len(result.references),
         certificate=result.certificate,

@@ -34,7 +34,8 @@ class CardContent:
         model_class: class that loads the model, for "How to use".
         forgotten: names of the forgotten classes.
         forgotten_rows: number of forgotten rows.
-        dataset: Hub id or folder name of the data set.
+        dataset: Hub id or name of the data set.
+        dataset_on_hub: whether `dataset` is a Hub id, to be linked.
         methods: comparison, empty when none was made.
         references: number of retrained models behind the row "retrained".
         certificate: `Certificate.to_dict()`, or None.
@@ -51,6 +52,7 @@ class CardContent:
     forgotten: Sequence[str]
     forgotten_rows: int
     dataset: str
+    dataset_on_hub: bool = False
     methods: dict[str, MethodResult] = field(default_factory=dict)
     references: int = 0
     certificate: dict[str, Any] | None = None
@@ -193,7 +195,7 @@ def build_card(content: CardContent) -> ModelCard:
         library_name="transformers",
         pipeline_tag="image-classification",
         tags=TAGS,
-        datasets=[content.dataset] if content.dataset else None,
+        datasets=[content.dataset] if content.dataset_on_hub else None,
         model_name=content.model_name.split("/")[-1],
         eval_results=results or None,
     )

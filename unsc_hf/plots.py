@@ -79,15 +79,14 @@ def plot_unlearning(history: Sequence[Mapping[str, Any]], max_leak: float | None
         steps, [100 * entry["forget_accuracy"] for entry in checks], "o-", color=_ORANGE, label="held-out forget rows"
     )
     above.set_ylim(-3, 103)
-    above.set_ylabel("accuracy (%)")
-    above.legend(frameon=False, loc="center right")
-    below.plot(steps, [100 * entry["leak"] for entry in checks], "o-", color=_GREEN, label="held-out leak")
+    above.set_ylabel("held-out accuracy (%)")
+    below.plot(steps, [100 * entry["leak"] for entry in checks], "o-", color=_GREEN, label="leak")
     if max_leak is not None:
-        below.axhline(100 * max_leak, color=_GREY, linestyle="--", label="budget")
+        below.axhline(100 * max_leak, color=_GREY, linestyle="--", label="leak budget")
     below.set_ylim(bottom=0)
-    below.set_ylabel("leak (%)")
+    below.set_ylabel("held-out leak (%)")
     below.set_xlabel("optimiser steps")
-    below.legend(frameon=False, loc="center right")
+    figure.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 0.88), frameon=False, fontsize=9)
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
     return _save(figure, path)
