@@ -68,20 +68,34 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
             for column in COLUMNS:
                 values = [row[column] for row in rows if row[column] is not None]
                 if values:
-                    table[name][column] = [float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0]
+                    table[name][column] = [
+                        float(np.mean(values)),
+                        float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+                    ]
     return table
 
 
 def markdown(request: str, runs: list[dict[str, Any]]) -> str:
     """The summary of one request, in percent but for the attack's AUC and seconds."""
-    lines = [f"### {request.replace('+', ', ')} ({len(runs)} runs)", "", f"| model | {' | '.join(COLUMNS)} |", "|---|" + "---|" * len(COLUMNS)]
+    lines = [
+        f"### {request.replace('+', ', ')} ({len(runs)} runs)",
+        "",
+        f"| model | {' | '.join(COLUMNS)} |",
+        "|---|" + "---|" * len(COLUMNS),
+    ]
     for name, row in summary(runs).items():
         cells = []
         for column in COLUMNS:
             if column not in row:
                 cells.append("-")
                 continue
-            scale, digits = (1, 3) if column == "mia_auc" else (1, 0) if column == "seconds" else (100, 2 if column == "leak" else 1)
+            scale, digits = (
+                (1, 3)
+                if column == "mia_auc"
+                else (1, 0)
+                if column == "seconds"
+                else (100, 2 if column == "leak" else 1)
+            )
             mean, spread = (scale * value for value in row[column])
             cells.append(f"{mean:.{digits}f} ± {spread:.{digits}f}" if spread else f"{mean:.{digits}f}")
         lines.append(f"| {LABELS[name]} | {' | '.join(cells)} |")

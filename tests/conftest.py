@@ -14,7 +14,7 @@ import datasets
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
 datasets.disable_progress_bars()
 torch.set_num_threads(2)
@@ -51,6 +51,19 @@ def make_vit(
     return model.eval()
 
 
+def learned(data: Dataset) -> PreTrainedModel:
+    """A tiny ViT that knows the classes."""
+    model = make_vit()
+    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    model.train()
+    for _ in range(60):
+        out = model(pixel_values=data[:]["pixel_values"], labels=data[:]["label"])
+        optimiser.zero_grad()
+        out.loss.backward()
+        optimiser.step()
+    return model.eval()
+
+
 def tensor_dataset(pixels: torch.Tensor, labels: list[int], names: list[str] | None = None) -> Dataset:
     """Rows ready for the model: `pixel_values` and `label`."""
     count = max(labels) + 1
@@ -62,7 +75,7 @@ def tensor_dataset(pixels: torch.Tensor, labels: list[int], names: list[str] | N
     return Dataset.from_dict({"pixel_values": pixels.tolist(), "label": labels}, features=features).with_format("torch")
 
 
-@pytest.fixture()
+@pytest.fixture
 def low_rank_data() -> tuple[Dataset, Dataset]:
     """Forget rows of class 2, and retained rows of classes 0 and 1 that repeat four images: few distinct activations."""
     images = torch.randn(4, 3, 8, 8)
@@ -71,7 +84,7 @@ def low_rank_data() -> tuple[Dataset, Dataset]:
     return forget, retain
 
 
-@pytest.fixture()
+@pytest.fixture
 def separable_data() -> Callable[[int], Dataset]:
     """Classes that differ in their mean image, so that a tiny model can learn them."""
     means = 2 * torch.randn(3, 3, 8, 8)

@@ -129,7 +129,8 @@ def test_query_key_and_value_share_one_input() -> None:
 def test_lora_model_protects_only_the_first_factor() -> None:
     model = get_peft_model(make_vit(), LoraConfig(r=2, target_modules=["q_proj", "fc1"]))
     selection = find_layers(model)
-    assert all(".lora_A." in layer.name for layer in selection.layers)
+    assert all(".lora_A." in layer.weight_name for layer in selection.layers)
+    assert {layer.name for layer in selection.layers} <= {layer.name for layer in find_layers(make_vit()).layers}
     assert len(selection.layers) == 4
     assert not any(".lora_B." in name for name in selection.frozen)
     seen: dict[str, tuple[int, ...]] = {}

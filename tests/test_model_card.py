@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from huggingface_hub import ModelCard
 from test_evaluation import _result
 
 from unsc_hf.model_card import CardContent, build_card, escape, scrubbed_command, write_card

@@ -32,7 +32,7 @@ NAMES = ["cat", "dog", "frog", "owl"]
 FAST = [
     "--use_cpu",
     "--disable_tqdm",
-            "true",
+    "true",
     "--train_epochs",
     "12",
     "--model_size",
@@ -175,6 +175,25 @@ def test_accelerate_launch_and_yaml(finished: Path, world: Path) -> None:
     results = json.loads((output / "results.json").read_text(encoding="utf-8"))
     assert results["request"]["forget_classes"] == ["dog", "owl"]
     assert results["hyperparameters"]["max_steps"] == 4  # the command line wins over the file
+
+
+def test_imagefolder_and_a_fine_tuned_original(world: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = world / "folders"
+    for split, rows in (("train", _images(80, 3)), ("test", _images(40, 4))):
+        for i, row in enumerate(rows):
+            path = folder / split / NAMES[row["label"]] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            row["image"].save(path)
+    original = next((world / "references").glob("original-*"))
+    output = world / "fine-tuned"
+    _run(
+        monkeypatch, "--dataset_name", folder, "--model_name_or_path", original, "--train_original", "--forget_classes", "owl",
+        "--references_dir", world / "tuned", "--output_dir", output, "--no_controls", *FAST[:3], "--train_epochs", "1", "--max_steps", "3",
+    )  # fmt: skip
+    results = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    assert results["request"]["rows"] == 20
+    assert results["methods"]["original"]["AccDrt"] > 0.8  # it began from the given model, not from nothing
+    assert results["request"]["model"].startswith("original-")
 
 
 def test_push_to_hub_uploads_only_what_is_public(finished: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

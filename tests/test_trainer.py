@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_vit, tensor_dataset
+from conftest import learned, make_vit, tensor_dataset
 from datasets import Dataset
 from transformers import (
     AutoModelForImageClassification,
@@ -206,22 +206,9 @@ def test_dropout_is_off_while_unlearning_with_and_without_checkpointing(low_rank
     torch.testing.assert_close(results[0], results[2], rtol=1e-5, atol=1e-7)
 
 
-def _learned(data: Dataset) -> PreTrainedModel:
-    """A tiny ViT that knows the classes."""
-    model = make_vit()
-    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
-    model.train()
-    for _ in range(60):
-        out = model(pixel_values=data[:]["pixel_values"], labels=data[:]["label"])
-        optimiser.zero_grad()
-        out.loss.backward()
-        optimiser.step()
-    return model.eval()
-
-
 def test_forgets_keeps_and_reports(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:
     train, test = separable_data(40), separable_data(15)
-    model = _learned(train)
+    model = learned(train)
     test_split = split_dataset(test, forget_classes=["frog"])
     trainer = make_trainer(
         model,
@@ -257,7 +244,7 @@ def test_forgets_keeps_and_reports(separable_data: Callable[[int], Dataset], tmp
 
 def test_leak_budget_keeps_the_last_state_within(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:
     train = separable_data(30)
-    model = _learned(train)
+    model = learned(train)
     trainer = make_trainer(
         model,
         split_dataset(train, forget_classes=[2]),
@@ -279,7 +266,7 @@ def test_leak_budget_keeps_the_last_state_within(separable_data: Callable[[int],
 def test_certificate_fails_loudly_above_the_limit(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:
     train = separable_data(30)
     trainer = make_trainer(
-        _learned(train), split_dataset(train, forget_classes=[2]), tmp_path, energy=0.5, learning_rate=1e-2
+        learned(train), split_dataset(train, forget_classes=[2]), tmp_path, energy=0.5, learning_rate=1e-2
     )
     with pytest.raises(UNSCError, match="call train first"):
         trainer.certify()
@@ -304,7 +291,7 @@ def test_resumed_run_ends_at_the_same_weights(
     step: int, separable_data: Callable[[int], Dataset], tmp_path: Path
 ) -> None:
     train = separable_data(30)
-    model = _learned(train)
+    model = learned(train)
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     data = split_dataset(train, forget_classes=[2])
     options: dict[str, Any] = {
@@ -340,7 +327,7 @@ def test_saved_statistics_spare_the_pass_and_give_the_same_result(
     separable_data: Callable[[int], Dataset], tmp_path: Path
 ) -> None:
     train = separable_data(30)
-    model = _learned(train)
+    model = learned(train)
     ActivationStatistics.collect(model, train, progress=False).save_pretrained(tmp_path / "stats")
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     data = split_dataset(train, forget_classes=["frog"])
@@ -383,7 +370,7 @@ def test_rows_that_share_their_class_with_retained_rows(tmp_path: Path) -> None:
 
 def test_controls_do_not_protect(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:
     train = separable_data(20)
-    model = _learned(train)
+    model = learned(train)
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     data = split_dataset(train, forget_classes=[2])
     ranks, leaks = {}, {}

@@ -24,7 +24,7 @@ def parse_arguments(
         SystemExit: argparse's own, for unknown options and `--help`.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = HfArgumentParser(list(types), description=description)  # type: ignore[arg-type]
+    parser = HfArgumentParser(list(types), description=description)
     parser.add_argument("--config", help="YAML file with any of these options; the command line wins over it.")
     file = _config_file(arguments)
     if file is not None:

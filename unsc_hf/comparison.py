@@ -100,10 +100,10 @@ class Evaluator:
             auc, tpr = membership.auc, membership.tpr_at_1pct_fpr
             features, test_features = train.need_features(), test.need_features()
             probe = linear_probe(features, train.labels, test_features, test.labels, forgotten)
-            head = find_head(model, model.config.num_labels).module
+            _, head = find_head(model, model.config.num_labels)
             attack = prototype_attack(
-                head.weight.detach(),  # type: ignore[arg-type, operator, union-attr]
-                head.bias.detach() if head.bias is not None else None,  # type: ignore[arg-type, operator, union-attr]
+                head.weight.detach(),
+                None if head.bias is None else head.bias.detach(),
                 features[of_train],
                 train.labels[of_train],
                 test_features[of_test],

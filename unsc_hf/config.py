@@ -43,6 +43,7 @@ class UNSCConfig(TrainingArguments):
         validation_fraction (`float`, defaults to `0.1`): share of forget and retain rows held out for these checks.
         max_validation_rows (`int`, defaults to `1000`): at most this many rows are held out of each.
         label_column (`str`, *optional*): column with class ids; found by itself when None.
+        lora_freeze_a (`bool`, defaults to `False`): with adapters, keep A where it starts.
     """
 
     subspace_rule: str = field(
@@ -83,6 +84,11 @@ class UNSCConfig(TrainingArguments):
     validation_fraction: float = field(default=0.1, metadata={"help": "Share of rows held out for the checks."})
     max_validation_rows: int = field(default=1_000, metadata={"help": "At most this many rows are held out."})
     label_column: str | None = field(default=None, metadata={"help": "Column with class ids."})
+
+    lora_freeze_a: bool = field(
+        default=False,
+        metadata={"help": "With adapters: keep A where it starts, instead of projecting it after each step."},
+    )
 
     # TrainingArguments with other defaults.
     learning_rate: float = field(default=3e-4, metadata={"help": "Learning rate."})

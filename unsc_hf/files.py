@@ -23,4 +23,8 @@ def write_beside(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text, whole or not at all."""
-    write_beside(path, lambda scratch: scratch.write_text(text, encoding="utf-8") and None)
+
+    def write(scratch: Path) -> None:
+        scratch.write_text(text, encoding="utf-8")
+
+    write_beside(path, write)

@@ -42,14 +42,17 @@ class ProtectedLayer:
     """One protectable module.
 
     Attributes:
-        name: the module's name in `model.named_modules()`.
+        name: the layer's name in the base model; a LoRA factor bears the name of the layer it belongs to, so that
+            statistics of a model serve its adapters too.
         module: the module itself.
         geometry: how its input becomes rows.
+        path: the module's own name in `model.named_modules()`, where that is another.
     """
 
     name: str
     module: nn.Module
     geometry: RowGeometry
+    path: str = ""
 
     @property
     def weight(self) -> nn.Parameter:
@@ -58,7 +61,7 @@ class ProtectedLayer:
 
     @property
     def weight_name(self) -> str:
-        return f"{self.name}.weight"
+        return f"{self.path or self.name}.weight"
 
     def as_matrix(self, weight: Tensor) -> Tensor:
         """`weight` (or its gradient, or a shard of its rows) as (groups, out / groups, width): `matrix @ row` is the output."""
@@ -177,19 +180,19 @@ def find_layers(model: nn.Module, target_modules: str | Sequence[str] | None = N
         if shared:
             reasons[f"{name}.weight"] = f"tied to {shared[0]}"
             continue
-        candidates[name] = ProtectedLayer(name, module, geometry)
+        candidates[name] = ProtectedLayer(plain_name(name), module, geometry, name)
     if not candidates:
         raise UNSCError(
             f"model: {type(model).__name__} has no protectable layer (nn.Linear, Conv1D or nn.Conv2d with an untied weight)."
         )
 
-    layers = tuple(layer for name, layer in candidates.items() if _matches(_plain_name(name), target_modules))
+    layers = tuple(layer for layer in candidates.values() if _matches(layer.name, target_modules))
     if not layers:
         wanted = target_modules if isinstance(target_modules, str) else next(iter(target_modules or ("",)))
-        endings = sorted({_plain_name(name).rsplit(".", 1)[-1] for name in candidates})
+        endings = sorted({layer.name.rsplit(".", 1)[-1] for layer in candidates.values()})
         raise UNSCError(
             f"target_modules: {target_modules!r} matches no protectable layer; "
-            f"did you mean {closest(wanted, endings)}? Layers are named like {next(iter(candidates))!r}."
+            f"did you mean {closest(wanted, endings)}? Layers are named like {next(iter(candidates.values())).name!r}."
         )
 
     protected = {layer.weight_name for layer in layers}
@@ -208,9 +211,9 @@ def find_layers(model: nn.Module, target_modules: str | Sequence[str] | None = N
     return LayerSelection(layers, reasons)
 
 
-def _plain_name(name: str) -> str:
-    """Name of the layer a LoRA factor belongs to; other names unchanged."""
-    return name.split(".lora_A.")[0]
+def plain_name(name: str) -> str:
+    """Name in the base model of the layer a LoRA factor belongs to; other names unchanged."""
+    return name.removeprefix("base_model.model.").split(".lora_A.")[0]
 
 
 RowCallback = Callable[[ProtectedLayer, Tensor], None]

@@ -38,17 +38,20 @@ class Outputs:
         return self.features
 
 
-def find_head(model: nn.Module, num_labels: int) -> ProtectedLayer:
-    """The linear layer that produces the logits: the last one with `num_labels` outputs.
+def find_head(model: nn.Module, num_labels: int) -> tuple[str, nn.Linear]:
+    """Name and module of the linear layer that produces the logits: the last one with `num_labels` outputs.
 
     Raises:
         UNSCError: when the model has none.
     """
-    heads = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features == num_labels]
+    heads = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == num_labels and ".lora_" not in name
+    ]
     if not heads:
         raise UNSCError(f"model: {type(model).__name__} has no linear head with {num_labels} outputs.")
-    name, module = heads[-1]
-    return ProtectedLayer(name, module, RowGeometry("linear", 1, module.in_features))
+    return heads[-1]
 
 
 def collect_outputs(
@@ -82,12 +85,15 @@ def collect_outputs(
     logits: list[Tensor] = []
     inputs: list[Tensor] = []
     labels: list[Tensor] = []
-    head = find_head(model, int(model.config.num_labels)) if features else None  # type: ignore[union-attr, arg-type]
+    heads: list[ProtectedLayer] = []
+    if features:
+        name, module = find_head(model, int(model.config.num_labels))  # type: ignore[union-attr, arg-type]
+        heads = [ProtectedLayer(name, module, RowGeometry("linear", 1, module.in_features))]
 
     def keep(layer: ProtectedLayer, x: Tensor) -> None:
         inputs.append(layer.rows(x.detach())[0].float().cpu())
 
-    with evaluation_mode(model), capture_inputs([head] if head else [], keep, strict=False):
+    with evaluation_mode(model), capture_inputs(heads, keep, strict=False):
         for batch in tqdm(loader, desc=description, disable=not progress, leave=False):
             if "labels" not in batch:
                 raise UNSCError("label_column: the rows carry no labels; name the column that holds them.")
@@ -96,4 +102,4 @@ def collect_outputs(
             if out.logits.dim() != 2:
                 raise UNSCError(f"model: logits have shape {tuple(out.logits.shape)}, expected (batch, labels).")
             logits.append(out.logits.float().cpu())
-    return Outputs(torch.cat(logits), torch.cat(inputs) if head else None, torch.cat(labels))
+    return Outputs(torch.cat(logits), torch.cat(inputs) if heads else None, torch.cat(labels))

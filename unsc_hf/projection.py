@@ -71,6 +71,7 @@ class NullSpaceProjection:
         shared: dict[tuple[str, torch.dtype, torch.device], Projector] = {}
         self._projectors: dict[str, Projector] = {}
         self._start: dict[str, Tensor] = {}
+        self._start_energy: dict[str, tuple[SecondMoment, float]] = {}
         for layer in self.layers:
             weight = local(layer.weight.detach())
             key = (subspace.module_keys[layer.name], weight.dtype, weight.device)
@@ -106,9 +107,13 @@ class NullSpaceProjection:
             change = weight.to(projector.factor.dtype) - start
             weight.copy_(layer.from_matrix(projector(layer.as_matrix(change))).add_(start))
 
-    def displacement(self, layer: ProtectedLayer) -> Tensor:
-        """W - W_0 in the parameter's own shape."""
-        return local(layer.weight.detach()) - self._start[layer.name]
+    def change(self, layer: ProtectedLayer) -> Tensor:
+        """dW as (groups, out, width)."""
+        return layer.as_matrix(local(layer.weight.detach()) - self._start[layer.name])
+
+    def original(self, layer: ProtectedLayer) -> Tensor:
+        """W_0 as (groups, out, width)."""
+        return layer.as_matrix(self._start[layer.name])
 
     @torch.no_grad()
     def restore(self, weights: Mapping[str, Tensor] | None = None) -> None:
@@ -125,20 +130,30 @@ class NullSpaceProjection:
     @torch.no_grad()
     def relative_change(self) -> float:
         """|W - W_0| / |W_0| over all layers (Frobenius)."""
-        moved = sum(float(self.displacement(layer).double().square().sum()) for layer in self.layers)
-        start = sum(float(self._start[layer.name].double().square().sum()) for layer in self.layers)
+        moved = sum(float(self.change(layer).double().square().sum()) for layer in self.layers)
+        start = sum(float(self.original(layer).double().square().sum()) for layer in self.layers)
         return math.sqrt(moved / start) if start > 0 else 0.0
 
+    @torch.no_grad()
     def leak(self, moments: Mapping[str, SecondMoment], module_keys: Mapping[str, str]) -> Leak:
-        """Leak of the current displacement on rows with these moments (usually held-out retained rows)."""
-        return layer_leaks(
-            {
-                layer.name: (layer.as_matrix(self.displacement(layer)), layer.as_matrix(self._start[layer.name]))
-                for layer in self.layers
-            },
-            moments,
-            module_keys,
-        )
+        """Leak of the current displacement on rows with these moments (usually held-out retained rows).
+
+        Args:
+            moments: second moment by key.
+            module_keys: key by module name.
+        """
+        changed: dict[str, float] = {}
+        original: dict[str, float] = {}
+        for layer in self.layers:
+            moment = moments[module_keys[layer.name]]
+            changed[layer.name] = output_energy(self.change(layer), moment)
+            known = self._start_energy.get(layer.name)
+            if known is None or known[0] is not moment:  # W_0 does not change: measured once for the same rows
+                energy = output_energy(self.original(layer), moment)
+                known = self._start_energy[layer.name] = (moment, energy)
+            original[layer.name] = known[1]
+        per_layer = {name: _share(changed[name], original[name]) for name in changed}
+        return Leak(_share(sum(changed.values()), sum(original.values())), per_layer)
 
 
 @dataclass(frozen=True)
@@ -165,25 +180,14 @@ class Leak:
         return {"total": self.total, "per_layer": self.per_layer}
 
 
-@torch.no_grad()
-def layer_leaks(
-    matrices: Mapping[str, tuple[Tensor, Tensor]],
-    moments: Mapping[str, SecondMoment],
-    module_keys: Mapping[str, str],
-) -> Leak:
-    """Leak of given displacements.
+def output_energy(matrix: Tensor, moment: SecondMoment) -> float:
+    """tr(M C M^T): summed squared norm of the outputs `M x` over the moment's rows; M has shape (groups, out, width)."""
+    matrix = matrix.double()
+    return float(((matrix @ moment.matrix.to(matrix.device)) * matrix).sum().clamp_min(0))
 
-    Args:
-        matrices: (dW, W_0) by module name, each (groups, out, width).
-        moments: second moment by key.
-        module_keys: key by module name.
-    """
-    changed_sum = output_sum = 0.0
-    per_layer: dict[str, float] = {}
-    for name, (delta, start) in matrices.items():
-        c = moments[module_keys[name]].matrix.to(delta.device)
-        changed = float(((delta.double() @ c) * delta).sum().clamp_min(0))
-        output = float(((start.double() @ c) * start).sum().clamp_min(0))
-        per_layer[name] = math.sqrt(changed / output) if output > 0 else (math.inf if changed > 0 else 0.0)
-        changed_sum, output_sum = changed_sum + changed, output_sum + output
-    return Leak(math.sqrt(changed_sum / output_sum) if output_sum > 0 else 0.0, per_layer)
+
+def _share(changed: float, original: float) -> float:
+    """sqrt(changed / original); infinite when outputs appear where there were none."""
+    if original > 0:
+        return math.sqrt(changed / original)
+    return math.inf if changed > 0 else 0.0

@@ -65,7 +65,7 @@ def pseudo_labels(
     if retain is None:
         raise UNSCError("pseudo_labels: 'nearest_mean' needs outputs on retained rows.")
     means = torch.full((classes, forget.need_features().shape[1]), torch.inf)
-    for label in retain.labels.unique():
+    for label in sorted(set(retain.labels.tolist())):
         means[label] = retain.need_features()[retain.labels == label].mean(0)
     return _masked(-torch.cdist(forget.need_features(), means), allowed).argmax(1)
 

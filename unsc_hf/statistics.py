@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -155,7 +156,7 @@ class ActivationStatistics:
         dataset: Any,
         *,
         label_column: str | None = None,
-        groups: Sequence[Any] | None = None,
+        groups: Sequence[Any] | np.ndarray | None = None,
         pool_as: str | None = None,
         target_modules: str | Sequence[str] | None = None,
         layers: Sequence[ProtectedLayer] | None = None,
@@ -214,7 +215,9 @@ class ActivationStatistics:
 
         prepared = prepare_dataset(dataset, processing_class, model, label_column)
         if collate_fn is None:
-            from transformers import default_data_collator as collate_fn
+            from transformers import default_data_collator
+
+            collate_fn = default_data_collator
         if layers is None:
             layers = find_layers(model, target_modules).layers
 
@@ -355,7 +358,7 @@ class ActivationStatistics:
 
     # ---- storage ----------------------------------------------------------------------------------------------------
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write `statistics.safetensors` and `statistics.json`; a folder is replaced whole or left as it was.
 
         Moments are symmetric: only their upper triangles are stored.
@@ -392,7 +395,7 @@ class ActivationStatistics:
             shutil.rmtree(scratch, ignore_errors=True)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, model: nn.Module | None = None) -> ActivationStatistics:
+    def from_pretrained(cls, folder: str | os.PathLike[str], model: nn.Module | None = None) -> ActivationStatistics:
         """Read what `save_pretrained` wrote; with `model`, refuse statistics of another model.
 
         Raises:

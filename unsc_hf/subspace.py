@@ -203,7 +203,7 @@ def descending_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     symmetric = (matrix + matrix.mT) / 2  # sums leave an ulp of asymmetry
     try:
         values, vectors = torch.linalg.eigh(symmetric)
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         # Divide and conquer can fail where many eigenvalues are exactly zero (dead ReLU channels); this driver does not.
         pairs = [scipy.linalg.eigh(m.cpu().numpy(), driver="evr") for m in symmetric]
         values = torch.stack([torch.from_numpy(w) for w, _ in pairs]).to(matrix.device)

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 import transformers
 from datasets import Dataset
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import AutoConfig, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
+from .adapters import LoraProjection, add_adapters, free_names
 from .callbacks import Check, ProjectionCallback, StoppingCallback
 from .config import UNSCConfig
 from .data import (
@@ -104,6 +105,7 @@ class UNSCTrainer(Trainer):
     """
 
     card_content: CardContent | None = None
+    data_collator: Any
     _tag_names = ["unsc", "machine-unlearning"]
 
     # The loss is a batch mean; Trainer divides it by the accumulation steps.
@@ -127,8 +129,6 @@ class UNSCTrainer(Trainer):
     ) -> None:
         if not isinstance(args, UNSCConfig):
             raise UNSCError(f"args: got {type(args).__name__}, expected a UNSCConfig.")
-        if peft_config is not None:
-            raise UNSCError("peft_config: unlearning in adapters is not available in this version; leave it out.")
         if isinstance(model, str):
             model = load_model(model)
         _check_weights(model)
@@ -143,6 +143,9 @@ class UNSCTrainer(Trainer):
         for dataset in (forget_dataset, retain_dataset):
             check_labels_match(dataset, args.label_column, model.config.num_labels, label_names)
 
+        self._original_weights = weight_hash(model)
+        if peft_config is not None:
+            model = add_adapters(model, peft_config)
         self.plan: UnlearningPlan | None = None
         self.stop_reason: str | None = None
         self.unlearning_seconds = 0.0
@@ -219,7 +222,7 @@ class UNSCTrainer(Trainer):
         if self.plan is not None:
             return self.plan
         args, model = self.args, self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        original = weight_hash(model)
+        original = self._original_weights
         selection = self._selection(model)
         started = time.perf_counter()
         subspace, held_out = self._subspace(model, selection, original)
@@ -235,7 +238,7 @@ class UNSCTrainer(Trainer):
         for name, reason in full.items():
             logger.warning("%s is frozen: %s.", name, reason)
         selection = selection.without(full)
-        projection = NullSpaceProjection(selection.layers, subspace, identity=args.null_space == "none")
+        projection = self._projection(model, selection, subspace)
 
         forget = self._outputs(model, self._forget_train, "Pseudo-labels")
         needs_retain = args.pseudo_labels == "nearest_mean"
@@ -263,6 +266,12 @@ class UNSCTrainer(Trainer):
             },
         )
         return self.plan
+
+    def _projection(self, model: nn.Module, selection: LayerSelection, subspace: Subspace) -> NullSpaceProjection:
+        identity = self.args.null_space == "none"
+        if isinstance(model, PeftModel):
+            return LoraProjection(model, selection.layers, subspace, self._forget_moments, identity)
+        return NullSpaceProjection(selection.layers, subspace, identity)
 
     def _selection(self, model: nn.Module) -> LayerSelection:
         """Protectable layers that run on this data; layers asked for by name must run."""
@@ -325,6 +334,9 @@ class UNSCTrainer(Trainer):
             kept = self._kept_groups(retained)
         self.retained_statistics = retained
         self._statistics_seconds = time.perf_counter() - started
+        self._forget_moments = {
+            retained.module_keys[name]: forget.moments["forget"][forget.module_keys[name]] for name in names
+        }
         subspace = build_subspace(
             {group: retained.moments[group] for group in kept},
             {name: retained.module_keys[name] for name in names},
@@ -333,7 +345,7 @@ class UNSCTrainer(Trainer):
             rank=args.subspace_rank,
             ratio=args.subspace_ratio,
             merge=args.subspace_merge,
-            forget={retained.module_keys[name]: forget.moments["forget"][forget.module_keys[name]] for name in names},
+            forget=self._forget_moments,
         )
         if args.null_space == "random":
             subspace = randomised(subspace, args.seed)
@@ -367,7 +379,7 @@ class UNSCTrainer(Trainer):
 
     # ---- unlearning -------------------------------------------------------------------------------------------------
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:  # type: ignore[override]
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Unlearn. With `resume_from_checkpoint`, construct the trainer with the *original* model, as the first time.
 
         Raises:
@@ -376,6 +388,8 @@ class UNSCTrainer(Trainer):
         plan = self.prepare_unlearning()
         self._check_resume(resume_from_checkpoint)
         trained = {layer.weight_name for layer in plan.selection.layers}
+        if isinstance(plan.projection, LoraProjection):
+            trained = free_names(plan.selection) | (set() if self.args.lora_freeze_a else trained)
         wanted = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in trained)
@@ -500,7 +514,7 @@ class UNSCTrainer(Trainer):
         if self.args.should_save:
             Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
 
-    def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:  # type: ignore[override]
+    def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
         """Write the card: of the whole comparison when a recipe made one (`card_content`), else of this run alone."""
         if not self.is_world_process_zero():
             return
@@ -528,7 +542,7 @@ class UNSCTrainer(Trainer):
         Upstream looks tensors up by the names in memory, but `save_pretrained` writes the names of older releases (for
         ViT, for one), and missing weights would only be warned about: the run would go on from the original model.
         """
-        if model is not None:  # sharded: upstream's own path
+        if model is not None or isinstance(self.model, PeftModel):  # sharded or adapters: upstream's own path
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=torch.float32)

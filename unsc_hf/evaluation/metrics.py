@@ -62,11 +62,13 @@ class MembershipInference(evaluate.Metric):
     ) -> dict[str, float]:
         logits, labels = torch.as_tensor(predictions), torch.as_tensor(references)
         members, forgot = torch.as_tensor(member).bool(), torch.as_tensor(forgotten).bool()
-        parts = [
-            (logits[rows], labels[rows])
-            for rows in (members & ~forgot, ~members & ~forgot, members & forgot, ~members & forgot)
-        ]
-        result = membership_inference(*parts, seed=seed)
+
+        def rows(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return logits[chosen], labels[chosen]
+
+        result = membership_inference(
+            rows(members & ~forgot), rows(~members & ~forgot), rows(members & forgot), rows(~members & forgot), seed
+        )
         return {"auc": result.auc, "tpr_at_1pct_fpr": result.tpr_at_1pct_fpr}
 
 

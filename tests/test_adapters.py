@@ -1,0 +1,181 @@
+"""Adapters keep the promise exactly, leave the base alone, and are ordinary PEFT adapters afterwards."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import learned, make_vit
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, PromptTuningConfig
+from test_trainer import Data, Stop, logits, make_trainer
+
+from unsc_hf import ActivationStatistics, UNSCError, split_dataset
+from unsc_hf.adapters import null_space_start
+from unsc_hf.statistics import SecondMoment, weight_hash
+from unsc_hf.subspace import build_subspace
+
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "plain": ({}, {}),
+    "adamw with decay": ({}, {"weight_decay": 0.1}),
+    "momentum": ({}, {"optim": "sgd", "optim_args": "momentum=0.9", "learning_rate": 1e-2}),
+    "rslora, alpha, dropout": (
+        {"use_rslora": True, "lora_alpha": 16, "lora_dropout": 0.3},
+        {"weight_decay": 0.1, "learning_rate": 1e-4},
+    ),
+    "frozen A": ({}, {"weight_decay": 0.1, "lora_freeze_a": True}),
+    "patch convolution": ({"target_modules": ["projection", "q_proj"]}, {"weight_decay": 0.1}),
+    "activation checkpointing": ({}, {"activation_checkpointing": True}),
+}
+
+
+def _unlearn(model: Any, data: Data, folder: Path, lora: dict[str, Any] | None = None, **options: Any) -> Any:
+    config = LoraConfig(**{"r": 4, **(lora or {})})
+    trainer = make_trainer(
+        model,
+        data,
+        folder,
+        check_steps=100,
+        trainer_kwargs={"peft_config": config},
+        **{"learning_rate": 1e-3, **options},
+    )
+    trainer.train()
+    return trainer
+
+
+def _logits(model: Any, dataset: Dataset) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(pixel_values=dataset[:]["pixel_values"]).logits
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_retained_outputs_do_not_move_and_the_base_is_untouched(case: str, low_rank_data: Data, tmp_path: Path) -> None:
+    forget, retain = low_rank_data
+    lora, options = CASES[case]
+    model = make_vit()
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before, before_forget = logits(model, retain), logits(model, forget)
+    exact = logits(copy.deepcopy(model).double(), retain)
+    rounding = float((before - exact).norm() / exact.norm())
+    trainer = _unlearn(model, low_rank_data, tmp_path / "adapter", lora, **options)
+    network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    assert float((_logits(network, retain) - before).norm() / before.norm()) <= 1e-6 + rounding
+    assert float((_logits(network, forget) - before_forget).norm() / before_forget.norm()) > 0.01
+
+    trainer.save_model()
+    fresh = make_vit()
+    fresh.load_state_dict(base)
+    assert weight_hash(fresh) == trainer.plan.original_weights
+    loaded = PeftModel.from_pretrained(fresh, tmp_path / "adapter")
+    assert torch.equal(_logits(loaded, forget), _logits(network, forget))
+    merged = loaded.merge_and_unload()
+    assert float((_logits(merged, retain) - before).norm() / before.norm()) <= 1e-6 + rounding
+    adapted = {
+        name.replace(".base_layer", ""): tensor for name, tensor in network.get_base_model().state_dict().items()
+    }
+    assert all(torch.equal(adapted[name], tensor) for name, tensor in base.items())
+
+
+def test_projecting_only_gradients_would_not_be_enough(
+    low_rank_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "unsc_hf.adapters.null_space_start", lambda here, forgotten, rank: torch.randn(rank, here.width)
+    )
+    retain = low_rank_data[1]
+    model = make_vit()
+    before = logits(model, retain)
+    trainer = _unlearn(model, low_rank_data, tmp_path)
+    assert float((_logits(trainer.model, retain) - before).norm() / before.norm()) > 1e-3
+
+
+def test_start_is_principal_and_free() -> None:
+    retain, forget = torch.randn(40, 5) @ torch.randn(5, 16), torch.randn(400, 16) * torch.linspace(3, 0.1, 16)
+    moment = {"0": {"k": SecondMoment.zeros(1, 16).update(retain[None])}}
+    space = build_subspace(moment, {"k": "k"}, energy=1.0)["k"]
+    forgotten = SecondMoment.zeros(1, 16).update(forget[None])
+    start = null_space_start(space, forgotten, 3)
+    assert (start @ retain.double().T).abs().max() < 1e-4
+    torch.testing.assert_close(start @ start.T, torch.eye(3, dtype=torch.float64) * 16 / 3)
+    free = space.basis[0, :, 5:]
+    best = torch.linalg.eigvalsh(free.T @ forgotten.matrix[0] @ free)[-3:].sum()
+    caught = (start @ forgotten.matrix[0] @ start.T).trace() * 3 / 16
+    assert caught == pytest.approx(float(best))
+    wide = null_space_start(space, forgotten, 14)
+    assert (wide.norm(dim=1) > 0).tolist() == [True] * 11 + [False] * 3
+
+
+def test_rank_above_capacity_is_reduced_with_a_warning(
+    low_rank_data: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = _unlearn(make_vit(), low_rank_data, tmp_path, {"r": 40, "target_modules": ["q_proj"]})
+    assert "vit.layers.0.attention.q_proj: rank 40 is reduced to its capacity, " in caplog.text
+    for layer in trainer.plan.selection.layers:
+        capacity = int(trainer.plan.subspace[layer.name].capacity)
+        assert int((layer.weight.norm(dim=1) > 0).sum()) == capacity < 40
+
+
+def test_statistics_of_the_model_serve_its_adapters(low_rank_data: Data, tmp_path: Path) -> None:
+    retain = low_rank_data[1]
+    model = make_vit()
+    statistics = ActivationStatistics.collect(model, retain, progress=False)
+    trainer = make_trainer(
+        model, low_rank_data, tmp_path, statistics=statistics, trainer_kwargs={"peft_config": LoraConfig(r=2)}
+    )
+    trainer.train()
+    assert trainer.certify().leak < 1e-5
+
+
+def test_resumed_adapter_run_ends_at_the_same_weights(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:
+    train = separable_data(30)
+    data, model = split_dataset(train, forget_classes=[2]), learned(train)
+    options: dict[str, Any] = {
+        "energy": 0.9,
+        "max_steps": 5,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "per_device_train_batch_size": 5,
+    }
+
+    def weights(trainer: Any) -> dict[str, torch.Tensor]:
+        return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if "lora_" in name}
+
+    whole = weights(_unlearn(copy.deepcopy(model), data, tmp_path / "whole", learning_rate=1e-4, **options))
+    config = LoraConfig(r=4)
+    make_trainer(
+        copy.deepcopy(model), data, tmp_path / "parts", callbacks=[Stop(2)], check_steps=100, learning_rate=1e-4,
+        trainer_kwargs={"peft_config": config}, **options,
+    ).train()  # fmt: skip
+    rest = make_trainer(
+        copy.deepcopy(model), data, tmp_path / "parts", check_steps=100, learning_rate=1e-4,
+        trainer_kwargs={"peft_config": config}, **options,
+    )  # fmt: skip
+    rest.train(resume_from_checkpoint=True)
+    for name, tensor in weights(rest).items():
+        assert torch.equal(tensor, whole[name]), (name, (tensor - whole[name]).abs().max())
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (LoraConfig(use_dora=True, target_modules=["q_proj"]), "use_dora"),
+        (LoraConfig(lora_bias=True, target_modules=["q_proj"]), "lora_bias"),
+        (LoraConfig(bias="all", target_modules=["q_proj"]), "bias='none'"),
+        (LoraConfig(modules_to_save=["classifier"], target_modules=["q_proj"]), "modules_to_save"),
+        (LoraConfig(init_lora_weights="olora", target_modules=["q_proj"]), "init_lora_weights"),
+        (LoraConfig(target_modules=["query", "value"]), r"'q_proj'.*Its layers are classifier, fc1, fc2"),
+        (PromptTuningConfig(num_virtual_tokens=2, task_type="SEQ_CLS"), "only LoraConfig"),
+    ],
+)
+def test_adapters_that_break_the_promise_are_refused(
+    config: Any, message: str, low_rank_data: Data, tmp_path: Path
+) -> None:
+    model = make_vit()
+    with pytest.raises(UNSCError, match=message):
+        make_trainer(model, low_rank_data, tmp_path / "out", trainer_kwargs={"peft_config": config})
+    assert not (tmp_path / "out").exists()
+    assert not any("lora" in name for name, _ in model.named_modules())
