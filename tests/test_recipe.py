@@ -177,6 +177,31 @@ def test_accelerate_launch_and_yaml(finished: Path, world: Path) -> None:
     assert results["hyperparameters"]["max_steps"] == 4  # the command line wins over the file
 
 
+def test_adapters_from_the_command_line(world: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = next((world / "references").glob("original-*"))
+    output = world / "adapter"
+    _run(
+        monkeypatch, "--dataset_name", world / "data", "--model_name_or_path", original, "--forget_classes", "frog",
+        "--output_dir", output, "--use_peft", "--lora_r", 4, *FAST[:3],
+    )  # fmt: skip
+    assert {"adapter_model.safetensors", "adapter_config.json", "README.md", "results.json"} <= {
+        p.name for p in output.iterdir()
+    }
+    assert not (output / "model.safetensors").exists()
+    results = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    assert list(results["methods"]) == ["original", "masked", "random_projector", "unprojected", "unsc"]
+    assert results["methods"]["unsc"]["AccDut"] < 0.1 < 0.8 < results["methods"]["original"]["AccDut"]
+    merged = results["certificate"]["merged"]
+    drift = results["certificate"]["drift"]["relative"]
+    assert merged["float32"]["relative"] == pytest.approx(drift, rel=1e-3)
+    assert merged["bfloat16"]["relative"] > 0
+    card = ModelCard.load(output / "README.md")
+    assert card.data.library_name == "peft"
+    assert "base model still remembers" in card.text
+    for file in output.glob("*.json"):
+        assert str(world) not in file.read_text(encoding="utf-8")
+
+
 def test_imagefolder_and_a_fine_tuned_original(world: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = world / "folders"
     for split, rows in (("train", _images(80, 3)), ("test", _images(40, 4))):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from peft import PeftConfig
 from torch import Tensor
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
@@ -145,6 +146,7 @@ def compare(
     processing_class: Any,
     retrained: Sequence[str | Path] = (),
     controls: bool = True,
+    peft_config: PeftConfig | None = None,
     callbacks: Sequence[Any] = (),
 ) -> Comparison:
     """Unlearn with UNSC and put the result beside the original, trivial controls and retrained models.
@@ -157,12 +159,13 @@ def compare(
         processing_class: image processor.
         retrained: folders or Hub ids of models trained without the forgotten classes.
         controls: also run the random projector and the unprojected update.
+        peft_config: a `LoraConfig`, to unlearn in adapters only.
         callbacks: more Trainer callbacks for the UNSC run.
     """
     label_column = config.label_column
     forget, retain = split_dataset(train, forget_classes=forget_classes, label_column=label_column)
     test_forget, test_retain = split_dataset(test, forget_classes=forget_classes, label_column=label_column)
-    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    pristine = deepcopy(model) if controls else None
 
     def trainer(null_space: str, network: PreTrainedModel, statistics: Any) -> UNSCTrainer:
         options = deepcopy(config)
@@ -175,6 +178,7 @@ def compare(
             eval_dataset={"forget": test_forget, "retain": test_retain},
             processing_class=processing_class,
             statistics=statistics,
+            peft_config=peft_config,
             callbacks=list(callbacks) if null_space == "retained" else None,
         )
 
@@ -183,18 +187,17 @@ def compare(
         train, test, unsc.forgotten_classes, processing_class, label_column, config.per_device_eval_batch_size
     )
     unsc.prepare_unlearning()  # first: it refuses what cannot work
-    original = evaluator.outputs(model, unsc.data_collator)
+    original = evaluator.outputs(unsc.model, unsc.data_collator)
+    masked = [mask_logits(outputs, unsc.forgotten_classes) for outputs in original]
     methods = {
-        "original": evaluator.evaluate(model, original, 0.0, None),
-        "masked": evaluator.evaluate(model, tuple(mask_logits(o, unsc.forgotten_classes) for o in original), 0.0, 0.0),  # type: ignore[arg-type]
+        "original": evaluator.evaluate(unsc.model, original, 0.0, None),
+        "masked": evaluator.evaluate(unsc.model, (masked[0], masked[1]), 0.0, 0.0),
     }
     unsc.train()
     certificate = unsc.certify()
-    if controls:
+    if pristine is not None:
         for null_space, name in (("random", "random_projector"), ("none", "unprojected")):
-            network = deepcopy(model)
-            network.load_state_dict(start)
-            control = trainer(null_space, network, unsc.retained_statistics)
+            control = trainer(null_space, deepcopy(pristine), unsc.retained_statistics)
             control.train()
             methods[name] = _trained_result(evaluator, control)
     methods["unsc"] = _trained_result(evaluator, unsc)

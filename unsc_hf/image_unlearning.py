@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from datasets import Dataset, DatasetDict
 from huggingface_hub import ModelCard
+from peft import LoraConfig
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
@@ -63,6 +64,16 @@ class ImageArguments:
     forget_classes: list[str] | None = field(default=None, metadata={"help": "Classes to forget, by name or id."})
     controls: bool = field(default=True, metadata={"help": "Also run the random projector and the unprojected update."})
     license: str | None = field(default=None, metadata={"help": "Licence of the unlearned model, as an SPDX id."})
+    use_peft: bool = field(
+        default=False, metadata={"help": "Unlearn in LoRA adapters; the base weights are not touched."}
+    )
+    lora_r: int = field(default=8, metadata={"help": "Rank of the adapters."})
+    lora_alpha: int = field(default=8, metadata={"help": "Scale of the adapters is alpha / r."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapters (off while unlearning)."})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Modules that get an adapter; every linear layer but the head by default."}
+    )
+    use_rslora: bool = field(default=False, metadata={"help": "Scale by alpha / sqrt(r)."})
     train_original: bool = field(default=False, metadata={"help": "Train the original model when it is missing."})
     train_retrained: bool = field(default=False, metadata={"help": "Train a reference without the forgotten classes."})
     references_dir: str = field(
@@ -94,6 +105,19 @@ class ImageArguments:
             flip=self.train_flip,
             seed=seed,
         )
+
+
+def lora_config(arguments: ImageArguments) -> LoraConfig | None:
+    """The adapters that were asked for."""
+    if not arguments.use_peft:
+        return None
+    return LoraConfig(
+        r=arguments.lora_r,
+        lora_alpha=arguments.lora_alpha,
+        lora_dropout=arguments.lora_dropout,
+        target_modules=arguments.lora_target_modules,
+        use_rslora=arguments.use_rslora,
+    )
 
 
 def check_output_folder(folder: str | Path) -> None:
@@ -130,7 +154,15 @@ def run(arguments: ImageArguments, config: UNSCConfig, console: Console | None =
     existed = Path(str(config.output_dir)).exists()
     try:
         result = compare(
-            model, data["train"], data["test"], ids, config, processor, references, controls=arguments.controls
+            model,
+            data["train"],
+            data["test"],
+            ids,
+            config,
+            processor,
+            references,
+            controls=arguments.controls,
+            peft_config=lora_config(arguments),
         )
     except UNSCError:
         if not existed:
@@ -240,6 +272,7 @@ def _write(
         model_name=str(config.hub_model_id or folder.resolve().name),
         base_model=public_name(original),
         model_class=type(trainer.model).__name__,
+        adapter=arguments.use_peft,
         forgotten=forgotten,
         forgotten_rows=forgotten_rows,
         dataset=dataset,
@@ -267,6 +300,7 @@ def _write(
         "methods": {name: asdict(method) for name, method in result.methods.items()},
         "retrained_references": [asdict(reference) for reference in result.references],
         "certificate": result.certificate,
+        "adapter": {"r": arguments.lora_r, "alpha": arguments.lora_alpha} if arguments.use_peft else None,
         "seconds": {**plan.seconds, "unlearning": trainer.unlearning_seconds},
         "steps": trainer.state.global_step,
         "subspace": plan.subspace.to_dict(),

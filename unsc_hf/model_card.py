@@ -21,6 +21,10 @@ from .files import write_text
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
 TAGS = ["unsc", "machine-unlearning", "unlearning"]
 _PACKAGES = ("unsc_hf", "torch", "transformers", "datasets", "accelerate", "peft", "huggingface_hub")
+_ADAPTER_NOTE = (
+    "This is an adapter. The base model still remembers: whoever loads it without the adapter has everything back. Where "
+    "that matters, merge the adapter in float32 and publish the merged model instead."
+)
 _SECRET_OPTIONS = ("--hub_token", "--token", "--push_to_hub_token")
 
 
@@ -32,6 +36,7 @@ class CardContent:
         model_name: name of the unlearned model.
         base_model: Hub id or folder name of the original.
         model_class: class that loads the model, for "How to use".
+        adapter: whether only a LoRA adapter is published.
         forgotten: names of the forgotten classes.
         forgotten_rows: number of forgotten rows.
         dataset: Hub id or name of the data set.
@@ -62,6 +67,7 @@ class CardContent:
     pictures: Sequence[tuple[str, str]] = ()
     license: str | None = None
     command: str = ""
+    adapter: bool = False
 
 
 def versions() -> dict[str, str]:
@@ -129,6 +135,14 @@ def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
 
 def _usage(content: CardContent) -> str:
     repo = content.model_name
+    if content.adapter:
+        return (
+            "from peft import PeftModel\n"
+            "from transformers import AutoImageProcessor, AutoModelForImageClassification\n\n"
+            f"base = AutoModelForImageClassification.from_pretrained({content.base_model!r})\n"
+            f"model = PeftModel.from_pretrained(base, {repo!r})\n"
+            f"processor = AutoImageProcessor.from_pretrained({repo!r})"
+        )
     return (
         f"from transformers import AutoImageProcessor, {content.model_class}\n\n"
         f"model = {content.model_class}.from_pretrained({repo!r})\n"
@@ -151,6 +165,10 @@ def _certificate_fields(certificate: dict[str, Any]) -> dict[str, Any]:
         "drift_largest": f"{drift['largest']:.3g}",
         "agreement": f"{drift['agreement']:.2%}",
         "relative_change": f"{certificate['relative_change']:.3g}",
+        "merged": [
+            (name, f"{drift['relative']:.3g}", f"{drift['agreement']:.2%}")
+            for name, drift in (certificate.get("merged") or {}).items()
+        ],
         "stop_reason": {
             "target": "reaching its target",
             "leak_budget": "the leak budget",
@@ -190,9 +208,9 @@ def build_card(content: CardContent) -> ModelCard:
     results = _eval_results(content)
     data = ModelCardData(
         base_model=content.base_model or None,
-        base_model_relation="finetune" if content.base_model else None,
+        base_model_relation=("adapter" if content.adapter else "finetune") if content.base_model else None,
         license=content.license or "unknown",
-        library_name="transformers",
+        library_name="peft" if content.adapter else "transformers",
         pipeline_tag="image-classification",
         tags=TAGS,
         datasets=[content.dataset] if content.dataset_on_hub else None,
@@ -217,6 +235,7 @@ def build_card(content: CardContent) -> ModelCard:
         ),
         verdict=content.verdict,
         verdict_reason=escape(content.reason[:1].upper() + content.reason[1:]) + ".",
+        adapter_note=_ADAPTER_NOTE if content.adapter else "",
         forgotten=_forgotten_text(content),
         table=_markdown_table(format_table(methods)) if methods else "",
         references_note=references,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import math
@@ -34,7 +35,7 @@ from .data import (
 )
 from .errors import UNSCError
 from .evaluation.accuracy import macro_accuracy
-from .evaluation.certificate import Certificate, logit_drift
+from .evaluation.certificate import Certificate, LogitDrift, logit_drift
 from .layers import LayerSelection, evaluation_mode, find_layers, trace_layers
 from .model_card import CardContent, public_name, write_card
 from .objectives import pseudo_label_loss
@@ -144,8 +145,11 @@ class UNSCTrainer(Trainer):
             check_labels_match(dataset, args.label_column, model.config.num_labels, label_names)
 
         self._original_weights = weight_hash(model)
+        self.base_model_name = public_name(str(model.config._name_or_path or ""))
         if peft_config is not None:
             model = add_adapters(model, peft_config)
+            # Written into adapter_config.json: a Hub id is needed there, a path of this machine is not.
+            model.peft_config["default"].base_model_name_or_path = self.base_model_name or None
         self.plan: UnlearningPlan | None = None
         self.stop_reason: str | None = None
         self.unlearning_seconds = 0.0
@@ -497,6 +501,7 @@ class UNSCTrainer(Trainer):
             relative_change=self.plan.projection.relative_change(),
             max_leak=self.args.max_leak,
             stop_reason=self.stop_reason,
+            merged=self._merged_drift(model) if isinstance(model, PeftModel) else None,
             held_out=self._given_statistics is None or _POOL in self.retained_statistics.moments,
         )
         limit = self.args.max_leak
@@ -505,6 +510,21 @@ class UNSCTrainer(Trainer):
                 f"max_leak: the held-out leak is {leak.total:.4g}, above the limit {limit:.4g}; lower learning_rate or raise energy."
             )
         return certificate
+
+    def _merged_drift(self, model: PeftModel) -> dict[str, LogitDrift]:
+        """Logit drift on held-out rows once the adapter is merged, in float32 and cast to bfloat16; on a copy."""
+        assert self.plan is not None
+        merged = copy.deepcopy(model).merge_and_unload()
+        held_out = self.plan.held_out_logits
+
+        def drift(dtype: torch.dtype) -> LogitDrift:
+            def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+                return _cast_floats(self._collate(rows), dtype)
+
+            rows, batch_size = self._prepared(self._retain_held_out), self.args.per_device_eval_batch_size
+            return logit_drift(held_out, collect_outputs(merged.to(dtype), rows, collate, batch_size=batch_size).logits)
+
+        return {"float32": drift(torch.float32), "bfloat16": drift(torch.bfloat16)}
 
     # ---- saving -----------------------------------------------------------------------------------------------------
 
@@ -520,8 +540,9 @@ class UNSCTrainer(Trainer):
             return
         content = self.card_content or CardContent(
             model_name=model_name or Path(str(self.args.output_dir)).resolve().name,
-            base_model=public_name(str(getattr(self.model.config, "_name_or_path", ""))),
+            base_model=self.base_model_name,
             model_class=type(self.model).__name__,
+            adapter=isinstance(self.model, PeftModel),
             forgotten=[self.class_names[c] for c in self.forgotten_classes],
             forgotten_rows=len(self._forget_train) + len(self._forget_validation),
             dataset=str(kwargs.get("dataset") or ""),
@@ -591,6 +612,10 @@ def load_model(name: str) -> PreTrainedModel:
         if isinstance(error, UNSCError):
             raise
         raise UNSCError(f"model: cannot load {name!r}: {str(error).strip().splitlines()[0]}") from error
+
+
+def _cast_floats(batch: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in batch.items()}
 
 
 def quiet(model: nn.Module) -> None:

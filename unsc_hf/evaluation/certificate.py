@@ -49,6 +49,8 @@ class Certificate:
         relative_change: |W - W_0| / |W_0| over the trained weights.
         max_leak: the budget it had to keep.
         stop_reason: why unlearning ended.
+        merged: drift after the adapter is merged into the base weights, by the dtype they are then stored in ("float32",
+            "bfloat16"); None without an adapter.
         held_out: False when the statistics were given by the caller and may contain these rows.
     """
 
@@ -60,6 +62,7 @@ class Certificate:
     max_leak: float | None
     stop_reason: str | None
     held_out: bool = True
+    merged: dict[str, LogitDrift] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
