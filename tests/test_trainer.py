@@ -368,6 +368,13 @@ def test_rows_that_share_their_class_with_retained_rows(tmp_path: Path) -> None:
     assert not (trainer.plan.pseudo_labels == forget_labels).any()
 
 
+def test_labels_in_a_column_of_another_name(low_rank_data: Data, tmp_path: Path) -> None:
+    forget, retain = (part.rename_column("label", "species") for part in low_rank_data)
+    trainer = make_trainer(make_vit(), (forget, retain), tmp_path, eval_dataset={"retain": retain})
+    trainer.train()
+    assert 0 <= trainer.evaluate()["eval_retain_accuracy"] <= 1
+
+
 def test_controls_do_not_protect(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:
     train = separable_data(20)
     model = learned(train)

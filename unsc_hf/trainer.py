@@ -19,7 +19,7 @@ import transformers
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from transformers import AutoConfig, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from .adapters import LoraProjection, add_adapters, free_names
@@ -29,6 +29,7 @@ from .data import (
     RelabelledDataset,
     check_labels_match,
     class_names,
+    find_label_column,
     hold_out,
     prepare_dataset,
     read_labels,
@@ -37,6 +38,7 @@ from .errors import UNSCError
 from .evaluation.accuracy import macro_accuracy
 from .evaluation.certificate import Certificate, LogitDrift, logit_drift
 from .layers import LayerSelection, evaluation_mode, find_layers, trace_layers
+from .loading import check_weights, load_model
 from .model_card import CardContent, public_name, write_card
 from .objectives import pseudo_label_loss
 from .outputs import Outputs, collect_outputs
@@ -132,7 +134,7 @@ class UNSCTrainer(Trainer):
             raise UNSCError(f"args: got {type(args).__name__}, expected a UNSCConfig.")
         if isinstance(model, str):
             model = load_model(model)
-        _check_weights(model)
+        check_weights(model)
         for name, dataset in (("forget_dataset", forget_dataset), ("retain_dataset", retain_dataset)):
             if not isinstance(dataset, Dataset):
                 raise UNSCError(
@@ -144,19 +146,12 @@ class UNSCTrainer(Trainer):
         for dataset in (forget_dataset, retain_dataset):
             check_labels_match(dataset, args.label_column, model.config.num_labels, label_names)
 
-        self._original_weights = weight_hash(model)
-        self.base_model_name = public_name(str(model.config._name_or_path or ""))
-        if peft_config is not None:
-            model = add_adapters(model, peft_config)
-            # Written into adapter_config.json: a Hub id is needed there, a path of this machine is not.
-            model.peft_config["default"].base_model_name_or_path = self.base_model_name or None
         self.plan: UnlearningPlan | None = None
         self.stop_reason: str | None = None
         self.unlearning_seconds = 0.0
         self._given_statistics = statistics
         self.class_names = class_names(forget_dataset, args.label_column) or label_names
-        self._raw_retain = retain_dataset
-
+        self._label_column = find_label_column(forget_dataset, args.label_column)
         forget_labels = read_labels(forget_dataset, args.label_column)
         retain_labels = read_labels(retain_dataset, args.label_column)
         self.forgotten_classes = sorted(set(forget_labels.tolist()) - set(retain_labels.tolist()))
@@ -168,6 +163,13 @@ class UNSCTrainer(Trainer):
         fraction, limit, seed = args.validation_fraction, args.max_validation_rows, args.seed
         self._forget_train, self._forget_validation = hold_out(forget_dataset, fraction, forget_labels, limit, seed)
         self._retain_train, self._retain_held_out = hold_out(retain_dataset, fraction, retain_labels, limit, seed)
+
+        self._original_weights = weight_hash(model)
+        self.base_model_name = public_name(str(model.config._name_or_path or ""))
+        if peft_config is not None:
+            model = add_adapters(model, peft_config)
+            # Written into adapter_config.json: a Hub id is needed there, a path of this machine is not.
+            model.peft_config["default"].base_model_name_or_path = self.base_model_name or None
 
         def prepared(dataset: Dataset) -> Dataset:
             return prepare_dataset(dataset, processing_class, model, args.label_column)
@@ -203,12 +205,11 @@ class UNSCTrainer(Trainer):
     def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Batch of what the model reads, plus pseudo-labels where rows carry them."""
         known = set(self._signature_columns or ()) | {"label", "labels", "label_ids"}
-        label_column = self.args.label_column
         features = []
         for row in rows:
             feature = {name: value for name, value in row.items() if name in known}
-            if label_column is not None and "labels" not in feature and label_column in row:
-                feature["labels"] = row[label_column]
+            if self._label_column not in known and self._label_column in row:
+                feature["labels"] = row[self._label_column]
             features.append(feature)
         batch = dict(self._inner_collator(features))
         if "pseudo_labels" in rows[0]:
@@ -592,28 +593,6 @@ class UNSCTrainer(Trainer):
             )
 
 
-def load_model(name: str) -> PreTrainedModel:
-    """Model of the architecture its config names, in float32, from a Hub id or folder.
-
-    Raises:
-        UNSCError: when nothing can be loaded from there.
-    """
-    try:
-        config = AutoConfig.from_pretrained(name)
-        architecture = (config.architectures or [None])[0]
-        cls = getattr(transformers, str(architecture), None)
-        if cls is None:
-            raise UNSCError(
-                f"model: the config of {name!r} names architecture {architecture!r}, which transformers does not have."
-            )
-        model: PreTrainedModel = cls.from_pretrained(name, dtype=torch.float32)
-        return model
-    except (OSError, ValueError) as error:
-        if isinstance(error, UNSCError):
-            raise
-        raise UNSCError(f"model: cannot load {name!r}: {str(error).strip().splitlines()[0]}") from error
-
-
 def _cast_floats(batch: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     return {name: value.to(dtype) if value.is_floating_point() else value for name, value in batch.items()}
 
@@ -633,19 +612,6 @@ def _accuracy_metrics(prediction: EvalPrediction) -> dict[str, float]:
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     accuracy = macro_accuracy(np.asarray(logits), np.asarray(prediction.label_ids))
     return {"accuracy": float("nan") if accuracy is None else accuracy}
-
-
-def _check_weights(model: nn.Module) -> None:
-    if not isinstance(model, PreTrainedModel):
-        raise UNSCError(
-            f"model: got {type(model).__name__}, expected a transformers PreTrainedModel, a Hub id or a folder."
-        )
-    for name, parameter in model.named_parameters():
-        if parameter.dtype in (torch.bfloat16, torch.float16):
-            raise UNSCError(
-                f"model: {name} is {str(parameter.dtype).removeprefix('torch.')}, which rounds small updates away and breaks "
-                "the promise; load it with dtype=torch.float32 (bf16=True still trains in autocast)."
-            )
 
 
 def _capacity_reason(subspace: Subspace, name: str) -> str:

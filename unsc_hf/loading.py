@@ -1,0 +1,50 @@
+"""Loading a model for unlearning, in the one precision that can keep the promise."""
+
+from __future__ import annotations
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel
+
+from .errors import UNSCError
+
+
+def load_model(name: str) -> PreTrainedModel:
+    """Model of the architecture its config names, in float32, from a Hub id or folder.
+
+    Raises:
+        UNSCError: when nothing can be loaded from there.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name)
+        architecture = (config.architectures or [None])[0]
+        cls = getattr(transformers, str(architecture), None)
+        if cls is None:
+            raise UNSCError(
+                f"model: the config of {name!r} names architecture {architecture!r}, which transformers does not have."
+            )
+        model: PreTrainedModel = cls.from_pretrained(name, dtype=torch.float32)
+        return model
+    except (OSError, ValueError) as error:
+        if isinstance(error, UNSCError):
+            raise
+        raise UNSCError(f"model: cannot load {name!r}: {str(error).strip().splitlines()[0]}") from error
+
+
+def check_weights(model: nn.Module) -> None:
+    """Refuse what is no transformers model, and weights that are not stored in full precision.
+
+    Raises:
+        UNSCError: naming the first parameter in half precision.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise UNSCError(
+            f"model: got {type(model).__name__}, expected a transformers PreTrainedModel, a Hub id or a folder."
+        )
+    for name, parameter in model.named_parameters():
+        if parameter.dtype in (torch.bfloat16, torch.float16):
+            raise UNSCError(
+                f"model: {name} is {str(parameter.dtype).removeprefix('torch.')}, which rounds small updates away and breaks "
+                "the promise; load it with dtype=torch.float32 (bf16=True still trains in autocast)."
+            )
