@@ -112,6 +112,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output_dir", required=True)
     options = parser.parse_args()
+    if options.retrained and len(options.requests) > 1:
+        parser.error("--retrained: references belong to one request; give a single --requests")
     torch.set_num_threads(options.threads)
     data = load_image_dataset(options.dataset)
     folder = Path(options.output_dir)

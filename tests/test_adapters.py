@@ -16,6 +16,7 @@ from test_trainer import Data, Stop, logits, make_trainer
 
 from unsc_hf import ActivationStatistics, UNSCError, split_dataset
 from unsc_hf.adapters import null_space_start
+from unsc_hf.projection import NullSpaceProjection
 from unsc_hf.statistics import SecondMoment, weight_hash
 from unsc_hf.subspace import build_subspace
 
@@ -70,6 +71,7 @@ def test_retained_outputs_do_not_move_and_the_base_is_untouched(case: str, low_r
     fresh = make_vit()
     fresh.load_state_dict(base)
     assert weight_hash(fresh) == trainer.plan.original_weights
+    assert not list((tmp_path / "adapter").glob("*.md"))  # PEFT's own card names folders of this machine
     loaded = PeftModel.from_pretrained(fresh, tmp_path / "adapter")
     assert torch.equal(_logits(loaded, forget), _logits(network, forget))
     merged = loaded.merge_and_unload()
@@ -80,7 +82,18 @@ def test_retained_outputs_do_not_move_and_the_base_is_untouched(case: str, low_r
     assert all(torch.equal(adapted[name], tensor) for name, tensor in base.items())
 
 
-def test_projecting_only_gradients_would_not_be_enough(
+def test_without_displacement_projection_adapters_break_the_promise(
+    low_rank_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NullSpaceProjection, "project_displacements", lambda *args, **kwargs: None)
+    retain = low_rank_data[1]
+    model = make_vit()
+    before = logits(model, retain)
+    trainer = _unlearn(model, low_rank_data, tmp_path, weight_decay=0.1)
+    assert float((_logits(trainer.model, retain) - before).norm() / before.norm()) > 1e-4
+
+
+def test_a_start_outside_the_null_space_breaks_the_promise(
     low_rank_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(

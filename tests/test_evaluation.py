@@ -128,13 +128,14 @@ def test_verdicts() -> None:
     band = [_result(probe_forget=0.5 + d, prototype_attack_10=0.4 + d) for d in (-0.02, 0.0, 0.02)]
     inside = _result(probe_forget=0.52, prototype_attack_10=0.38)
     outside = _result(probe_forget=0.7, prototype_attack_10=0.38)
-    assert judge(inside, band)[0] == "removed"
-    assert judge(outside, band)[0] == "suppressed"
-    assert "linear probe reads 70.0%" in judge(outside, band)[1]
-    assert judge(inside, band[:2])[0] == "suppressed"  # never "removed" without a spread of retrained models
-    assert judge(inside, [])[0] == "suppressed"
-    assert judge(replace(inside, AccDut=0.02), band)[0] == "not forgotten"
-    assert judge(replace(inside, AccDut=None), band)[0] == "not judged"
+    assert judge(inside, band, [2])[0] == "removed"
+    assert judge(outside, band, [2])[0] == "suppressed"
+    assert "linear probe reads 70.0%" in judge(outside, band, [2])[1]
+    assert judge(inside, band[:2], [2])[0] == "suppressed"  # never "removed" without a spread of retrained models
+    assert judge(inside, [], [2])[0] == "suppressed"
+    assert judge(replace(inside, AccDut=0.02), band, [2])[0] == "not forgotten"
+    assert judge(replace(inside, AccDut=None), band, [2])[0] == "not judged"
+    assert judge(inside, band, [0])[0] == "not forgotten"  # one class of several that stays is not hidden by the mean
 
 
 def test_means_and_table() -> None:

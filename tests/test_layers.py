@@ -61,6 +61,18 @@ def test_linear_rows_times_weight_is_the_output(module: nn.Module) -> None:
     torch.testing.assert_close(layer.from_matrix(layer.as_matrix(layer.weight)), layer.weight)
 
 
+class StandardisedConv(nn.Conv2d):
+    """Convolves with another weight than it stores, as some backbones do."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
+
+
+def test_layers_that_compute_something_else_are_left_alone() -> None:
+    assert row_geometry(StandardisedConv(3, 4, 3)) is None
+    assert row_geometry(torch.nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))) is None
+
+
 def test_channels_last_weight_is_projected_too() -> None:
     conv = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
     layer = _layer(conv)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_evaluation import _result
 
-from unsc_hf.model_card import CardContent, build_card, escape, scrubbed_command, write_card
+from unsc_hf.model_card import CardContent, build_card, escape, public_name, scrubbed_command, write_card
 
 CERTIFICATE = {
     "leak": 0.012,
@@ -103,6 +103,7 @@ def test_no_name_breaks_the_card(name: str) -> None:
     ("arguments", "shown"),
     [
         (["python", "x.py", "--hub_token", "hf_secret", "--a", "1"], "python x.py --hub_token '***' --a 1"),
+        (["x.py", "--hub-token", "hf_secret", "--Token=x"], "x.py --hub-token '***' '--Token=***'"),
         (["x.py", "--hub_token=hf_secret"], "x.py '--hub_token=***'"),
         (
             ["x.py", "--dataset_name", "/home/me/data/cats", "--model=../up/model"],
@@ -113,6 +114,13 @@ def test_no_name_breaks_the_card(name: str) -> None:
 )
 def test_commands_lose_secrets_and_folders(arguments: list[str], shown: str) -> None:
     assert scrubbed_command(arguments) == shown
+
+
+def test_public_names_keep_hub_ids_and_drop_folders(tmp_path: Path) -> None:
+    assert public_name("user/model") == "user/model"
+    assert public_name(str(tmp_path / "gone" / "model")) == "model"  # also when the folder is no longer there
+    assert public_name("~/models/vit") == "vit"
+    assert public_name("") == ""
 
 
 def test_escaped_text_is_inert() -> None:

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,16 +17,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Image
+from datasets import ClassLabel, Dataset, Features, Image, Value
 from huggingface_hub import ModelCard
 from PIL import Image as PILImage
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+from unsc_hf import split_dataset
 from unsc_hf.arguments import parse_arguments, run_recipe
 from unsc_hf.config import UNSCConfig
+from unsc_hf.image_classification import build_vit
 from unsc_hf.image_unlearning import ImageArguments
-from unsc_hf.quickstart import digits_dataset
+from unsc_hf.quickstart import PLAN, digits_dataset
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "unlearn_vit.py"
 NAMES = ["cat", "dog", "frog", "owl"]
@@ -223,9 +226,11 @@ def test_imagefolder_and_a_fine_tuned_original(world: Path, finished: Path, monk
 
 def test_push_to_hub_uploads_only_what_is_public(finished: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uploads: list[dict[str, Any]] = []
+    created: list[str] = []
 
     class Api:
         def create_repo(self, name: str, **kwargs: Any) -> Any:
+            created.append(name)
             return SimpleNamespace(repo_id=name)
 
         def upload_folder(self, **kwargs: Any) -> None:
@@ -240,8 +245,13 @@ def test_push_to_hub_uploads_only_what_is_public(finished: Path, world: Path, mo
     (upload,) = uploads
     assert upload["repo_id"] == "user/without-cat"
     assert not [name for name in upload["files"] if name.endswith((".bin", ".pt", ".pkl"))]
+    assert upload["ignore_patterns"] == ["_*", "checkpoint-*"]
+    assert created == ["user/without-cat"]  # once, when there is something to publish
+    for file in [*(world / "pushed").glob("*.json"), world / "pushed" / "README.md"]:
+        content = file.read_text(encoding="utf-8")
+        assert "hf_secret" not in content
+        assert str(world) not in content
     text = (world / "pushed" / "README.md").read_text(encoding="utf-8")
-    assert "hf_secret" not in text
     assert "random projector" not in text
     assert "Compared with" in text  # the full card, not a bare one
 
@@ -254,6 +264,8 @@ def _broken(world: Path, kind: str) -> list[Any]:
         "--model_name_or_path": original,
         "--forget_classes": "frog",
     }
+    if kind == "model folder":
+        return [item for pair in {**base, "--output_dir": original}.items() for item in pair]
     if kind == "finished":
         return [item for pair in {**base, "--output_dir": world / "without-frog"}.items() for item in pair]
     changes: dict[str, dict[str, Any]] = {
@@ -268,6 +280,8 @@ def _broken(world: Path, kind: str) -> list[Any]:
         "rule": {"--subspace_rule": "rank", "--subspace_rank": "100000"},
         "size": {"--model_size": "huge", "--train_original": "true"},
         "config": {"--config": world / "bad.yaml"},
+        "reference": {"--retrained_model_name_or_path": world / "nowhere"},
+        "tainted": {"--train_retrained": "true"},
     }
     (world / "bad.yaml").write_text("forget_clases: [cat]\n", encoding="utf-8")
     if kind == "absent":
@@ -317,6 +331,9 @@ def _broken(world: Path, kind: str) -> list[Any]:
         ("config", "'forget_clases', which is no option; closest: 'forget_classes'"),
         ("nan", r"NaN or infinite activations enter layer 'vit\.layers\.1"),
         ("finished", "holds a finished run"),
+        ("reference", "retrained_model_name_or_path: cannot load"),
+        ("tainted", "knows the forgotten classes"),
+        ("model folder", "holds a model"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
@@ -329,7 +346,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 ) -> None:
     arguments = _broken(world, kind)
     output = world / f"refused {kind}"
-    if kind != "finished":
+    if kind not in ("finished", "model folder"):
         arguments += ["--output_dir", output]
     before = sorted(world.rglob("*"))
     with pytest.raises(SystemExit) as leaving:
@@ -357,6 +374,35 @@ def test_quickstart_refuses_a_model_without_data(
     with pytest.raises(SystemExit):
         _run(monkeypatch, "--model_name_or_path", "user/model")
     assert "dataset_name: not given" in capsys.readouterr().err
+
+
+def test_quickstart_runs_without_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The real path with a shorter training; its figures are checked by running `make demo`."""
+    monkeypatch.setattr("unsc_hf.image_unlearning.PLAN", replace(PLAN, epochs=2))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    _run(monkeypatch)
+    assert json.loads((tmp_path / "outputs" / "quickstart" / "results.json").read_text())["request"][
+        "forget_classes"
+    ] == ["8"]
+    assert _main().__globals__["default_output_dir"](ImageArguments()).endswith("quickstart-2")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("Shirt", ["Shirt"]), ("6", ["6"]), ("'35'", ["35"]), ("[3, 5]", ["3", "5"])]
+)
+def test_one_class_in_yaml_is_a_list_of_one(text: str, expected: list[str], tmp_path: Path) -> None:
+    (tmp_path / "options.yaml").write_text(f"forget_classes: {text}\noutput_dir: {tmp_path}\n", encoding="utf-8")
+    arguments, _ = parse_arguments(
+        (ImageArguments, UNSCConfig), ["--config", str(tmp_path / "options.yaml"), "--use_cpu"]
+    )
+    assert arguments.forget_classes == expected
+
+
+def test_a_retrained_model_has_an_output_for_every_class() -> None:
+    retain = split_dataset(_images(40, 0), forget_classes=["owl"]).retain.cast_column("label", Value("int64"))
+    model, _ = build_vit(retain, "nano", 4, NAMES)
+    assert model.config.num_labels == 4
 
 
 def test_digits_are_what_they_should_be() -> None:

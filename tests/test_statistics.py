@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_vit, tensor_dataset
-from datasets import concatenate_datasets
+from datasets import Dataset, Features, Image, concatenate_datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image as PILImage
 
 from unsc_hf.data import split_dataset
 from unsc_hf.errors import UNSCError
@@ -98,6 +99,12 @@ def test_rows_of_one_class_can_be_taken_out() -> None:
     _assert_same(everything - some, rest, 1e-8)
     with pytest.raises(UNSCError, match="more rows"):
         some - everything
+    budgeted = ActivationStatistics.collect(model, data, max_samples_per_class=4, progress=False)
+    with pytest.raises(UNSCError, match="max_samples_per_class"):
+        budgeted - some
+    part = ActivationStatistics.collect(model, data.select(range(9)), max_samples_per_class=4, progress=False)
+    with pytest.raises(UNSCError, match="take out whole classes"):
+        budgeted - part
 
 
 def test_pooling_classes_gives_their_sum() -> None:
@@ -142,8 +149,13 @@ def test_round_trip_and_refusals(tmp_path: Path) -> None:
     model, data = make_vit(), _data()
     statistics = ActivationStatistics.collect(model, data, progress=False)
     statistics.save_pretrained(tmp_path / "stats")
-    statistics.save_pretrained(tmp_path / "stats")  # replaces a folder whole
-    assert [p.name for p in tmp_path.iterdir()] == ["stats"]
+    (tmp_path / "stats" / "notes.txt").write_text("mine")
+    statistics.save_pretrained(tmp_path / "stats")  # again, over itself: what else lies there stays
+    assert {p.name for p in (tmp_path / "stats").iterdir()} == {
+        "statistics.json",
+        "statistics.safetensors",
+        "notes.txt",
+    }
     loaded = ActivationStatistics.from_pretrained(tmp_path / "stats", model)
     assert loaded.fingerprint == statistics.fingerprint
     assert loaded.group_names == statistics.group_names
@@ -213,3 +225,20 @@ def test_data_fingerprint_depends_on_content_and_order_only() -> None:
     assert data_fingerprint(data) == data_fingerprint(again)
     assert data_fingerprint(data) != data_fingerprint(data.select(range(23, -1, -1)))
     assert data_fingerprint(data) != data_fingerprint(data.select(range(23)))
+
+
+def test_data_fingerprint_reads_images_wherever_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+
+    def write(shade: int) -> None:
+        PILImage.new("L", (4, 4), shade).save(path)
+
+    write(10)
+    beside = Dataset.from_dict({"image": [str(path)]}, features=Features({"image": Image()}))
+    inside = Dataset.from_dict(
+        {"image": [{"bytes": path.read_bytes(), "path": None}]}, features=Features({"image": Image()})
+    )
+    first = data_fingerprint(beside)
+    assert first == data_fingerprint(inside)
+    write(11)
+    assert data_fingerprint(beside) != first

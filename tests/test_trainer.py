@@ -15,6 +15,7 @@ import torch
 from conftest import learned, make_vit, tensor_dataset
 from datasets import Dataset
 from transformers import (
+    AutoImageProcessor,
     AutoModelForImageClassification,
     PreTrainedModel,
     ResNetConfig,
@@ -23,6 +24,9 @@ from transformers import (
 )
 
 from unsc_hf import ActivationStatistics, UNSCConfig, UNSCError, UNSCTrainer, split_dataset
+from unsc_hf.image_classification import load_image_dataset
+from unsc_hf.layers import capture_inputs, find_layers
+from unsc_hf.loading import model_label_names
 from unsc_hf.projection import NullSpaceProjection
 from unsc_hf.statistics import weight_hash
 
@@ -251,7 +255,7 @@ def test_leak_budget_keeps_the_last_state_within(separable_data: Callable[[int],
         tmp_path,
         energy=0.5,
         max_leak=0.02,
-        learning_rate=2e-3,
+        learning_rate=3e-4,
         check_steps=1,
         max_steps=100,
     )
@@ -274,6 +278,74 @@ def test_certificate_fails_loudly_above_the_limit(separable_data: Callable[[int]
     trainer.args.max_leak = 1e-6
     with pytest.raises(UNSCError, match="max_leak"):
         trainer.certify()
+
+
+class Gradients(TrainerCallback):
+    """Keeps what clipping, logging and the optimiser see."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, torch.Tensor] = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.seen = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_gradients_are_projected_before_clipping_sees_them(low_rank_data: Data, tmp_path: Path) -> None:
+    model, gradients = make_vit(), Gradients()
+    trainer = make_trainer(model, low_rank_data, tmp_path, callbacks=[gradients], max_steps=1, max_grad_norm=0.0)
+    trainer.train()
+    for layer in trainer.plan.selection.layers:
+        here = trainer.plan.subspace[layer.name]
+        gradient = layer.as_matrix(gradients.seen[layer.weight_name]).double()[0]
+        kept = gradient @ here.basis[0, :, : here.ranks[0]]
+        assert gradient.norm() > 0
+        assert kept.norm() <= 1e-5 * gradient.norm()
+
+
+def test_leak_is_what_the_layers_outputs_do_on_held_out_rows(
+    separable_data: Callable[[int], Dataset], tmp_path: Path
+) -> None:
+    train = separable_data(30)
+    model = learned(train)
+    original = copy.deepcopy(model)
+    trainer = make_trainer(model, split_dataset(train, forget_classes=[2]), tmp_path, energy=0.9, learning_rate=1e-3)
+    trainer.train()
+    rows: dict[str, torch.Tensor] = {}
+    layers = find_layers(original).layers
+    with torch.no_grad(), capture_inputs(layers, lambda layer, x: rows.update({layer.name: layer.rows(x)[0]})):
+        original(pixel_values=trainer._retain_held_out[:]["pixel_values"])
+    weights, leak = dict(model.named_parameters()), trainer.certify().leak_per_layer
+    for layer in layers:
+        if layer.name in leak:
+            before = layer.as_matrix(layer.weight.detach())[0]
+            change = layer.as_matrix(weights[layer.weight_name].detach())[0] - before
+            measured = (rows[layer.name] @ change.T).norm() / (rows[layer.name] @ before.T).norm()
+            assert leak[layer.name] == pytest.approx(float(measured), rel=1e-3)
+
+
+class Tamper(TrainerCallback):
+    """Moves a weight that must not move."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        model.vit.layernorm.bias.data += 1e-3
+
+
+def test_guards_against_damage_and_silent_no_ops(low_rank_data: Data, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="frozen weight or buffer has changed"):
+        make_trainer(make_vit(), low_rank_data, tmp_path, callbacks=[Tamper()]).train()
+    with pytest.raises(UNSCError, match="learning_rate: 0.0 moved no weight"):
+        make_trainer(make_vit(), low_rank_data, tmp_path, learning_rate=0.0).train()
+    trainer = make_trainer(make_vit(), low_rank_data, tmp_path)
+    with pytest.raises(RuntimeError, match="no pseudo-labels"):
+        trainer.training_step(trainer.model, {"pixel_values": torch.randn(2, 3, 8, 8), "labels": torch.tensor([0, 1])})
+
+
+def test_everything_above_the_budget_is_an_error(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:
+    train = separable_data(30)
+    data = split_dataset(train, forget_classes=[2])
+    trainer = make_trainer(learned(train), data, tmp_path, energy=0.5, max_leak=1e-6, check_steps=1)
+    with pytest.raises(UNSCError, match="within the leak budget"):
+        trainer.train()
 
 
 class Stop(TrainerCallback):
@@ -318,13 +390,16 @@ def test_resumed_run_ends_at_the_same_weights(
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
 
-    other = make_trainer(make_vit(), data, tmp_path / "parts", **options)
-    with pytest.raises(UNSCError, match="original model"):
-        other.train(resume_from_checkpoint=True)
+    with pytest.raises(UNSCError, match="began with model"):
+        make_trainer(make_vit(), data, tmp_path / "parts", **options).train(resume_from_checkpoint=True)
+    model.load_state_dict(start)
+    fewer = (data.forget.select(range(20)), data.retain)
+    with pytest.raises(UNSCError, match="began with forget_dataset"):
+        make_trainer(model, fewer, tmp_path / "parts", **options).train(resume_from_checkpoint=True)
 
 
 def test_saved_statistics_spare_the_pass_and_give_the_same_result(
-    separable_data: Callable[[int], Dataset], tmp_path: Path
+    separable_data: Callable[[int], Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = separable_data(30)
     model = learned(train)
@@ -332,14 +407,27 @@ def test_saved_statistics_spare_the_pass_and_give_the_same_result(
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     data = split_dataset(train, forget_classes=["frog"])
     trainer = make_trainer(model, data, tmp_path / "out", statistics=tmp_path / "stats", energy=0.9)
+    read: list[int] = []
+    collect = ActivationStatistics.collect
+    monkeypatch.setattr(
+        ActivationStatistics,
+        "collect",
+        lambda network, rows, **options: read.append(len(rows)) or collect(network, rows, **options),
+    )
     trainer.train()
+    monkeypatch.setattr(ActivationStatistics, "collect", collect)
+    assert read == [len(trainer._forget_train), len(trainer._retain_held_out)]  # and not the retained rows
     given = trainer.plan.subspace
     assert not trainer.certify().held_out
     model.load_state_dict(start)
     fresh = ActivationStatistics.collect(model, data.retain, progress=False).subspace(energy=0.9)
     for key, layer in fresh.layers.items():
         assert layer.ranks == given.layers[key].ranks
+        torch.testing.assert_close(layer.basis.abs(), given.layers[key].basis.abs(), rtol=0, atol=1e-5)
 
+    rows = split_dataset(train, indices=range(5))
+    with pytest.raises(UNSCError, match="hold class 0 whole"):
+        make_trainer(model, rows, tmp_path / "out", statistics=tmp_path / "stats").train()
     with pytest.raises(UNSCError, match="weights"):
         make_trainer(make_vit(), data, tmp_path / "out", statistics=tmp_path / "stats").train()
     partial = ActivationStatistics.collect(model, data.forget, progress=False)
@@ -454,7 +542,11 @@ def test_empty_and_wrong_inputs(low_rank_data: Data, tmp_path: Path) -> None:
         ("max_leak", -1.0, "max_leak"),
         ("check_steps", 0, "check_steps"),
         ("hub_strategy", "every_save", "half-unlearned"),
-        ("deepspeed", "ds.json", "use DDP or FSDP2"),
+        ("deepspeed", "ds.json", "use one process or DDP"),
+        ("fsdp", True, "use one process or DDP"),
+        ("remove_unused_columns", True, "drop the pseudo-labels"),
+        ("load_best_model_at_end", True, "before unlearning"),
+        ("bf16_full_eval", True, "round the weights"),
         ("null_space", "some", "null_space"),
     ],
 )
@@ -464,9 +556,45 @@ def test_bad_options(option: str, value: object, message: str, tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
-def test_fsdp1_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UNSCError, match="FSDP2"):
-        UNSCConfig(output_dir=str(tmp_path), fsdp=True, fsdp_config={"version": 1})
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ({"subspace_rule": "rank", "subspace_rank": 999}, "lower subspace_rank"),
+        ({"subspace_merge": "concat"}, "merge by 'sum'"),
+    ],
+)
+def test_no_capacity_advises_by_rule(options: dict[str, Any], advice: str, tmp_path: Path) -> None:
+    data = tensor_dataset(torch.randn(300, 3, 8, 8), [i % 3 for i in range(300)])
+    with pytest.raises(UNSCError, match=advice):
+        make_trainer(make_vit(hidden=16), split_dataset(data, forget_classes=[2]), tmp_path, **options).train()
+
+
+def test_label_names_follow_the_ids_not_the_order_of_the_file() -> None:
+    model = make_vit()
+    model.config.id2label = {2: "c", 0: "a", 1: "b"}
+    assert model_label_names(model) == ["a", "b", "c"]
+
+
+def test_shirt_is_forgotten_on_fashion_mnist(shared_folder: Path, tmp_path: Path) -> None:
+    data = load_image_dataset(str(shared_folder / "data" / "fashion_mnist"), cache_dir=str(tmp_path / "cache"))
+    forget, retain = split_dataset(data["train"], forget_classes=["Shirt"])
+    test = split_dataset(data["test"], forget_classes=["Shirt"])
+    folder = shared_folder / "models" / "fashion_mnist_vit" / "original-seed0"
+    trainer = UNSCTrainer(
+        model=str(folder),
+        args=UNSCConfig(output_dir=str(tmp_path / "out"), disable_tqdm=True, use_cpu=True),
+        forget_dataset=forget,
+        retain_dataset=retain,
+        eval_dataset={"forget": test.forget, "retain": test.retain},
+        processing_class=AutoImageProcessor.from_pretrained(folder),
+    )
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    assert trainer.stop_reason == "target"
+    assert after["eval_forget_accuracy"] <= 0.01 < before["eval_forget_accuracy"]
+    assert after["eval_retain_accuracy"] >= before["eval_retain_accuracy"]
+    assert trainer.certify().leak <= 0.05
 
 
 def test_card_without_a_comparison(low_rank_data: Data, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from .errors import UNSCError, closest
 from .layers import LayerSelection, ProtectedLayer, find_layers, plain_name, row_geometry
+from .outputs import find_head
 from .projection import NullSpaceProjection
 from .statistics import SecondMoment
 from .subspace import LayerSubspace, Subspace, descending_eigh
@@ -63,6 +64,8 @@ def add_adapters(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     config = copy.deepcopy(check_lora_config(config))
     if config.target_modules is None:
         config.target_modules = "all-linear"
+        head, _ = find_head(model, model.config.num_labels)
+        config.exclude_modules = config.exclude_modules or [head]
     if config.target_modules != "all-linear":
         names = [layer.name for layer in find_layers(model).layers]
         wanted = config.target_modules if isinstance(config.target_modules, str) else sorted(config.target_modules)
@@ -167,6 +170,16 @@ class LoraProjection(NullSpaceProjection):
         super().restore(weights)
         for name, weight in self.free_weights().items():
             weight.copy_(torch.zeros_like(weight) if weights is None else weights[f"{name} (B)"])
+
+
+def head_weights(model: nn.Module, num_labels: int) -> tuple[Tensor, Tensor | None]:
+    """Weight (labels, width) and bias of the head as they act, an adapter on it included."""
+    name, head = find_head(model, num_labels)
+    weight = head.weight.detach()
+    owner = dict(model.named_modules()).get(name.removesuffix(".base_layer"))
+    if isinstance(owner, LoraLayer):
+        weight = weight + owner.get_delta_weight(_ADAPTER).detach()
+    return weight, None if head.bias is None else head.bias.detach()
 
 
 def free_names(selection: LayerSelection) -> set[str]:

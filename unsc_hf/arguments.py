@@ -24,7 +24,7 @@ def parse_arguments(
         SystemExit: argparse's own, for unknown options and `--help`.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = HfArgumentParser(list(types), description=description)
+    parser = HfArgumentParser(list(types), description=description, allow_abbrev=False)
     parser.add_argument("--config", help="YAML file with any of these options; the command line wins over it.")
     file = _config_file(arguments)
     if file is not None:
@@ -36,8 +36,13 @@ def parse_arguments(
                     f"config: {file.name} sets {key!r}, which is no option; closest: {closest(str(key), known)}."
                 )
         for action in parser._actions:
-            if action.dest in options:
-                action.required = False
+            if action.dest not in options:
+                continue
+            action.required = False
+            value = options[action.dest]
+            if action.nargs in ("+", "*") and value is not None:  # one name is a list of one
+                items = value if isinstance(value, list) else [value]
+                options[action.dest] = [action.type(item) if callable(action.type) else item for item in items]
         parser.set_defaults(**options)
     namespace = vars(parser.parse_args(arguments))
     return tuple(cls(**{f.name: namespace[f.name] for f in dataclasses.fields(cls) if f.init}) for cls in types)

@@ -29,7 +29,8 @@ class Check:
     """One look at the model while it unlearns.
 
     Attributes:
-        forget_accuracy, forget_loss: on the validation part of the forget set, against the true labels.
+        forget_accuracy, forget_loss: on the validation part of the forget set, against the true labels (accuracy: mean
+            over classes).
         retain_accuracy: on held-out retained rows.
         leak: on the same held-out retained rows.
     """
@@ -44,7 +45,7 @@ class StoppingCallback(TrainerCallback):
     """Checks every `check_steps`, stops when forgetting is reached, and keeps the last state within the leak budget.
 
     Attributes:
-        reason: why unlearning ended: "target", "leak_budget", or "max_steps".
+        reason: why unlearning ended: "target", "leak_budget", "max_steps", or "stopped" (by another callback).
     """
 
     def __init__(
@@ -60,20 +61,33 @@ class StoppingCallback(TrainerCallback):
         self.check_steps, self.target, self.max_leak = check_steps, target, max_leak
         self.reason = "max_steps"
         self._within_budget: dict[str, Tensor] | None = None
+        self._checked_at = -1
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.reason = "max_steps"
+        self._checked_at = state.global_step
         self._within_budget = self.projection.snapshot()
         if state.global_step == 0:
             self._log(self.check())
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # Also before a checkpoint is written, so that what is saved is always within the budget.
-        last = state.global_step >= state.max_steps
-        if not (state.global_step % self.check_steps == 0 or control.should_save or last):
+        if state.global_step % self.check_steps == 0 or control.should_save or state.global_step >= state.max_steps:
+            self._decide(state, control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if control.should_save:
+            self._decide(state, control)
+
+    def _decide(self, state: TrainerState, control: TrainerControl) -> None:
+        """Check once at this step; restore and stop above the budget, stop at the target."""
+        if self._checked_at == state.global_step:
             return
+        self._checked_at = state.global_step
         check = self.check()
         self._log(check)
         if self.max_leak is not None and check.leak > self.max_leak:
@@ -89,6 +103,9 @@ class StoppingCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if self.reason == "max_steps" and state.global_step < state.max_steps:
+            self.reason = "stopped"  # by somebody else
+            self._decide(state, control)
         self._within_budget = None
 
     def _log(self, check: Check) -> None:

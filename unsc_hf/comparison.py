@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -14,16 +15,22 @@ import torch
 from datasets import Dataset
 from peft import PeftConfig
 from torch import Tensor
-from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
+from transformers.trainer_utils import SaveStrategy
 
+from .adapters import head_weights
 from .config import UNSCConfig
-from .data import prepare_dataset, read_labels, split_dataset
+from .data import check_labels_match, prepare_dataset, read_labels, split_dataset
+from .errors import UNSCError
 from .evaluation.accuracy import macro_accuracy, per_class_accuracy
 from .evaluation.membership import membership_inference
 from .evaluation.probes import linear_probe, prototype_attack
 from .evaluation.report import LABELS, MethodResult, judge, mean_result
-from .outputs import Outputs, collect_outputs, find_head
+from .loading import load_classifier, model_label_names
+from .outputs import Outputs, collect_outputs
 from .trainer import UNSCTrainer
+
+logger = logging.getLogger(__name__)
 
 _AUDIT_ROWS_PER_CLASS = 500
 
@@ -94,17 +101,18 @@ class Evaluator:
         of_train = torch.isin(train.labels, torch.tensor(forgotten))
         of_test = torch.isin(test.labels, torch.tensor(forgotten))
         auc = tpr = probe = attack = None
-        if bool(of_test.any()):
+        finite = all(bool(torch.isfinite(part.need_features()).all()) for part in outputs)  # a control may diverge
+        if bool(of_test.any()) and finite:
             membership = membership_inference(
                 _rows(train, ~of_train), _rows(test, ~of_test), _rows(train, of_train), _rows(test, of_test)
             )
             auc, tpr = membership.auc, membership.tpr_at_1pct_fpr
             features, test_features = train.need_features(), test.need_features()
             probe = linear_probe(features, train.labels, test_features, test.labels, forgotten)
-            _, head = find_head(model, model.config.num_labels)
+            weight, bias = head_weights(model, model.config.num_labels)
             attack = prototype_attack(
-                head.weight.detach(),
-                None if head.bias is None else head.bias.detach(),
+                weight,
+                bias,
                 features[of_train],
                 train.labels[of_train],
                 test_features[of_test],
@@ -170,6 +178,9 @@ def compare(
     def trainer(null_space: str, network: PreTrainedModel, statistics: Any) -> UNSCTrainer:
         options = deepcopy(config)
         options.null_space = null_space
+        options.push_to_hub = False  # no repository is made before there is something to publish
+        if null_space != "retained":
+            options.save_strategy = SaveStrategy.NO  # its checkpoints would take the place of the real ones
         return UNSCTrainer(
             model=network,
             args=options,
@@ -182,6 +193,10 @@ def compare(
             callbacks=list(callbacks) if null_space == "retained" else None,
         )
 
+    for folder in retrained:
+        _check_reference(str(folder), model.config.num_labels)
+    for split in (train, test):
+        check_labels_match(split, label_column, model.config.num_labels, model_label_names(model))
     unsc = trainer("retained", model, None)
     evaluator = Evaluator(
         train, test, unsc.forgotten_classes, processing_class, label_column, config.per_device_eval_batch_size
@@ -193,37 +208,65 @@ def compare(
         "original": evaluator.evaluate(unsc.model, original, 0.0, None),
         "masked": evaluator.evaluate(unsc.model, (masked[0], masked[1]), 0.0, 0.0),
     }
-    unsc.train()
+    unsc.train(resume_from_checkpoint=_resume_from(config.resume_from_checkpoint))
     certificate = unsc.certify()
     if pristine is not None:
         for null_space, name in (("random", "random_projector"), ("none", "unprojected")):
             control = trainer(null_space, deepcopy(pristine), unsc.retained_statistics)
             control.train()
-            methods[name] = _trained_result(evaluator, control)
-    methods["unsc"] = _trained_result(evaluator, unsc)
+            methods[name] = _trained_result(evaluator, control, unsc)
+    methods["unsc"] = _trained_result(evaluator, unsc, unsc)
 
     references = []
     for folder in retrained:
-        network = AutoModelForImageClassification.from_pretrained(str(folder), dtype=torch.float32).to(config.device)
+        network = load_classifier(str(folder), "retrained_model_name_or_path").to(config.device)
         references.append(
             evaluator.evaluate(network, evaluator.outputs(network, unsc.data_collator), None, _training_seconds(folder))
         )
+        knows = references[-1].AccDut
+        if knows is not None and knows > 0.05:
+            logger.warning(
+                "%s recognises %.0f %% of the forgotten classes: it was trained on them.", folder, 100 * knows
+            )
     if references:
         methods["retrained"] = mean_result(references)
-    verdict, reason = judge(methods["unsc"], references)
+    verdict, reason = judge(methods["unsc"], references, unsc.forgotten_classes)
     ordered = {name: methods[name] for name in LABELS if name in methods}
     return Comparison(ordered, references, certificate.to_dict(), verdict, reason, unsc)
 
 
-def _trained_result(evaluator: Evaluator, trainer: UNSCTrainer) -> MethodResult:
+def _resume_from(value: str | None) -> str | bool | None:
+    """`--resume_from_checkpoint true` means the last one in the output folder."""
+    return True if value is not None and value.lower() in ("true", "last") else value
+
+
+def _check_reference(name: str, num_labels: int) -> None:
+    """Refuse a reference that cannot be loaded or has other labels, before anything long begins."""
+    try:
+        found = AutoConfig.from_pretrained(name).num_labels
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UNSCError(f"retrained_model_name_or_path: cannot load {name!r}: {first}") from error
+    if found != num_labels:
+        raise UNSCError(
+            f"retrained_model_name_or_path: {name!r} has {found} labels, the original {num_labels}; "
+            "a reference needs an output for the forgotten classes too."
+        )
+
+
+def _trained_result(evaluator: Evaluator, trainer: UNSCTrainer, unsc: UNSCTrainer) -> MethodResult:
+    """Result of a run; its cost includes the statistics, which the controls borrow from the UNSC run."""
+    assert unsc.plan is not None
     network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    seconds = sum(trainer.plan.seconds.values()) + trainer.unlearning_seconds if trainer.plan else None
-    return evaluator.evaluate(
-        network, evaluator.outputs(network, trainer.data_collator), trainer.held_out_leak().total, seconds
-    )
+    seconds = sum(unsc.plan.seconds.values()) + trainer.unlearning_seconds
+    outputs = evaluator.outputs(network, trainer.data_collator)
+    return evaluator.evaluate(network, outputs, trainer.held_out_leak().total, seconds)
 
 
 def _training_seconds(folder: str | Path) -> float | None:
     """Seconds that `train_classifier` noted, if this model was made by it."""
     file = Path(folder) / "training.json"
-    return float(json.loads(file.read_text(encoding="utf-8"))["seconds"]) if file.is_file() else None
+    if not file.is_file():
+        return None
+    seconds = json.loads(file.read_text(encoding="utf-8")).get("seconds")
+    return None if seconds is None else float(seconds)

@@ -11,6 +11,14 @@ from .errors import UNSCError
 from .pseudo_labels import STRATEGIES
 from .subspace import MERGES, RULES, check_energy
 
+REFUSED = {
+    "deepspeed": "its engine updates weights where no projection can follow; use one process or DDP (torchrun)",
+    "fsdp": "FSDP1 flattens the weights and FSDP2 shards them after the start was kept; use one process or DDP (torchrun)",
+    "remove_unused_columns": "it would drop the pseudo-labels; the trainer already passes on only what the model reads",
+    "load_best_model_at_end": "it may bring back a checkpoint from before unlearning; the leak budget keeps the last good state",
+    "fp16_full_eval": "evaluation would round the weights that are being certified",
+    "bf16_full_eval": "evaluation would round the weights that are being certified",
+}
 NULL_SPACES = ("retained", "random", "none")
 
 
@@ -140,10 +148,7 @@ class UNSCConfig(TrainingArguments):
             raise UNSCError(
                 f"hub_strategy: {self.hub_strategy!r} would push half-unlearned weights, and a repository's history keeps them; use 'end'."
             )
-        if self.deepspeed:
-            raise UNSCError(
-                "deepspeed: not supported, its engine updates weights where no projection can follow; use DDP or FSDP2."
-            )
+        for argument, reason in REFUSED.items():
+            if getattr(self, argument):
+                raise UNSCError(f"{argument}: not supported, {reason}.")
         super().__post_init__()
-        if self.fsdp and int((self.fsdp_config or {}).get("version", 2)) == 1:
-            raise UNSCError("fsdp_config: version 1 is not supported, it flattens weights; set version 2 (FSDP2).")

@@ -75,7 +75,9 @@ def group_labels(dataset: Dataset, label_column: str | None = None) -> tuple[np.
     return labels, {str(i): name for i, name in enumerate(names)}
 
 
-def resolve_classes(classes: Iterable[Any], names: Sequence[str] | None, present: Iterable[int]) -> list[int]:
+def resolve_classes(
+    classes: Iterable[Any] | str | int, names: Sequence[str] | None, present: Iterable[int]
+) -> list[int]:
     """Class ids of `classes`, given by name or id.
 
     Args:
@@ -86,6 +88,8 @@ def resolve_classes(classes: Iterable[Any], names: Sequence[str] | None, present
     Raises:
         UNSCError: unknown name (the closest are listed), id out of range, class absent from the data, or an empty list.
     """
+    if isinstance(classes, str | int):
+        classes = [classes]
     present = sorted(set(present))
     ids: list[int] = []
     for item in classes:
@@ -115,7 +119,7 @@ def resolve_classes(classes: Iterable[Any], names: Sequence[str] | None, present
 
 def split_dataset(
     dataset: Dataset,
-    forget_classes: Iterable[Any] | None = None,
+    forget_classes: Iterable[Any] | str | int | None = None,
     indices: Iterable[int] | None = None,
     where: Callable[[dict[str, Any]], bool] | None = None,
     label_column: str | None = None,
@@ -141,8 +145,6 @@ def split_dataset(
     if len(given) != 1:
         raise UNSCError(f"split_dataset: got {given or 'nothing'}; give exactly one of forget_classes, indices, where.")
     if forget_classes is not None:
-        if isinstance(forget_classes, str | int):
-            forget_classes = [forget_classes]
         labels = read_labels(dataset, label_column)
         ids = resolve_classes(forget_classes, class_names(dataset, label_column), labels.tolist())
         chosen = np.isin(labels, ids)

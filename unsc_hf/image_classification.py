@@ -29,7 +29,7 @@ from transformers import (
     set_seed,
 )
 
-from .data import class_names, find_label_column, prepare_dataset, read_labels
+from .data import find_label_column, prepare_dataset
 from .errors import UNSCError
 from .statistics import data_fingerprint
 
@@ -105,15 +105,14 @@ def _parquet_files(folder: Path) -> dict[str, list[str]]:
     return found
 
 
-def build_vit(
-    dataset: Dataset, size: str, patch_size: int, label_column: str | None = None
-) -> tuple[PreTrainedModel, Any]:
+def build_vit(dataset: Dataset, size: str, patch_size: int, labels: Sequence[str]) -> tuple[PreTrainedModel, Any]:
     """An untrained ViT for the images of `dataset` and the image processor that fits them.
 
     Args:
         dataset: training rows; image size and channels are read from the first, pixel mean and spread from up to 1,000.
         size: a name in `VIT_SIZES`.
         patch_size: side of a patch in pixels; must divide the image size.
+        labels: names of all classes by id, whether or not `dataset` holds rows of them.
 
     Raises:
         UNSCError: unknown size, or a patch that does not divide the image.
@@ -136,9 +135,6 @@ def build_vit(
         image_mean=pixels.mean((0, 1, 2)).round(4).tolist(),
         image_std=pixels.std((0, 1, 2)).round(4).tolist(),
     )
-    labels = class_names(dataset, label_column) or [
-        str(i) for i in range(int(read_labels(dataset, label_column).max()) + 1)
-    ]
     shape = VIT_SIZES[size]
     config = ViTConfig(
         image_size=side,
@@ -211,33 +207,51 @@ class TrainingPlan:
 
 
 def train_classifier(
-    dataset: Dataset, plan: TrainingPlan, folder: str | Path, name: str, label_column: str | None = None
+    dataset: Dataset,
+    plan: TrainingPlan,
+    folder: str | Path,
+    name: str,
+    labels: Sequence[str],
+    label_column: str | None = None,
 ) -> Path:
     """Train by `plan` on `dataset`, or find the model that an equal call has left in `folder`.
 
-    Returns the model's folder, `folder/name-<hash of plan and data>`; it appears only when training has ended.
+    Args:
+        dataset: training rows with images.
+        plan: how to train.
+        folder: where trained models are kept.
+        name: what the model is, for its folder's name.
+        labels: names of all classes by id; a retrained model has an output for the forgotten ones too.
+        label_column: found by itself when None.
+
+    Returns:
+        The model's folder, `folder/name-<hash of plan and data>`; it appears only when training has ended.
+
+    Raises:
+        UNSCError: a base model that cannot be loaded, an unknown size, or a patch that does not fit.
     """
-    settings = {"plan": asdict(plan), "data": data_fingerprint(dataset)}
+    settings = {"plan": asdict(plan), "labels": list(labels), "data": data_fingerprint(dataset)}
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
     target = Path(folder) / f"{name}-{key}"
     if (target / "config.json").is_file():
         return target
     set_seed(plan.seed)
     if plan.base_model is not None:
-        labels = class_names(dataset, label_column) or [
-            str(i) for i in range(int(read_labels(dataset, label_column).max()) + 1)
-        ]
-        processor = AutoImageProcessor.from_pretrained(plan.base_model)
-        model = AutoModelForImageClassification.from_pretrained(
-            plan.base_model,
-            dtype=torch.float32,
-            id2label=dict(enumerate(labels)),
-            label2id={label: i for i, label in enumerate(labels)},
-            ignore_mismatched_sizes=True,
-        )
+        try:
+            processor = AutoImageProcessor.from_pretrained(plan.base_model)
+            model = AutoModelForImageClassification.from_pretrained(
+                plan.base_model,
+                dtype=torch.float32,
+                id2label=dict(enumerate(labels)),
+                label2id={label: i for i, label in enumerate(labels)},
+                ignore_mismatched_sizes=True,
+            )
+        except (OSError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise UNSCError(f"model_name_or_path: cannot load {plan.base_model!r}: {first}") from error
     else:
         assert plan.size is not None
-        model, processor = build_vit(dataset, plan.size, plan.patch_size, label_column)
+        model, processor = build_vit(dataset, plan.size, plan.patch_size, labels)
     Path(folder).mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder))
     try:
@@ -262,16 +276,13 @@ def train_classifier(
             processing_class=processor,
         )
         result = trainer.train()
-        model.save_pretrained(scratch)
-        processor.save_pretrained(scratch)
-        settings["seconds"] = round(result.metrics["train_runtime"], 1)
-        (scratch / "training.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
-        scratch.rename(target)
+        if trainer.is_world_process_zero():
+            model.save_pretrained(scratch)
+            processor.save_pretrained(scratch)
+            settings["seconds"] = round(result.metrics["train_runtime"], 1)
+            (scratch / "training.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
+            scratch.rename(target)
+        trainer.accelerator.wait_for_everyone()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return target
-
-
-def class_list(names: Sequence[str] | None, ids: Sequence[int]) -> list[str]:
-    """Readable names of class ids."""
-    return [names[i] if names is not None else str(i) for i in ids]

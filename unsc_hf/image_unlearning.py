@@ -13,13 +13,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset, DatasetDict
 from huggingface_hub import ModelCard
 from peft import LoraConfig
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor
 
 from .comparison import Comparison, compare
 from .config import UNSCConfig
@@ -27,7 +26,8 @@ from .data import class_names, read_labels, resolve_classes, split_dataset
 from .errors import UNSCError
 from .evaluation.report import format_table
 from .files import write_text
-from .image_classification import TrainingPlan, class_list, load_image_dataset, train_classifier
+from .image_classification import TrainingPlan, load_image_dataset, train_classifier
+from .loading import load_classifier
 from .model_card import CardContent, public_name, scrubbed_command, versions, write_card
 from .plots import plot_capacity, plot_per_class, plot_unlearning
 from .quickstart import FORGET_CLASSES, PLAN, digits_dataset
@@ -121,9 +121,14 @@ def lora_config(arguments: ImageArguments) -> LoraConfig | None:
 
 
 def check_output_folder(folder: str | Path) -> None:
-    """Refuse a folder that holds a finished run."""
-    if (Path(folder) / "results.json").exists():
-        raise UNSCError(f"output_dir: {folder} holds a finished run; choose another folder, or move that one away.")
+    """Refuse a folder that holds a finished run, or any model: nothing is overwritten."""
+    for file, what in (
+        ("results.json", "a finished run"),
+        ("config.json", "a model"),
+        ("adapter_config.json", "an adapter"),
+    ):
+        if (Path(folder) / file).exists():
+            raise UNSCError(f"output_dir: {folder} holds {what}; choose another folder, or move that one away.")
 
 
 def run(arguments: ImageArguments, config: UNSCConfig, console: Console | None = None) -> Comparison:
@@ -143,14 +148,15 @@ def run(arguments: ImageArguments, config: UNSCConfig, console: Console | None =
     wanted = arguments.forget_classes or (FORGET_CLASSES if quickstart else None)
     if not wanted:
         raise UNSCError("forget_classes: not given; name the classes to forget, by name or id.")
-    names = class_names(data["train"], config.label_column)
-    ids = resolve_classes(wanted, names, read_labels(data["train"], config.label_column).tolist())
+    names = class_names(data["train"], config.label_column) or _names_of_model(arguments.model_name_or_path)
+    present = read_labels(data["train"], config.label_column).tolist()
+    ids = resolve_classes(wanted, names, present)
+    labels = names or [str(i) for i in range(max(present) + 1)]
     forget, retain = split_dataset(data["train"], forget_classes=ids, label_column=config.label_column)
     split_dataset(data["test"], forget_classes=ids, label_column=config.label_column)
 
-    original, references = _models(arguments, config, quickstart, data["train"], retain, ids, console)
-    model, processor = _load_model(original)
-    label_names = names or list(model.config.id2label.values())
+    original, references = _models(arguments, config, quickstart, data["train"], retain, ids, labels, console)
+    model, processor = load_classifier(original, "model_name_or_path"), _load_processor(original)
     existed = Path(str(config.output_dir)).exists()
     try:
         result = compare(
@@ -169,12 +175,30 @@ def run(arguments: ImageArguments, config: UNSCConfig, console: Console | None =
             shutil.rmtree(str(config.output_dir), ignore_errors=True)
         raise
     if result.trainer.is_world_process_zero():
-        forgotten = class_list(label_names, ids)
-        _write(arguments, config, result, original, label_names, forgotten, len(forget), quickstart)
+        forgotten = [labels[i] for i in ids]
+        _write(arguments, config, result, original, labels, forgotten, len(forget), quickstart)
         _print(console, result, config)
     if config.push_to_hub:
-        result.trainer.push_to_hub()
+        try:
+            result.trainer.push_to_hub()
+        except (OSError, RuntimeError, ValueError) as error:  # what the Hub's client raises, offline or refused
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UNSCError(
+                f"push_to_hub: {first} The run is complete in {config.output_dir}; publish that folder with `hf upload`."
+            ) from error
     return result
+
+
+def _names_of_model(name: str | None) -> list[str] | None:
+    """Class names from a model's config, for data sets that hold bare ids; None where they are only LABEL_0, LABEL_1."""
+    if name is None:
+        return None
+    try:
+        found = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UNSCError(f"model_name_or_path: cannot load {name!r}: {str(error).strip().splitlines()[0]}") from error
+    names = [str(found.id2label[i]) for i in range(found.num_labels)]
+    return None if names == [f"LABEL_{i}" for i in range(len(names))] else names
 
 
 def _load(arguments: ImageArguments, config: UNSCConfig) -> DatasetDict:
@@ -196,6 +220,7 @@ def _models(
     train: Dataset,
     retain: Dataset,
     ids: Sequence[int],
+    labels: Sequence[str],
     console: Console,
 ) -> tuple[str, list[str]]:
     """Original and references: given, found from an earlier run, or trained now."""
@@ -205,27 +230,32 @@ def _models(
         if plan.size is None and plan.base_model is None:
             raise UNSCError("train_original: needs model_size (from scratch) or model_name_or_path (to fine-tune).")
         console.print("Original model: training it, or taking it from an earlier run.")
-        original = str(train_classifier(train, plan, arguments.references_dir, "original", config.label_column))
+        original = str(train_classifier(train, plan, arguments.references_dir, "original", labels, config.label_column))
     if original is None:
         raise UNSCError(
             "model_name_or_path: not given; name the model to unlearn, or use --train_original with --model_size."
         )
     references = list(arguments.retrained_model_name_or_path or [])
     if quickstart or arguments.train_retrained:
-        if plan.size is None and plan.base_model is None:
-            raise UNSCError("train_retrained: needs model_size (from scratch) or model_name_or_path (to fine-tune).")
+        if plan.size is None and not arguments.train_original:
+            raise UNSCError(
+                "train_retrained: fine-tuning model_name_or_path would begin with a model that knows the forgotten classes; "
+                "give model_size, or use --train_original too, with a backbone that was not trained on this data."
+            )
         console.print("Retrained reference: training it, or taking it from an earlier run.")
         name = "retrained-without-" + "-".join(map(str, ids[:10]))
-        references.append(str(train_classifier(retain, plan, arguments.references_dir, name, config.label_column)))
+        references.append(
+            str(train_classifier(retain, plan, arguments.references_dir, name, labels, config.label_column))
+        )
     return original, references
 
 
-def _load_model(name: str) -> tuple[PreTrainedModel, Any]:
+def _load_processor(name: str) -> Any:
     try:
-        model = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32)
-        return model, AutoImageProcessor.from_pretrained(name)
+        return AutoImageProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise UNSCError(f"model_name_or_path: cannot load {name!r}: {str(error).strip().splitlines()[0]}") from error
+        first = str(error).strip().splitlines()[0]
+        raise UNSCError(f"model_name_or_path: {name!r} has no image processor: {first}") from error
 
 
 def _license(arguments: ImageArguments, original: str) -> str | None:

@@ -105,11 +105,14 @@ def _conv_padding(conv: nn.Conv2d) -> tuple[int, int, int, int]:
 
 def row_geometry(module: nn.Module) -> RowGeometry | None:
     """Geometry of a module whose weight can be protected, or None."""
-    if isinstance(module, Conv1D):
+    if "weight" not in module._parameters:  # parametrised, quantised or lazy: the weight is not what is multiplied
+        return None
+    forward = type(module).forward  # a subclass that computes something else (standardised weights, say) is left alone
+    if isinstance(module, Conv1D) and forward is Conv1D.forward:
         return RowGeometry("linear", 1, module.weight.shape[0])
-    if type(module) is nn.Linear:
+    if isinstance(module, nn.Linear) and forward is nn.Linear.forward:
         return RowGeometry("linear", 1, module.in_features)
-    if isinstance(module, nn.Conv2d) and not isinstance(module, nn.modules.lazy.LazyModuleMixin):
+    if isinstance(module, nn.Conv2d) and forward is nn.Conv2d.forward:
         kernel = (module.kernel_size[0], module.kernel_size[1])
         return RowGeometry(
             "conv2d",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
 from .errors import UNSCError
 
@@ -30,6 +30,24 @@ def load_model(name: str) -> PreTrainedModel:
         if isinstance(error, UNSCError):
             raise
         raise UNSCError(f"model: cannot load {name!r}: {str(error).strip().splitlines()[0]}") from error
+
+
+def load_classifier(name: str, argument: str) -> PreTrainedModel:
+    """An image classifier in float32, from a Hub id or folder.
+
+    Raises:
+        UNSCError: naming `argument`, when nothing can be loaded from there.
+    """
+    try:
+        model: PreTrainedModel = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32)
+        return model
+    except (OSError, ValueError) as error:
+        raise UNSCError(f"{argument}: cannot load {name!r}: {str(error).strip().splitlines()[0]}") from error
+
+
+def model_label_names(model: PreTrainedModel) -> list[str]:
+    """Names of the model's labels by id, whatever order its config lists them in."""
+    return [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
 
 
 def check_weights(model: nn.Module) -> None:

@@ -25,7 +25,6 @@ _ADAPTER_NOTE = (
     "This is an adapter. The base model still remembers: whoever loads it without the adapter has everything back. Where "
     "that matters, merge the adapter in float32 and publish the merged model instead."
 )
-_SECRET_OPTIONS = ("--hub_token", "--token", "--push_to_hub_token")
 
 
 @dataclass
@@ -83,7 +82,9 @@ def versions() -> dict[str, str]:
 
 def public_name(name: str) -> str:
     """A Hub id as it is, a local folder by its last part: cards must not tell paths of this machine."""
-    return Path(name).resolve().name if Path(name).exists() else name
+    path = Path(name).expanduser()
+    local = path.exists() or path.is_absolute() or name.startswith((".", "~"))
+    return path.resolve().name if name and local else name
 
 
 def scrubbed_command(arguments: Sequence[str]) -> str:
@@ -92,11 +93,12 @@ def scrubbed_command(arguments: Sequence[str]) -> str:
     hide = False
     for argument in arguments:
         name, equals, value = argument.partition("=")
-        if hide or (equals and name in _SECRET_OPTIONS):
+        secret = name.startswith("--") and "token" in name.lower()
+        if hide or (equals and secret):
             shown.append(f"{name}=***" if equals and not hide else "***")
             hide = False
             continue
-        hide = argument in _SECRET_OPTIONS
+        hide = secret
         if equals and name.startswith("--"):
             shown.append(f"{name}={_last_part(value)}")
         else:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,9 +25,11 @@ from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from .errors import UNSCError, closest
+from .files import write_beside, write_text
 from .layers import ProtectedLayer, capture_inputs, evaluation_mode, find_layers, row_mask, trace_layers
 
 _FORMAT = "unsc_hf.activation_statistics.v1"
+_TENSORS, _META = "statistics.safetensors", "statistics.json"
 _GOLDEN = 0.6180339887498949
 _ROW_STRIDE = 7919  # a prime: consecutive samples start at unrelated places of the golden sequence
 
@@ -86,26 +86,30 @@ def weight_hash(model: nn.Module) -> str:
 
 
 def data_fingerprint(dataset: Any) -> str:
-    """SHA-256 of a `datasets.Dataset`'s content, in its order: the same rows give the same value on every machine."""
+    """SHA-256 of a `datasets.Dataset`'s content, in its order: the same rows give the same value on every machine.
+
+    Images count by their bytes, whether these stand in the table or in a file beside it.
+    """
     digest = hashlib.sha256()
     for table in dataset.with_format("arrow").iter(batch_size=1024):
         for name in table.column_names:
             digest.update(f"|{name}|{len(table)}|".encode())
-            column = table.column(name).combine_chunks()
-            for value in column.to_pylist() if column.nbytes < 4096 else [column]:
-                digest.update(str(value).encode() if not hasattr(value, "buffers") else _array_bytes(value))
+            for value in table.column(name).to_pylist():
+                digest.update(_value_bytes(value))
     return digest.hexdigest()
 
 
-def _array_bytes(array: Any) -> bytes:
-    """Canonical bytes of an Arrow array: an IPC stream of exactly this slice."""
-    import pyarrow as pa
-
-    sink = pa.BufferOutputStream()
-    batch = pa.record_batch([pa.concat_arrays([array])], names=["x"])
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    return bytes(sink.getvalue())
+def _value_bytes(value: Any) -> bytes:
+    """Bytes that stand for one cell."""
+    if isinstance(value, dict) and set(value) == {"bytes", "path"}:
+        content = value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+        return hashlib.sha256(content).digest()
+    if isinstance(value, list):
+        try:
+            return hashlib.sha256(np.asarray(value, dtype=np.float64).tobytes()).digest()
+        except (TypeError, ValueError):  # texts, or rows of unequal length
+            pass
+    return repr(value).encode()
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ class Fingerprint:
         weights: SHA-256 of its weights.
         data: SHA-256 of the rows that were read, in order.
         dtype: dtype in which rows were multiplied.
-        max_rows_per_class: the row budget.
+        max_rows_per_class, max_samples_per_class: the budgets.
         samples: number of data set rows read.
     """
 
@@ -128,6 +132,7 @@ class Fingerprint:
     revision: str = ""
     dtype: str = "float64"
     max_rows_per_class: int | None = None
+    max_samples_per_class: int | None = None
     samples: int = 0
 
 
@@ -247,6 +252,7 @@ class ActivationStatistics:
             revision=str(getattr(config, "_commit_hash", None) or ""),
             dtype=str(dtype).removeprefix("torch."),
             max_rows_per_class=max_rows_per_class,
+            max_samples_per_class=max_samples_per_class,
             samples=sum(len(rows) for rows in members.values()),
         )
         return cls(moments, keys, fingerprint, {group: names.get(group, group) for group in moments})
@@ -293,6 +299,11 @@ class ActivationStatistics:
 
     def _combine(self, other: ActivationStatistics, sign: int) -> ActivationStatistics:
         self.check_same_model(other.fingerprint.weights, other.module_keys)
+        for option in ("dtype", "max_rows_per_class", "max_samples_per_class"):
+            ours, theirs = getattr(self.fingerprint, option), getattr(other.fingerprint, option)
+            if ours != theirs:
+                raise UNSCError(f"other: collected with {option}={theirs!r}, these with {ours!r}; collect both alike.")
+        budget = self.fingerprint.max_rows_per_class or self.fingerprint.max_samples_per_class
         moments = {group: dict(by_key) for group, by_key in self.moments.items()}
         for group, by_key in other.moments.items():
             if group not in moments:
@@ -301,6 +312,11 @@ class ActivationStatistics:
                 moments[group] = dict(by_key)
                 continue
             mine = moments[group]
+            if sign < 0 and budget and any(by_key[key].rows != mine[key].rows for key in by_key):
+                raise UNSCError(
+                    f"other: only a part of class {group!r}, but a budget chose which rows were read; "
+                    "take out whole classes, or collect without max_rows_per_class and max_samples_per_class."
+                )
             if sign < 0 and any(by_key[key].rows > mine[key].rows for key in by_key):
                 raise UNSCError(f"other: class {group!r} has more rows to take out than these statistics hold.")
             moments[group] = {key: mine[key] + by_key[key] if sign > 0 else mine[key] - by_key[key] for key in mine}
@@ -323,11 +339,11 @@ class ActivationStatistics:
                 f"statistics: collected from weights {self.fingerprint.weights[:12]} ({self.fingerprint.model}), "
                 f"but the model's are {weights[:12]}; collect them again for this model."
             )
-        different = sorted(set(self.module_keys) ^ set(module_keys or self.module_keys))
+        different = sorted(set(self.module_keys.items()) ^ set((module_keys or self.module_keys).items()))
         if different:
             raise UNSCError(
                 f"statistics: cover {len(self.module_keys)} modules, asked for {len(module_keys or ())}; "
-                f"the first that only one has is {different[0]!r}."
+                f"the first that only one has is {different[0][0]!r}."
             )
 
     def subspace(
@@ -359,12 +375,11 @@ class ActivationStatistics:
     # ---- storage ----------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `statistics.safetensors` and `statistics.json`; a folder is replaced whole or left as it was.
+        """Write `statistics.safetensors` and then `statistics.json`, which vouches for it by its hash.
 
-        Moments are symmetric: only their upper triangles are stored.
+        Other files in the folder are left alone. Moments are symmetric: only their upper triangles are stored.
         """
         target = Path(folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
         tensors: dict[str, Tensor] = {}
         rows: dict[str, dict[str, int]] = {}
         for g, (group, by_key) in enumerate(self.moments.items()):
@@ -382,17 +397,9 @@ class ActivationStatistics:
             "shapes": widths,
             "rows": rows,
         }
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
-            save_file(tensors, scratch / "statistics.safetensors", metadata={"format": "pt"})
-            (scratch / "statistics.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8")
-            old = scratch.with_name(scratch.name + ".old")
-            if target.exists():
-                target.rename(old)
-            scratch.rename(target)
-            shutil.rmtree(old, ignore_errors=True)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        write_beside(target / _TENSORS, lambda scratch: save_file(tensors, scratch, metadata={"format": "pt"}))
+        meta["sha256"] = _file_hash(target / _TENSORS)
+        write_text(target / _META, json.dumps(meta, indent=1, ensure_ascii=False))
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str], model: nn.Module | None = None) -> ActivationStatistics:
@@ -403,8 +410,9 @@ class ActivationStatistics:
         """
         folder = Path(folder)
         try:
-            meta = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
-            tensors = load_file(folder / "statistics.safetensors")
+            meta = json.loads((folder / _META).read_text(encoding="utf-8"))
+            found = _file_hash(folder / _TENSORS)
+            tensors = load_file(folder / _TENSORS)
         except FileNotFoundError as error:
             raise UNSCError(
                 f"statistics: {folder} holds no {Path(str(error.filename)).name}; collect and save them first."
@@ -412,8 +420,13 @@ class ActivationStatistics:
         except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UNSCError(f"statistics: {folder} is damaged ({error}); collect them again.") from error
         if not isinstance(meta, dict) or meta.get("format") != _FORMAT:
-            found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
-            raise UNSCError(f"statistics: {folder} has format {found!r}, this version reads {_FORMAT!r}.")
+            kind = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
+            raise UNSCError(f"statistics: {folder} has format {kind!r}, this version reads {_FORMAT!r}.")
+        if meta.get("sha256") != found:
+            raise UNSCError(
+                f"statistics: {_TENSORS} in {folder} has SHA-256 {found[:12]}, {_META} expects "
+                f"{str(meta.get('sha256'))[:12]}; one of them was replaced, collect them again."
+            )
         try:
             keys, shapes, rows = meta["keys"], meta["shapes"], meta["rows"]
             moments = {
@@ -429,6 +442,14 @@ class ActivationStatistics:
         if model is not None:
             statistics.check_same_model(weight_hash(model))
         return statistics
+
+
+def _file_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _unpack(upper: Tensor, groups: int, width: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import logging
 import math
 import os
@@ -24,7 +25,7 @@ from transformers.trainer_utils import TrainOutput
 
 from .adapters import LoraProjection, add_adapters, free_names
 from .callbacks import Check, ProjectionCallback, StoppingCallback
-from .config import UNSCConfig
+from .config import REFUSED, UNSCConfig
 from .data import (
     RelabelledDataset,
     check_labels_match,
@@ -37,8 +38,9 @@ from .data import (
 from .errors import UNSCError
 from .evaluation.accuracy import macro_accuracy
 from .evaluation.certificate import Certificate, LogitDrift, logit_drift
+from .files import write_text
 from .layers import LayerSelection, evaluation_mode, find_layers, trace_layers
-from .loading import check_weights, load_model
+from .loading import check_weights, load_model, model_label_names
 from .model_card import CardContent, public_name, write_card
 from .objectives import pseudo_label_loss
 from .outputs import Outputs, collect_outputs
@@ -142,7 +144,7 @@ class UNSCTrainer(Trainer):
                 )
             if len(dataset) == 0:
                 raise UNSCError(f"{name}: has no rows; unlearning needs rows to forget and rows to keep.")
-        label_names = list(model.config.id2label.values())
+        label_names = model_label_names(model)
         for dataset in (forget_dataset, retain_dataset):
             check_labels_match(dataset, args.label_column, model.config.num_labels, label_names)
 
@@ -154,6 +156,7 @@ class UNSCTrainer(Trainer):
         self._label_column = find_label_column(forget_dataset, args.label_column)
         forget_labels = read_labels(forget_dataset, args.label_column)
         retain_labels = read_labels(retain_dataset, args.label_column)
+        self._forget_labels = forget_labels
         self.forgotten_classes = sorted(set(forget_labels.tolist()) - set(retain_labels.tolist()))
         self.remaining_classes = sorted(set(retain_labels.tolist()))
         if len(set(forget_labels.tolist()) | set(self.remaining_classes)) < 2:
@@ -191,10 +194,9 @@ class UNSCTrainer(Trainer):
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
-        if self.is_deepspeed_enabled:
-            raise UNSCError(
-                "deepspeed: not supported, its engine updates weights where no projection can follow; use DDP or FSDP2."
-            )
+        for enabled, name in ((self.is_deepspeed_enabled, "deepspeed"), (self.is_fsdp_enabled, "fsdp")):
+            if enabled:  # switched on by the launcher, not by an argument
+                raise UNSCError(f"{name}: not supported, {REFUSED[name]}.")
         self._set_signature_columns_if_needed()
         self._inner_collator = self.data_collator
         self.data_collator = self._collate
@@ -245,14 +247,13 @@ class UNSCTrainer(Trainer):
         selection = selection.without(full)
         projection = self._projection(model, selection, subspace)
 
-        forget = self._outputs(model, self._forget_train, "Pseudo-labels")
-        needs_retain = args.pseudo_labels == "nearest_mean"
-        retain = self._outputs(model, self._retain_held_out, "Class means") if needs_retain else None
+        by_mean = args.pseudo_labels == "nearest_mean"
+        forget = self._outputs(model, self._forget_train, "Pseudo-labels", features=by_mean)
+        retain = self._outputs(model, self._retain_held_out, "Held-out logits", features=by_mean)
         targets = pseudo_labels(args.pseudo_labels, forget, self.remaining_classes, retain=retain, seed=args.seed)
         hard = targets if targets.dim() == 1 else targets.argmax(1)
         if bool((hard == forget.labels).any()):
             raise RuntimeError("a pseudo-label equals the row's own label")
-        held_out_logits = self._outputs(model, self._retain_held_out, "Held-out logits").logits
         self.train_dataset = RelabelledDataset(self._prepared(self._forget_train), targets)
         self.plan = UnlearningPlan(
             selection=selection,
@@ -263,7 +264,7 @@ class UNSCTrainer(Trainer):
             remaining_classes=self.remaining_classes,
             pseudo_labels=targets,
             original_weights=original,
-            held_out_logits=held_out_logits,
+            held_out_logits=retain.logits,
             seconds={
                 "statistics": self._statistics_seconds,
                 "decomposition": decomposed - started - self._statistics_seconds,
@@ -359,6 +360,12 @@ class UNSCTrainer(Trainer):
 
     def _kept_groups(self, statistics: ActivationStatistics) -> list[str]:
         """Groups of given statistics that belong to retained rows: its classes, or one pool of exactly these rows."""
+        shared = sorted(set(self._forget_labels.tolist()) & set(self.remaining_classes))
+        if shared and list(statistics.moments) != [_POOL]:
+            raise UNSCError(
+                f"statistics: hold class {shared[0]} whole, but some of its rows are to be forgotten; "
+                "leave statistics out, and they are collected without those rows."
+            )
         if list(statistics.moments) == [_POOL]:
             data = data_fingerprint(self._retain_train)
             if statistics.fingerprint.data != data:
@@ -371,7 +378,7 @@ class UNSCTrainer(Trainer):
             raise UNSCError(f"statistics: hold no rows of retained class {absent[0]}; collect them on this data.")
         return [str(c) for c in self.remaining_classes]
 
-    def _outputs(self, model: nn.Module, dataset: Dataset, description: str, features: bool = True) -> Outputs:
+    def _outputs(self, model: nn.Module, dataset: Dataset, description: str, features: bool = False) -> Outputs:
         return collect_outputs(
             model,
             self._prepared(dataset),
@@ -427,6 +434,8 @@ class UNSCTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
+        if "pseudo_labels" not in inputs:
+            raise RuntimeError("a training batch carries no pseudo-labels: it would teach the true ones")
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.plan is not None and self.accelerator.sync_gradients:
             self.plan.projection.project_gradients()
@@ -452,21 +461,32 @@ class UNSCTrainer(Trainer):
 
     def _check(self) -> Check:
         """Forgetting and leak at this moment, on rows that are not trained on."""
-        forget = self._outputs(self.model, self._forget_validation, "Check", features=False)
-        retain = self._outputs(self.model, self._retain_held_out, "Check", features=False)
-        return Check(
-            forget_accuracy=float((forget.logits.argmax(1) == forget.labels).float().mean()),
+        forget = self._outputs(self.model, self._forget_validation, "Check")
+        retain = self._outputs(self.model, self._retain_held_out, "Check")
+        check = Check(
+            forget_accuracy=macro_accuracy(forget.logits, forget.labels) or 0.0,
             forget_loss=float(nn.functional.cross_entropy(forget.logits, forget.labels)),
             retain_accuracy=macro_accuracy(retain.logits, retain.labels) or 0.0,
             leak=self.held_out_leak().total,
         )
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # One process decides for all: rounding must not let them disagree on stopping.
+            decided = [check]
+            torch.distributed.broadcast_object_list(decided, src=0, device=self.args.device)
+            check = decided[0]
+        return check
 
     def _check_outcome(self, frozen: str, trained: set[str]) -> None:
         """Guards against silent no-ops and silent damage."""
         assert self.plan is not None
         moved = self.plan.projection.relative_change()
-        if not moved > 0 and self.stop_reason != "leak_budget":
-            raise RuntimeError("unlearning ended, but no weight has moved")
+        if not moved > 0:
+            raise UNSCError(
+                f"learning_rate: {self.args.learning_rate} moved no weight within the leak budget "
+                f"(max_leak {self.args.max_leak}), so nothing was forgotten; lower it, or lower check_steps."
+                if self.stop_reason == "leak_budget"
+                else f"learning_rate: {self.args.learning_rate} moved no weight in {self.state.global_step} steps; raise it."
+            )
         if _frozen_hash(self.model, trained) != frozen:
             raise RuntimeError("a frozen weight or buffer has changed while unlearning")
         if self.stop_reason != "target":
@@ -493,7 +513,7 @@ class UNSCTrainer(Trainer):
         leak = self.held_out_leak()
         assert self.plan is not None
         model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        logits = self._outputs(model, self._retain_held_out, "Certificate", features=False).logits
+        logits = self._outputs(model, self._retain_held_out, "Certificate").logits
         certificate = Certificate(
             leak=leak.total,
             leak_per_layer=leak.per_layer,
@@ -503,7 +523,8 @@ class UNSCTrainer(Trainer):
             max_leak=self.args.max_leak,
             stop_reason=self.stop_reason,
             merged=self._merged_drift(model) if isinstance(model, PeftModel) else None,
-            held_out=self._given_statistics is None or _POOL in self.retained_statistics.moments,
+            held_out=self._retain_held_out is not self._retain_train
+            and (self._given_statistics is None or _POOL in self.retained_statistics.moments),
         )
         limit = self.args.max_leak
         if self.args.null_space == "retained" and limit is not None and leak.total > limit:
@@ -531,9 +552,13 @@ class UNSCTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """As upstream, without the pickled arguments: they hold tokens and paths, and nothing reads them."""
+        folder = Path(output_dir or str(self.args.output_dir))
+        has_card = (folder / "README.md").exists()
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
+            (folder / "training_args.bin").unlink(missing_ok=True)
+            if isinstance(self.model, PeftModel) and not has_card:  # PEFT's own card names the base model's folder
+                (folder / "README.md").unlink(missing_ok=True)
 
     def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
         """Write the card: of the whole comparison when a recipe made one (`card_content`), else of this run alone."""
@@ -556,7 +581,21 @@ class UNSCTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         if self.args.should_save and self.plan is not None:
             folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
-            (folder / _STATE_FILE).write_text(self.plan.original_weights, encoding="utf-8")
+            write_text(folder / _STATE_FILE, json.dumps(self._run_identity()))
+
+    def _run_identity(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the first one, besides its options of speed."""
+        assert self.plan is not None
+        args = self.args
+        return {
+            "model": self.plan.original_weights[:16],
+            "forget_dataset": data_fingerprint(self._forget_train)[:16],
+            "retain_dataset": data_fingerprint(self._retain_train)[:16],
+            "null_space": args.null_space,
+            "subspace_rule": f"{args.subspace_rule} {args.energy} {args.subspace_rank} {args.subspace_ratio}",
+            "pseudo_labels": args.pseudo_labels,
+            "trained": len(self.plan.selection.layers),
+        }
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Read checkpoint weights as `from_pretrained` does.
@@ -585,12 +624,13 @@ class UNSCTrainer(Trainer):
             raise UNSCError(
                 f"resume_from_checkpoint: {folder} was not written by UNSCTrainer, or not to its end; use an earlier one."
             )
-        began = state.read_text(encoding="utf-8").strip()
-        if began != self.plan.original_weights:
-            raise UNSCError(
-                f"model: weights are {self.plan.original_weights[:12]}, but the checkpoint's run began with {began[:12]}; "
-                "resume with the original model."
-            )
+        began = json.loads(state.read_text(encoding="utf-8"))
+        for name, now in self._run_identity().items():
+            if began.get(name) != now:
+                raise UNSCError(
+                    f"resume_from_checkpoint: the run began with {name} {began.get(name)!r}, now it is {now!r}; "
+                    "resume with the original model, the same data and options."
+                )
 
 
 def _cast_floats(batch: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
@@ -627,6 +667,15 @@ def _free_at(layer: LayerSubspace) -> str:
 
 
 def _no_capacity_message(subspace: Subspace, args: UNSCConfig) -> str:
+    advice = {
+        "rank": f"lower subspace_rank ({args.subspace_rank})",
+        "ratio": f"lower subspace_ratio ({args.subspace_ratio})",
+        "released_ramp": "use subspace_rule 'energy'",
+    }
+    if args.subspace_rule in advice or args.subspace_merge == "concat":
+        wanted = advice.get(args.subspace_rule, "lower energy, or merge by 'sum'")
+        widest = max(layer.width for layer in subspace.layers.values())
+        return f"subspace_rule: {args.subspace_rule!r} leaves no layer any capacity (widest layer: {widest}); {wanted}."
     nearest = max(subspace.module_keys, key=lambda name: subspace[name].next_energy)
     return (
         f"energy: rule {args.subspace_rule!r} with energy {args.energy} leaves no layer any capacity; "

@@ -72,16 +72,20 @@ def mean_result(results: Sequence[MethodResult]) -> MethodResult:
     )
 
 
-def judge(unsc: MethodResult, references: Sequence[MethodResult], forgotten_at: float = 0.01) -> tuple[str, str]:
+def judge(
+    unsc: MethodResult, references: Sequence[MethodResult], forgotten: Sequence[int], forgotten_at: float = 0.01
+) -> tuple[str, str]:
     """Verdict and its reason.
 
     "suppressed": the output is gone. "removed": besides, probe and prototype attack lie within two standard deviations
-    of several (at least three) retrained models. "not forgotten": test accuracy on the forgotten classes is above 1 %.
+    of several (at least three) retrained models. "not forgotten": test accuracy on one of the forgotten classes is above
+    1 %.
     """
     if unsc.AccDut is None:
         return "not judged", "no test rows of the forgotten classes were given"
-    if unsc.AccDut > forgotten_at:
-        return "not forgotten", f"test accuracy on the forgotten classes is still {unsc.AccDut:.1%}"
+    worst = max([unsc.AccDut, *(unsc.per_class[c] for c in forgotten if c in unsc.per_class)])
+    if worst > forgotten_at:
+        return "not forgotten", f"test accuracy on the forgotten class that is best remembered is still {worst:.1%}"
     if len(references) < 3:
         return "suppressed", f"saying more needs at least three retrained models, {len(references)} given"
     outside = []
