@@ -17,7 +17,7 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for name, launcher in (
         ("one", []),
-        ("two", ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]),
+        ("two", ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]),
     ):
         (tmp_path / name).mkdir()
         done = subprocess.run(

@@ -16,21 +16,21 @@ from unsc_hf.statistics import weight_hash
 
 def main(folder: Path) -> None:
     torch.manual_seed(0)
+    double = make_vit().double()
     data = tensor_dataset(torch.randn(61, 3, 8, 8), [i % 3 for i in range(61)])
     model = make_vit()
     config = UNSCConfig(
         output_dir=str(folder / "out"), use_cpu=True, disable_tqdm=True, report_to="none", energy=0.9, max_steps=3,
         per_device_train_batch_size=4, optim="sgd", learning_rate=1e-2, check_steps=100, max_leak=None,
     )  # fmt: skip
-    double = make_vit().double()
-    statistics = ActivationStatistics.collect(
-        double, data.with_format("torch", dtype=torch.float64), max_rows_per_class=40, progress=False
-    )
     trainer = UNSCTrainer(
         model=model,
         args=config,
         forget_dataset=split_dataset(data, [2]).forget,
         retain_dataset=split_dataset(data, [2]).retain,
+    )
+    statistics = ActivationStatistics.collect(
+        double, data.with_format("torch", dtype=torch.float64), max_rows_per_class=40, progress=False
     )
     trainer.train()
     rank = dist.get_rank() if dist.is_initialized() else 0
