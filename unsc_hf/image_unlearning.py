@@ -16,6 +16,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 from huggingface_hub import ModelCard
 from peft import LoraConfig
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoImageProcessor
@@ -37,6 +38,9 @@ PICTURES = (
     ("unlearning.png", "Accuracy and leak while unlearning"),
     ("capacity.png", "Rank and capacity of each layer"),
 )
+# What fits a terminal of 80 columns; cards spell it out.
+_HEADINGS = ("model", "AccDut", "AccDrt", "AccDf", "AccDr", "MIA", "probe", "10-shot", "leak", "sec")
+_NAMES = {"masked": "masked logit", "random_projector": "random space"}
 _OPTIONS_IN_CARD = (
     "subspace_rule", "energy", "subspace_rank", "subspace_ratio", "subspace_merge", "target_modules", "pseudo_labels",
     "target_forget_accuracy", "max_leak", "check_steps", "max_rows_per_class", "max_samples_per_class", "optim",
@@ -358,12 +362,14 @@ def _finite(value: Any) -> Any:
 
 
 def _print(console: Console, result: Comparison, config: UNSCConfig) -> None:
-    header, *rows = format_table(result.methods)
-    table = Table(title="After unlearning (percent; MIA AUC 0.5 is chance)")
-    for i, column in enumerate(header):
-        table.add_column(column, justify="left" if i == 0 else "right")
-    for row in rows:
-        table.add_row(*row, style="bold" if row[0] == "UNSC" else None)
+    _, *rows = format_table(result.methods)
+    table = Table(
+        title="After unlearning (percent; MIA: 0.5 is chance)", box=SIMPLE, pad_edge=False, collapse_padding=True
+    )
+    for i, column in enumerate(_HEADINGS):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+    for name, row in zip(result.methods, rows, strict=True):
+        table.add_row(_NAMES.get(name, row[0]), *row[1:], style="bold" if name == "unsc" else None)
     console.print(table)
     certificate = result.certificate
     console.print(f"Verdict: {result.verdict} ({result.reason}).")
