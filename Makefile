@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-OUTPUT ?= outputs/demo
+OUTPUT ?= outputs/digits-without-8
 
 .PHONY: demo test lint types clean
 
