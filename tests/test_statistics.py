@@ -15,8 +15,9 @@ from PIL import Image as PILImage
 
 from unsc_hf.data import split_dataset
 from unsc_hf.errors import UNSCError
+from unsc_hf.fingerprint import data_fingerprint, weight_hash
 from unsc_hf.layers import capture_inputs, find_layers
-from unsc_hf.statistics import ActivationStatistics, SecondMoment, data_fingerprint, weight_hash
+from unsc_hf.statistics import ActivationStatistics, SecondMoment
 
 
 def _data(rows: int = 24):

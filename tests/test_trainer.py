@@ -24,11 +24,11 @@ from transformers import (
 )
 
 from unsc_hf import ActivationStatistics, UNSCConfig, UNSCError, UNSCTrainer, split_dataset
+from unsc_hf.fingerprint import weight_hash
 from unsc_hf.image_classification import load_image_dataset
 from unsc_hf.layers import capture_inputs, find_layers
 from unsc_hf.loading import model_label_names
 from unsc_hf.projection import NullSpaceProjection
-from unsc_hf.statistics import weight_hash
 
 Data = tuple[Dataset, Dataset]
 
@@ -110,8 +110,8 @@ def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def assert_promise(measured: Drift) -> None:
-    """Retained outputs stay to 1e-6 (plus what float32 arithmetic does to an unchanged model), forgotten ones move."""
-    assert measured.retain <= 1e-6 + measured.rounding
+    """Retained outputs stay to 1e-6, beside what float32 arithmetic does to each of the two passes; forgotten ones move."""
+    assert measured.retain <= 1e-6 + 2 * measured.rounding
     assert measured.forget > 0.02
 
 

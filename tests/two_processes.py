@@ -11,7 +11,7 @@ from conftest import make_vit, tensor_dataset
 from safetensors.torch import save_file
 
 from unsc_hf import ActivationStatistics, UNSCConfig, UNSCTrainer, split_dataset
-from unsc_hf.statistics import weight_hash
+from unsc_hf.fingerprint import weight_hash
 
 
 def main(folder: Path) -> None:

@@ -31,7 +31,7 @@ from transformers import (
 
 from .data import find_label_column, prepare_dataset
 from .errors import UNSCError
-from .statistics import data_fingerprint
+from .fingerprint import data_fingerprint
 
 TEST_SPLITS = ("test", "validation", "valid", "val")
 

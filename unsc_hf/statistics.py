@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from .errors import UNSCError, closest
 from .files import write_beside, write_text
+from .fingerprint import Fingerprint, data_fingerprint, file_hash, weight_hash
 from .layers import ProtectedLayer, capture_inputs, evaluation_mode, find_layers, row_mask, trace_layers
 
 _FORMAT = "unsc_hf.activation_statistics.v1"
@@ -73,67 +74,6 @@ def total_moment(moments: Iterable[SecondMoment]) -> SecondMoment:
     for item in items[1:]:
         matrix += item.matrix
     return SecondMoment(matrix, sum(item.rows for item in items))
-
-
-def weight_hash(model: nn.Module) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers, in the order of their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def data_fingerprint(dataset: Any) -> str:
-    """SHA-256 of a `datasets.Dataset`'s content, in its order: the same rows give the same value on every machine.
-
-    Images count by their bytes, whether these stand in the table or in a file beside it.
-    """
-    digest = hashlib.sha256()
-    for table in dataset.with_format("arrow").iter(batch_size=1024):
-        for name in table.column_names:
-            digest.update(f"|{name}|{len(table)}|".encode())
-            for value in table.column(name).to_pylist():
-                digest.update(_value_bytes(value))
-    return digest.hexdigest()
-
-
-def _value_bytes(value: Any) -> bytes:
-    """Bytes that stand for one cell."""
-    if isinstance(value, dict) and set(value) == {"bytes", "path"}:
-        content = value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
-        return hashlib.sha256(content).digest()
-    if isinstance(value, list):
-        try:
-            return hashlib.sha256(np.asarray(value, dtype=np.float64).tobytes()).digest()
-        except (TypeError, ValueError):  # texts, or rows of unequal length
-            pass
-    return repr(value).encode()
-
-
-@dataclass(frozen=True)
-class Fingerprint:
-    """What the statistics were collected from; two sets of statistics may only be combined when the model part agrees.
-
-    Attributes:
-        model: the model's name or folder name (for people; not compared).
-        revision: the commit it was loaded at, when known (for people; not compared).
-        weights: SHA-256 of its weights.
-        data: SHA-256 of the rows that were read, in order.
-        dtype: dtype in which rows were multiplied.
-        max_rows_per_class, max_samples_per_class: the budgets.
-        samples: number of data set rows read.
-    """
-
-    weights: str
-    data: str
-    model: str = ""
-    revision: str = ""
-    dtype: str = "float64"
-    max_rows_per_class: int | None = None
-    max_samples_per_class: int | None = None
-    samples: int = 0
 
 
 @dataclass
@@ -398,7 +338,7 @@ class ActivationStatistics:
             "rows": rows,
         }
         write_beside(target / _TENSORS, lambda scratch: save_file(tensors, scratch, metadata={"format": "pt"}))
-        meta["sha256"] = _file_hash(target / _TENSORS)
+        meta["sha256"] = file_hash(target / _TENSORS)
         write_text(target / _META, json.dumps(meta, indent=1, ensure_ascii=False))
 
     @classmethod
@@ -411,7 +351,7 @@ class ActivationStatistics:
         folder = Path(folder)
         try:
             meta = json.loads((folder / _META).read_text(encoding="utf-8"))
-            found = _file_hash(folder / _TENSORS)
+            found = file_hash(folder / _TENSORS)
             tensors = load_file(folder / _TENSORS)
         except FileNotFoundError as error:
             raise UNSCError(
@@ -442,14 +382,6 @@ class ActivationStatistics:
         if model is not None:
             statistics.check_same_model(weight_hash(model))
         return statistics
-
-
-def _file_hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _unpack(upper: Tensor, groups: int, width: int) -> Tensor:

@@ -192,6 +192,36 @@ def randomised(subspace: Subspace, seed: int) -> Subspace:
     return Subspace(layers, subspace.module_keys, subspace.rule)
 
 
+def no_capacity_reason(layer: LayerSubspace) -> str:
+    """Why a layer is frozen."""
+    return (
+        f"no capacity left, the rule keeps all {layer.width} directions (an energy of {_free_at(layer)} would free one)"
+    )
+
+
+def no_capacity_message(subspace: Subspace, energy: float, rank: int | None, ratio: float | None, merge: str) -> str:
+    """Why no layer has capacity under these options, and how far the rule is from leaving some."""
+    advice = {
+        "rank": f"lower subspace_rank ({rank})",
+        "ratio": f"lower subspace_ratio ({ratio})",
+        "released_ramp": "use subspace_rule 'energy'",
+    }
+    if subspace.rule in advice or merge == "concat":
+        wanted = advice.get(subspace.rule, "lower energy, or merge by 'sum'")
+        widest = max(layer.width for layer in subspace.layers.values())
+        return f"subspace_rule: {subspace.rule!r} leaves no layer any capacity (widest layer: {widest}); {wanted}."
+    nearest = max(subspace.module_keys, key=lambda name: subspace[name].next_energy)
+    return (
+        f"energy: rule {subspace.rule!r} with energy {energy} leaves no layer any capacity; "
+        f"{nearest!r} would be the first to have some, at an energy of {_free_at(subspace[nearest])}."
+    )
+
+
+def _free_at(layer: LayerSubspace) -> str:
+    """The largest energy, in millionths, that leaves one direction of a full layer free."""
+    return f"{math.floor(1e6 * layer.next_energy - 1e-9) / 1e6:g}"
+
+
 def check_energy(energy: float) -> None:
     """Raise UNSCError unless `energy` lies in (0, 1]."""
     if not (isinstance(energy, int | float) and math.isfinite(energy) and 0 < energy <= 1):

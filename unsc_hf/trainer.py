@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -39,6 +37,7 @@ from .errors import UNSCError
 from .evaluation.accuracy import macro_accuracy
 from .evaluation.certificate import Certificate, LogitDrift, logit_drift
 from .files import write_text
+from .fingerprint import data_fingerprint, weight_hash
 from .layers import LayerSelection, evaluation_mode, find_layers, trace_layers
 from .loading import check_weights, load_model, model_label_names
 from .model_card import CardContent, public_name, write_card
@@ -46,8 +45,8 @@ from .objectives import pseudo_label_loss
 from .outputs import Outputs, collect_outputs
 from .projection import Leak, NullSpaceProjection
 from .pseudo_labels import pseudo_labels
-from .statistics import ActivationStatistics, SecondMoment, data_fingerprint, weight_hash
-from .subspace import LayerSubspace, Subspace, build_subspace, randomised
+from .statistics import ActivationStatistics, SecondMoment
+from .subspace import Subspace, build_subspace, no_capacity_message, no_capacity_reason, randomised
 
 logger = logging.getLogger(__name__)
 
@@ -236,12 +235,14 @@ class UNSCTrainer(Trainer):
         decomposed = time.perf_counter()
 
         full = {
-            layer.name: _capacity_reason(subspace, layer.name)
+            layer.name: no_capacity_reason(subspace[layer.name])
             for layer in selection.layers
             if not subspace[layer.name].has_capacity
         }
         if len(full) == len(selection.layers):
-            raise UNSCError(_no_capacity_message(subspace, args))
+            raise UNSCError(
+                no_capacity_message(subspace, args.energy, args.subspace_rank, args.subspace_ratio, args.subspace_merge)
+            )
         for name, reason in full.items():
             logger.warning("%s is frozen: %s.", name, reason)
         selection = selection.without(full)
@@ -405,7 +406,7 @@ class UNSCTrainer(Trainer):
         wanted = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in trained)
-        frozen = _frozen_hash(self.model, trained)
+        frozen = weight_hash(self.model, exclude=trained)
         stopping = StoppingCallback(
             plan.projection,
             self._check,
@@ -487,7 +488,7 @@ class UNSCTrainer(Trainer):
                 if self.stop_reason == "leak_budget"
                 else f"learning_rate: {self.args.learning_rate} moved no weight in {self.state.global_step} steps; raise it."
             )
-        if _frozen_hash(self.model, trained) != frozen:
+        if weight_hash(self.model, exclude=trained) != frozen:
             raise RuntimeError("a frozen weight or buffer has changed while unlearning")
         if self.stop_reason != "target":
             logger.warning(
@@ -652,42 +653,3 @@ def _accuracy_metrics(prediction: EvalPrediction) -> dict[str, float]:
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     accuracy = macro_accuracy(np.asarray(logits), np.asarray(prediction.label_ids))
     return {"accuracy": float("nan") if accuracy is None else accuracy}
-
-
-def _capacity_reason(subspace: Subspace, name: str) -> str:
-    layer = subspace[name]
-    return (
-        f"no capacity left, the rule keeps all {layer.width} directions (an energy of {_free_at(layer)} would free one)"
-    )
-
-
-def _free_at(layer: LayerSubspace) -> str:
-    """The largest energy, in millionths, that leaves one direction of a full layer free."""
-    return f"{math.floor(1e6 * layer.next_energy - 1e-9) / 1e6:g}"
-
-
-def _no_capacity_message(subspace: Subspace, args: UNSCConfig) -> str:
-    advice = {
-        "rank": f"lower subspace_rank ({args.subspace_rank})",
-        "ratio": f"lower subspace_ratio ({args.subspace_ratio})",
-        "released_ramp": "use subspace_rule 'energy'",
-    }
-    if args.subspace_rule in advice or args.subspace_merge == "concat":
-        wanted = advice.get(args.subspace_rule, "lower energy, or merge by 'sum'")
-        widest = max(layer.width for layer in subspace.layers.values())
-        return f"subspace_rule: {args.subspace_rule!r} leaves no layer any capacity (widest layer: {widest}); {wanted}."
-    nearest = max(subspace.module_keys, key=lambda name: subspace[name].next_energy)
-    return (
-        f"energy: rule {args.subspace_rule!r} with energy {args.energy} leaves no layer any capacity; "
-        f"{nearest!r} would be the first to have some, at an energy of {_free_at(subspace[nearest])}."
-    )
-
-
-def _frozen_hash(model: nn.Module, trained: set[str]) -> str:
-    """SHA-256 of all parameters and buffers but the trained weights."""
-    digest = hashlib.sha256()
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if name not in trained:
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
