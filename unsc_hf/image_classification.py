@@ -24,7 +24,6 @@ from transformers import (
     TrainingArguments,
     ViTConfig,
     ViTForImageClassification,
-    ViTImageProcessor,
     default_data_collator,
     set_seed,
 )
@@ -117,6 +116,8 @@ def build_vit(dataset: Dataset, size: str, patch_size: int, labels: Sequence[str
     Raises:
         UNSCError: unknown size, or a patch that does not divide the image.
     """
+    from transformers import ViTImageProcessor  # here, because importing it warns where torchvision is missing
+
     if size not in VIT_SIZES:
         raise UNSCError(f"model_size: {size!r} does not exist; choose from {', '.join(VIT_SIZES)}.")
     column = next(name for name, feature in dataset.features.items() if isinstance(feature, Image))
