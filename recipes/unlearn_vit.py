@@ -20,7 +20,7 @@ from pathlib import Path
 
 from unsc_hf import UNSCConfig
 from unsc_hf.arguments import parse_arguments, run_recipe
-from unsc_hf.image_unlearning import ImageArguments, run
+from unsc_hf.unlearning import ImageArguments, run
 
 
 def default_output_dir(arguments: ImageArguments) -> str:

@@ -55,28 +55,26 @@ def _logits(model: Any, dataset: Dataset) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_retained_outputs_do_not_move_and_the_base_is_untouched(case: str, low_rank_data: Data, tmp_path: Path) -> None:
-    forget, retain = low_rank_data
+def test_retained_outputs_do_not_move_and_the_base_is_untouched(case: str, exact_data: Data, tmp_path: Path) -> None:
+    forget, retain = exact_data
     lora, options = CASES[case]
-    model = make_vit()
+    model = make_vit(labels=10)
     base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     before, before_forget = logits(model, retain), logits(model, forget)
-    exact = logits(copy.deepcopy(model).double(), retain)
-    rounding = float((before - exact).norm() / exact.norm())
-    trainer = _unlearn(model, low_rank_data, tmp_path / "adapter", lora, **options)
+    trainer = _unlearn(model, exact_data, tmp_path / "adapter", lora, **options)
     network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    assert float((_logits(network, retain) - before).norm() / before.norm()) <= 1e-6 + 2 * rounding
+    assert float((_logits(network, retain) - before).norm() / before.norm()) <= 1e-6
     assert float((_logits(network, forget) - before_forget).norm() / before_forget.norm()) > 0.01
 
     trainer.save_model()
-    fresh = make_vit()
+    fresh = make_vit(labels=10)
     fresh.load_state_dict(base)
     assert weight_hash(fresh) == trainer.plan.original_weights
     assert not list((tmp_path / "adapter").glob("*.md"))  # PEFT's own card names folders of this machine
     loaded = PeftModel.from_pretrained(fresh, tmp_path / "adapter")
     assert torch.equal(_logits(loaded, forget), _logits(network, forget))
     merged = loaded.merge_and_unload()
-    assert float((_logits(merged, retain) - before).norm() / before.norm()) <= 1e-6 + 2 * rounding
+    assert float((_logits(merged, retain) - before).norm() / before.norm()) <= 1e-6
     adapted = {
         name.replace(".base_layer", ""): tensor for name, tensor in network.get_base_model().state_dict().items()
     }
@@ -84,26 +82,26 @@ def test_retained_outputs_do_not_move_and_the_base_is_untouched(case: str, low_r
 
 
 def test_without_displacement_projection_adapters_break_the_promise(
-    low_rank_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exact_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(NullSpaceProjection, "project_displacements", lambda *args, **kwargs: None)
-    retain = low_rank_data[1]
-    model = make_vit()
+    retain = exact_data[1]
+    model = make_vit(labels=10)
     before = logits(model, retain)
-    trainer = _unlearn(model, low_rank_data, tmp_path, weight_decay=0.1, learning_rate=5e-3)
+    trainer = _unlearn(model, exact_data, tmp_path, weight_decay=0.1, learning_rate=5e-3)
     assert float((_logits(trainer.model, retain) - before).norm() / before.norm()) > 1e-4
 
 
 def test_a_start_outside_the_null_space_breaks_the_promise(
-    low_rank_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exact_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "unsc_hf.adapters.null_space_start", lambda here, forgotten, rank: torch.randn(rank, here.width)
     )
-    retain = low_rank_data[1]
-    model = make_vit()
+    retain = exact_data[1]
+    model = make_vit(labels=10)
     before = logits(model, retain)
-    trainer = _unlearn(model, low_rank_data, tmp_path, learning_rate=5e-3)
+    trainer = _unlearn(model, exact_data, tmp_path, learning_rate=5e-3)
     assert float((_logits(trainer.model, retain) - before).norm() / before.norm()) > 1e-3
 
 

@@ -83,25 +83,22 @@ def logits(model: PreTrainedModel, dataset: Dataset) -> torch.Tensor:
 
 @dataclass
 class Drift:
-    """Relative changes of logits: of retained rows, of forget rows, and what float32 arithmetic alone does to them."""
+    """Relative changes of logits: of retained rows and of forget rows."""
 
     retain: float
     forget: float
-    rounding: float
 
 
 def drift(model: PreTrainedModel, data: Data, folder: Path, **options: Any) -> Drift:
     """Train for real, with no check that could stop it, and compare the logits before and after."""
     forget, retain = data
     before, before_forget = logits(model, retain), logits(model, forget)
-    exact = logits(copy.deepcopy(model).double(), retain)
     trainer = make_trainer(model, data, folder, check_steps=100, **options)
     trainer.train()
     network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     return Drift(
         _relative(logits(network, retain), before),
         _relative(logits(network, forget), before_forget),
-        _relative(before, exact),
     )
 
 
@@ -110,8 +107,8 @@ def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def assert_promise(measured: Drift) -> None:
-    """Retained outputs stay to 1e-6, beside what float32 arithmetic does to each of the two passes; forgotten ones move."""
-    assert measured.retain <= 1e-6 + 2 * measured.rounding
+    """Retained outputs stay, to 1e-6 in plain float32; forgotten ones move."""
+    assert measured.retain <= 1e-6
     assert measured.forget > 0.02
 
 
@@ -129,25 +126,25 @@ EXACT = {
 
 
 @pytest.mark.parametrize("case", EXACT)
-def test_retained_outputs_do_not_move(case: str, low_rank_data: Data, tmp_path: Path) -> None:
-    assert_promise(drift(make_vit(), low_rank_data, tmp_path, **{"learning_rate": 2e-4, **EXACT[case]}))
+def test_retained_outputs_do_not_move(case: str, exact_data: Data, tmp_path: Path) -> None:
+    assert_promise(drift(make_vit(labels=10), exact_data, tmp_path, **{"learning_rate": 2e-4, **EXACT[case]}))
 
 
 def test_without_displacement_projection_adamw_breaks_the_promise(
-    low_rank_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exact_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(NullSpaceProjection, "project_displacements", lambda *args, **kwargs: None)
-    measured = drift(make_vit(), low_rank_data, tmp_path, learning_rate=2e-4, **EXACT["adamw with decay"])
+    measured = drift(make_vit(labels=10), exact_data, tmp_path, learning_rate=2e-4, **EXACT["adamw with decay"])
     assert measured.retain > 1e-3
 
 
-def test_bf16_autocast_keeps_the_promise_in_float32(low_rank_data: Data, tmp_path: Path) -> None:
-    assert_promise(drift(make_vit(), low_rank_data, tmp_path, bf16=True, learning_rate=2e-4))
+def test_bf16_autocast_keeps_the_promise_in_float32(exact_data: Data, tmp_path: Path) -> None:
+    assert_promise(drift(make_vit(labels=10), exact_data, tmp_path, bf16=True, learning_rate=2e-4))
 
 
 def test_resnet_with_batch_norm_and_strided_convolutions(tmp_path: Path) -> None:
     config = ResNetConfig(
-        num_channels=3, embedding_size=64, hidden_sizes=[64, 96], depths=[1, 1], layer_type="basic", num_labels=3
+        num_channels=3, embedding_size=64, hidden_sizes=[64, 96], depths=[1, 1], layer_type="basic", num_labels=10
     )
     model = ResNetForImageClassification(config)
     images = torch.randn(2, 3, 8, 8)
@@ -156,8 +153,8 @@ def test_resnet_with_batch_norm_and_strided_convolutions(tmp_path: Path) -> None
         for _ in range(5):
             model(torch.randn(16, 3, 8, 8))
         model.eval()
-    retain = tensor_dataset(images.repeat(8, 1, 1, 1), [0, 1] * 8, ["a", "b", "c"])
-    forget = tensor_dataset(torch.randn(24, 3, 8, 8), [2] * 24, ["a", "b", "c"])
+    retain = tensor_dataset(images.repeat(8, 1, 1, 1), [0, 1] * 8, list("abcdefghij"))
+    forget = tensor_dataset(torch.randn(24, 3, 8, 8), [2] * 24, list("abcdefghij"))
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     assert_promise(drift(model, (forget, retain), tmp_path, learning_rate=3e-4))
     assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .projection import NullSpaceProjection
+
+_BISECTIONS = 6
+
+
+def _between(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    return {name: torch.lerp(weight, end[name], share) for name, weight in start.items()}
 
 
 class ProjectionCallback(TrainerCallback):
@@ -56,9 +63,11 @@ class StoppingCallback(TrainerCallback):
         check_steps: int,
         target: float,
         max_leak: float | None,
+        refine: bool = False,
     ) -> None:
+        """`refine`: go back along the last stretch to where the target is just reached, instead of past it."""
         self.projection, self.check, self.log = projection, check, log
-        self.check_steps, self.target, self.max_leak = check_steps, target, max_leak
+        self.check_steps, self.target, self.max_leak, self.refine = check_steps, target, max_leak, refine
         self.reason = "max_steps"
         self._within_budget: dict[str, Tensor] | None = None
         self._checked_at = -1
@@ -95,10 +104,26 @@ class StoppingCallback(TrainerCallback):
             self.reason = "leak_budget"
             control.should_training_stop = True
             return
-        self._within_budget = self.projection.snapshot()
+        before, self._within_budget = self._within_budget, self.projection.snapshot()
         if check.forget_accuracy <= self.target:
             self.reason = "target"
             control.should_training_stop = True
+            if self.refine and before is not None:
+                self._step_back(before, self._within_budget)
+
+    def _step_back(self, above: Mapping[str, Tensor], below: Mapping[str, Tensor]) -> None:
+        """Bisect between a state above the target and one that reached it; every state between lies in the null space."""
+        low, high = 0.0, 1.0
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            self.projection.restore(_between(above, below, middle))
+            if self.check().forget_accuracy <= self.target:
+                high = middle
+            else:
+                low = middle
+        self._within_budget = _between(above, below, high)
+        self.projection.restore(self._within_budget)
+        self._log(self.check())
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

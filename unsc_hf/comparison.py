@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,13 +20,13 @@ from transformers.trainer_utils import SaveStrategy
 
 from .adapters import head_weights
 from .config import UNSCConfig
-from .data import check_labels_match, prepare_dataset, read_labels, split_dataset
-from .errors import UNSCError
+from .data import Request, check_labels_match, hold_out, prepare_dataset, read_labels, split_dataset
+from .errors import UNSCError, first_line
 from .evaluation.accuracy import macro_accuracy, per_class_accuracy
 from .evaluation.membership import membership_inference
 from .evaluation.probes import linear_probe, prototype_attack
 from .evaluation.report import LABELS, MethodResult, judge, mean_result
-from .loading import load_classifier, model_label_names
+from .loading import load_as, model_label_names
 from .outputs import Outputs, collect_outputs
 from .trainer import UNSCTrainer
 
@@ -57,71 +57,56 @@ class Comparison:
 
 
 class Evaluator:
-    """Evaluates classifiers on the same rows: all test rows, and up to 500 training rows of each class."""
+    """Evaluates classifiers on the same rows: all test rows, and up to 500 rows of each class to forget and to keep.
+
+    Attributes:
+        forgotten: ids of the classes that are forgotten whole; empty when the request names rows of classes that remain.
+    """
 
     def __init__(
-        self,
-        train: Dataset,
-        test: Dataset,
-        forgotten: Sequence[int],
-        processing_class: Any,
-        label_column: str | None,
-        batch_size: int,
+        self, forget: Dataset, retain: Dataset, test: Dataset, forgotten: Sequence[int], label_column: str | None
     ) -> None:
-        labels = read_labels(train, label_column)
-        rng = np.random.default_rng(0)
-        chosen = [rng.permutation(np.flatnonzero(labels == c))[:_AUDIT_ROWS_PER_CLASS] for c in np.unique(labels)]
-        self._train = train.select(np.sort(np.concatenate(chosen)))
+        self._forget, self._retain = (_sample(rows, read_labels(rows, label_column)) for rows in (forget, retain))
         self._test = test
         self.forgotten = list(forgotten)
-        self._processing_class, self._label_column, self._batch_size = processing_class, label_column, batch_size
 
-    def outputs(self, model: PreTrainedModel, collate_fn: Any) -> tuple[Outputs, Outputs]:
-        """Outputs on the training rows and on the test rows."""
-        train, test = (
-            collect_outputs(
-                model,
-                prepare_dataset(rows, self._processing_class, model, self._label_column),
-                collate_fn,
-                features=True,
-                batch_size=self._batch_size,
-                progress=True,
-            )
-            for rows in (self._train, self._test)
-        )
-        return train, test
+    def outputs(self, collect: Callable[[Dataset], Outputs]) -> RowOutputs:
+        """Outputs of a model: `collect` runs it on raw rows."""
+        return RowOutputs(collect(self._forget), collect(self._retain), collect(self._test))
 
     def evaluate(
-        self, model: PreTrainedModel, outputs: tuple[Outputs, Outputs], leak: float | None, seconds: float | None
+        self, model: PreTrainedModel, outputs: RowOutputs, leak: float | None, seconds: float | None
     ) -> MethodResult:
         """All metrics of a model from its outputs."""
-        train, test = outputs
+        forget, retain, test = outputs.forget, outputs.retain, outputs.test
         forgotten = self.forgotten
-        kept = [c for c in range(train.logits.shape[1]) if c not in forgotten]
-        of_train = torch.isin(train.labels, torch.tensor(forgotten))
-        of_test = torch.isin(test.labels, torch.tensor(forgotten))
+        kept = [c for c in range(test.logits.shape[1]) if c not in forgotten]
+        of_test = torch.isin(test.labels, torch.tensor(forgotten, dtype=torch.long))
         auc = tpr = probe = attack = None
-        finite = all(bool(torch.isfinite(part.need_features()).all()) for part in outputs)  # a control may diverge
-        if bool(of_test.any()) and finite:
-            membership = membership_inference(
-                _rows(train, ~of_train), _rows(test, ~of_test), _rows(train, of_train), _rows(test, of_test)
-            )
+        finite = all(bool(torch.isfinite(part.need_features()).all()) for part in (forget, retain, test))
+        if finite and bool(of_test.any()):  # a control may diverge
+            membership = membership_inference(_rows(retain), _rows(test, ~of_test), _rows(forget), _rows(test, of_test))
             auc, tpr = membership.auc, membership.tpr_at_1pct_fpr
-            features, test_features = train.need_features(), test.need_features()
-            probe = linear_probe(features, train.labels, test_features, test.labels, forgotten)
+            features = torch.cat([forget.need_features(), retain.need_features()])
+            labels = torch.cat([forget.labels, retain.labels])
+            probe = linear_probe(features, labels, test.need_features(), test.labels, forgotten)
             weight, bias = head_weights(model, model.config.num_labels)
             attack = prototype_attack(
                 weight,
                 bias,
-                features[of_train],
-                train.labels[of_train],
-                test_features[of_test],
+                forget.need_features(),
+                forget.labels,
+                test.need_features()[of_test],
                 test.labels[of_test],
                 forgotten,
             )
+        elif finite and not forgotten and len(test.labels) > 1:
+            half = torch.arange(len(test.labels)) % 2 == 0  # one half teaches the attacker, the other is accused
+            membership = membership_inference(_rows(retain), _rows(test, half), _rows(forget), _rows(test, ~half))
+            auc, tpr = membership.auc, membership.tpr_at_1pct_fpr
         return MethodResult(
-            AccDf=macro_accuracy(train.logits, train.labels, forgotten),
-            AccDr=macro_accuracy(train.logits, train.labels, kept),
+            AccDf=macro_accuracy(forget.logits, forget.labels) if forgotten else row_accuracy(forget),
+            AccDr=macro_accuracy(retain.logits, retain.labels, kept),
             AccDut=macro_accuracy(test.logits, test.labels, forgotten),
             AccDrt=macro_accuracy(test.logits, test.labels, kept),
             mia_auc=auc,
@@ -134,8 +119,28 @@ class Evaluator:
         )
 
 
-def _rows(outputs: Outputs, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    return outputs.logits[chosen], outputs.labels[chosen]
+@dataclass(frozen=True)
+class RowOutputs:
+    """Outputs on training rows to forget, on training rows to keep, and on test rows."""
+
+    forget: Outputs
+    retain: Outputs
+    test: Outputs
+
+
+def row_accuracy(outputs: Outputs) -> float:
+    """Share of rows whose label is the most likely one."""
+    return float((outputs.logits.argmax(-1) == outputs.labels).float().mean())
+
+
+def _sample(rows: Dataset, labels: np.ndarray) -> Dataset:
+    rng = np.random.default_rng(0)
+    chosen = [rng.permutation(np.flatnonzero(labels == c))[:_AUDIT_ROWS_PER_CLASS] for c in np.unique(labels)]
+    return rows.select(np.sort(np.concatenate(chosen)))
+
+
+def _rows(outputs: Outputs, chosen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    return (outputs.logits, outputs.labels) if chosen is None else (outputs.logits[chosen], outputs.labels[chosen])
 
 
 def mask_logits(outputs: Outputs, forgotten: Sequence[int]) -> Outputs:
@@ -149,30 +154,49 @@ def compare(
     model: PreTrainedModel,
     train: Dataset,
     test: Dataset,
-    forget_classes: Sequence[Any],
+    request: Request | Sequence[Any],
     config: UNSCConfig,
     processing_class: Any,
     retrained: Sequence[str | Path] = (),
     controls: bool = True,
     peft_config: PeftConfig | None = None,
     callbacks: Sequence[Any] = (),
+    unseen: Dataset | None = None,
+    statistics: Any = None,
 ) -> Comparison:
     """Unlearn with UNSC and put the result beside the original, trivial controls and retrained models.
 
     Args:
         model: the original, in float32; it becomes the unlearned model.
-        train, test: data sets with images and labels.
-        forget_classes: names or ids.
+        train, test: data sets with images or texts, and labels.
+        request: what to forget; a sequence is class names or ids.
         config: options of the UNSC run; the controls differ from it only in `null_space`, and have no leak budget.
-        processing_class: image processor.
-        retrained: folders or Hub ids of models trained without the forgotten classes.
+        processing_class: image processor or tokenizer.
+        retrained: folders or Hub ids of models trained without the forgotten rows.
         controls: also run the random projector and the unprojected update.
         peft_config: a `LoraConfig`, to unlearn in adapters only.
         callbacks: more Trainer callbacks for the UNSC run.
+        unseen: rows that the original never saw, for requests of single rows; without them a fifth of the test rows is
+            taken for that and left out of the results.
+        statistics: `ActivationStatistics` of the retained rows, or their folder; else they are collected.
     """
     label_column = config.label_column
-    forget, retain = split_dataset(train, forget_classes=forget_classes, label_column=label_column)
-    test_forget, test_retain = split_dataset(test, forget_classes=forget_classes, label_column=label_column)
+    if not isinstance(request, Request):
+        request = Request(forget_classes=tuple(request))
+    for folder in retrained:
+        _check_reference(str(folder), model.config.num_labels)
+    for split in (train, test):
+        check_labels_match(split, label_column, model.config.num_labels, model_label_names(model))
+    forget, retain = request.split(train, label_column)
+    gone = np.setdiff1d(read_labels(forget, label_column), read_labels(retain, label_column))
+    eval_dataset = {"forget": forget, "retain": test}
+    if len(gone):
+        test_forget, test_retain = split_dataset(test, forget_classes=gone.tolist(), label_column=label_column)
+        eval_dataset = {"forget": test_forget, "retain": test_retain}
+    elif unseen is None and config.target_forget_accuracy is None:
+        test, unseen = hold_out(test, 0.2, read_labels(test, label_column), len(test), config.seed)
+        eval_dataset["retain"] = test
+    network_class = type(model)
     pristine = deepcopy(model) if controls else None
 
     def trainer(null_space: str, network: PreTrainedModel, statistics: Any) -> UNSCTrainer:
@@ -186,43 +210,59 @@ def compare(
             args=options,
             forget_dataset=forget,
             retain_dataset=retain,
-            eval_dataset={"forget": test_forget, "retain": test_retain},
+            eval_dataset=eval_dataset,
             processing_class=processing_class,
             statistics=statistics,
+            unseen_dataset=unseen,
             peft_config=peft_config,
             callbacks=list(callbacks) if null_space == "retained" else None,
         )
 
-    for folder in retrained:
-        _check_reference(str(folder), model.config.num_labels)
-    for split in (train, test):
-        check_labels_match(split, label_column, model.config.num_labels, model_label_names(model))
-    unsc = trainer("retained", model, None)
-    evaluator = Evaluator(
-        train, test, unsc.forgotten_classes, processing_class, label_column, config.per_device_eval_batch_size
-    )
+    unsc = trainer("retained", model, statistics)
+    evaluator = Evaluator(forget, retain, test, unsc.forgotten_classes, label_column)
+
+    def outputs(network: PreTrainedModel) -> RowOutputs:
+        def collect(rows: Dataset) -> Outputs:
+            prepared = prepare_dataset(rows, processing_class, network, label_column, config.text_columns)
+            return collect_outputs(
+                network,
+                prepared,
+                unsc.data_collator,
+                features=True,
+                batch_size=config.per_device_eval_batch_size,
+                progress=not config.disable_tqdm,
+            )
+
+        return evaluator.outputs(collect)
+
+    def result(control: UNSCTrainer) -> MethodResult:
+        """Of a run; its cost includes the statistics, which the controls borrow from the UNSC run."""
+        assert unsc.plan is not None
+        network = control.accelerator.unwrap_model(control.model, keep_fp32_wrapper=False)
+        seconds = sum(unsc.plan.seconds.values()) + control.unlearning_seconds
+        return evaluator.evaluate(network, outputs(network), control.held_out_leak().total, seconds)
+
     unsc.prepare_unlearning()  # first: it refuses what cannot work
-    original = evaluator.outputs(unsc.model, unsc.data_collator)
-    masked = [mask_logits(outputs, unsc.forgotten_classes) for outputs in original]
-    methods = {
-        "original": evaluator.evaluate(unsc.model, original, 0.0, None),
-        "masked": evaluator.evaluate(unsc.model, (masked[0], masked[1]), 0.0, 0.0),
-    }
+    original = outputs(unsc.model)
+    methods = {"original": evaluator.evaluate(unsc.model, original, 0.0, None)}
+    if unsc.forgotten_classes:
+        masked = RowOutputs(
+            *(mask_logits(part, unsc.forgotten_classes) for part in (original.forget, original.retain, original.test))
+        )
+        methods["masked"] = evaluator.evaluate(unsc.model, masked, 0.0, 0.0)
     unsc.train(resume_from_checkpoint=_resume_from(config.resume_from_checkpoint))
     certificate = unsc.certify()
     if pristine is not None:
         for null_space, name in (("random", "random_projector"), ("none", "unprojected")):
             control = trainer(null_space, deepcopy(pristine), unsc.retained_statistics)
             control.train()
-            methods[name] = _trained_result(evaluator, control, unsc)
-    methods["unsc"] = _trained_result(evaluator, unsc, unsc)
+            methods[name] = result(control)
+    methods["unsc"] = result(unsc)
 
     references = []
     for folder in retrained:
-        network = load_classifier(str(folder), "retrained_model_name_or_path").to(config.device)
-        references.append(
-            evaluator.evaluate(network, evaluator.outputs(network, unsc.data_collator), None, _training_seconds(folder))
-        )
+        network = load_as(network_class, str(folder), "retrained_model_name_or_path").to(config.device)
+        references.append(evaluator.evaluate(network, outputs(network), None, _training_seconds(folder)))
         knows = references[-1].AccDut
         if knows is not None and knows > 0.05:
             logger.warning(
@@ -245,22 +285,12 @@ def _check_reference(name: str, num_labels: int) -> None:
     try:
         found = AutoConfig.from_pretrained(name).num_labels
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UNSCError(f"retrained_model_name_or_path: cannot load {name!r}: {first}") from error
+        raise UNSCError(f"retrained_model_name_or_path: cannot load {name!r}: {first_line(error)}") from error
     if found != num_labels:
         raise UNSCError(
             f"retrained_model_name_or_path: {name!r} has {found} labels, the original {num_labels}; "
             "a reference needs an output for the forgotten classes too."
         )
-
-
-def _trained_result(evaluator: Evaluator, trainer: UNSCTrainer, unsc: UNSCTrainer) -> MethodResult:
-    """Result of a run; its cost includes the statistics, which the controls borrow from the UNSC run."""
-    assert unsc.plan is not None
-    network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    seconds = sum(unsc.plan.seconds.values()) + trainer.unlearning_seconds
-    outputs = evaluator.outputs(network, trainer.data_collator)
-    return evaluator.evaluate(network, outputs, trainer.held_out_leak().total, seconds)
 
 
 def _training_seconds(folder: str | Path) -> float | None:

@@ -44,13 +44,16 @@ class UNSCConfig(TrainingArguments):
 
     Parameters that control forgetting:
         pseudo_labels (`str`, defaults to `"top1"`): `"top1"`, `"soft"`, `"second"`, `"random"` or `"nearest_mean"`.
-        target_forget_accuracy (`float`, defaults to `0.002`): unlearning stops when the accuracy on the validation part of
-            the forget set is at or below this share.
+        target_forget_accuracy (`float`, *optional*): unlearning stops when the accuracy on the forget rows (for whole
+            classes: on a validation part of them) is at or below this share. None means 0.002 for whole classes, and the
+            original's accuracy on `unseen_dataset` for rows that share their classes with retained ones.
         max_leak (`float`, defaults to `0.05`): budget on the held-out leak; the last state within it is kept.
-        check_steps (`int`, defaults to `5`): optimiser steps between two checks of accuracy and leak.
+        check_steps (`int`, *optional*): optimiser steps between two checks of accuracy and leak; None means 5 for whole
+            classes and 1 for single rows.
         validation_fraction (`float`, defaults to `0.1`): share of forget and retain rows held out for these checks.
         max_validation_rows (`int`, defaults to `1000`): at most this many rows are held out of each.
         label_column (`str`, *optional*): column with class ids; found by itself when None.
+        text_columns (`list[str]`, *optional*): column with the text, or the two of a pair; found by themselves when None.
         lora_freeze_a (`bool`, defaults to `False`): with adapters, keep A where it starts.
     """
 
@@ -82,16 +85,22 @@ class UNSCConfig(TrainingArguments):
     pseudo_labels: str = field(
         default="top1", metadata={"help": "How forgotten rows are re-labelled.", "choices": list(STRATEGIES)}
     )
-    target_forget_accuracy: float = field(
-        default=0.002, metadata={"help": "Stop when validation accuracy on the forget set is at or below this share."}
+    target_forget_accuracy: float | None = field(
+        default=None,
+        metadata={
+            "help": "Stop when accuracy on the forget set is at or below this share; by default 0.002 for classes."
+        },
     )
     max_leak: float | None = field(
         default=0.05, metadata={"help": "Budget on the held-out leak; the last state within it is kept."}
     )
-    check_steps: int = field(default=5, metadata={"help": "Optimiser steps between two checks."})
+    check_steps: int | None = field(
+        default=None, metadata={"help": "Optimiser steps between two checks; by default 5 for classes, 1 for rows."}
+    )
     validation_fraction: float = field(default=0.1, metadata={"help": "Share of rows held out for the checks."})
     max_validation_rows: int = field(default=1_000, metadata={"help": "At most this many rows are held out."})
     label_column: str | None = field(default=None, metadata={"help": "Column with class ids."})
+    text_columns: list[str] | None = field(default=None, metadata={"help": "Column with the text, or two for pairs."})
 
     lora_freeze_a: bool = field(
         default=False,
@@ -126,7 +135,7 @@ class UNSCConfig(TrainingArguments):
             raise UNSCError("subspace_rank: not given; rule 'rank' needs the number of directions to keep.")
         if self.subspace_rule == "ratio" and self.subspace_ratio is None:
             raise UNSCError("subspace_ratio: not given; rule 'ratio' needs a positive number, such as 1.5.")
-        if not 0.0 <= self.target_forget_accuracy < 1.0:
+        if self.target_forget_accuracy is not None and not 0.0 <= self.target_forget_accuracy < 1.0:
             raise UNSCError(
                 f"target_forget_accuracy: {self.target_forget_accuracy!r} is outside [0, 1); it is a share, not percent."
             )

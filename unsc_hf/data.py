@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import datasets
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Image, Value
 from torch import nn
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, default_data_collator
 from transformers.image_processing_base import ImageProcessingMixin
 
-from .errors import UNSCError, closest
+from .errors import UNSCError, closest, first_line
 
-LABEL_COLUMNS = ("label", "labels", "fine_label")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "intent")
+TEXT_COLUMNS = (
+    ("text",), ("sentence",), ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"),
+    ("question", "sentence"), ("content",), ("utterance",),
+)  # fmt: skip
+TEST_SPLITS = ("test", "validation", "valid", "val")
 
 
 class Split(NamedTuple):
@@ -22,6 +30,89 @@ class Split(NamedTuple):
 
     forget: Dataset
     retain: Dataset
+
+
+def load_splits(
+    name: str,
+    config_name: str | None,
+    train_split: str,
+    test_split: str | None,
+    cache_dir: str | None,
+    folder_format: str | None = None,
+) -> DatasetDict:
+    """Load `train` and `test` from a Hub id, a parquet, CSV or JSON file or folder, or a `save_to_disk` folder.
+
+    Args:
+        name: where from.
+        config_name: configuration of a Hub data set.
+        train_split, test_split: names of the splits; a test split is found by itself when None.
+        cache_dir: where data sets are cached.
+        folder_format: builder for a folder without data files, such as "imagefolder".
+
+    Raises:
+        UNSCError: nothing loadable there, or no such split (the splits found are listed).
+    """
+    loaded = load_data(name, config_name, cache_dir, folder_format)
+    wanted_test = test_split or next((split for split in TEST_SPLITS if split in loaded), None)
+    for argument, split in (("train_split", train_split), ("test_split", wanted_test)):
+        if split is None or split not in loaded:
+            raise UNSCError(f"{argument}: no split {split!r} in {name!r}; splits found: {', '.join(sorted(loaded))}.")
+    return DatasetDict(train=loaded[train_split], test=loaded[wanted_test])
+
+
+def load_data(
+    name: str, config_name: str | None = None, cache_dir: str | None = None, folder_format: str | None = None
+) -> DatasetDict:
+    """All splits of a data set: see `load_splits`."""
+    path = Path(name)
+    try:
+        if (path / "dataset_dict.json").is_file():
+            return DatasetDict(datasets.load_from_disk(name))
+        for ending, builder in ((".parquet", "parquet"), (".jsonl", "json"), (".json", "json"), (".csv", "csv")):
+            files = _files_by_split(path, ending)
+            if files:
+                return datasets.load_dataset(builder, data_files=files, cache_dir=cache_dir)
+        if path.is_dir() and folder_format is not None:
+            return datasets.load_dataset(folder_format, data_dir=name, cache_dir=cache_dir)
+        return datasets.load_dataset(name, config_name, cache_dir=cache_dir)
+    except (FileNotFoundError, ConnectionError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UNSCError(f"dataset_name: cannot load {name!r}: {first_line(error)}") from error
+
+
+def _files_by_split(path: Path, ending: str) -> dict[str, list[str]]:
+    """Data files by split: `train.parquet`, `train-00000-of-00002.parquet`, or `train/*.parquet`; a single file is "train"."""
+    if path.is_file():
+        return {"train": [str(path)]} if path.suffix == ending else {}
+    found: dict[str, list[str]] = {}
+    for file in sorted(path.rglob(f"*{ending}")):
+        split = (file.parent.name if file.parent not in (path, path / "data") else file.stem).split("-")[0]
+        found.setdefault(split, []).append(str(file))
+    return found
+
+
+def find_text_columns(dataset: Dataset, given: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The column with the text, or the two columns of a pair.
+
+    Raises:
+        UNSCError: a named column is missing, or none can be found; the columns are listed.
+    """
+    columns = ", ".join(dataset.column_names)
+    if given:
+        for name in given:
+            if name not in dataset.column_names:
+                raise UNSCError(f"text_columns: no column {name!r} in the data set; columns are {columns}.")
+        return tuple(given)
+    for names in TEXT_COLUMNS:
+        if all(name in dataset.column_names for name in names):
+            return names
+    strings = [name for name, feature in dataset.features.items() if _is_text(feature)]
+    if len(strings) == 1:
+        return (strings[0],)
+    raise UNSCError(f"text_columns: cannot tell which of the columns {columns} hold the text; name them.")
+
+
+def _is_text(feature: Any) -> bool:
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
 
 
 def find_label_column(dataset: Dataset, label_column: str | None = None) -> str:
@@ -122,6 +213,7 @@ def split_dataset(
     forget_classes: Iterable[Any] | str | int | None = None,
     indices: Iterable[int] | None = None,
     where: Callable[[dict[str, Any]], bool] | None = None,
+    column_values: Mapping[str, Any] | None = None,
     label_column: str | None = None,
 ) -> Split:
     """Split into rows to forget and rows to keep.
@@ -131,19 +223,24 @@ def split_dataset(
         forget_classes: class names or ids.
         indices: row numbers.
         where: predicate on a row.
+        column_values: `{"author": [3, 7]}` takes the rows whose column holds one of the values.
         label_column: found by itself when None.
 
-    Exactly one of `forget_classes`, `indices` and `where` must be given.
+    Exactly one of `forget_classes`, `indices`, `where` and `column_values` must be given.
 
     Raises:
         UNSCError: bad selection, or one of the two sides would be empty.
     """
     _check_dataset(dataset)
-    given = [
-        n for n, v in (("forget_classes", forget_classes), ("indices", indices), ("where", where)) if v is not None
-    ]
+    selections = {
+        "forget_classes": forget_classes,
+        "indices": indices,
+        "where": where,
+        "column_values": column_values,
+    }
+    given = [name for name, value in selections.items() if value is not None]
     if len(given) != 1:
-        raise UNSCError(f"split_dataset: got {given or 'nothing'}; give exactly one of forget_classes, indices, where.")
+        raise UNSCError(f"split_dataset: got {given or 'nothing'}; give exactly one of {', '.join(selections)}.")
     if forget_classes is not None:
         labels = read_labels(dataset, label_column)
         ids = resolve_classes(forget_classes, class_names(dataset, label_column), labels.tolist())
@@ -154,6 +251,8 @@ def split_dataset(
             )
     elif indices is not None:
         chosen = _rows_by_index(indices, len(dataset))
+    elif column_values is not None:
+        chosen = _rows_by_value(dataset, column_values)
     else:
         assert where is not None
         chosen = np.fromiter((bool(where(row)) for row in dataset), dtype=bool, count=len(dataset))
@@ -175,6 +274,52 @@ def _rows_by_index(indices: Iterable[int], count: int) -> np.ndarray:
     chosen = np.zeros(count, dtype=bool)
     chosen[rows] = True
     return chosen
+
+
+def _rows_by_value(dataset: Dataset, column_values: Mapping[str, Any]) -> np.ndarray:
+    """Rows where every named column holds one of its values; values are compared as text, so "3" finds 3."""
+    chosen = np.ones(len(dataset), dtype=bool)
+    for column, wanted in column_values.items():
+        if column not in dataset.column_names:
+            raise UNSCError(
+                f"column_values: no column {column!r} in the data set; columns are {', '.join(dataset.column_names)}."
+            )
+        accepted = {str(value) for value in ([wanted] if isinstance(wanted, str | int | float) else wanted)}
+        found = np.asarray(
+            [str(v) for v in dataset.select_columns([column]).with_format("arrow")[:][column].to_pylist()]
+        )
+        absent = sorted(accepted - set(found.tolist()))
+        if absent:
+            raise UNSCError(
+                f"column_values: no row has {column} {absent[0]!r}; closest: {closest(absent[0], set(found))}."
+            )
+        chosen &= np.isin(found, sorted(accepted))
+    return chosen
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be forgotten: one of the selections that `split_dataset` takes.
+
+    Attributes:
+        forget_classes: names or ids.
+        indices: row numbers in the training data.
+        column_values: values by column.
+    """
+
+    forget_classes: tuple[Any, ...] | None = None
+    indices: tuple[int, ...] | None = None
+    column_values: Mapping[str, Any] | None = None
+
+    def split(self, dataset: Dataset, label_column: str | None = None) -> Split:
+        """Rows to forget and rows to keep."""
+        return split_dataset(
+            dataset,
+            forget_classes=self.forget_classes,
+            indices=self.indices,
+            column_values=self.column_values,
+            label_column=label_column,
+        )
 
 
 def hold_out(dataset: Dataset, fraction: float, labels: np.ndarray, limit: int, seed: int) -> tuple[Dataset, Dataset]:
@@ -220,31 +365,94 @@ class ImageTransform:
         return inputs
 
 
+@dataclass(frozen=True)
+class TextTransform:
+    """Raw texts to token ids, without padding: the collator pads each batch.
+
+    Attributes:
+        tokenizer: a tokenizer; texts are cut at its `model_max_length`.
+        text_columns: one column, or two that make a pair.
+        label_column: name in the raw data.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    text_columns: tuple[str, ...]
+    label_column: str
+
+    def __call__(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
+        inputs = dict(self.tokenizer(*(rows[name] for name in self.text_columns), truncation=True))
+        if self.label_column in rows:
+            inputs["labels"] = rows[self.label_column]
+        return inputs
+
+
 def prepare_dataset(
-    dataset: Dataset, processing_class: Any, model: nn.Module, label_column: str | None = None
+    dataset: Dataset,
+    processing_class: Any,
+    model: nn.Module,
+    label_column: str | None = None,
+    text_columns: Sequence[str] | None = None,
 ) -> Dataset:
-    """Rows ready for the model: raw images go through the image processor as they are read, others are left alone.
+    """Rows ready for the model: raw images and texts are processed as they are read, others are left alone.
 
     Raises:
-        UNSCError: images without an image processor.
+        UNSCError: images without an image processor, or texts without a tokenizer.
     """
     _check_dataset(dataset)
+    if dataset.format["type"] == "custom":
+        return dataset
     images = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
-    if not images or dataset.format["type"] == "custom":
-        return dataset if dataset.format["type"] is not None else dataset.with_format("torch")
-    if not isinstance(processing_class, ImageProcessingMixin):
-        raise UNSCError(
-            f"processing_class: column {images[0]!r} holds images, so an image processor is needed, got {type(processing_class).__name__}."
+    if images:
+        if not isinstance(processing_class, ImageProcessingMixin):
+            raise UNSCError(
+                f"processing_class: column {images[0]!r} holds images, so an image processor is needed, got {type(processing_class).__name__}."
+            )
+        if len(images) > 1:
+            raise UNSCError(
+                f"dataset: has {len(images)} image columns ({', '.join(images)}); keep one with select_columns."
+            )
+        channels = getattr(getattr(model, "config", None), "num_channels", 3)
+        label = find_label_column(dataset, label_column)
+        return dataset.with_transform(
+            ImageTransform(processing_class, images[0], label, "L" if channels == 1 else "RGB")
         )
-    if len(images) > 1:
+    raw_text = any(_is_text(feature) for feature in dataset.features.values())
+    if raw_text and not {"input_ids", "pixel_values", "inputs_embeds"} & set(dataset.column_names):
+        names = find_text_columns(dataset, text_columns)
+        if not isinstance(processing_class, PreTrainedTokenizerBase):
+            raise UNSCError(
+                f"processing_class: column {names[0]!r} holds text, so a tokenizer is needed, got {type(processing_class).__name__}."
+            )
+        check_padding(processing_class, model)
+        label = find_label_column(dataset, label_column)
+        return dataset.with_transform(TextTransform(processing_class, names, label))
+    return dataset if dataset.format["type"] is not None else dataset.with_format("torch")
+
+
+def check_padding(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> None:
+    """Batches of texts need a padding token, and the model must know it where it pools the last token.
+
+    Raises:
+        UNSCError: there is none, or the model's config names another.
+    """
+    if tokenizer.pad_token_id is None:
         raise UNSCError(
-            f"dataset: has {len(images)} image columns ({', '.join(images)}); keep one with select_columns."
+            "processing_class: the tokenizer has no padding token; set tokenizer.pad_token = tokenizer.eos_token "
+            "and model.config.pad_token_id = tokenizer.pad_token_id."
         )
-    channels = getattr(getattr(model, "config", None), "num_channels", 3)
-    transform = ImageTransform(
-        processing_class, images[0], find_label_column(dataset, label_column), "L" if channels == 1 else "RGB"
-    )
-    return dataset.with_transform(transform)
+    config = getattr(model, "config", None)
+    known = getattr(config, "pad_token_id", None)
+    if known is None and config is not None and not getattr(config, "is_encoder_decoder", False):
+        raise UNSCError(
+            f"model: config.pad_token_id is not set, the tokenizer pads with {tokenizer.pad_token_id}; set it to that."
+        )
+
+
+def default_collator(processing_class: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+    """Pads texts when there is a tokenizer, stacks everything else."""
+    if isinstance(processing_class, PreTrainedTokenizerBase) and processing_class.pad_token_id is not None:
+        return DataCollatorWithPadding(processing_class)
+    return default_data_collator
 
 
 def check_labels_match(

@@ -17,3 +17,8 @@ def closest(name: str, options: Iterable[str], limit: int = 3) -> str:
     near = [lowered[m] for m in difflib.get_close_matches(name.lower(), list(lowered), n=limit, cutoff=0.4)]
     listed = near or options[:20]
     return ", ".join(repr(option) for option in listed)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
-import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict, Image
@@ -20,19 +14,15 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
     PreTrainedModel,
-    Trainer,
-    TrainingArguments,
     ViTConfig,
     ViTForImageClassification,
     default_data_collator,
-    set_seed,
 )
 
-from .data import find_label_column, prepare_dataset
-from .errors import UNSCError
-from .fingerprint import data_fingerprint
-
-TEST_SPLITS = ("test", "validation", "valid", "val")
+from .data import find_label_column, load_splits, prepare_dataset
+from .errors import UNSCError, first_line
+from .loading import load_to_finetune
+from .training import TrainingPlan
 
 
 @dataclass(frozen=True)
@@ -64,28 +54,9 @@ def load_image_dataset(
     """Load `train` and `test` from a Hub id, a parquet file or folder, an imagefolder, or a `save_to_disk` folder.
 
     Raises:
-        UNSCError: nothing loadable there, or no test split (the splits found are listed).
+        UNSCError: nothing loadable there, no test split (the splits found are listed), no labels, or no images.
     """
-    path = Path(name)
-    try:
-        if (path / "dataset_dict.json").is_file():
-            loaded = datasets.load_from_disk(name)
-        elif path.is_file() and path.suffix == ".parquet":
-            loaded = datasets.load_dataset("parquet", data_files={"train": name}, cache_dir=cache_dir)
-        elif path.is_dir() and (files := _parquet_files(path)):
-            loaded = datasets.load_dataset("parquet", data_files=files, cache_dir=cache_dir)
-        elif path.is_dir():
-            loaded = datasets.load_dataset("imagefolder", data_dir=name, cache_dir=cache_dir)
-        else:
-            loaded = datasets.load_dataset(name, config_name, cache_dir=cache_dir)
-    except (FileNotFoundError, ConnectionError, ValueError, datasets.exceptions.DatasetsError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UNSCError(f"dataset_name: cannot load {name!r}: {first}") from error
-    wanted_test = test_split or next((split for split in TEST_SPLITS if split in loaded), None)
-    for argument, split in (("train_split", train_split), ("test_split", wanted_test)):
-        if split is None or split not in loaded:
-            raise UNSCError(f"{argument}: no split {split!r} in {name!r}; splits found: {', '.join(sorted(loaded))}.")
-    result = DatasetDict(train=loaded[train_split], test=loaded[wanted_test])
+    result = load_splits(name, config_name, train_split, test_split, cache_dir, folder_format="imagefolder")
     for split, part in result.items():
         find_label_column(part, label_column)
         if not any(isinstance(feature, Image) for feature in part.features.values()):
@@ -93,15 +64,6 @@ def load_image_dataset(
                 f"dataset_name: the {split} split of {name!r} has no image column; columns are {', '.join(part.column_names)}."
             )
     return result
-
-
-def _parquet_files(folder: Path) -> dict[str, list[str]]:
-    """Parquet files of a folder by split: `train.parquet`, `train-00000-of-00002.parquet`, or `train/*.parquet`."""
-    found: dict[str, list[str]] = {}
-    for file in sorted(folder.rglob("*.parquet")):
-        split = (file.parent.name if file.parent not in (folder, folder / "data") else file.stem).split("-")[0]
-        found.setdefault(split, []).append(str(file))
-    return found
 
 
 def build_vit(dataset: Dataset, size: str, patch_size: int, labels: Sequence[str]) -> tuple[PreTrainedModel, Any]:
@@ -183,107 +145,40 @@ class AugmentingCollator:
 
 
 @dataclass(frozen=True)
-class TrainingPlan:
-    """How an original or retrained model is made; equal plans on equal data are trained once and kept.
+class ImagePlan(TrainingPlan):
+    """How an image classifier is trained.
 
     Attributes:
         size: name in `VIT_SIZES`, or None to fine-tune `base_model`.
-        base_model: Hub id or folder to start from.
         patch_size: for `size`.
-        epochs, learning_rate, batch_size, weight_decay: of AdamW with a linear schedule and 5 % warm-up.
         crop_padding, flip: augmentation.
-        seed: of initial weights and order.
     """
 
-    size: str | None = "tiny"
-    base_model: str | None = None
     patch_size: int = 4
-    epochs: float = 10
-    learning_rate: float = 1e-3
-    batch_size: int = 128
-    weight_decay: float = 0.05
     crop_padding: int = 0
     flip: bool = False
-    seed: int = 0
+
+    def start(self, dataset: Dataset, labels: Sequence[str]) -> tuple[PreTrainedModel, Any]:
+        if self.base_model is None:
+            assert self.size is not None
+            return build_vit(dataset, self.size, self.patch_size, labels)
+        processor = load_image_processor(self.base_model)
+        return load_to_finetune(AutoModelForImageClassification, self.base_model, labels), processor
+
+    def prepare(self, dataset: Dataset, processor: Any, model: PreTrainedModel, label_column: str | None) -> Any:
+        return prepare_dataset(dataset, processor, model, label_column)
+
+    def collator(self, processor: Any) -> Any:
+        return AugmentingCollator(self.crop_padding, self.flip)
 
 
-def train_classifier(
-    dataset: Dataset,
-    plan: TrainingPlan,
-    folder: str | Path,
-    name: str,
-    labels: Sequence[str],
-    label_column: str | None = None,
-) -> Path:
-    """Train by `plan` on `dataset`, or find the model that an equal call has left in `folder`.
-
-    Args:
-        dataset: training rows with images.
-        plan: how to train.
-        folder: where trained models are kept.
-        name: what the model is, for its folder's name.
-        labels: names of all classes by id; a retrained model has an output for the forgotten ones too.
-        label_column: found by itself when None.
-
-    Returns:
-        The model's folder, `folder/name-<hash of plan and data>`; it appears only when training has ended.
+def load_image_processor(name: str) -> Any:
+    """The image processor saved with a model.
 
     Raises:
-        UNSCError: a base model that cannot be loaded, an unknown size, or a patch that does not fit.
+        UNSCError: there is none.
     """
-    settings = {"plan": asdict(plan), "labels": list(labels), "data": data_fingerprint(dataset)}
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
-    target = Path(folder) / f"{name}-{key}"
-    if (target / "config.json").is_file():
-        return target
-    set_seed(plan.seed)
-    if plan.base_model is not None:
-        try:
-            processor = AutoImageProcessor.from_pretrained(plan.base_model)
-            model = AutoModelForImageClassification.from_pretrained(
-                plan.base_model,
-                dtype=torch.float32,
-                id2label=dict(enumerate(labels)),
-                label2id={label: i for i, label in enumerate(labels)},
-                ignore_mismatched_sizes=True,
-            )
-        except (OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise UNSCError(f"model_name_or_path: cannot load {plan.base_model!r}: {first}") from error
-    else:
-        assert plan.size is not None
-        model, processor = build_vit(dataset, plan.size, plan.patch_size, labels)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder))
     try:
-        trainer = Trainer(
-            model=model,
-            args=TrainingArguments(
-                output_dir=str(scratch),
-                num_train_epochs=plan.epochs,
-                learning_rate=plan.learning_rate,
-                per_device_train_batch_size=plan.batch_size,
-                weight_decay=plan.weight_decay,
-                warmup_steps=0.05,
-                save_strategy="no",
-                logging_strategy="epoch",
-                report_to="none",
-                seed=plan.seed,
-                remove_unused_columns=False,
-                dataloader_pin_memory=torch.cuda.is_available(),
-            ),
-            train_dataset=prepare_dataset(dataset, processor, model, label_column),
-            data_collator=AugmentingCollator(plan.crop_padding, plan.flip),
-            processing_class=processor,
-        )
-        result = trainer.train()
-        if trainer.is_world_process_zero():
-            model.save_pretrained(scratch)
-            processor.save_pretrained(scratch)
-            settings["seconds"] = round(result.metrics["train_runtime"], 1)
-            (scratch / "training.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
-            scratch.rename(target)
-        trainer.accelerator.wait_for_everyone()
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return target
+        return AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UNSCError(f"model_name_or_path: {name!r} has no image processor: {first_line(error)}") from error

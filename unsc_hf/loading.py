@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
-from .errors import UNSCError
+from .errors import UNSCError, first_line
 
 
 def load_model(name: str) -> PreTrainedModel:
@@ -29,20 +32,36 @@ def load_model(name: str) -> PreTrainedModel:
     except (OSError, ValueError) as error:
         if isinstance(error, UNSCError):
             raise
-        raise UNSCError(f"model: cannot load {name!r}: {str(error).strip().splitlines()[0]}") from error
+        raise UNSCError(f"model: cannot load {name!r}: {first_line(error)}") from error
 
 
-def load_classifier(name: str, argument: str) -> PreTrainedModel:
-    """An image classifier in float32, from a Hub id or folder.
+def load_as(auto_class: Any, name: str, argument: str, **options: Any) -> PreTrainedModel:
+    """A model of the kind `auto_class` loads, in float32, from a Hub id or folder.
 
     Raises:
         UNSCError: naming `argument`, when nothing can be loaded from there.
     """
     try:
-        model: PreTrainedModel = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32)
+        model: PreTrainedModel = auto_class.from_pretrained(name, dtype=torch.float32, **options)
         return model
     except (OSError, ValueError) as error:
-        raise UNSCError(f"{argument}: cannot load {name!r}: {str(error).strip().splitlines()[0]}") from error
+        raise UNSCError(f"{argument}: cannot load {name!r}: {first_line(error)}") from error
+
+
+def load_to_finetune(auto_class: Any, name: str, labels: Sequence[str]) -> PreTrainedModel:
+    """A model whose head is made anew for `labels` where it does not fit.
+
+    Raises:
+        UNSCError: when nothing can be loaded from there.
+    """
+    return load_as(
+        auto_class,
+        name,
+        "model_name_or_path",
+        id2label=dict(enumerate(labels)),
+        label2id={label: i for i, label in enumerate(labels)},
+        ignore_mismatched_sizes=True,
+    )
 
 
 def model_label_names(model: PreTrainedModel) -> list[str]:

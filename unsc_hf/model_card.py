@@ -20,6 +20,12 @@ from .files import write_text
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
 TAGS = ["unsc", "machine-unlearning", "unlearning"]
+# What loads a model of each task: its class, and the class and name of what prepares its inputs.
+LOADERS = {
+    "image-classification": ("AutoModelForImageClassification", "AutoImageProcessor", "processor"),
+    "text-classification": ("AutoModelForSequenceClassification", "AutoTokenizer", "tokenizer"),
+    "text-generation": ("AutoModelForCausalLM", "AutoTokenizer", "tokenizer"),
+}
 _PACKAGES = ("unsc_hf", "torch", "transformers", "datasets", "accelerate", "peft", "huggingface_hub")
 _ADAPTER_NOTE = (
     "This is an adapter. The base model still remembers: whoever loads it without the adapter has everything back. Where "
@@ -36,8 +42,10 @@ class CardContent:
         base_model: Hub id or folder name of the original.
         model_class: class that loads the model, for "How to use".
         adapter: whether only a LoRA adapter is published.
+        task: the Hub's name of what the model does; a key of `LOADERS`.
         forgotten: names of the forgotten classes.
         forgotten_rows: number of forgotten rows.
+        forgotten_digest: beginning of a hash over them, where no classes can be named.
         dataset: Hub id or name of the data set.
         dataset_on_hub: whether `dataset` is a Hub id, to be linked.
         methods: comparison, empty when none was made.
@@ -67,6 +75,8 @@ class CardContent:
     license: str | None = None
     command: str = ""
     adapter: bool = False
+    forgotten_digest: str = ""
+    task: str = "image-classification"
 
 
 def versions() -> dict[str, str]:
@@ -121,7 +131,8 @@ def _forgotten_text(content: CardContent) -> str:
     names = [str(name) for name in content.forgotten]
     rows = f"{content.forgotten_rows:,} training rows"
     if not names:
-        return f"{rows} (not listed)."
+        digest = f"; their hash begins with {content.forgotten_digest}" if content.forgotten_digest else ""
+        return f"{rows} (not listed{digest})."
     if len(names) <= 20:
         return f"{rows} of {'class' if len(names) == 1 else 'classes'} {', '.join(escape(name) for name in names)}."
     digest = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:16]
@@ -137,18 +148,19 @@ def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
 
 def _usage(content: CardContent) -> str:
     repo = content.model_name
+    auto_class, processor_class, processor = LOADERS[content.task]
     if content.adapter:
         return (
             "from peft import PeftModel\n"
-            "from transformers import AutoImageProcessor, AutoModelForImageClassification\n\n"
-            f"base = AutoModelForImageClassification.from_pretrained({content.base_model!r})\n"
+            f"from transformers import {auto_class}, {processor_class}\n\n"
+            f"base = {auto_class}.from_pretrained({content.base_model!r})\n"
             f"model = PeftModel.from_pretrained(base, {repo!r})\n"
-            f"processor = AutoImageProcessor.from_pretrained({repo!r})"
+            f"{processor} = {processor_class}.from_pretrained({repo!r})"
         )
     return (
-        f"from transformers import AutoImageProcessor, {content.model_class}\n\n"
+        f"from transformers import {processor_class}, {content.model_class}\n\n"
         f"model = {content.model_class}.from_pretrained({repo!r})\n"
-        f"processor = AutoImageProcessor.from_pretrained({repo!r})"
+        f"{processor} = {processor_class}.from_pretrained({repo!r})"
     )
 
 
@@ -191,8 +203,8 @@ def _eval_results(content: CardContent) -> list[EvalResult]:
     )
     return [
         EvalResult(
-            task_type="image-classification",
-            task_name="Image classification after unlearning",
+            task_type=content.task,
+            task_name=f"{content.task.replace('-', ' ').capitalize()} after unlearning",
             dataset_type=content.dataset,
             dataset_name=content.dataset,
             dataset_split=split,
@@ -213,7 +225,7 @@ def build_card(content: CardContent) -> ModelCard:
         base_model_relation=("adapter" if content.adapter else "finetune") if content.base_model else None,
         license=content.license or "unknown",
         library_name="peft" if content.adapter else "transformers",
-        pipeline_tag="image-classification",
+        pipeline_tag=content.task,
         tags=TAGS,
         datasets=[content.dataset] if content.dataset_on_hub else None,
         model_name=content.model_name.split("/")[-1],

@@ -145,7 +145,7 @@ class ActivationStatistics:
         Raises:
             UNSCError: no rows, a layer that never runs, or NaN or infinite activations (the layer is named).
         """
-        from .data import group_labels, prepare_dataset
+        from .data import default_collator, group_labels, prepare_dataset
 
         if dtype not in (torch.float32, torch.float64):
             raise UNSCError(f"dtype: {dtype} cannot hold second moments; use torch.float64 or torch.float32.")
@@ -159,10 +159,7 @@ class ActivationStatistics:
             raise UNSCError(f"groups: {len(labels)} values for {len(dataset)} rows; give one for each row.")
 
         prepared = prepare_dataset(dataset, processing_class, model, label_column)
-        if collate_fn is None:
-            from transformers import default_data_collator
-
-            collate_fn = default_data_collator
+        collate_fn = collate_fn or default_collator(processing_class)
         if layers is None:
             layers = find_layers(model, target_modules).layers
 
@@ -491,7 +488,7 @@ def _stream(
     device = next(model.parameters()).device
 
     def forward(batch: Mapping[str, Any]) -> None:
-        model(**{name: value.to(device) for name, value in batch.items() if name != "labels"})
+        model(**{name: value.to(device) for name, value in batch.items() if name not in ("labels", "pseudo_labels")})
 
     with torch.no_grad():
         probe = collate_fn([dataset[i] for i in range(min(2, len(dataset)))])

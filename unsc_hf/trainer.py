@@ -28,6 +28,7 @@ from .data import (
     RelabelledDataset,
     check_labels_match,
     class_names,
+    default_collator,
     find_label_column,
     hold_out,
     prepare_dataset,
@@ -51,6 +52,8 @@ from .subspace import Subspace, build_subspace, no_capacity_message, no_capacity
 logger = logging.getLogger(__name__)
 
 _STATE_FILE = "unsc_state.json"
+_CLASS_TARGET = 0.002  # accuracy at which whole classes count as forgotten
+_CHECK_STEPS = 5
 _POOL = "retain"  # the one group of statistics whose classes need not be told apart
 
 
@@ -68,6 +71,7 @@ class UnlearningPlan:
         pseudo_labels: new label (or distribution) of each forget row that is trained on.
         original_weights: hash of the original model's weights.
         held_out_logits: the original model's logits on the held-out retained rows.
+        target_accuracy: unlearning stops when the forget rows are recognised no better than this.
         seconds: time spent on "statistics", "decomposition" and "pseudo_labels".
     """
 
@@ -80,6 +84,7 @@ class UnlearningPlan:
     pseudo_labels: Tensor
     original_weights: str
     held_out_logits: Tensor
+    target_accuracy: float
     seconds: dict[str, float]
 
 
@@ -96,8 +101,10 @@ class UNSCTrainer(Trainer):
         forget_dataset: rows to forget (`datasets.Dataset`, raw images or ready for the model).
         retain_dataset: rows to keep; read for statistics, never trained on.
         eval_dataset: a dict such as `{"forget": ..., "retain": ...}` gives `eval_forget_*` and `eval_retain_*`.
-        processing_class: image processor for raw images; saved with the model.
+        processing_class: image processor for raw images, tokenizer for raw texts; saved with the model.
         peft_config: a `LoraConfig`, to train adapters only.
+        unseen_dataset: rows that the original never saw, for requests whose rows share their classes with retained ones:
+            such rows count as forgotten once they are recognised no better than these.
         statistics: `ActivationStatistics` of the retained classes (or of all), or the folder they were saved in. If they
             include the rows this trainer holds out, the certificate is not on unseen rows; it says so.
         data_collator, compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs: as in `Trainer`.
@@ -125,6 +132,7 @@ class UNSCTrainer(Trainer):
         processing_class: Any = None,
         peft_config: PeftConfig | None = None,
         statistics: ActivationStatistics | str | os.PathLike[str] | None = None,
+        unseen_dataset: Dataset | None = None,
         data_collator: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -162,8 +170,19 @@ class UNSCTrainer(Trainer):
             raise UNSCError(
                 "retain_dataset: holds a single class, the one to forget; pseudo-labels need another class."
             )
+        # Whole classes generalise, so a part of their rows is kept aside to see it; single rows must each be unlearned.
+        self.whole_classes = set(self.forgotten_classes) == set(forget_labels.tolist())
+        if not self.whole_classes and args.target_forget_accuracy is None and unseen_dataset is None:
+            raise UNSCError(
+                "unseen_dataset: not given, but retained rows share the classes of the rows to forget; give rows that the "
+                "model never saw (a validation split), or set target_forget_accuracy."
+            )
+        self._unseen = unseen_dataset
         fraction, limit, seed = args.validation_fraction, args.max_validation_rows, args.seed
-        self._forget_train, self._forget_validation = hold_out(forget_dataset, fraction, forget_labels, limit, seed)
+        if self.whole_classes:
+            self._forget_train, self._forget_validation = hold_out(forget_dataset, fraction, forget_labels, limit, seed)
+        else:
+            self._forget_train, self._forget_validation = forget_dataset, forget_dataset
         self._retain_train, self._retain_held_out = hold_out(retain_dataset, fraction, retain_labels, limit, seed)
 
         self._original_weights = weight_hash(model)
@@ -174,7 +193,7 @@ class UNSCTrainer(Trainer):
             model.peft_config["default"].base_model_name_or_path = self.base_model_name or None
 
         def prepared(dataset: Dataset) -> Dataset:
-            return prepare_dataset(dataset, processing_class, model, args.label_column)
+            return prepare_dataset(dataset, processing_class, model, args.label_column, args.text_columns)
 
         if isinstance(eval_dataset, dict):
             eval_dataset = {name: prepared(part) for name, part in eval_dataset.items()}
@@ -184,7 +203,7 @@ class UNSCTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=data_collator,
+            data_collator=data_collator or default_collator(processing_class),
             train_dataset=prepared(self._forget_train),
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -256,6 +275,7 @@ class UNSCTrainer(Trainer):
         if bool((hard == forget.labels).any()):
             raise RuntimeError("a pseudo-label equals the row's own label")
         self.train_dataset = RelabelledDataset(self._prepared(self._forget_train), targets)
+        target = self._target_accuracy(model)
         self.plan = UnlearningPlan(
             selection=selection,
             subspace=subspace,
@@ -266,6 +286,7 @@ class UNSCTrainer(Trainer):
             pseudo_labels=targets,
             original_weights=original,
             held_out_logits=retain.logits,
+            target_accuracy=target,
             seconds={
                 "statistics": self._statistics_seconds,
                 "decomposition": decomposed - started - self._statistics_seconds,
@@ -273,6 +294,21 @@ class UNSCTrainer(Trainer):
             },
         )
         return self.plan
+
+    def _target_accuracy(self, model: nn.Module) -> float:
+        """The stated target; else almost nothing for whole classes, and the accuracy on unseen rows for single rows."""
+        if self.args.target_forget_accuracy is not None:
+            return self.args.target_forget_accuracy
+        if self.whole_classes:
+            return _CLASS_TARGET
+        assert self._unseen is not None
+        return self._accuracy(self._outputs(model, self._unseen, "Unseen rows"))
+
+    def _accuracy(self, outputs: Outputs) -> float:
+        """Mean over classes where whole classes are forgotten, over rows otherwise."""
+        if self.whole_classes:
+            return macro_accuracy(outputs.logits, outputs.labels) or 0.0
+        return float((outputs.logits.argmax(-1) == outputs.labels).float().mean())
 
     def _projection(self, model: nn.Module, selection: LayerSelection, subspace: Subspace) -> NullSpaceProjection:
         identity = self.args.null_space == "none"
@@ -411,9 +447,10 @@ class UNSCTrainer(Trainer):
             plan.projection,
             self._check,
             self.log,
-            self.args.check_steps,
-            self.args.target_forget_accuracy,
+            self.args.check_steps or (_CHECK_STEPS if self.whole_classes else 1),
+            plan.target_accuracy,
             self.args.max_leak if self.args.null_space == "retained" else None,
+            refine=not self.whole_classes,
         )
         callbacks: list[TrainerCallback] = [ProjectionCallback(plan.projection), stopping]
         for callback in callbacks:
@@ -465,7 +502,7 @@ class UNSCTrainer(Trainer):
         forget = self._outputs(self.model, self._forget_validation, "Check")
         retain = self._outputs(self.model, self._retain_held_out, "Check")
         check = Check(
-            forget_accuracy=macro_accuracy(forget.logits, forget.labels) or 0.0,
+            forget_accuracy=self._accuracy(forget),
             forget_loss=float(nn.functional.cross_entropy(forget.logits, forget.labels)),
             retain_accuracy=macro_accuracy(retain.logits, retain.labels) or 0.0,
             leak=self.held_out_leak().total,
@@ -494,7 +531,7 @@ class UNSCTrainer(Trainer):
             logger.warning(
                 "Unlearning ended by %s before the target forget accuracy %.3g was reached.",
                 self.stop_reason,
-                self.args.target_forget_accuracy,
+                self.plan.target_accuracy,
             )
 
     # ---- certificate ------------------------------------------------------------------------------------------------

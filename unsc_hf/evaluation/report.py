@@ -79,8 +79,11 @@ def judge(
 
     "suppressed": the output is gone. "removed": besides, probe and prototype attack lie within two standard deviations
     of several (at least three) retrained models. "not forgotten": test accuracy on one of the forgotten classes is above
-    1 %.
+    1 %. Where single rows of remaining classes were to be forgotten, accuracy on them and the membership attack are held
+    against the retrained models instead; that says nothing of the features, so never more than "suppressed".
     """
+    if not forgotten:
+        return _judge_rows(unsc, references)
     if unsc.AccDut is None:
         return "not judged", "no test rows of the forgotten classes were given"
     worst = max([unsc.AccDut, *(unsc.per_class[c] for c in forgotten if c in unsc.per_class)])
@@ -88,19 +91,43 @@ def judge(
         return "not forgotten", f"test accuracy on the forgotten class that is best remembered is still {worst:.1%}"
     if len(references) < 3:
         return "suppressed", f"saying more needs at least three retrained models, {len(references)} given"
-    outside = []
-    for name, text in (("probe_forget", "linear probe"), ("prototype_attack_10", "10-shot prototype attack")):
-        value = getattr(unsc, name)
-        band = [getattr(reference, name) for reference in references]
-        mean, spread = float(np.mean(band)), float(np.std(band, ddof=1))
-        if not math.isfinite(value) or abs(value - mean) > 2 * spread:
-            outside.append(f"the {text} reads {value:.1%}, retrained models {mean:.1%} ± {spread:.1%}")
+    outside = _outside(
+        unsc, references, {"probe_forget": "linear probe", "prototype_attack_10": "10-shot prototype attack"}
+    )
     if outside:
         return "suppressed", "; ".join(outside)
     return (
         "removed",
         f"linear probe and prototype attack lie within two standard deviations of {len(references)} retrained models",
     )
+
+
+def _judge_rows(unsc: MethodResult, references: Sequence[MethodResult]) -> tuple[str, str]:
+    if len(references) < 3:
+        return (
+            "not judged",
+            f"single rows can only be held against at least three retrained models, {len(references)} given",
+        )
+    outside = _outside(unsc, references, {"AccDf": "accuracy on the rows", "mia_auc": "membership attack (AUC)"})
+    if outside:
+        return "not forgotten", "; ".join(outside)
+    return (
+        "suppressed",
+        f"accuracy on the rows and the membership attack lie within two standard deviations of {len(references)} "
+        "retrained models; the features were not examined",
+    )
+
+
+def _outside(unsc: MethodResult, references: Sequence[MethodResult], measures: Mapping[str, str]) -> list[str]:
+    """What lies more than two standard deviations from the retrained models, in words."""
+    outside = []
+    for name, text in measures.items():
+        value = getattr(unsc, name)
+        band = [getattr(reference, name) for reference in references]
+        mean, spread = float(np.mean(band)), float(np.std(band, ddof=1))
+        if not math.isfinite(value) or abs(value - mean) > 2 * spread:
+            outside.append(f"the {text} reads {value:.1%}, retrained models {mean:.1%} ± {spread:.1%}")
+    return outside
 
 
 def format_table(methods: Mapping[str, MethodResult]) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""The whole image-classification run behind `recipes/unlearn_vit.py`: data, models, unlearning, comparison, files."""
+"""The whole run behind the classification recipes: data, models, unlearning, comparison, files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from datasets import Dataset, DatasetDict
 from huggingface_hub import ModelCard
@@ -19,20 +19,27 @@ from peft import LoraConfig
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from .comparison import Comparison, compare
 from .config import UNSCConfig
-from .data import class_names, read_labels, resolve_classes, split_dataset
-from .errors import UNSCError
+from .data import Request, class_names, read_labels, resolve_classes
+from .errors import UNSCError, first_line
 from .evaluation.report import format_table
 from .files import write_text
-from .image_classification import TrainingPlan, load_image_dataset, train_classifier
-from .loading import load_classifier
+from .fingerprint import data_fingerprint
+from .image_classification import ImagePlan, load_image_dataset, load_image_processor
+from .loading import load_as
 from .model_card import CardContent, public_name, scrubbed_command, versions, write_card
 from .plots import plot_capacity, plot_per_class, plot_unlearning
 from .quickstart import FORGET_CLASSES, PLAN, digits_dataset
+from .text_classification import TextPlan, load_text_dataset, load_tokenizer
+from .training import TrainingPlan, train_model
 
+TASKS = {
+    AutoModelForImageClassification: "image-classification",
+    AutoModelForSequenceClassification: "text-classification",
+}
 PICTURES = (
     ("per_class_accuracy.png", "Test accuracy of each class"),
     ("unlearning.png", "Accuracy and leak while unlearning"),
@@ -50,22 +57,27 @@ _OPTIONS_IN_CARD = (
 
 
 @dataclass
-class ImageArguments:
-    """What to forget, from which model and data. Without `dataset_name` the embedded quickstart runs."""
+class ClassificationArguments:
+    """What to forget, from which model and data."""
 
     model_name_or_path: str | None = field(default=None, metadata={"help": "The original: a Hub id or folder."})
     retrained_model_name_or_path: list[str] | None = field(
         default=None,
-        metadata={"help": "Models trained without the forgotten classes; three or more allow a full verdict."},
+        metadata={"help": "Models trained without the forgotten rows; three or more allow a full verdict."},
     )
     dataset_name: str | None = field(
-        default=None, metadata={"help": "Hub id, parquet file or folder, imagefolder, or save_to_disk folder."}
+        default=None, metadata={"help": "Hub id, local data file or folder, or save_to_disk folder."}
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
     train_split: str = field(default="train", metadata={"help": "Split with the training rows."})
     test_split: str | None = field(default=None, metadata={"help": "Split with the test rows; found by itself."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where data sets are cached."})
     forget_classes: list[str] | None = field(default=None, metadata={"help": "Classes to forget, by name or id."})
+    forget_indices: list[str] | None = field(
+        default=None, metadata={"help": "Training rows to forget, by number, or a text file with one number a line."}
+    )
+    forget_column: str | None = field(default=None, metadata={"help": "Column that marks the rows to forget."})
+    forget_values: list[str] | None = field(default=None, metadata={"help": "Its values in the rows to forget."})
     controls: bool = field(default=True, metadata={"help": "Also run the random projector and the unprojected update."})
     license: str | None = field(default=None, metadata={"help": "Licence of the unlearned model, as an SPDX id."})
     use_peft: bool = field(
@@ -79,39 +91,170 @@ class ImageArguments:
     )
     use_rslora: bool = field(default=False, metadata={"help": "Scale by alpha / sqrt(r)."})
     train_original: bool = field(default=False, metadata={"help": "Train the original model when it is missing."})
-    train_retrained: bool = field(default=False, metadata={"help": "Train a reference without the forgotten classes."})
+    train_retrained: bool = field(default=False, metadata={"help": "Train a reference without the forgotten rows."})
     references_dir: str = field(
         default="references", metadata={"help": "Where trained models are kept for the next run."}
     )
     model_size: str | None = field(
         default=None,
         metadata={
-            "help": "ViT to train from scratch: nano, tiny, small, medium or base; else model_name_or_path is fine-tuned."
+            "help": "Model to train from scratch: nano, tiny, small, ... base; else model_name_or_path is fine-tuned."
         },
     )
-    patch_size: int = field(default=4, metadata={"help": "Patch side in pixels, for model_size."})
     train_epochs: float = field(default=10.0, metadata={"help": "Epochs of training an original or retrained model."})
     train_learning_rate: float = field(default=1e-3, metadata={"help": "Its learning rate."})
     train_batch_size: int = field(default=128, metadata={"help": "Its batch size."})
-    train_crop_padding: int = field(default=0, metadata={"help": "Its augmentation: random crops after this padding."})
-    train_flip: bool = field(default=False, metadata={"help": "Its augmentation: random mirror images."})
 
-    def plan(self, seed: int) -> TrainingPlan:
+    def request(self) -> Request | None:
+        """What is to be forgotten, or None when nothing was named.
+
+        Raises:
+            UNSCError: more than one kind of selection, or row numbers that cannot be read.
+        """
+        rows = (self.forget_column, self.forget_values)
+        if (rows[0] is None) != (rows[1] is None):
+            raise UNSCError("forget_column: goes with forget_values; give both.")
+        given = [
+            name for name in ("forget_classes", "forget_indices", "forget_column") if getattr(self, name) is not None
+        ]
+        if len(given) > 1:
+            raise UNSCError(f"{given[1]}: given beside {given[0]}; choose one way to name the rows.")
+        if self.forget_classes:
+            return Request(forget_classes=tuple(self.forget_classes))
+        if self.forget_indices:
+            return Request(indices=read_indices(self.forget_indices))
+        if self.forget_column is not None:
+            return Request(column_values={self.forget_column: self.forget_values or []})
+        return None
+
+    def base_plan(self, seed: int) -> dict[str, Any]:
+        """Fields that all training plans share."""
+        return {
+            "size": self.model_size,
+            "base_model": None if self.model_size else self.model_name_or_path,
+            "epochs": self.train_epochs,
+            "learning_rate": self.train_learning_rate,
+            "batch_size": self.train_batch_size,
+            "seed": seed,
+        }
+
+    # What differs between modalities.
+
+    auto_class: ClassVar[Any] = None
+
+    @property
+    def quickstart(self) -> bool:
+        """Whether the embedded example runs."""
+        return False
+
+    def load(self, config: UNSCConfig) -> DatasetDict:
+        """Splits "train" and "test"."""
+        raise NotImplementedError
+
+    def plan(self, config: UNSCConfig) -> TrainingPlan:
         """How originals and references are trained."""
-        return TrainingPlan(
-            size=self.model_size,
-            base_model=None if self.model_size else self.model_name_or_path,
-            patch_size=self.patch_size,
-            epochs=self.train_epochs,
-            learning_rate=self.train_learning_rate,
-            batch_size=self.train_batch_size,
-            crop_padding=self.train_crop_padding,
-            flip=self.train_flip,
-            seed=seed,
+        raise NotImplementedError
+
+    def load_processor(self, name: str) -> Any:
+        """Image processor or tokenizer of a model."""
+        raise NotImplementedError
+
+
+@dataclass
+class ImageArguments(ClassificationArguments):
+    """What to forget, from which image classifier and data. Without `dataset_name` the embedded quickstart runs."""
+
+    patch_size: int = field(default=4, metadata={"help": "Patch side in pixels, for model_size."})
+    train_crop_padding: int = field(default=0, metadata={"help": "Augmentation: random crops after this padding."})
+    train_flip: bool = field(default=False, metadata={"help": "Augmentation: random mirror images."})
+
+    auto_class: ClassVar[Any] = AutoModelForImageClassification
+
+    @property
+    def quickstart(self) -> bool:
+        return self.dataset_name is None
+
+    def request(self) -> Request | None:
+        return super().request() or (Request(forget_classes=tuple(FORGET_CLASSES)) if self.quickstart else None)
+
+    def load(self, config: UNSCConfig) -> DatasetDict:
+        if self.dataset_name is None:
+            return digits_dataset()
+        return load_image_dataset(
+            self.dataset_name,
+            self.dataset_config_name,
+            config.label_column,
+            self.train_split,
+            self.test_split,
+            self.cache_dir,
         )
 
+    def plan(self, config: UNSCConfig) -> TrainingPlan:
+        if self.quickstart:
+            return replace(PLAN, seed=config.seed)
+        return ImagePlan(
+            **self.base_plan(config.seed),
+            patch_size=self.patch_size,
+            crop_padding=self.train_crop_padding,
+            flip=self.train_flip,
+        )
 
-def lora_config(arguments: ImageArguments) -> LoraConfig | None:
+    def load_processor(self, name: str) -> Any:
+        return load_image_processor(name)
+
+
+@dataclass
+class TextArguments(ClassificationArguments):
+    """What to forget, from which text classifier and data."""
+
+    vocabulary_size: int = field(default=4096, metadata={"help": "Tokens of the tokenizer learned for model_size."})
+    max_length: int = field(default=64, metadata={"help": "Longest text in tokens, for model_size."})
+
+    auto_class: ClassVar[Any] = AutoModelForSequenceClassification
+
+    def load(self, config: UNSCConfig) -> DatasetDict:
+        if self.dataset_name is None:
+            raise UNSCError(
+                "dataset_name: not given; name a Hub id or a local data file or folder with text and labels."
+            )
+        return load_text_dataset(
+            self.dataset_name,
+            self.dataset_config_name,
+            config.label_column,
+            config.text_columns,
+            self.train_split,
+            self.test_split,
+            self.cache_dir,
+        )
+
+    def plan(self, config: UNSCConfig) -> TrainingPlan:
+        return TextPlan(
+            **self.base_plan(config.seed),
+            text_columns=tuple(config.text_columns) if config.text_columns else None,
+            vocabulary_size=self.vocabulary_size,
+            max_length=self.max_length,
+        )
+
+    def load_processor(self, name: str) -> Any:
+        return load_tokenizer(name)
+
+
+def read_indices(given: Sequence[str]) -> tuple[int, ...]:
+    """Row numbers from the command line: numbers, or a text file with one a line.
+
+    Raises:
+        UNSCError: something that is neither.
+    """
+    words = list(given)
+    if len(words) == 1 and Path(words[0]).is_file():
+        words = Path(words[0]).read_text(encoding="utf-8").split()
+    for word in words:
+        if not word.lstrip("-").isdigit():
+            raise UNSCError(f"forget_indices: {word!r} is no row number and no file with row numbers.")
+    return tuple(int(word) for word in words)
+
+
+def lora_config(arguments: ClassificationArguments) -> LoraConfig | None:
     """The adapters that were asked for."""
     if not arguments.use_peft:
         return None
@@ -135,60 +278,63 @@ def check_output_folder(folder: str | Path) -> None:
             raise UNSCError(f"output_dir: {folder} holds {what}; choose another folder, or move that one away.")
 
 
-def run(arguments: ImageArguments, config: UNSCConfig, console: Console | None = None) -> Comparison:
+def run(arguments: ClassificationArguments, config: UNSCConfig, console: Console | None = None) -> Comparison:
     """Unlearn, compare, and write everything into `config.output_dir`.
 
     Raises:
         UNSCError: input that cannot work; nothing is written then.
     """
     console = console or Console()
-    quickstart = arguments.dataset_name is None
-    if quickstart and (arguments.model_name_or_path or arguments.retrained_model_name_or_path):
+    if arguments.dataset_name is None and (arguments.model_name_or_path or arguments.retrained_model_name_or_path):
         raise UNSCError(
             "dataset_name: not given; a model needs the data it was trained on (without both, the quickstart runs)."
         )
     check_output_folder(str(config.output_dir))
-    data = digits_dataset() if quickstart else _load(arguments, config)
-    wanted = arguments.forget_classes or (FORGET_CLASSES if quickstart else None)
-    if not wanted:
-        raise UNSCError("forget_classes: not given; name the classes to forget, by name or id.")
+    request = arguments.request()
+    data = arguments.load(config)
+    if request is None:
+        raise UNSCError(
+            "forget_classes: not given; name the classes to forget, by name or id (or rows, by forget_indices or forget_column)."
+        )
     names = class_names(data["train"], config.label_column) or _names_of_model(arguments.model_name_or_path)
     present = read_labels(data["train"], config.label_column).tolist()
-    ids = resolve_classes(wanted, names, present)
+    if request.forget_classes is not None:
+        ids = resolve_classes(request.forget_classes, names, present)
+        request = Request(forget_classes=tuple(ids))
+        request.split(data["test"], config.label_column)  # refuses classes that the test rows lack
     labels = names or [str(i) for i in range(max(present) + 1)]
-    forget, retain = split_dataset(data["train"], forget_classes=ids, label_column=config.label_column)
-    split_dataset(data["test"], forget_classes=ids, label_column=config.label_column)
+    forget, retain = request.split(data["train"], config.label_column)
 
-    original, references = _models(arguments, config, quickstart, data["train"], retain, ids, labels, console)
-    model, processor = load_classifier(original, "model_name_or_path"), _load_processor(original)
+    original, references = _models(arguments, config, data["train"], retain, request, labels, console)
+    model = load_as(arguments.auto_class, original, "model_name_or_path")
+    processor = arguments.load_processor(original)
     existed = Path(str(config.output_dir)).exists()
     try:
         result = compare(
             model,
             data["train"],
             data["test"],
-            ids,
+            request,
             config,
             processor,
             references,
             controls=arguments.controls,
             peft_config=lora_config(arguments),
+            unseen=data.get("validation"),
         )
     except UNSCError:
         if not existed:
             shutil.rmtree(str(config.output_dir), ignore_errors=True)
         raise
     if result.trainer.is_world_process_zero():
-        forgotten = [labels[i] for i in ids]
-        _write(arguments, config, result, original, labels, forgotten, len(forget), quickstart)
+        _write(arguments, config, result, original, labels, forget)
         _print(console, result, config)
     if config.push_to_hub:
         try:
             result.trainer.push_to_hub()
         except (OSError, RuntimeError, ValueError) as error:  # what the Hub's client raises, offline or refused
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UNSCError(
-                f"push_to_hub: {first} The run is complete in {config.output_dir}; publish that folder with `hf upload`."
+                f"push_to_hub: {first_line(error)} The run is complete in {config.output_dir}; publish that folder with `hf upload`."
             ) from error
     return result
 
@@ -200,69 +346,50 @@ def _names_of_model(name: str | None) -> list[str] | None:
     try:
         found = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise UNSCError(f"model_name_or_path: cannot load {name!r}: {str(error).strip().splitlines()[0]}") from error
+        raise UNSCError(f"model_name_or_path: cannot load {name!r}: {first_line(error)}") from error
     names = [str(found.id2label[i]) for i in range(found.num_labels)]
     return None if names == [f"LABEL_{i}" for i in range(len(names))] else names
 
 
-def _load(arguments: ImageArguments, config: UNSCConfig) -> DatasetDict:
-    assert arguments.dataset_name is not None
-    return load_image_dataset(
-        arguments.dataset_name,
-        arguments.dataset_config_name,
-        config.label_column,
-        arguments.train_split,
-        arguments.test_split,
-        arguments.cache_dir,
-    )
-
-
 def _models(
-    arguments: ImageArguments,
+    arguments: ClassificationArguments,
     config: UNSCConfig,
-    quickstart: bool,
     train: Dataset,
     retain: Dataset,
-    ids: Sequence[int],
+    request: Request,
     labels: Sequence[str],
     console: Console,
 ) -> tuple[str, list[str]]:
     """Original and references: given, found from an earlier run, or trained now."""
-    plan = replace(PLAN, seed=config.seed) if quickstart else arguments.plan(config.seed)
+    plan = arguments.plan(config)
+    folder, label_column = arguments.references_dir, config.label_column
     original = arguments.model_name_or_path
-    if quickstart or arguments.train_original:
+    if arguments.quickstart or arguments.train_original:
         if plan.size is None and plan.base_model is None:
             raise UNSCError("train_original: needs model_size (from scratch) or model_name_or_path (to fine-tune).")
         console.print("Original model: training it, or taking it from an earlier run.")
-        original = str(train_classifier(train, plan, arguments.references_dir, "original", labels, config.label_column))
+        original = str(train_model(train, plan, folder, "original", labels, label_column))
     if original is None:
         raise UNSCError(
             "model_name_or_path: not given; name the model to unlearn, or use --train_original with --model_size."
         )
     references = list(arguments.retrained_model_name_or_path or [])
-    if quickstart or arguments.train_retrained:
+    if arguments.quickstart or arguments.train_retrained:
         if plan.size is None and not arguments.train_original:
             raise UNSCError(
-                "train_retrained: fine-tuning model_name_or_path would begin with a model that knows the forgotten classes; "
+                "train_retrained: fine-tuning model_name_or_path would begin with a model that knows the forgotten rows; "
                 "give model_size, or use --train_original too, with a backbone that was not trained on this data."
             )
         console.print("Retrained reference: training it, or taking it from an earlier run.")
-        name = "retrained-without-" + "-".join(map(str, ids[:10]))
-        references.append(
-            str(train_classifier(retain, plan, arguments.references_dir, name, labels, config.label_column))
+        name = "retrained-without-" + (
+            "-".join(map(str, request.forget_classes[:10])) if request.forget_classes else "rows"
         )
+        vocabulary = train if isinstance(plan, TextPlan) and plan.base_model is None else None
+        references.append(str(train_model(retain, plan, folder, name, labels, label_column, vocabulary)))
     return original, references
 
 
-def _load_processor(name: str) -> Any:
-    try:
-        return AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UNSCError(f"model_name_or_path: {name!r} has no image processor: {first}") from error
-
-
-def _license(arguments: ImageArguments, original: str) -> str | None:
+def _license(arguments: ClassificationArguments, original: str) -> str | None:
     if arguments.license is not None:
         return arguments.license
     card = Path(original) / "README.md"
@@ -271,19 +398,18 @@ def _license(arguments: ImageArguments, original: str) -> str | None:
 
 
 def _write(
-    arguments: ImageArguments,
+    arguments: ClassificationArguments,
     config: UNSCConfig,
     result: Comparison,
     original: str,
     names: Sequence[str],
-    forgotten: Sequence[str],
-    forgotten_rows: int,
-    quickstart: bool,
+    forget: Dataset,
 ) -> None:
     """Everything a run leaves; `results.json` comes last and marks the run as finished."""
     trainer, folder = result.trainer, Path(str(config.output_dir))
     plan = trainer.plan
     assert plan is not None
+    forgotten, quickstart = [names[i] for i in trainer.forgotten_classes], arguments.quickstart
     folder.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix="_saving-", dir=folder))
     try:
@@ -308,7 +434,9 @@ def _write(
         model_class=type(trainer.model).__name__,
         adapter=arguments.use_peft,
         forgotten=forgotten,
-        forgotten_rows=forgotten_rows,
+        forgotten_rows=len(forget),
+        forgotten_digest=data_fingerprint(forget)[:16],
+        task=TASKS[arguments.auto_class],
         dataset=dataset,
         dataset_on_hub=not quickstart and not Path(str(arguments.dataset_name)).exists(),
         methods=result.methods,
@@ -325,8 +453,8 @@ def _write(
     write_card(content, folder)
     results = {
         "request": {
-            "forget_classes": list(forgotten),
-            "rows": forgotten_rows,
+            "forget_classes": forgotten,
+            "rows": len(forget),
             "dataset": dataset,
             "model": public_name(original),
         },

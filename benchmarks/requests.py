@@ -1,0 +1,183 @@
+"""Requests over several seeds: originals and retrained models trained by the recipe, every run beside its references.
+
+    python benchmarks/requests.py text --dataset_name DATA --requests balance banking.txt rows:500 --seeds 0 1 2 \
+        --model_size tiny --train_epochs 15 --train_learning_rate 2e-3 --train_batch_size 64 --max_length 32 \
+        --output_dir benchmarks/results/clinc150
+
+A request is classes joined by "+", a text file with one class a line, or `rows:N` for N training rows drawn with seed 0.
+For each request and seed an original (shared by all requests) and a retrained model are trained, or taken from
+`--references_dir`, and the original is unlearned with full weights and, with `--adapters`, in LoRA adapters. Other options
+are the recipe's; unlearning uses the package's defaults. Nothing is chosen on the test set. Every finished run is kept in
+`OUT/_runs`, so a stopped benchmark goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import DatasetDict
+from transformers import HfArgumentParser
+
+from unsc_hf import UNSCConfig
+from unsc_hf.arguments import run_recipe
+from unsc_hf.comparison import compare
+from unsc_hf.data import Request, class_names, resolve_classes
+from unsc_hf.evaluation.report import LABELS
+from unsc_hf.files import write_text
+from unsc_hf.loading import load_as
+from unsc_hf.model_card import versions
+from unsc_hf.text_classification import TextPlan
+from unsc_hf.training import train_model
+from unsc_hf.unlearning import ClassificationArguments, ImageArguments, TextArguments, lora_config
+
+COLUMNS = ("AccDut", "AccDrt", "AccDf", "AccDr", "mia_auc", "probe_forget", "prototype_attack_10", "leak", "seconds")
+
+
+def read_request(text: str, data: DatasetDict) -> Request:
+    """A request from its short form."""
+    if text.startswith("rows:"):
+        rows = np.random.default_rng(0).choice(len(data["train"]), int(text.removeprefix("rows:")), replace=False)
+        return Request(indices=tuple(sorted(rows.tolist())))
+    names = Path(text).read_text(encoding="utf-8").split() if text.endswith(".txt") else text.split("+")
+    known = class_names(data["train"])
+    assert known is not None
+    return Request(forget_classes=tuple(resolve_classes(names, known, range(len(known)))))
+
+
+def models(
+    arguments: ClassificationArguments, config: UNSCConfig, request: Request, data: DatasetDict, seeds: Sequence[int]
+) -> tuple[list[Path], list[Path]]:
+    """Originals and retrained models, one of each for every seed."""
+    labels = class_names(data["train"])
+    assert labels is not None
+    retain = request.split(data["train"]).retain
+    originals, retrained = [], []
+    for seed in seeds:
+        plan = arguments.plan(replace(config, seed=seed))
+        vocabulary = data["train"] if isinstance(plan, TextPlan) else None
+        folder = arguments.references_dir
+        originals.append(train_model(data["train"], plan, folder, "original", labels))
+        retrained.append(train_model(retain, plan, folder, "retrained", labels, vocabulary=vocabulary))
+    return originals, retrained
+
+
+def one_run(
+    arguments: ClassificationArguments,
+    config: UNSCConfig,
+    request: Request,
+    data: DatasetDict,
+    original: Path,
+    retrained: Sequence[Path],
+    controls: bool,
+) -> dict[str, Any]:
+    """Results of one request on one original model, with full weights or adapters."""
+    model = load_as(arguments.auto_class, str(original), "model_name_or_path")
+    result = compare(
+        model,
+        data["train"],
+        data["test"],
+        request,
+        config,
+        arguments.load_processor(str(original)),
+        retrained,
+        controls=controls,
+        peft_config=lora_config(arguments),
+        unseen=data.get("validation"),
+    )
+    plan = result.trainer.plan
+    assert plan is not None
+    network = result.trainer.model
+    trained = sum(p.numel() for n, p in network.named_parameters() if "lora_" in n)
+    total = sum(p.numel() for n, p in network.named_parameters() if "lora_" not in n)
+    return {
+        "methods": {name: asdict(method) for name, method in result.methods.items()},
+        "retrained_references": [asdict(reference) for reference in result.references],
+        "certificate": result.certificate,
+        "verdict": [result.verdict, result.reason],
+        "steps": result.trainer.state.global_step,
+        "adapter_share": trained / total if arguments.use_peft else None,
+        "seconds": {**plan.seconds, "unlearning": result.trainer.unlearning_seconds},
+    }
+
+
+def table(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Mean ± standard deviation over seeds by method, as Markdown lines; percent but for the AUC and seconds."""
+    lines = [f"| model | {' | '.join(COLUMNS)} |", "|---|" + "---|" * len(COLUMNS)]
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for mode, of_mode in runs.items():
+        for name in LABELS:
+            found = [run["methods"][name] for run in of_mode if name in run["methods"]]
+            if name == "retrained" and found:
+                found = of_mode[0]["retrained_references"]
+            if found and (name == "unsc" or mode == "full"):
+                rows[LABELS[name] + (", LoRA" if mode == "lora" else "")] = found
+    for label, found in rows.items():
+        cells = []
+        for column in COLUMNS:
+            values = [row[column] for row in found if row[column] is not None]
+            plain, digits = column in ("mia_auc", "seconds"), {"mia_auc": 3, "seconds": 0, "leak": 2}.get(column, 1)
+            scaled = np.asarray(values) * (1 if plain else 100)
+            spread = f" ± {scaled.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
+            cells.append(f"{scaled.mean():.{digits}f}{spread}" if values else "–")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return lines
+
+
+def main() -> None:
+    kinds = {"image": ImageArguments, "text": TextArguments}
+    if len(sys.argv) < 2 or sys.argv[1] not in kinds:
+        raise SystemExit(__doc__)
+    parser = HfArgumentParser(kinds[sys.argv[1]], description=__doc__, allow_abbrev=False)
+    own = parser.add_argument_group("benchmark")
+    own.add_argument("--requests", nargs="+", required=True)
+    own.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    own.add_argument("--adapters", action=argparse.BooleanOptionalAction, default=True)
+    own.add_argument("--only_train", action="store_true", help="train originals and references, then stop")
+    own.add_argument("--threads", type=int, default=2)
+    own.add_argument("--output_dir", required=True)
+    options = vars(parser.parse_args(sys.argv[2:]))
+    requests, seeds, adapters = options.pop("requests"), options.pop("seeds"), options.pop("adapters")
+    only_train, threads, folder = options.pop("only_train"), options.pop("threads"), Path(options.pop("output_dir"))
+    torch.set_num_threads(threads)
+    arguments = kinds[sys.argv[1]](**options)
+    config = UNSCConfig(output_dir=str(folder / "_scratch"), disable_tqdm=True)
+    data = arguments.load(config)
+    results: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    lines: list[str] = []
+    for text in requests:
+        request, name = read_request(text, data), Path(text).stem
+        originals, retrained = models(arguments, config, request, data, seeds)
+        if only_train:
+            continue
+        for mode in ("full", "lora") if adapters else ("full",):
+            for seed, original in zip(seeds, originals, strict=True):
+                kept = folder / "_runs" / f"{name.replace(':', '-')}-{mode}-{seed}.json"
+                if not kept.is_file():
+                    run = one_run(
+                        replace(arguments, use_peft=mode == "lora"),
+                        replace(config, seed=seed),
+                        request,
+                        data,
+                        original,
+                        retrained,
+                        controls=arguments.controls and mode == "full",
+                    )
+                    write_text(kept, json.dumps(run))
+                results.setdefault(name, {}).setdefault(mode, []).append(json.loads(kept.read_text(encoding="utf-8")))
+        lines += [f"### {name} ({len(seeds)} seeds)", "", *table(results[name]), ""]
+        print("\n".join(lines[-len(table(results[name])) - 3 :]), flush=True)
+    if results:
+        write_text(folder / "requests.json", json.dumps({"requests": results, "versions": versions()}, indent=1))
+        write_text(folder / "requests.md", "\n".join(lines))
+
+
+if __name__ == "__main__":
+    run_recipe(main)

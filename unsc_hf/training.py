@@ -1,0 +1,124 @@
+"""Originals and retrained references: trained once by a stated plan, and kept for the next run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
+
+from .fingerprint import data_fingerprint
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How an original or retrained model is made; equal plans on equal data are trained once and kept.
+
+    A modality's plan says what to start from and how to batch.
+
+    Attributes:
+        size: name of a size to train from scratch, or None to fine-tune `base_model`.
+        base_model: Hub id or folder to start from.
+        epochs, learning_rate, batch_size, weight_decay: of AdamW with a linear schedule and 5 % warm-up.
+        seed: of initial weights and order.
+    """
+
+    size: str | None = "tiny"
+    base_model: str | None = None
+    epochs: float = 10
+    learning_rate: float = 1e-3
+    batch_size: int = 128
+    weight_decay: float = 0.05
+    seed: int = 0
+
+    def start(self, dataset: Dataset, labels: Sequence[str]) -> tuple[PreTrainedModel, Any]:
+        """The model before training, and its image processor or tokenizer."""
+        raise NotImplementedError
+
+    def prepare(self, dataset: Dataset, processor: Any, model: PreTrainedModel, label_column: str | None) -> Any:
+        """Rows ready for the model."""
+        raise NotImplementedError
+
+    def collator(self, processor: Any) -> Any:
+        """Makes a training batch of prepared rows."""
+        raise NotImplementedError
+
+
+def train_model(
+    dataset: Dataset,
+    plan: TrainingPlan,
+    folder: str | Path,
+    name: str,
+    labels: Sequence[str] = (),
+    label_column: str | None = None,
+    vocabulary: Dataset | None = None,
+) -> Path:
+    """Train by `plan` on `dataset`, or find the model that an equal call has left in `folder`.
+
+    Args:
+        dataset: training rows.
+        plan: how to train.
+        folder: where trained models are kept.
+        name: what the model is, for its folder's name.
+        labels: names of all classes by id; a retrained model has an output for the forgotten ones too.
+        label_column: found by itself when None.
+        vocabulary: rows that an image processor's pixel statistics or a tokenizer is made from, where that is not
+            `dataset`. References for a comparison must read the same inputs as the original.
+
+    Returns:
+        The model's folder, `folder/name-<hash of plan and data>`; it appears only when training has ended.
+
+    Raises:
+        UNSCError: a base model that cannot be loaded, an unknown size, or inputs that do not fit.
+    """
+    settings = {"plan": asdict(plan), "labels": list(labels), "data": data_fingerprint(dataset)}
+    if vocabulary is not None:
+        settings["vocabulary"] = data_fingerprint(vocabulary)
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+    target = Path(folder) / f"{name}-{key}"
+    if (target / "config.json").is_file():
+        return target
+    set_seed(plan.seed)
+    model, processor = plan.start(dataset if vocabulary is None else vocabulary, labels)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder))
+    try:
+        trainer = Trainer(
+            model=model,
+            args=TrainingArguments(
+                output_dir=str(scratch),
+                num_train_epochs=plan.epochs,
+                learning_rate=plan.learning_rate,
+                per_device_train_batch_size=plan.batch_size,
+                weight_decay=plan.weight_decay,
+                warmup_steps=0.05,
+                save_strategy="no",
+                logging_strategy="epoch",
+                report_to="none",
+                seed=plan.seed,
+                remove_unused_columns=False,
+                dataloader_pin_memory=torch.cuda.is_available(),
+            ),
+            train_dataset=plan.prepare(dataset, processor, model, label_column),
+            data_collator=plan.collator(processor),
+            processing_class=processor,
+        )
+        result = trainer.train()
+        if trainer.is_world_process_zero():
+            model.save_pretrained(scratch)
+            processor.save_pretrained(scratch)
+            settings["seconds"] = round(result.metrics["train_runtime"], 1)
+            (scratch / "training.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
+            scratch.rename(target)
+        trainer.accelerator.wait_for_everyone()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
