@@ -16,26 +16,14 @@ Add `--train_original --train_retrained --model_size tiny` to train what is miss
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from unsc_hf import UNSCConfig
-from unsc_hf.arguments import parse_arguments, run_recipe
+from unsc_hf.arguments import fill_output_dir, parse_arguments, run_recipe
 from unsc_hf.unlearning import ImageArguments, run
-
-
-def default_output_dir(arguments: ImageArguments) -> str:
-    """A folder that holds no finished run: `outputs/quickstart`, `outputs/quickstart-2`, ..."""
-    base = "quickstart" if arguments.dataset_name is None else "unlearned"
-    folder, number = Path("outputs", base), 2
-    while (folder / "results.json").exists():
-        folder, number = Path("outputs", f"{base}-{number}"), number + 1
-    return str(folder)
 
 
 def main() -> None:
     arguments, config = parse_arguments((ImageArguments, UNSCConfig), description=__doc__ or "")
-    if config.output_dir == "trainer_output":  # what transformers fills in when none was given
-        config.output_dir = default_output_dir(arguments)
+    fill_output_dir(config, "quickstart" if arguments.dataset_name is None else "unlearned")
     run(arguments, config)
 
 

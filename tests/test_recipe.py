@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from unsc_hf import split_dataset
-from unsc_hf.arguments import parse_arguments, run_recipe
+from unsc_hf.arguments import fill_output_dir, parse_arguments, run_recipe
 from unsc_hf.config import UNSCConfig
 from unsc_hf.image_classification import build_vit
 from unsc_hf.quickstart import PLAN, digits_dataset
@@ -385,7 +385,9 @@ def test_quickstart_runs_without_arguments(monkeypatch: pytest.MonkeyPatch, tmp_
     assert json.loads((tmp_path / "outputs" / "quickstart" / "results.json").read_text())["request"][
         "forget_classes"
     ] == ["8"]
-    assert _main().__globals__["default_output_dir"](ImageArguments()).endswith("quickstart-2")
+    config = UNSCConfig()
+    fill_output_dir(config, "quickstart")
+    assert str(config.output_dir).endswith("quickstart-2")
 
 
 @pytest.mark.parametrize(

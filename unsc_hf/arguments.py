@@ -69,6 +69,16 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return {str(key).lstrip("-").replace("-", "_"): value for key, value in options.items()}
 
 
+def fill_output_dir(config: Any, base: str) -> None:
+    """Where none was given, a folder that holds no finished run: `outputs/base`, `outputs/base-2`, ..."""
+    if config.output_dir != "trainer_output":  # what transformers fills in
+        return
+    folder, number = Path("outputs", base), 2
+    while (folder / "results.json").exists():
+        folder, number = Path("outputs", f"{base}-{number}"), number + 1
+    config.output_dir = str(folder)
+
+
 def run_recipe(main: Callable[[], Any]) -> None:
     """Run a recipe; what a user can correct is printed as one line on standard error, with exit code 2."""
     try:

@@ -139,6 +139,14 @@ class LayerSelection:
     layers: tuple[ProtectedLayer, ...]
     frozen: dict[str, str]
 
+    def unprotectable(self) -> dict[str, int]:
+        """Number of frozen weights by reason, without biases: what unlearning cannot reach in this model."""
+        counts: dict[str, int] = {}
+        for reason in self.frozen.values():
+            if reason != "bias":
+                counts[reason] = counts.get(reason, 0) + 1
+        return counts
+
     def without(self, reasons: Mapping[str, str]) -> LayerSelection:
         """The same selection with the layers named in `reasons` moved to the frozen ones."""
         kept = tuple(layer for layer in self.layers if layer.name not in reasons)
@@ -209,6 +217,8 @@ def find_layers(model: nn.Module, target_modules: str | Sequence[str] | None = N
             reasons[name] = "bias"
         elif len(owners[id(parameter)]) > 1:
             reasons[name] = "tied weight"
+        elif parameter.dim() > 2 and not isinstance(modules.get(owner), nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            reasons[name] = f"fused weight of {type(modules.get(owner, model)).__name__}, whose inputs cannot be observed apart"
         else:
             reasons[name] = f"parameter of {type(modules.get(owner, model)).__name__}"
     return LayerSelection(layers, reasons)
