@@ -123,7 +123,7 @@ def test_raw_images_become_model_inputs(mode: str, channels: int) -> None:
 
 def test_relabelled_rows_keep_their_order() -> None:
     base = tensor_dataset(torch.randn(5, 3, 2, 2), [0, 1, 2, 0, 1])
-    relabelled = RelabelledDataset(base, torch.tensor([9, 8, 7, 6, 5]))
+    relabelled = RelabelledDataset(base, [{"pseudo_labels": torch.tensor(i)} for i in (9, 8, 7, 6, 5)])
     assert len(relabelled) == 5
     assert int(relabelled[3]["pseudo_labels"]) == 6
     assert [int(row["pseudo_labels"]) for row in relabelled.__getitems__([4, 0])] == [5, 9]

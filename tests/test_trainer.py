@@ -423,7 +423,7 @@ def test_saved_statistics_spare_the_pass_and_give_the_same_result(
         torch.testing.assert_close(layer.basis.abs(), given.layers[key].basis.abs(), rtol=0, atol=1e-5)
 
     rows = split_dataset(train, indices=range(5))
-    with pytest.raises(UNSCError, match="hold class 0 whole"):
+    with pytest.raises(UNSCError, match="still hold 5 of the 5 rows"):
         make_trainer(model, rows, tmp_path / "out", statistics=tmp_path / "stats").train()
     with pytest.raises(UNSCError, match="weights"):
         make_trainer(make_vit(), data, tmp_path / "out", statistics=tmp_path / "stats").train()

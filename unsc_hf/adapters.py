@@ -64,8 +64,9 @@ def add_adapters(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     config = copy.deepcopy(check_lora_config(config))
     if config.target_modules is None:
         config.target_modules = "all-linear"
-        head, _ = find_head(model, model.config.num_labels)
-        config.exclude_modules = config.exclude_modules or [head]
+        if model.get_output_embeddings() is None:  # of language models PEFT leaves the head out itself
+            head, _ = find_head(model, model.config.num_labels)
+            config.exclude_modules = config.exclude_modules or [head]
     if config.target_modules != "all-linear":
         names = [layer.name for layer in find_layers(model).layers]
         wanted = config.target_modules if isinstance(config.target_modules, str) else sorted(config.target_modules)

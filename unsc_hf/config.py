@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from .errors import UNSCError
+from .objectives import OBJECTIVES
 from .pseudo_labels import STRATEGIES
 from .subspace import MERGES, RULES, check_energy
 
@@ -53,6 +54,12 @@ class UNSCConfig(TrainingArguments):
         validation_fraction (`float`, defaults to `0.1`): share of forget and retain rows held out for these checks.
         max_validation_rows (`int`, defaults to `1000`): at most this many rows are held out of each.
         label_column (`str`, *optional*): column with class ids; found by itself when None.
+        objective (`str`, defaults to `"unsc"`): what is minimised on the forget rows: `"unsc"`, `"gradient_ascent"`,
+            `"gradient_difference"`, `"npo"` or `"simnpo"`; see `unsc_hf.objectives`. All run under the same projection.
+        objective_beta, objective_gamma, retain_weight (`float`): of `"npo"` and `"simnpo"`, of `"simnpo"`, and of
+            `"gradient_difference"`.
+        completion_only_loss (`bool`, defaults to `True`): for language models, forget the completions' tokens alone, not the
+            prompts'.
         text_columns (`list[str]`, *optional*): column with the text, or the two of a pair; found by themselves when None.
         lora_freeze_a (`bool`, defaults to `False`): with adapters, keep A where it starts.
     """
@@ -100,6 +107,15 @@ class UNSCConfig(TrainingArguments):
     validation_fraction: float = field(default=0.1, metadata={"help": "Share of rows held out for the checks."})
     max_validation_rows: int = field(default=1_000, metadata={"help": "At most this many rows are held out."})
     label_column: str | None = field(default=None, metadata={"help": "Column with class ids."})
+    objective: str = field(
+        default="unsc", metadata={"help": "What is minimised on the forget rows.", "choices": list(OBJECTIVES)}
+    )
+    objective_beta: float = field(default=0.1, metadata={"help": "Inverse temperature of npo and simnpo."})
+    objective_gamma: float = field(default=0.0, metadata={"help": "Reward margin of simnpo."})
+    retain_weight: float = field(default=1.0, metadata={"help": "Weight of retained rows in gradient_difference."})
+    completion_only_loss: bool = field(
+        default=True, metadata={"help": "Language models: forget the completions' tokens alone, not the prompts'."}
+    )
     text_columns: list[str] | None = field(default=None, metadata={"help": "Column with the text, or two for pairs."})
 
     lora_freeze_a: bool = field(
@@ -126,6 +142,7 @@ class UNSCConfig(TrainingArguments):
             ("subspace_merge", MERGES),
             ("pseudo_labels", STRATEGIES),
             ("null_space", NULL_SPACES),
+            ("objective", tuple(OBJECTIVES)),
         ):
             if getattr(self, argument) not in options:
                 raise UNSCError(
@@ -141,6 +158,8 @@ class UNSCConfig(TrainingArguments):
             )
         if self.max_leak is not None and not (math.isfinite(self.max_leak) and self.max_leak > 0):
             raise UNSCError(f"max_leak: {self.max_leak!r} is not a positive number; use None for no budget.")
+        if not self.objective_beta > 0:
+            raise UNSCError(f"objective_beta: {self.objective_beta!r} is not a positive number.")
         if not 0.0 < self.validation_fraction < 1.0:
             raise UNSCError(f"validation_fraction: {self.validation_fraction!r} is outside (0, 1).")
         for argument in (

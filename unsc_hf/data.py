@@ -498,17 +498,29 @@ def _check_dataset(dataset: Any) -> None:
 
 
 class RelabelledDataset(torch.utils.data.Dataset[dict[str, Any]]):
-    """Rows of a data set with one more field, `pseudo_labels`: an id, or a distribution over all labels."""
+    """Rows of a data set with their targets: what a task's `targets` gave for each.
 
-    def __init__(self, dataset: Dataset, targets: torch.Tensor) -> None:
-        self.dataset, self.targets = dataset, targets
+    With `retained`, every row also brings one of those along, drawn anew each time, under "retain".
+    """
+
+    def __init__(
+        self, dataset: Dataset, targets: Sequence[dict[str, torch.Tensor]], retained: Dataset | None = None
+    ) -> None:
+        if len(targets) != len(dataset):
+            raise RuntimeError(f"{len(targets)} targets for {len(dataset)} rows")
+        self.dataset, self.targets, self.retained = dataset, targets, retained
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.dataset[index], "pseudo_labels": self.targets[index]}
+        return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         rows = self.dataset.__getitems__(indices)
-        return [{**row, "pseudo_labels": self.targets[i]} for row, i in zip(rows, indices, strict=True)]
+        result = [{**row, **self.targets[i]} for row, i in zip(rows, indices, strict=True)]
+        if self.retained is not None:
+            drawn = torch.randint(len(self.retained), (len(indices),)).tolist()
+            for row, extra in zip(result, self.retained.__getitems__(drawn), strict=True):
+                row["retain"] = extra
+        return result

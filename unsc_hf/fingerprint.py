@@ -43,6 +43,15 @@ def data_fingerprint(dataset: Any) -> str:
     return digest.hexdigest()
 
 
+def row_digests(dataset: Any) -> list[str]:
+    """A hash of each row's content, 16 hexadecimal digits: equal rows have equal hashes."""
+    digests: list[str] = []
+    for table in dataset.with_format("arrow").iter(batch_size=1024):
+        columns = [[_value_bytes(value) for value in table.column(name).to_pylist()] for name in table.column_names]
+        digests += [hashlib.sha256(b"|".join(cells)).hexdigest()[:16] for cells in zip(*columns, strict=True)]
+    return digests
+
+
 def _value_bytes(value: Any) -> bytes:
     """Bytes that stand for one cell."""
     if isinstance(value, dict) and set(value) == {"bytes", "path"}:
@@ -68,6 +77,7 @@ class Fingerprint:
         dtype: dtype in which rows were multiplied.
         max_rows_per_class, max_samples_per_class: the budgets.
         samples: number of data set rows read.
+        removed: hashes of single rows that were taken out again, see `row_digests`.
     """
 
     weights: str
@@ -78,6 +88,14 @@ class Fingerprint:
     max_rows_per_class: int | None = None
     max_samples_per_class: int | None = None
     samples: int = 0
+    removed: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "removed", tuple(self.removed))
+
+    def still_held(self, dataset: Any) -> int:
+        """How many of these rows were not taken out."""
+        return len(set(row_digests(dataset)) - set(self.removed))
 
 
 def file_hash(path: Path) -> str:

@@ -22,6 +22,9 @@ from transformers.pytorch_utils import Conv1D
 
 from .errors import UNSCError, closest
 
+# Fields of a batch that are not inputs of the model.
+NOT_INPUTS = ("labels", "pseudo_labels", "reference", "retain")
+
 
 @dataclass(frozen=True)
 class RowGeometry:
@@ -218,7 +221,9 @@ def find_layers(model: nn.Module, target_modules: str | Sequence[str] | None = N
         elif len(owners[id(parameter)]) > 1:
             reasons[name] = "tied weight"
         elif parameter.dim() > 2 and not isinstance(modules.get(owner), nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            reasons[name] = f"fused weight of {type(modules.get(owner, model)).__name__}, whose inputs cannot be observed apart"
+            reasons[name] = (
+                f"fused weight of {type(modules.get(owner, model)).__name__}, whose inputs cannot be observed apart"
+            )
         else:
             reasons[name] = f"parameter of {type(modules.get(owner, model)).__name__}"
     return LayerSelection(layers, reasons)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .errors import UNSCError
-from .layers import ProtectedLayer, RowGeometry, capture_inputs, evaluation_mode
+from .layers import NOT_INPUTS, ProtectedLayer, RowGeometry, capture_inputs, evaluation_mode
 
 Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
@@ -25,11 +25,13 @@ class Outputs:
         logits: float32, shape (rows, labels).
         features: float32 inputs of the head, shape (rows, width), or None when not asked for.
         labels: int64, shape (rows,).
+        samples: which sample of its batch each row belongs to, where a sample has several (answer tokens).
     """
 
     logits: Tensor
     features: Tensor | None
     labels: Tensor
+    samples: Tensor | None = None
 
     def need_features(self) -> Tensor:
         """The features; it is a programming error not to have asked for them."""
@@ -54,7 +56,16 @@ def find_head(model: nn.Module, num_labels: int) -> tuple[str, nn.Linear]:
     return heads[-1]
 
 
-def collect_outputs(
+Reader = Callable[[Tensor, Tensor], Outputs]
+
+
+def _one_per_sample(logits: Tensor, labels: Tensor) -> Outputs:
+    if logits.dim() != 2:
+        raise UNSCError(f"model: logits have shape {tuple(logits.shape)}, expected (batch, labels).")
+    return Outputs(logits, None, labels)
+
+
+def iterate_outputs(
     model: nn.Module,
     dataset: Any,
     collate_fn: Collator,
@@ -63,17 +74,20 @@ def collect_outputs(
     batch_size: int = 256,
     progress: bool = False,
     description: str = "Evaluating",
-) -> Outputs:
-    """Run `model` in eval mode over all rows of a prepared data set.
+    read: Reader = _one_per_sample,
+) -> Iterator[Outputs]:
+    """Run `model` in eval mode over all rows of a prepared data set, a batch at a time; the model is in eval mode only
+    while a batch is computed.
 
     Args:
-        model: a classifier whose output has `logits` of shape (batch, labels).
+        model: its output has `logits`.
         dataset: prepared rows that carry labels.
         collate_fn: makes a batch; it must contain `labels`.
-        features: also keep the inputs of the head.
+        features: also keep the inputs of the head, for classifiers.
+        read: makes rows of a batch's logits and labels; one per sample by default.
 
     Raises:
-        UNSCError: rows without labels, or outputs that are not (batch, labels).
+        UNSCError: rows without labels, or outputs of another shape than (batch, labels).
     """
     device = next(model.parameters()).device
     loader = DataLoader(
@@ -82,9 +96,7 @@ def collect_outputs(
         collate_fn=collate_fn,
         generator=torch.Generator(),  # leaves the global random state alone
     )
-    logits: list[Tensor] = []
     inputs: list[Tensor] = []
-    labels: list[Tensor] = []
     heads: list[ProtectedLayer] = []
     if features:
         name, module = find_head(model, int(model.config.num_labels))  # type: ignore[union-attr, arg-type]
@@ -93,13 +105,34 @@ def collect_outputs(
     def keep(layer: ProtectedLayer, x: Tensor) -> None:
         inputs.append(layer.rows(x.detach())[0].float().cpu())
 
-    with evaluation_mode(model), capture_inputs(heads, keep, strict=False):
-        for batch in tqdm(loader, desc=description, disable=not progress, leave=False):
-            if "labels" not in batch:
-                raise UNSCError("label_column: the rows carry no labels; name the column that holds them.")
-            labels.append(batch["labels"].cpu())
-            out = model(**{name: value.to(device) for name, value in batch.items() if name != "labels"})
-            if out.logits.dim() != 2:
-                raise UNSCError(f"model: logits have shape {tuple(out.logits.shape)}, expected (batch, labels).")
-            logits.append(out.logits.float().cpu())
-    return Outputs(torch.cat(logits), torch.cat(inputs) if heads else None, torch.cat(labels))
+    for batch in tqdm(loader, desc=description, disable=not progress, leave=False):
+        if "labels" not in batch:
+            raise UNSCError("label_column: the rows carry no labels; name the column that holds them.")
+        inputs.clear()
+        with evaluation_mode(model), capture_inputs(heads, keep, strict=False):
+            out = model(**{name: value.to(device) for name, value in batch.items() if name not in NOT_INPUTS})
+        rows = read(out.logits.detach().float().cpu(), batch["labels"].cpu())
+        yield replace(rows, features=torch.cat(inputs)) if heads else rows
+
+
+def collect_outputs(
+    model: nn.Module, dataset: Any, collate_fn: Collator, max_elements: int | None = None, **options: Any
+) -> Outputs:
+    """`iterate_outputs` in one piece; with `max_elements` only the first rows, up to about that many logits."""
+    parts: list[Outputs] = []
+    elements = 0
+    for part in iterate_outputs(model, dataset, collate_fn, **options):
+        parts.append(part)
+        elements += part.logits.numel()
+        if max_elements is not None and elements >= max_elements:
+            break
+    return join_outputs(parts)
+
+
+def join_outputs(parts: Sequence[Outputs]) -> Outputs:
+    """Rows of several batches; `samples` count within each batch, so they are dropped."""
+    return Outputs(
+        torch.cat([part.logits for part in parts]),
+        None if parts[0].features is None else torch.cat([part.need_features() for part in parts]),
+        torch.cat([part.labels for part in parts]),
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import UNSCError
@@ -72,3 +73,11 @@ def pseudo_labels(
 
 def _masked(scores: Tensor, allowed: Tensor) -> Tensor:
     return scores.masked_fill(~allowed | scores.isnan(), -torch.inf)
+
+
+def sparse(distribution: Tensor, tokens: int) -> Tensor:
+    """The `tokens` largest shares of each row, renormalised: (rows, 2 * tokens), first ids, then shares."""
+    top = distribution.topk(min(tokens, distribution.shape[1]), dim=1)
+    shares = top.values / top.values.sum(1, keepdim=True)
+    padding = tokens - top.indices.shape[1]
+    return torch.cat([F.pad(top.indices.double(), (0, padding)), F.pad(shares.double(), (0, padding))], dim=1)

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from .errors import UNSCError, closest
 from .files import write_beside, write_text
 from .fingerprint import Fingerprint, data_fingerprint, file_hash, weight_hash
-from .layers import ProtectedLayer, capture_inputs, evaluation_mode, find_layers, row_mask, trace_layers
+from .layers import NOT_INPUTS, ProtectedLayer, capture_inputs, evaluation_mode, find_layers, row_mask, trace_layers
 
 _FORMAT = "unsc_hf.activation_statistics.v1"
 _TENSORS, _META = "statistics.safetensors", "statistics.json"
@@ -106,6 +106,7 @@ class ActivationStatistics:
         target_modules: str | Sequence[str] | None = None,
         layers: Sequence[ProtectedLayer] | None = None,
         processing_class: Any = None,
+        prepare: Callable[[Any], Any] | None = None,
         collate_fn: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
         batch_size: int = 128,
         max_rows_per_class: int | None = None,
@@ -130,6 +131,7 @@ class ActivationStatistics:
             target_modules: see `layers.find_layers`.
             layers: the layers themselves, when they are already known.
             processing_class: image processor or tokenizer for raw rows.
+            prepare: makes raw rows ready for the model, instead of `processing_class`.
             collate_fn: makes a batch of samples; transformers' default when None.
             batch_size: samples per forward pass; does not change the result.
             max_rows_per_class: row budget per class and layer. When a class has more activation rows than this, an
@@ -158,7 +160,7 @@ class ActivationStatistics:
         if len(labels) != len(dataset):
             raise UNSCError(f"groups: {len(labels)} values for {len(dataset)} rows; give one for each row.")
 
-        prepared = prepare_dataset(dataset, processing_class, model, label_column)
+        prepared = prepare(dataset) if prepare else prepare_dataset(dataset, processing_class, model, label_column)
         collate_fn = collate_fn or default_collator(processing_class)
         if layers is None:
             layers = find_layers(model, target_modules).layers
@@ -488,7 +490,7 @@ def _stream(
     device = next(model.parameters()).device
 
     def forward(batch: Mapping[str, Any]) -> None:
-        model(**{name: value.to(device) for name, value in batch.items() if name not in ("labels", "pseudo_labels")})
+        model(**{name: value.to(device) for name, value in batch.items() if name not in NOT_INPUTS})
 
     with torch.no_grad():
         probe = collate_fn([dataset[i] for i in range(min(2, len(dataset)))])

@@ -7,12 +7,11 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from datasets import Dataset
@@ -24,36 +23,27 @@ from transformers.trainer_utils import TrainOutput
 from .adapters import LoraProjection, add_adapters, free_names
 from .callbacks import Check, ProjectionCallback, StoppingCallback
 from .config import REFUSED, UNSCConfig
-from .data import (
-    RelabelledDataset,
-    check_labels_match,
-    class_names,
-    default_collator,
-    find_label_column,
-    hold_out,
-    prepare_dataset,
-    read_labels,
-)
+from .data import RelabelledDataset, hold_out
 from .errors import UNSCError
-from .evaluation.accuracy import macro_accuracy
 from .evaluation.certificate import Certificate, LogitDrift, logit_drift
 from .files import write_text
 from .fingerprint import data_fingerprint, weight_hash
-from .layers import LayerSelection, evaluation_mode, find_layers, trace_layers
-from .loading import check_weights, load_model, model_label_names
+from .layers import NOT_INPUTS, LayerSelection, evaluation_mode, find_layers, trace_layers
+from .loading import check_weights, load_model
 from .model_card import CardContent, public_name, write_card
-from .objectives import pseudo_label_loss
-from .outputs import Outputs, collect_outputs
+from .objectives import OBJECTIVES, Terms
+from .outputs import Outputs, collect_outputs, iterate_outputs, join_outputs
 from .projection import Leak, NullSpaceProjection
-from .pseudo_labels import pseudo_labels
 from .statistics import ActivationStatistics, SecondMoment
 from .subspace import Subspace, build_subspace, no_capacity_message, no_capacity_reason, randomised
+from .tasks import make_task
 
 logger = logging.getLogger(__name__)
 
 _STATE_FILE = "unsc_state.json"
 _CLASS_TARGET = 0.002  # accuracy at which whole classes count as forgotten
 _CHECK_STEPS = 5
+_MOST_LOGITS = 50_000_000  # held-out logits kept for the drift; a language model gives them for every token
 _POOL = "retain"  # the one group of statistics whose classes need not be told apart
 
 
@@ -68,7 +58,8 @@ class UnlearningPlan:
         held_out: second moments of held-out retained rows, for the leak.
         forgotten_classes: class ids that occur among the forget rows but not among the retained ones.
         remaining_classes: class ids that occur among the retained rows.
-        pseudo_labels: new label (or distribution) of each forget row that is trained on.
+        pseudo_labels: new label (or distribution) of each forget row that is trained on; None for language models, where
+            each answer token has its own.
         original_weights: hash of the original model's weights.
         held_out_logits: the original model's logits on the held-out retained rows.
         target_accuracy: unlearning stops when the forget rows are recognised no better than this.
@@ -81,7 +72,7 @@ class UnlearningPlan:
     held_out: dict[str, SecondMoment]
     forgotten_classes: list[int]
     remaining_classes: list[int]
-    pseudo_labels: Tensor
+    pseudo_labels: Tensor | None
     original_weights: str
     held_out_logits: Tensor
     target_accuracy: float
@@ -151,39 +142,30 @@ class UNSCTrainer(Trainer):
                 )
             if len(dataset) == 0:
                 raise UNSCError(f"{name}: has no rows; unlearning needs rows to forget and rows to keep.")
-        label_names = model_label_names(model)
-        for dataset in (forget_dataset, retain_dataset):
-            check_labels_match(dataset, args.label_column, model.config.num_labels, label_names)
-
+        self.task = make_task(model, args, forget_dataset, retain_dataset, processing_class)
         self.plan: UnlearningPlan | None = None
         self.stop_reason: str | None = None
         self.unlearning_seconds = 0.0
         self._given_statistics = statistics
-        self.class_names = class_names(forget_dataset, args.label_column) or label_names
-        self._label_column = find_label_column(forget_dataset, args.label_column)
-        forget_labels = read_labels(forget_dataset, args.label_column)
-        retain_labels = read_labels(retain_dataset, args.label_column)
-        self._forget_labels = forget_labels
-        self.forgotten_classes = sorted(set(forget_labels.tolist()) - set(retain_labels.tolist()))
-        self.remaining_classes = sorted(set(retain_labels.tolist()))
-        if len(set(forget_labels.tolist()) | set(self.remaining_classes)) < 2:
-            raise UNSCError(
-                "retain_dataset: holds a single class, the one to forget; pseudo-labels need another class."
-            )
-        # Whole classes generalise, so a part of their rows is kept aside to see it; single rows must each be unlearned.
-        self.whole_classes = set(self.forgotten_classes) == set(forget_labels.tolist())
+        self.class_names, self.whole_classes = self.task.class_names, self.task.whole_classes
+        self.forgotten_classes, self.remaining_classes = self.task.forgotten_classes, self.task.remaining_classes
         if not self.whole_classes and args.target_forget_accuracy is None and unseen_dataset is None:
             raise UNSCError(
-                "unseen_dataset: not given, but retained rows share the classes of the rows to forget; give rows that the "
+                "unseen_dataset: not given, but single rows are to be forgotten, not whole classes; give rows that the "
                 "model never saw (a validation split), or set target_forget_accuracy."
             )
         self._unseen = unseen_dataset
         fraction, limit, seed = args.validation_fraction, args.max_validation_rows, args.seed
-        if self.whole_classes:
-            self._forget_train, self._forget_validation = hold_out(forget_dataset, fraction, forget_labels, limit, seed)
-        else:
-            self._forget_train, self._forget_validation = forget_dataset, forget_dataset
-        self._retain_train, self._retain_held_out = hold_out(retain_dataset, fraction, retain_labels, limit, seed)
+        strata = self.task.strata
+        # Whole classes generalise, so a part of their rows is kept aside to see it; single rows must each be unlearned.
+        self._forget_train, self._forget_validation = (
+            hold_out(forget_dataset, fraction, strata(forget_dataset), limit, seed)
+            if self.whole_classes
+            else (forget_dataset, forget_dataset)
+        )
+        self._retain_train, self._retain_held_out = hold_out(
+            retain_dataset, fraction, strata(retain_dataset), limit, seed
+        )
 
         self._original_weights = weight_hash(model)
         self.base_model_name = public_name(str(model.config._name_or_path or ""))
@@ -192,9 +174,7 @@ class UNSCTrainer(Trainer):
             # Written into adapter_config.json: a Hub id is needed there, a path of this machine is not.
             model.peft_config["default"].base_model_name_or_path = self.base_model_name or None
 
-        def prepared(dataset: Dataset) -> Dataset:
-            return prepare_dataset(dataset, processing_class, model, args.label_column, args.text_columns)
-
+        prepared = self.task.prepare
         if isinstance(eval_dataset, dict):
             eval_dataset = {name: prepared(part) for name, part in eval_dataset.items()}
         elif eval_dataset is not None:
@@ -203,11 +183,12 @@ class UNSCTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=data_collator or default_collator(processing_class),
+            data_collator=data_collator or self.task.default_collator(),
             train_dataset=prepared(self._forget_train),
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            compute_metrics=compute_metrics or _accuracy_metrics,
+            compute_metrics=compute_metrics or self.task.compute_metrics,
+            preprocess_logits_for_metrics=None if compute_metrics else self.task.preprocess_logits,
             callbacks=callbacks,
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
@@ -228,12 +209,15 @@ class UNSCTrainer(Trainer):
         features = []
         for row in rows:
             feature = {name: value for name, value in row.items() if name in known}
-            if self._label_column not in known and self._label_column in row:
-                feature["labels"] = row[self._label_column]
+            column = self.task.label_column
+            if column is not None and column not in known and column in row:
+                feature["labels"] = row[column]
             features.append(feature)
         batch = dict(self._inner_collator(features))
         if "pseudo_labels" in rows[0]:
-            batch["pseudo_labels"] = torch.stack([row["pseudo_labels"] for row in rows])
+            self.task.collate_targets(batch, rows)
+        if "retain" in rows[0]:
+            batch["retain"] = self._collate([row["retain"] for row in rows])
         return batch
 
     # ---- before the first step --------------------------------------------------------------------------------------
@@ -268,13 +252,10 @@ class UNSCTrainer(Trainer):
         projection = self._projection(model, selection, subspace)
 
         by_mean = args.pseudo_labels == "nearest_mean"
-        forget = self._outputs(model, self._forget_train, "Pseudo-labels", features=by_mean)
         retain = self._outputs(model, self._retain_held_out, "Held-out logits", features=by_mean)
-        targets = pseudo_labels(args.pseudo_labels, forget, self.remaining_classes, retain=retain, seed=args.seed)
-        hard = targets if targets.dim() == 1 else targets.argmax(1)
-        if bool((hard == forget.labels).any()):
-            raise RuntimeError("a pseudo-label equals the row's own label")
-        self.train_dataset = RelabelledDataset(self._prepared(self._forget_train), targets)
+        targets = self._targets(model, retain if by_mean else None)
+        retained = self._prepared(self._retain_train) if OBJECTIVES[args.objective].retain else None
+        self.train_dataset = RelabelledDataset(self._prepared(self._forget_train), targets, retained)
         target = self._target_accuracy(model)
         self.plan = UnlearningPlan(
             selection=selection,
@@ -283,7 +264,7 @@ class UNSCTrainer(Trainer):
             held_out=held_out,
             forgotten_classes=self.forgotten_classes,
             remaining_classes=self.remaining_classes,
-            pseudo_labels=targets,
+            pseudo_labels=torch.stack([row["pseudo_labels"] for row in targets]) if self.task.label_column else None,
             original_weights=original,
             held_out_logits=retain.logits,
             target_accuracy=target,
@@ -295,6 +276,13 @@ class UNSCTrainer(Trainer):
         )
         return self.plan
 
+    def _targets(self, model: nn.Module, retain: Outputs | None) -> list[dict[str, Tensor]]:
+        """Targets of every forget row that is trained on, from the original model."""
+        parts = self._iterate(model, self._forget_train, "Pseudo-labels", features=retain is not None)
+        if self.task.label_column is not None:
+            return self.task.targets(join_outputs(list(parts)), retain)
+        return [target for part in parts for target in self.task.targets(part, retain)]
+
     def _target_accuracy(self, model: nn.Module) -> float:
         """The stated target; else almost nothing for whole classes, and the accuracy on unseen rows for single rows."""
         if self.args.target_forget_accuracy is not None:
@@ -302,13 +290,7 @@ class UNSCTrainer(Trainer):
         if self.whole_classes:
             return _CLASS_TARGET
         assert self._unseen is not None
-        return self._accuracy(self._outputs(model, self._unseen, "Unseen rows"))
-
-    def _accuracy(self, outputs: Outputs) -> float:
-        """Mean over classes where whole classes are forgotten, over rows otherwise."""
-        if self.whole_classes:
-            return macro_accuracy(outputs.logits, outputs.labels) or 0.0
-        return float((outputs.logits.argmax(-1) == outputs.labels).float().mean())
+        return self.task.measure(self._iterate(model, self._unseen, "Unseen rows")).accuracy
 
     def _projection(self, model: nn.Module, selection: LayerSelection, subspace: Subspace) -> NullSpaceProjection:
         identity = self.args.null_space == "none"
@@ -332,7 +314,7 @@ class UNSCTrainer(Trainer):
         return selection.without(dict.fromkeys(trace.silent, "never runs on this data"))
 
     def _model_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: v.to(self.args.device) for k, v in batch.items() if k not in ("labels", "pseudo_labels")}
+        return {k: v.to(self.args.device) for k, v in batch.items() if k not in NOT_INPUTS}
 
     def _subspace(
         self, model: nn.Module, selection: LayerSelection, original: str
@@ -343,14 +325,13 @@ class UNSCTrainer(Trainer):
         per_class = args.subspace_merge == "concat" or args.subspace_rule == "released_ramp"
 
         def collect(dataset: Dataset, group: str | None) -> ActivationStatistics:
-            labels = read_labels(dataset, args.label_column).astype(str)
             return ActivationStatistics.collect(
                 model,
                 dataset,
-                groups=labels,
+                groups=self.task.groups(dataset),
                 pool_as=group,
                 layers=selection.layers,
-                processing_class=self.processing_class,
+                prepare=self.task.prepare,
                 collate_fn=self._collate,
                 batch_size=args.statistics_batch_size,
                 max_rows_per_class=args.max_rows_per_class,
@@ -397,12 +378,14 @@ class UNSCTrainer(Trainer):
 
     def _kept_groups(self, statistics: ActivationStatistics) -> list[str]:
         """Groups of given statistics that belong to retained rows: its classes, or one pool of exactly these rows."""
-        shared = sorted(set(self._forget_labels.tolist()) & set(self.remaining_classes))
-        if shared and list(statistics.moments) != [_POOL]:
-            raise UNSCError(
-                f"statistics: hold class {shared[0]} whole, but some of its rows are to be forgotten; "
-                "leave statistics out, and they are collected without those rows."
-            )
+        if not self.whole_classes and list(statistics.moments) != [_POOL]:
+            still = statistics.fingerprint.still_held(self._forget_train)
+            if still:
+                raise UNSCError(
+                    f"statistics: still hold {still} of the {len(self._forget_train)} rows to forget; take them out with "
+                    "statistics.without_rows, or leave statistics out."
+                )
+            return list(statistics.moments)
         if list(statistics.moments) == [_POOL]:
             data = data_fingerprint(self._retain_train)
             if statistics.fingerprint.data != data:
@@ -415,16 +398,25 @@ class UNSCTrainer(Trainer):
             raise UNSCError(f"statistics: hold no rows of retained class {absent[0]}; collect them on this data.")
         return [str(c) for c in self.remaining_classes]
 
+    def _iterate(
+        self, model: nn.Module, dataset: Dataset, description: str, features: bool = False
+    ) -> Iterator[Outputs]:
+        return iterate_outputs(model, self._prepared(dataset), self._collate, **self._reading(description, features))
+
     def _outputs(self, model: nn.Module, dataset: Dataset, description: str, features: bool = False) -> Outputs:
-        return collect_outputs(
-            model,
-            self._prepared(dataset),
-            self._collate,
-            features=features,
-            batch_size=self.args.per_device_eval_batch_size,
-            progress=not self.args.disable_tqdm,
-            description=description,
-        )
+        """On all rows; of a language model on as many as fit in memory."""
+        limit = None if self.task.label_column is not None else _MOST_LOGITS
+        options = self._reading(description, features)
+        return collect_outputs(model, self._prepared(dataset), self._collate, max_elements=limit, **options)
+
+    def _reading(self, description: str, features: bool) -> dict[str, Any]:
+        return {
+            "features": features,
+            "batch_size": self.args.per_device_eval_batch_size,
+            "progress": not self.args.disable_tqdm,
+            "description": description,
+            "read": self.task.outputs,
+        }
 
     # ---- unlearning -------------------------------------------------------------------------------------------------
 
@@ -486,25 +478,38 @@ class UNSCTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Cross-entropy against the pseudo-labels; rows without them (evaluation) keep the model's own loss."""
+        """The objective on rows with targets; rows without them (evaluation) keep the model's own loss."""
         if "pseudo_labels" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, None)
         quiet(model)
         inputs = dict(inputs)
-        targets = inputs.pop("pseudo_labels")
-        inputs.pop("labels", None)
+        targets, reference = inputs.pop("pseudo_labels"), inputs.pop("reference")
+        retain, labels = inputs.pop("retain", None), inputs.pop("labels")
         outputs = model(**inputs)
-        loss = pseudo_label_loss(outputs.logits, targets)
+        logits, true, pseudo, samples = self.task.positions(outputs.logits, labels, targets)
+        retain_loss = None
+        if retain is not None:
+            kept = model(**{name: value for name, value in retain.items() if name not in NOT_INPUTS})
+            flat = self.task.outputs(kept.logits, retain["labels"])
+            retain_loss = nn.functional.cross_entropy(flat.logits.float(), flat.labels)
+        args = self.args
+        terms = Terms(
+            logits, true, pseudo, samples, reference, retain_loss, args.objective_beta, args.objective_gamma,
+            args.retain_weight,
+        )  # fmt: skip
+        loss = OBJECTIVES[args.objective].loss(terms)
         return (loss, outputs) if return_outputs else loss
 
     def _check(self) -> Check:
         """Forgetting and leak at this moment, on rows that are not trained on."""
-        forget = self._outputs(self.model, self._forget_validation, "Check")
-        retain = self._outputs(self.model, self._retain_held_out, "Check")
+        rows = [self._forget_validation, self._retain_held_out]
+        if not self.whole_classes:  # of many single rows a part shows how far all are
+            rows = [part.select(range(min(len(part), self.args.max_validation_rows))) for part in rows]
+        forget, retain = (self.task.measure(self._iterate(self.model, part, "Check")) for part in rows)
         check = Check(
-            forget_accuracy=self._accuracy(forget),
-            forget_loss=float(nn.functional.cross_entropy(forget.logits, forget.labels)),
-            retain_accuracy=macro_accuracy(retain.logits, retain.labels) or 0.0,
+            forget_accuracy=forget.accuracy,
+            forget_loss=forget.loss,
+            retain_accuracy=retain.accuracy,
             leak=self.held_out_leak().total,
         )
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -581,8 +586,11 @@ class UNSCTrainer(Trainer):
             def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
                 return _cast_floats(self._collate(rows), dtype)
 
-            rows, batch_size = self._prepared(self._retain_held_out), self.args.per_device_eval_batch_size
-            return logit_drift(held_out, collect_outputs(merged.to(dtype), rows, collate, batch_size=batch_size).logits)
+            rows = self._prepared(self._retain_held_out)
+            limit = None if self.task.label_column is not None else _MOST_LOGITS
+            options = self._reading("Merged", False)
+            outputs = collect_outputs(merged.to(dtype), rows, collate, max_elements=limit, **options)
+            return logit_drift(held_out, outputs.logits)
 
         return {"float32": drift(torch.float32), "bfloat16": drift(torch.bfloat16)}
 
@@ -632,6 +640,7 @@ class UNSCTrainer(Trainer):
             "null_space": args.null_space,
             "subspace_rule": f"{args.subspace_rule} {args.energy} {args.subspace_rank} {args.subspace_ratio}",
             "pseudo_labels": args.pseudo_labels,
+            "objective": args.objective,
             "trained": len(self.plan.selection.layers),
         }
 
@@ -684,9 +693,3 @@ def quiet(model: nn.Module) -> None:
     for module in model.modules():
         if getattr(module, "gradient_checkpointing", False):
             module.training = True
-
-
-def _accuracy_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    accuracy = macro_accuracy(np.asarray(logits), np.asarray(prediction.label_ids))
-    return {"accuracy": float("nan") if accuracy is None else accuracy}

@@ -1,5 +1,43 @@
-"""What is minimised on the forget rows: one small file per method."""
+"""What is minimised on the forget rows: one small file per method, chosen by name.
 
-from .unsc import pseudo_label_loss
+An objective is a function of `Terms`. It runs under the same projection whatever it is, so retained rows keep their
+outputs with each of them.
+"""
 
-__all__ = ["pseudo_label_loss"]
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .gradient_ascent import gradient_ascent
+from .gradient_difference import gradient_difference
+from .npo import npo
+from .simnpo import simnpo
+from .terms import Terms
+from .unsc import unsc
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A method by its loss.
+
+    Attributes:
+        loss: scalar from the terms of a batch.
+        retain: whether it reads retained rows in training too; UNSC does not.
+    """
+
+    loss: Callable[[Terms], Tensor]
+    retain: bool = False
+
+
+OBJECTIVES = {
+    "unsc": Objective(unsc),
+    "gradient_ascent": Objective(gradient_ascent),
+    "gradient_difference": Objective(gradient_difference, retain=True),
+    "npo": Objective(npo),
+    "simnpo": Objective(simnpo),
+}
+
+__all__ = ["OBJECTIVES", "Objective", "Terms"]

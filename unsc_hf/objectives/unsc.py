@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from .terms import Terms
 
-def pseudo_label_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of logits (batch, labels) against ids (batch,) or distributions (batch, labels), in float32."""
-    return F.cross_entropy(logits.float(), targets)
+
+def unsc(terms: Terms) -> Tensor:
+    """Mean cross-entropy of the logits against the pseudo-labels, in float32."""
+    return F.cross_entropy(terms.logits.float(), terms.targets)

@@ -1,0 +1,13 @@
+"""Gradient ascent on the loss of the forget rows (Thudi et al., "Unrolling SGD", arXiv 2109.13398; Jang et al., arXiv
+2210.01504, equation 1)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .terms import Terms
+
+
+def gradient_ascent(terms: Terms) -> Tensor:
+    """Minus the mean cross-entropy of the true labels; it has no lower bound, so the leak budget and early stopping matter."""
+    return -terms.loss()

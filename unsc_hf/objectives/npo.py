@@ -1,0 +1,14 @@
+"""Negative preference optimisation (Zhang et al., arXiv 2404.05868, equation 3)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .terms import Terms
+
+
+def npo(terms: Terms) -> Tensor:
+    """(2 / beta) * mean log(1 + (p / p_ref)^beta) over samples; with beta towards 0 it tends to gradient ascent."""
+    ratio = terms.log_likelihood() - terms.reference
+    return -(2 / terms.beta) * F.logsigmoid(-terms.beta * ratio).mean()
