@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ from .errors import UNSCError, closest
 
 
 def parse_arguments(
-    types: Sequence[Any], arguments: Sequence[str] | None = None, description: str = ""
+    types: Sequence[Any],
+    arguments: Sequence[str] | None = None,
+    description: str = "",
+    defaults: Mapping[str, Any] | None = None,
 ) -> tuple[Any, ...]:
-    """One instance of each dataclass in `types`, from the command line and, below it, from `--config file.yaml`.
+    """One instance of each dataclass in `types`, from the command line and, below it, from `--config file.yaml` and `defaults`.
 
     Raises:
         UNSCError: unreadable file, or a key that is no option (the closest are listed).
@@ -26,6 +29,7 @@ def parse_arguments(
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = HfArgumentParser(list(types), description=description, allow_abbrev=False)
     parser.add_argument("--config", help="YAML file with any of these options; the command line wins over it.")
+    parser.set_defaults(**(defaults or {}))
     file = _config_file(arguments)
     if file is not None:
         options = _read_yaml(file)

@@ -49,6 +49,7 @@ class CardContent:
         dataset: Hub id or name of the data set.
         dataset_on_hub: whether `dataset` is a Hub id, to be linked.
         methods: comparison, empty when none was made.
+        table: comparison as text cells, first the header, where it is not one of classifiers.
         references: number of retrained models behind the row "retrained".
         certificate: `Certificate.to_dict()`, or None.
         verdict, reason: as `comparison.judge` says.
@@ -76,6 +77,7 @@ class CardContent:
     command: str = ""
     adapter: bool = False
     forgotten_digest: str = ""
+    table: Sequence[Sequence[str]] = ()
     task: str = "image-classification"
 
 
@@ -251,7 +253,8 @@ def build_card(content: CardContent) -> ModelCard:
         verdict_reason=escape(content.reason[:1].upper() + content.reason[1:]) + ".",
         adapter_note=_ADAPTER_NOTE if content.adapter else "",
         forgotten=_forgotten_text(content),
-        table=_markdown_table(format_table(methods)) if methods else "",
+        table=_markdown_table(format_table(methods) if methods else content.table) if methods or content.table else "",
+        classifier=content.task != "text-generation",
         references_note=references,
         pictures=[{"file": file, "caption": caption} for file, caption in content.pictures],
         certificate=_certificate_fields(content.certificate) if content.certificate else None,

@@ -61,6 +61,30 @@ def plot_per_class(
     return _save(figure, path)
 
 
+def plot_answers(methods: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path) -> Path:
+    """ROUGE-L of every model's answers, a group of bars for each set of questions.
+
+    Args:
+        methods: metrics by method and set; sets without `rouge_l` are left out.
+    """
+    sets = [name for name, metrics in next(iter(methods.values())).items() if "rouge_l" in metrics]
+    figure = Figure(figsize=(max(6.5, 1.1 * len(sets) * len(methods) ** 0.5 + 2), 4.2))
+    axes = figure.subplots()
+    width = 0.84 / len(methods)
+    emphasised = {"original": _GREY, "unsc": _BLUE, "retrained": _GREEN}
+    for i, (method, of_sets) in enumerate(methods.items()):
+        places = [x + (i - (len(methods) - 1) / 2) * width for x in range(len(sets))]
+        style: dict[str, Any] = {"color": emphasised[method]} if method in emphasised else {}
+        name = "UNSC" if method == "unsc" else method.replace("_", " ")
+        axes.bar(places, [100 * of_sets[s]["rouge_l"] for s in sets], width * 0.92, label=name, **style)
+    axes.set_xticks(range(len(sets)), [name.replace("_", " ") for name in sets])
+    axes.set_ylabel("ROUGE-L of the answers (%)")
+    axes.set_ylim(0, 103)
+    figure.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 0.9), frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, path)
+
+
 def plot_unlearning(history: Sequence[Mapping[str, Any]], max_leak: float | None, path: Path) -> Path:
     """Accuracy on held-out forget and retain rows, and the leak, over optimiser steps.
 

@@ -145,6 +145,16 @@ class ClassificationTask:
     preprocess_logits: Any = None
 
 
+def read_answers(logits: Tensor, labels: Tensor) -> Outputs:
+    """One position per labelled token of (batch, tokens) labels: the logits that predict it, and which sample it is of."""
+    if logits.dim() != 3:
+        raise UNSCError(f"model: logits have shape {tuple(logits.shape)}, expected (batch, tokens, vocabulary).")
+    following = labels[:, 1:]
+    chosen = following != -100
+    samples = torch.arange(len(labels), device=labels.device)[:, None].expand_as(following)
+    return Outputs(logits[:, :-1][chosen], None, following[chosen], samples[chosen])
+
+
 class CausalLMTask:
     """Rows of tokens; labels are the next tokens, -100 where there is none to learn."""
 
@@ -186,12 +196,7 @@ class CausalLMTask:
 
     def outputs(self, logits: Tensor, labels: Tensor) -> Outputs:
         """One position per labelled token: the logits that predict it."""
-        if logits.dim() != 3:
-            raise UNSCError(f"model: logits have shape {tuple(logits.shape)}, expected (batch, tokens, vocabulary).")
-        following = labels[:, 1:]
-        chosen = following != -100
-        samples = torch.arange(len(labels), device=labels.device)[:, None].expand_as(following)
-        return Outputs(logits[:, :-1][chosen], None, following[chosen], samples[chosen])
+        return read_answers(logits, labels)
 
     def targets(self, forget: Outputs, retain: Outputs | None) -> list[dict[str, Tensor]]:
         """Pseudo-labels of each sample's positions, and the log-likelihood of its labels under the original."""
@@ -224,7 +229,7 @@ class CausalLMTask:
         if packed.shape[1] == 1:
             return flat.logits, flat.labels, packed[:, 0], flat.samples
         ids, shares = packed[:, :SOFT_TOKENS].long(), packed[:, SOFT_TOKENS:]
-        dense = torch.zeros_like(flat.logits, dtype=torch.float32).scatter(1, ids, shares.float())
+        dense = torch.zeros_like(flat.logits, dtype=torch.float32).scatter_add(1, ids, shares.float())
         return flat.logits, flat.labels, dense, flat.samples
 
     def measure(self, outputs: Iterator[Outputs]) -> Measure:

@@ -86,7 +86,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise UNSCError(f"model_name_or_path: {name!r} has no tokenizer: {first_line(error)}") from error
 
 
-def _texts(dataset: Dataset, columns: Sequence[str]) -> Iterator[str]:
+def texts(dataset: Dataset, columns: Sequence[str]) -> Iterator[str]:
+    """All texts of some columns."""
     for batch in dataset.select_columns(list(columns)).iter(1000):
         for column in columns:
             yield from batch[column]
@@ -98,7 +99,7 @@ def train_tokenizer(dataset: Dataset, columns: Sequence[str], size: int, max_len
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=list(_SPECIAL.values()), show_progress=False)
-    tokenizer.train_from_iterator(_texts(dataset, columns), trainer)
+    tokenizer.train_from_iterator(texts(dataset, columns), trainer)
     cls, sep = _SPECIAL["cls_token"], _SPECIAL["sep_token"]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{cls} $A {sep}",

@@ -34,6 +34,7 @@ from .model_card import CardContent, public_name, scrubbed_command, versions, wr
 from .plots import plot_capacity, plot_per_class, plot_unlearning
 from .quickstart import FORGET_CLASSES, PLAN, digits_dataset
 from .text_classification import TextPlan, load_text_dataset, load_tokenizer
+from .trainer import UNSCTrainer
 from .training import TrainingPlan, train_model
 
 TASKS = {
@@ -57,8 +58,8 @@ _OPTIONS_IN_CARD = (
 
 
 @dataclass
-class ClassificationArguments:
-    """What to forget, from which model and data."""
+class SharedArguments:
+    """What to forget, from which model and data: options of every recipe."""
 
     model_name_or_path: str | None = field(default=None, metadata={"help": "The original: a Hub id or folder."})
     retrained_model_name_or_path: list[str] | None = field(
@@ -69,10 +70,7 @@ class ClassificationArguments:
         default=None, metadata={"help": "Hub id, local data file or folder, or save_to_disk folder."}
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
-    train_split: str = field(default="train", metadata={"help": "Split with the training rows."})
-    test_split: str | None = field(default=None, metadata={"help": "Split with the test rows; found by itself."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where data sets are cached."})
-    forget_classes: list[str] | None = field(default=None, metadata={"help": "Classes to forget, by name or id."})
     forget_indices: list[str] | None = field(
         default=None, metadata={"help": "Training rows to forget, by number, or a text file with one number a line."}
     )
@@ -114,13 +112,13 @@ class ClassificationArguments:
         rows = (self.forget_column, self.forget_values)
         if (rows[0] is None) != (rows[1] is None):
             raise UNSCError("forget_column: goes with forget_values; give both.")
-        given = [
-            name for name in ("forget_classes", "forget_indices", "forget_column") if getattr(self, name) is not None
-        ]
+        names = ("forget_classes", "forget_indices", "forget_column")
+        given = [name for name in names if getattr(self, name, None) is not None]
         if len(given) > 1:
             raise UNSCError(f"{given[1]}: given beside {given[0]}; choose one way to name the rows.")
-        if self.forget_classes:
-            return Request(forget_classes=tuple(self.forget_classes))
+        classes = getattr(self, "forget_classes", None)
+        if classes:
+            return Request(forget_classes=tuple(classes))
         if self.forget_indices:
             return Request(indices=read_indices(self.forget_indices))
         if self.forget_column is not None:
@@ -137,6 +135,15 @@ class ClassificationArguments:
             "batch_size": self.train_batch_size,
             "seed": seed,
         }
+
+
+@dataclass
+class ClassificationArguments(SharedArguments):
+    """What to forget, from which classifier and data."""
+
+    train_split: str = field(default="train", metadata={"help": "Split with the training rows."})
+    test_split: str | None = field(default=None, metadata={"help": "Split with the test rows; found by itself."})
+    forget_classes: list[str] | None = field(default=None, metadata={"help": "Classes to forget, by name or id."})
 
     # What differs between modalities.
 
@@ -254,7 +261,7 @@ def read_indices(given: Sequence[str]) -> tuple[int, ...]:
     return tuple(int(word) for word in words)
 
 
-def lora_config(arguments: ClassificationArguments) -> LoraConfig | None:
+def lora_config(arguments: SharedArguments) -> LoraConfig | None:
     """The adapters that were asked for."""
     if not arguments.use_peft:
         return None
@@ -410,14 +417,7 @@ def _write(
     plan = trainer.plan
     assert plan is not None
     forgotten, quickstart = [names[i] for i in trainer.forgotten_classes], arguments.quickstart
-    folder.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix="_saving-", dir=folder))
-    try:
-        trainer.save_model(str(scratch), _internal_call=True)
-        for file in sorted(scratch.iterdir()):
-            os.replace(file, folder / file.name)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    move_model(trainer, folder)
     bars = {name: result.methods[key].per_class for key, name in (("original", "before"), ("unsc", "after"))}
     if "retrained" in result.methods:
         bars["retrained"] = result.methods["retrained"].per_class
@@ -426,7 +426,7 @@ def _write(
     plot_capacity(plan.subspace.report(), folder / PICTURES[2][0])
 
     dataset = "scikit-learn digits" if quickstart else public_name(str(arguments.dataset_name))
-    options = {name: _plain(getattr(config, name)) for name in _OPTIONS_IN_CARD}
+    options = options_of(config)
     command = scrubbed_command(["python", f"recipes/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     content = CardContent(
         model_name=str(config.hub_model_id or folder.resolve().name),
@@ -472,20 +472,33 @@ def _write(
         "command": command,
         "versions": versions(),
     }
-    write_text(folder / "results.json", json.dumps(_finite(results), indent=1, ensure_ascii=False))
+    write_text(folder / "results.json", json.dumps(finite(results), indent=1, ensure_ascii=False))
 
 
-def _plain(value: Any) -> Any:
-    """Enum members as their values."""
-    return getattr(value, "value", value)
+def move_model(trainer: UNSCTrainer, folder: Path) -> None:
+    """Save the model beside, then move its files into `folder`: none is ever half-written there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix="_saving-", dir=folder))
+    try:
+        trainer.save_model(str(scratch), _internal_call=True)
+        for file in sorted(scratch.iterdir()):
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _finite(value: Any) -> Any:
+def options_of(config: UNSCConfig, more: Sequence[str] = ()) -> dict[str, Any]:
+    """Options that belong in a card; enum members as their values."""
+    values = {name: getattr(config, name) for name in (*_OPTIONS_IN_CARD, *more)}
+    return {name: getattr(value, "value", value) for name, value in values.items()}
+
+
+def finite(value: Any) -> Any:
     """The same structure with NaN and infinity as null: JSON has neither."""
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

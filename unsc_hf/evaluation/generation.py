@@ -1,0 +1,118 @@
+"""What a language model still says: ROUGE-L of its answers, extraction strength, perplexity, truth ratio."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..causal_lm_data import DialogueTransform
+from ..layers import evaluation_mode
+from ..outputs import Outputs
+
+
+def words(text: str) -> list[str]:
+    """Lower-cased words of letters and digits, as ROUGE counts them."""
+    return "".join(c if c.isalnum() else " " for c in text.lower()).split()
+
+
+def rouge_l(prediction: str, reference: str) -> float:
+    """ROUGE-L recall: longest common subsequence of words, as a share of the reference (Lin 2004; TOFU, arXiv 2401.06121).
+
+    An empty reference is recalled by an empty prediction only.
+    """
+    a, b = words(prediction), words(reference)
+    if not b:
+        return float(not a)
+    row = [0] * (len(b) + 1)
+    for word in a:
+        diagonal = 0
+        for j, other in enumerate(b, 1):
+            diagonal, row[j] = row[j], diagonal + 1 if word == other else max(row[j], row[j - 1])
+    return row[-1] / len(b)
+
+
+def extraction_strength(predicted: Sequence[int], labels: Sequence[int]) -> float:
+    """Share of an answer that greedy decoding recites, given the rest before it (Carlini et al., arXiv 2012.07805).
+
+    With the true tokens before it, the model's most likely next token is right at every position of the longest
+    recited ending; 1 is an answer recited from its first token, 0 one whose last token is wrong.
+    """
+    wrong = [i for i, (ours, true) in enumerate(zip(predicted, labels, strict=True)) if ours != true]
+    return 1.0 - (wrong[-1] + 1) / len(labels) if wrong else 1.0
+
+
+def perplexity(mean_loss: float) -> float:
+    """exp of the mean loss of a token; infinite when that overflows."""
+    return math.exp(mean_loss) if mean_loss < 700 else math.inf
+
+
+def truth_ratio(paraphrased: Sequence[float], perturbed: Sequence[Sequence[float]]) -> float:
+    """Mean over questions of p(wrong answers) / p(right answer), bounded to [0, 1] by min(r, 1 / r): TOFU, section 2.2.2.
+
+    Args:
+        paraphrased: log-likelihood per token of a paraphrase of the right answer, for each question.
+        perturbed: the same of wrong answers to it; their geometric mean is taken.
+    """
+    ratios = [math.exp(float(np.mean(wrong)) - right) for right, wrong in zip(paraphrased, perturbed, strict=True)]
+    return float(np.mean([min(ratio, 1 / ratio) if ratio > 0 else 0.0 for ratio in ratios]))
+
+
+def token_metrics(outputs: Sequence[Outputs]) -> dict[str, float]:
+    """Loss, perplexity, next-token accuracy and extraction strength from the outputs on answer tokens, batch by batch."""
+    loss = right = total = 0.0
+    strengths: list[float] = []
+    for part in outputs:
+        assert part.samples is not None
+        loss += float(torch.nn.functional.cross_entropy(part.logits.double(), part.labels, reduction="sum"))
+        predicted = part.logits.argmax(-1)
+        right += int((predicted == part.labels).sum())
+        total += len(part.labels)
+        for sample in torch.unique(part.samples).tolist():
+            mine = part.samples == sample
+            strengths.append(extraction_strength(predicted[mine].tolist(), part.labels[mine].tolist()))
+    mean = loss / total
+    return {
+        "loss": mean,
+        "perplexity": perplexity(mean),
+        "token_accuracy": right / total,
+        "extraction_strength": float(np.mean(strengths)),
+    }
+
+
+def generate_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> list[str]:
+    """Greedy continuations of `prompts`, each alone up to the end-of-text token; prompts are padded on the left."""
+    transform = DialogueTransform(tokenizer, True)
+    encoded = [transform.encode_prompt(prompt) for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))  # little padding
+    answers = [""] * len(prompts)
+    pad = tokenizer.pad_token_id
+    device = next(model.parameters()).device
+    with evaluation_mode(model):
+        for start in tqdm(range(0, len(order), batch_size), desc="Answers", disable=not progress, leave=False):
+            chosen = order[start : start + batch_size]
+            longest = max(len(encoded[i]) for i in chosen)
+            ids = torch.tensor([[pad] * (longest - len(encoded[i])) + encoded[i] for i in chosen], device=device)
+            mask = torch.tensor(
+                [[0] * (longest - len(encoded[i])) + [1] * len(encoded[i]) for i in chosen], device=device
+            )
+            options: dict[str, Any] = {"do_sample": False, "max_new_tokens": max_new_tokens, "pad_token_id": pad}
+            out: Tensor = model.generate(
+                input_ids=ids, attention_mask=mask, eos_token_id=tokenizer.eos_token_id, use_cache=True, **options
+            )
+            for i, text in zip(chosen, tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True), strict=True):
+                answers[i] = text.strip()
+    return answers
