@@ -4,6 +4,7 @@ from .config import UNSCConfig
 from .data import Split, split_dataset
 from .errors import UNSCError
 from .evaluation.certificate import Certificate
+from .requests import serve_request
 from .statistics import ActivationStatistics
 from .subspace import Subspace
 from .trainer import UNSCTrainer
@@ -18,5 +19,6 @@ __all__ = [
     "UNSCError",
     "UNSCTrainer",
     "__version__",
+    "serve_request",
     "split_dataset",
 ]

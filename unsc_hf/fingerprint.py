@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from .errors import UNSCError
+
 
 def weight_hash(model: nn.Module, exclude: Collection[str] = ()) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of parameters and buffers, in the order of their names.
@@ -92,6 +94,19 @@ class Fingerprint:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "removed", tuple(self.removed))
+
+    def refuse_removed(self, dataset: Any) -> list[str]:
+        """Hashes of these rows, none of which was taken out before.
+
+        Raises:
+            UNSCError: a row was.
+        """
+        digests = row_digests(dataset)
+        gone = set(self.removed)
+        for row, digest in enumerate(digests):
+            if digest in gone:
+                raise UNSCError(f"forget_dataset: row {row} was forgotten by an earlier request; leave it out.")
+        return digests
 
     def still_held(self, dataset: Any) -> int:
         """How many of these rows were not taken out."""

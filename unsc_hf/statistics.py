@@ -85,12 +85,14 @@ class ActivationStatistics:
         module_keys: key by module name; modules fed by the same tensor (q, k, v) share one key.
         fingerprint: what the statistics belong to.
         group_names: readable name of each group (class name), for messages and `exclude`.
+        requests: what was served from these statistics so far, oldest first; see `requests.serve_request`.
     """
 
     moments: dict[str, dict[str, SecondMoment]]
     module_keys: dict[str, str]
     fingerprint: Fingerprint
     group_names: dict[str, str] = field(default_factory=dict)
+    requests: list[dict[str, Any]] = field(default_factory=list)
 
     # ---- collecting -------------------------------------------------------------------------------------------------
 
@@ -236,6 +238,60 @@ class ActivationStatistics:
         """Take rows out again: `stats_all - stats_forgotten`. Groups left without rows are dropped."""
         return self._combine(other, -1)
 
+    def without_rows(self, model: nn.Module, dataset: Any, **collecting: Any) -> ActivationStatistics:
+        """The same statistics without single rows: their moments are collected on `model` and subtracted.
+
+        Args:
+            model: the model these statistics belong to, before it unlearns the rows.
+            dataset: the rows, of groups these statistics hold.
+            collecting: as for `collect` (`processing_class`, `label_column`, `groups`, `collate_fn`, ...).
+
+        Raises:
+            UNSCError: another model, rows taken out before, or statistics collected with a budget (whether a row was read
+                cannot be told then).
+        """
+        budget = self.fingerprint.max_rows_per_class or self.fingerprint.max_samples_per_class
+        names = set(self.module_keys)
+        layers = [layer for layer in find_layers(model).layers if layer.name in names]
+        digests = self.fingerprint.refuse_removed(dataset)
+        theirs = type(self).collect(
+            model,
+            dataset,
+            layers=layers,
+            dtype=getattr(torch, self.fingerprint.dtype),
+            max_rows_per_class=self.fingerprint.max_rows_per_class,
+            max_samples_per_class=self.fingerprint.max_samples_per_class,
+            **collecting,
+        )
+        whole = all(
+            group in self.moments and all(m.rows == self.moments[group][key].rows for key, m in by_key.items())
+            for group, by_key in theirs.moments.items()
+        )
+        if budget and not whole:
+            raise UNSCError(
+                "statistics: were collected with a budget, so whether a row is in them cannot be told; collect them with "
+                "max_rows_per_class=None and max_samples_per_class=None to serve requests of single rows."
+            )
+        left = self - theirs
+        fingerprint = replace(left.fingerprint, removed=(*self.fingerprint.removed, *digests))
+        return replace(left, fingerprint=fingerprint, requests=list(self.requests))
+
+    def without_groups(self, groups: Iterable[str], digests: Iterable[str] = ()) -> ActivationStatistics:
+        """The same statistics without whole groups; `digests` are the hashes of their rows.
+
+        Raises:
+            UNSCError: an unknown group, or nothing would be left.
+        """
+        kept = self.groups(exclude=groups)
+        data = hashlib.sha256(f"{self.fingerprint.data}|{'|'.join(kept)}".encode()).hexdigest()
+        fingerprint = replace(self.fingerprint, data=data, removed=(*self.fingerprint.removed, *digests))
+        moments = {group: self.moments[group] for group in kept}
+        return replace(self, moments=moments, fingerprint=fingerprint, requests=list(self.requests))
+
+    def bound_to(self, weights: str, requests: list[dict[str, Any]]) -> ActivationStatistics:
+        """The same moments for the weights that a request has left, with its log."""
+        return replace(self, fingerprint=replace(self.fingerprint, weights=weights), requests=requests)
+
     def _combine(self, other: ActivationStatistics, sign: int) -> ActivationStatistics:
         self.check_same_model(other.fingerprint.weights, other.module_keys)
         for option in ("dtype", "max_rows_per_class", "max_samples_per_class"):
@@ -335,6 +391,7 @@ class ActivationStatistics:
             "keys": self.keys,
             "shapes": widths,
             "rows": rows,
+            "requests": self.requests,
         }
         write_beside(target / _TENSORS, lambda scratch: save_file(tensors, scratch, metadata={"format": "pt"}))
         meta["sha256"] = file_hash(target / _TENSORS)
@@ -375,7 +432,9 @@ class ActivationStatistics:
                 }
                 for g, group in enumerate(rows)
             }
-            statistics = cls(moments, meta["module_keys"], Fingerprint(**meta["fingerprint"]), meta["group_names"])
+            fingerprint = Fingerprint(**meta["fingerprint"])
+            names, served = meta["group_names"], list(meta.get("requests", []))
+            statistics = cls(moments, meta["module_keys"], fingerprint, names, served)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise UNSCError(f"statistics: {folder} is damaged ({error}); collect them again.") from error
         if model is not None:
