@@ -51,7 +51,8 @@ class UNSCConfig(TrainingArguments):
         max_leak (`float`, defaults to `0.05`): budget on the held-out leak; the last state within it is kept.
         check_steps (`int`, *optional*): optimiser steps between two checks of accuracy and leak; None means 5 for whole
             classes and 1 for single rows.
-        validation_fraction (`float`, defaults to `0.1`): share of forget and retain rows held out for these checks.
+        validation_fraction (`float`, defaults to `0.1`): share of forget and retain rows held out for these checks. Of whole
+            classes at least 50 forget rows are held out, or 40 % where there are fewer than 125.
         max_validation_rows (`int`, defaults to `1000`): at most this many rows are held out of each.
         label_column (`str`, *optional*): column with class ids; found by itself when None.
         objective (`str`, defaults to `"unsc"`): what is minimised on the forget rows: `"unsc"`, `"gradient_ascent"`,

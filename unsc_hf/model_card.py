@@ -56,6 +56,7 @@ class CardContent:
         hyperparameters: options by name.
         pictures: (file name, caption).
         license: SPDX id, or None if unknown.
+        requests: log of all requests served on this model, oldest first (see `requests.record_request`).
         command: what was typed, already scrubbed.
     """
 
@@ -78,6 +79,7 @@ class CardContent:
     adapter: bool = False
     forgotten_digest: str = ""
     table: Sequence[Sequence[str]] = ()
+    requests: Sequence[dict[str, Any]] = ()
     task: str = "image-classification"
 
 
@@ -256,6 +258,10 @@ def build_card(content: CardContent) -> ModelCard:
         table=_markdown_table(format_table(methods) if methods else content.table) if methods or content.table else "",
         classifier=content.task != "text-generation",
         references_note=references,
+        requests=[
+            (entry["time"], f"{entry['rows']:,}", entry["digest"], entry["salt"], f"{entry['leak']:.3g}")
+            for entry in content.requests
+        ],
         pictures=[{"file": file, "caption": caption} for file, caption in content.pictures],
         certificate=_certificate_fields(content.certificate) if content.certificate else None,
         usage=_usage(content),

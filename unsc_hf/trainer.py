@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 _STATE_FILE = "unsc_state.json"
 _CLASS_TARGET = 0.002  # accuracy at which whole classes count as forgotten
 _CHECK_STEPS = 5
+_VALIDATION_ROWS = 50  # forget rows wanted for validation where whole classes are forgotten ...
+_MOST_HELD_OUT = 0.4  # ... but never more than this share of them
 _MOST_LOGITS = 50_000_000  # held-out logits kept for the drift; a language model gives them for every token
 _POOL = "retain"  # the one group of statistics whose classes need not be told apart
 
@@ -159,7 +161,7 @@ class UNSCTrainer(Trainer):
         strata = self.task.strata
         # Whole classes generalise, so a part of their rows is kept aside to see it; single rows must each be unlearned.
         self._forget_train, self._forget_validation = (
-            hold_out(forget_dataset, fraction, strata(forget_dataset), limit, seed)
+            hold_out(forget_dataset, _forget_fraction(args, forget_dataset), strata(forget_dataset), limit, seed)
             if self.whole_classes
             else (forget_dataset, forget_dataset)
         )
@@ -678,6 +680,11 @@ class UNSCTrainer(Trainer):
                     f"resume_from_checkpoint: the run began with {name} {began.get(name)!r}, now it is {now!r}; "
                     "resume with the original model, the same data and options."
                 )
+
+
+def _forget_fraction(args: UNSCConfig, forget: Dataset) -> float:
+    """`validation_fraction`, but of few rows more: a handful cannot show that a class is gone."""
+    return max(args.validation_fraction, min(_MOST_HELD_OUT, _VALIDATION_ROWS / len(forget)))
 
 
 def _cast_floats(batch: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:

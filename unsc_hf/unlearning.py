@@ -19,7 +19,12 @@ from peft import LoraConfig
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 
 from .comparison import Comparison, compare
 from .config import UNSCConfig
@@ -33,6 +38,8 @@ from .loading import load_as
 from .model_card import CardContent, public_name, scrubbed_command, versions, write_card
 from .plots import plot_capacity, plot_per_class, plot_unlearning
 from .quickstart import FORGET_CLASSES, PLAN, digits_dataset
+from .requests import open_statistics, record_request, remaining_leak, without_request
+from .statistics import ActivationStatistics
 from .text_classification import TextPlan, load_text_dataset, load_tokenizer
 from .trainer import UNSCTrainer
 from .training import TrainingPlan, train_model
@@ -144,6 +151,10 @@ class ClassificationArguments(SharedArguments):
     train_split: str = field(default="train", metadata={"help": "Split with the training rows."})
     test_split: str | None = field(default=None, metadata={"help": "Split with the test rows; found by itself."})
     forget_classes: list[str] | None = field(default=None, metadata={"help": "Classes to forget, by name or id."})
+    statistics_dir: str | None = field(
+        default=None,
+        metadata={"help": "Keep activation statistics here: later requests on the resulting model need no new pass."},
+    )
 
     # What differs between modalities.
 
@@ -317,6 +328,7 @@ def run(arguments: ClassificationArguments, config: UNSCConfig, console: Console
     processor = arguments.load_processor(original)
     existed = Path(str(config.output_dir)).exists()
     try:
+        statistics = _stored_statistics(arguments, config, model, forget, retain, processor)
         result = compare(
             model,
             data["train"],
@@ -325,6 +337,7 @@ def run(arguments: ClassificationArguments, config: UNSCConfig, console: Console
             config,
             processor,
             references,
+            statistics=statistics,
             controls=arguments.controls,
             peft_config=lora_config(arguments),
             unseen=data.get("validation"),
@@ -333,8 +346,12 @@ def run(arguments: ClassificationArguments, config: UNSCConfig, console: Console
         if not existed:
             shutil.rmtree(str(config.output_dir), ignore_errors=True)
         raise
+    requests: list[dict[str, Any]] = []
     if result.trainer.is_world_process_zero():
-        _write(arguments, config, result, original, labels, forget)
+        if statistics is not None:
+            assert arguments.statistics_dir is not None
+            requests = record_request(statistics, arguments.statistics_dir, result.trainer, forget).requests
+        _write(arguments, config, result, original, labels, forget, requests)
         _print(console, result, config)
     if config.push_to_hub:
         try:
@@ -344,6 +361,26 @@ def run(arguments: ClassificationArguments, config: UNSCConfig, console: Console
                 f"push_to_hub: {first_line(error)} The run is complete in {config.output_dir}; publish that folder with `hf upload`."
             ) from error
     return result
+
+
+def _stored_statistics(
+    arguments: ClassificationArguments,
+    config: UNSCConfig,
+    model: PreTrainedModel,
+    forget: Dataset,
+    retain: Dataset,
+    processor: Any,
+) -> ActivationStatistics | None:
+    """What `statistics_dir` holds without the rows to forget; it also shortens the leak budget by what was spent."""
+    if arguments.statistics_dir is None:
+        return None
+    if arguments.use_peft:
+        raise UNSCError(
+            "statistics_dir: goes with full weights; adapters leave the model the statistics belong to as it was."
+        )
+    statistics = open_statistics(arguments.statistics_dir, model, config, forget, retain, processor)
+    config.max_leak = remaining_leak(statistics, config.max_leak)
+    return without_request(statistics, model, config, forget, retain, processor)
 
 
 def _names_of_model(name: str | None) -> list[str] | None:
@@ -411,6 +448,7 @@ def _write(
     original: str,
     names: Sequence[str],
     forget: Dataset,
+    requests: list[dict[str, Any]],
 ) -> None:
     """Everything a run leaves; `results.json` comes last and marks the run as finished."""
     trainer, folder = result.trainer, Path(str(config.output_dir))
@@ -447,6 +485,7 @@ def _write(
         hyperparameters=options,
         pictures=PICTURES,
         license=_license(arguments, original),
+        requests=requests,
         command=command,
     )
     trainer.card_content = content
@@ -470,6 +509,7 @@ def _write(
         "history": [entry for entry in trainer.state.log_history if "leak" in entry],
         "hyperparameters": options,
         "command": command,
+        "requests": requests,
         "versions": versions(),
     }
     write_text(folder / "results.json", json.dumps(finite(results), indent=1, ensure_ascii=False))

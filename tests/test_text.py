@@ -1,0 +1,223 @@
+"""Text classification: columns, padding, the promise on texts of unequal length, and the recipe from end to end."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from huggingface_hub import ModelCard
+from test_trainer import make_trainer
+from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
+
+from unsc_hf import ActivationStatistics, UNSCError
+from unsc_hf.data import Request, default_collator, find_text_columns, load_data, prepare_dataset, split_dataset
+from unsc_hf.text_classification import build_bert, load_text_dataset
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "unlearn_text.py"
+NAMES = ["greeting", "weather", "money"]
+WORDS = [
+    ["hello", "hi", "hey", "morning", "evening", "friend"],
+    ["rain", "sun", "wind", "storm", "cloud", "snow"],
+    ["bank", "card", "cash", "loan", "coin", "debt"],
+]
+FEATURES = Features({"text": Value("string"), "label": ClassLabel(names=NAMES), "user": Value("int64")})
+
+
+def texts(per_class: int, seed: int = 0) -> Dataset:
+    """Sentences of two to seven words of their class."""
+    rng = np.random.default_rng(seed)
+    rows: dict[str, list[Any]] = {"text": [], "label": [], "user": []}
+    for label, words in enumerate(WORDS):
+        for i in range(per_class):
+            rows["text"].append(" ".join(rng.choice(words, rng.integers(2, 8))))
+            rows["label"].append(label)
+            rows["user"].append(i % 4)
+    return Dataset.from_dict(rows, features=FEATURES)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    (folder / "data").mkdir()
+    texts(60).to_parquet(folder / "data" / "train.parquet")
+    texts(20, seed=1).to_parquet(folder / "data" / "test.parquet")
+    texts(20, seed=2).to_parquet(folder / "data" / "validation.parquet")
+    return folder
+
+
+def _run(monkeypatch: pytest.MonkeyPatch, world: Path, out: Path, *arguments: Any) -> None:
+    options: list[Any] = [
+        "--dataset_name", world / "data", "--train_original", "--train_retrained", "--model_size", "nano",
+        "--train_epochs", 12, "--train_learning_rate", 3e-3, "--train_batch_size", 16, "--max_length", 16,
+        "--references_dir", world / "references", "--use_cpu", "--disable_tqdm", "true", "--output_dir", out,
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), *map(str, [*options, *arguments])])
+    runpy.run_path(str(RECIPE), run_name="__main__")
+
+
+def test_padding_does_not_enter_the_statistics() -> None:
+    """The same texts alone and padded beside longer ones."""
+    data = texts(5)
+    model, tokenizer = build_bert(data, ["text"], "nano", 200, 16, NAMES)
+    one = ActivationStatistics.collect(model, data, processing_class=tokenizer, batch_size=1, progress=False)
+    many = ActivationStatistics.collect(model, data, processing_class=tokenizer, batch_size=15, progress=False)
+    for group, by_key in one.moments.items():
+        for key, moment in by_key.items():
+            assert many.moments[group][key].rows == moment.rows
+            torch.testing.assert_close(many.moments[group][key].matrix, moment.matrix, rtol=1e-4, atol=1e-4)
+
+
+def test_text_columns_are_found_or_named() -> None:
+    data = texts(2)
+    assert find_text_columns(data) == ("text",)
+    pairs = data.rename_column("text", "premise").add_column("hypothesis", ["x"] * len(data))
+    assert find_text_columns(pairs) == ("premise", "hypothesis")
+    assert find_text_columns(data.rename_column("text", "utter")) == ("utter",)
+    two = data.rename_column("text", "a").add_column("b", ["x"] * len(data))
+    with pytest.raises(UNSCError, match="cannot tell which of the columns a, label, user, b"):
+        find_text_columns(two)
+    with pytest.raises(UNSCError, match="no column 'c'"):
+        find_text_columns(two, ["c"])
+
+
+def test_text_needs_a_tokenizer_that_can_pad(tmp_path: Path) -> None:
+    data = texts(4)
+    model, tokenizer = build_bert(data, ["text"], "nano", 200, 16, NAMES)
+    with pytest.raises(UNSCError, match="a tokenizer is needed, got NoneType"):
+        prepare_dataset(data, None, model)
+    gpt2 = GPT2ForSequenceClassification(
+        GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=1, num_labels=3, pad_token_id=None)
+    )
+    with pytest.raises(UNSCError, match=r"config\.pad_token_id is not set"):
+        prepare_dataset(data, tokenizer, gpt2)
+    tokenizer.pad_token = None
+    with pytest.raises(UNSCError, match="has no padding token"):
+        make_trainer(
+            model,
+            split_dataset(data, forget_classes=["money"]),
+            tmp_path,
+            trainer_kwargs={"processing_class": tokenizer},
+        )
+    assert default_collator(tokenizer) is default_collator(None)
+
+
+def test_rows_by_a_columns_value() -> None:
+    data = texts(8)
+    forget, retain = split_dataset(data, column_values={"user": [1, "3"]})
+    assert set(forget["user"]) == {1, 3}
+    assert set(retain["user"]) == {0, 2}
+    both = split_dataset(data, column_values={"user": 1, "label": 2}).forget
+    assert set(both["user"]) == {1}
+    assert set(both["label"]) == {2}
+    assert len(Request(indices=(0, 5)).split(data).forget) == 2
+    with pytest.raises(UNSCError, match="no row has user '9'; closest"):
+        split_dataset(data, column_values={"user": [9]})
+    with pytest.raises(UNSCError, match="no column 'owner'"):
+        split_dataset(data, column_values={"owner": [9]})
+
+
+def test_files_of_other_kinds(tmp_path: Path) -> None:
+    for kind, write in (("csv", Dataset.to_csv), ("json", Dataset.to_json)):
+        folder = tmp_path / kind
+        folder.mkdir()
+        write(texts(3), folder / f"train.{kind}")
+        write(texts(2), folder / f"test.{kind}")
+        assert len(load_text_dataset(str(folder), cache_dir=str(tmp_path / "cache"))["train"]) == 9
+    with pytest.raises(UNSCError, match="cannot load"):
+        load_data(str(tmp_path / "nothing"), cache_dir=str(tmp_path / "cache"))
+
+
+def test_recipe_forgets_a_class(monkeypatch: pytest.MonkeyPatch, world: Path, tmp_path: Path) -> None:
+    _run(monkeypatch, world, tmp_path / "out", "--forget_classes", "money", "--max_steps", 60)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    unsc = results["methods"]["unsc"]
+    assert results["methods"]["original"]["AccDut"] > 0.9
+    assert unsc["AccDut"] <= 0.1
+    assert unsc["AccDrt"] >= 0.9
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.pipeline_tag == "text-classification"
+    assert "AutoTokenizer" in card.text
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert loaded.config.id2label[2] == "money"
+
+
+def test_recipe_forgets_rows_in_adapters(monkeypatch: pytest.MonkeyPatch, world: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.txt"
+    rows.write_text("\n".join(map(str, range(0, 180, 9))))
+    arguments = ("--forget_indices", rows, "--use_peft", "--lora_r", 4, "--no_controls", "--max_steps", 10)
+    _run(monkeypatch, world, tmp_path / "out", *arguments)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["request"] == {**results["request"], "forget_classes": [], "rows": 20}
+    assert "masked" not in results["methods"]  # no class is forgotten whole
+    assert results["methods"]["unsc"]["AccDut"] is None
+    assert 0 <= results["methods"]["unsc"]["mia_auc"] <= 1
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "20 training rows (not listed; their hash begins with" in card
+    assert "base model still remembers" in card
+
+
+def test_requests_in_sequence_from_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, world: Path, tmp_path: Path
+) -> None:
+    common = ("--statistics_dir", tmp_path / "statistics", "--no_controls", "--max_steps", 40, "--max_leak", 0.2)
+    _run(monkeypatch, world, tmp_path / "first", "--forget_classes", "money", *common)
+    smaller = tmp_path / "smaller"
+    smaller.mkdir()
+    for split in ("train", "test"):
+        left = load_data(str(world / "data"))[split].filter(lambda row: row["label"] != 2)
+        left.to_parquet(smaller / f"{split}.parquet")
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            str(RECIPE), "--dataset_name", str(smaller), "--model_name_or_path", str(tmp_path / "first"), "--use_cpu",
+            "--forget_classes", "weather", "--output_dir", str(tmp_path / "second"), "--disable_tqdm", "true",
+            *map(str, common),
+        ],
+    )  # fmt: skip
+    runpy.run_path(str(RECIPE), run_name="__main__")
+    log = json.loads((tmp_path / "second" / "results.json").read_text())["requests"]
+    assert [entry["rows"] for entry in log] == [60, 60]
+    assert "Requests served on this model" in (tmp_path / "second" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--forget_classes", "monye"), "closest: 'money'"),
+        (("--forget_indices", "5", "400"), "400 is out of range"),
+        (("--forget_indices", "5", "5"), "row 5 is given more than once"),
+        (("--forget_indices", "5", "--forget_classes", "money"), "choose one way"),
+        (("--forget_column", "user"), "goes with forget_values"),
+        (("--forget_column", "user", "--forget_values", "7"), "no row has user '7'"),
+        ((), "forget_classes: not given"),
+        (("--forget_classes", "money", "--text_columns", "body"), "no column 'body'"),
+        (("--forget_classes", "money", "--use_peft", "--lora_target_modules", "querry"), "did you mean"),
+        (
+            ("--forget_classes", "money", "--use_peft", "--statistics_dir", "s"),
+            "statistics_dir: goes with full weights",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: tuple[str, ...],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    world: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        _run(monkeypatch, world, tmp_path / "out", *arguments)
+    assert leaving.value.code == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert not (tmp_path / "out").exists()
