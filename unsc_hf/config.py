@@ -44,13 +44,15 @@ class UNSCConfig(TrainingArguments):
         statistics_batch_size (`int`, defaults to `128`): samples per forward pass.
 
     Parameters that control forgetting:
-        pseudo_labels (`str`, defaults to `"top1"`): `"top1"`, `"soft"`, `"second"`, `"random"` or `"nearest_mean"`.
+        pseudo_labels (`str`, *optional*): `"top1"`, `"soft"`, `"second"`, `"random"`, `"nearest_mean"` or `"matched"`; see
+            `unsc_hf.pseudo_labels`. None means `"top1"` for whole classes and `"matched"` for single rows.
+        lr_doubling_steps (`int`, *optional*, defaults to `40`): with the constant schedule the learning rate doubles every so
+            many steps, until the target or the leak budget is reached; None keeps it constant.
         target_forget_accuracy (`float`, *optional*): unlearning stops when the accuracy on the forget rows (for whole
             classes: on a validation part of them) is at or below this share. None means 0.002 for whole classes, and the
             original's accuracy on `unseen_dataset` for rows that share their classes with retained ones.
         max_leak (`float`, defaults to `0.05`): budget on the held-out leak; the last state within it is kept.
-        check_steps (`int`, *optional*): optimiser steps between two checks of accuracy and leak; None means 5 for whole
-            classes and 1 for single rows.
+        check_steps (`int`, defaults to `5`): optimiser steps between two checks of accuracy and leak.
         validation_fraction (`float`, defaults to `0.1`): share of forget and retain rows held out for these checks. Of whole
             classes at least 50 forget rows are held out, or 40 % where there are fewer than 125.
         max_validation_rows (`int`, defaults to `1000`): at most this many rows are held out of each.
@@ -90,8 +92,15 @@ class UNSCConfig(TrainingArguments):
         default=2_000, metadata={"help": "Data set rows per class read for the statistics."}
     )
     statistics_batch_size: int = field(default=128, metadata={"help": "Samples per forward pass of the statistics."})
-    pseudo_labels: str = field(
-        default="top1", metadata={"help": "How forgotten rows are re-labelled.", "choices": list(STRATEGIES)}
+    pseudo_labels: str | None = field(
+        default=None,
+        metadata={
+            "help": "How forgotten rows are re-labelled; by default top1 for classes, matched for rows.",
+            "choices": list(STRATEGIES),
+        },
+    )
+    lr_doubling_steps: int | None = field(
+        default=40, metadata={"help": "Steps in which the (otherwise constant) learning rate doubles."}
     )
     target_forget_accuracy: float | None = field(
         default=None,
@@ -102,9 +111,7 @@ class UNSCConfig(TrainingArguments):
     max_leak: float | None = field(
         default=0.05, metadata={"help": "Budget on the held-out leak; the last state within it is kept."}
     )
-    check_steps: int | None = field(
-        default=None, metadata={"help": "Optimiser steps between two checks; by default 5 for classes, 1 for rows."}
-    )
+    check_steps: int = field(default=5, metadata={"help": "Optimiser steps between two checks."})
     validation_fraction: float = field(default=0.1, metadata={"help": "Share of rows held out for the checks."})
     max_validation_rows: int = field(default=1_000, metadata={"help": "At most this many rows are held out."})
     label_column: str | None = field(default=None, metadata={"help": "Column with class ids."})
@@ -125,10 +132,10 @@ class UNSCConfig(TrainingArguments):
     )
 
     # TrainingArguments with other defaults.
-    learning_rate: float = field(default=3e-4, metadata={"help": "Learning rate."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate."})
     optim: str = field(default="adamw_torch", metadata={"help": "Optimiser; any torch optimiser keeps the promise."})
     lr_scheduler_type: str = field(default="constant", metadata={"help": "Learning rate schedule."})
-    max_steps: int = field(default=200, metadata={"help": "Upper limit of optimiser steps; -1 uses num_train_epochs."})
+    max_steps: int = field(default=400, metadata={"help": "Upper limit of optimiser steps; -1 uses num_train_epochs."})
     per_device_train_batch_size: int = field(default=128, metadata={"help": "Forget rows per step and device."})
     per_device_eval_batch_size: int = field(default=256, metadata={"help": "Rows per evaluation batch and device."})
     save_strategy: str = field(default="no", metadata={"help": "When checkpoints are written."})
@@ -145,7 +152,7 @@ class UNSCConfig(TrainingArguments):
             ("null_space", NULL_SPACES),
             ("objective", tuple(OBJECTIVES)),
         ):
-            if getattr(self, argument) not in options:
+            if getattr(self, argument) is not None and getattr(self, argument) not in options:
                 raise UNSCError(
                     f"{argument}: {getattr(self, argument)!r} does not exist; choose from {', '.join(options)}."
                 )
@@ -165,6 +172,7 @@ class UNSCConfig(TrainingArguments):
             raise UNSCError(f"validation_fraction: {self.validation_fraction!r} is outside (0, 1).")
         for argument in (
             "check_steps",
+            "lr_doubling_steps",
             "statistics_batch_size",
             "max_validation_rows",
             "max_rows_per_class",

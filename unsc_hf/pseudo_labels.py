@@ -1,12 +1,14 @@
 """New labels for the rows to forget: the most similar class that remains, as the original model sees it.
 
 UNSC (arXiv 2404.13588, section 4.2) takes the original model's most likely class among the remaining ones. The other
-strategies exist to be compared with it.
+strategies exist to be compared with it, but for "matched", which serves requests of single rows: a model that never saw
+a row still gets most such rows right, so they are re-labelled to be known as well as unseen rows are, not as badly as can be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,7 @@ from torch import Tensor
 from .errors import UNSCError
 from .outputs import Outputs
 
-STRATEGIES = ("top1", "soft", "second", "random", "nearest_mean")
+STRATEGIES = ("top1", "soft", "second", "random", "nearest_mean", "matched")
 
 
 def pseudo_labels(
@@ -24,27 +26,33 @@ def pseudo_labels(
     remaining: Sequence[int],
     *,
     retain: Outputs | None = None,
+    matching: Matching | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """Labels for the forget rows, never a row's own label and never a class that does not remain.
+    """Labels for the forget rows; but for "matched" never a row's own label and never a class that does not remain.
 
     Args:
         strategy: "top1" the most likely remaining class; "second" the second most likely; "soft" the softmax over the
             remaining classes; "random" uniform over them; "nearest_mean" the class whose mean head input over `retain`
-            is nearest (Euclidean).
+            is nearest (Euclidean); "matched" a distribution that knows the row as well as unseen rows are known.
         forget: the original model's outputs on the forget rows, in eval mode.
         remaining: ids of the classes that still occur in the retained data.
         retain: outputs on retained rows, for "nearest_mean".
+        matching: for "matched".
         seed: for "random".
 
     Returns:
-        int64 ids of shape (rows,), or for "soft" a float32 distribution of shape (rows, labels).
+        int64 ids of shape (rows,), or for "soft" and "matched" a float32 distribution of shape (rows, labels).
 
     Raises:
         UNSCError: unknown strategy, or too few remaining classes for it.
     """
     if strategy not in STRATEGIES:
         raise UNSCError(f"pseudo_labels: {strategy!r} does not exist; choose from {', '.join(STRATEGIES)}.")
+    if strategy == "matched":
+        if matching is None:
+            raise UNSCError("pseudo_labels: 'matched' needs unseen_dataset, rows that the original model never saw.")
+        return matching.labels(forget)
     rows, classes = forget.logits.shape
     allowed = torch.zeros(rows, classes, dtype=torch.bool)
     allowed[:, torch.as_tensor(list(remaining), dtype=torch.long)] = True
@@ -69,6 +77,42 @@ def pseudo_labels(
     for label in sorted(set(retain.labels.tolist())):
         means[label] = retain.need_features()[retain.labels == label].mean(0)
     return _masked(-torch.cdist(forget.need_features(), means), allowed).argmax(1)
+
+
+@dataclass(frozen=True)
+class Matching:
+    """How well rows are known: margins of the rows to forget, and probabilities that unseen rows give their true labels.
+
+    Attributes:
+        margins: sorted, (forget rows,).
+        unseen: probabilities of the true labels of unseen rows under the original model, sorted, (unseen rows,).
+    """
+
+    margins: Tensor
+    unseen: Tensor
+
+    @classmethod
+    def of(cls, forget: Iterable[Outputs], unseen: Iterable[Outputs]) -> Matching:
+        """From the original model's outputs, batch by batch."""
+        margins = torch.cat([margin(part) for part in forget]).sort().values
+        known = [part.logits.double().softmax(1).gather(1, part.labels[:, None])[:, 0] for part in unseen]
+        return cls(margins, torch.cat(known).sort().values)
+
+    def labels(self, forget: Outputs) -> Tensor:
+        """Distributions (rows, labels): the row at some quantile of the margins gives its true label the probability at
+        the same quantile of the unseen rows; the rest is shared as the original shares it among the other labels."""
+        place = torch.searchsorted(self.margins, margin(forget), right=True).double() - 0.5
+        index = (place / len(self.margins) * len(self.unseen)).long().clamp(0, len(self.unseen) - 1)
+        true = self.unseen[index]
+        others = forget.logits.double().scatter(1, forget.labels[:, None], -torch.inf).softmax(1)
+        return (others * (1 - true)[:, None]).scatter(1, forget.labels[:, None], true[:, None]).float()
+
+
+def margin(outputs: Outputs) -> Tensor:
+    """Logit of the true label above the best other one, (rows,), float64."""
+    logits = outputs.logits.double()
+    true = logits.gather(1, outputs.labels[:, None])[:, 0]
+    return true - logits.scatter(1, outputs.labels[:, None], -torch.inf).amax(1)
 
 
 def _masked(scores: Tensor, allowed: Tensor) -> Tensor:

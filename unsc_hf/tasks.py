@@ -34,7 +34,7 @@ from .errors import UNSCError
 from .evaluation.accuracy import macro_accuracy
 from .loading import model_label_names
 from .outputs import Outputs
-from .pseudo_labels import pseudo_labels, sparse
+from .pseudo_labels import Matching, pseudo_labels, sparse
 
 SOFT_TOKENS = 64  # next tokens kept of a soft pseudo-label over a vocabulary
 
@@ -105,13 +105,15 @@ class ClassificationTask:
             raise UNSCError(f"model: logits have shape {tuple(logits.shape)}, expected (batch, labels).")
         return Outputs(logits, None, labels)
 
-    def targets(self, forget: Outputs, retain: Outputs | None) -> list[dict[str, Tensor]]:
+    def targets(
+        self, strategy: str, forget: Outputs, retain: Outputs | None, matching: Matching | None
+    ) -> list[dict[str, Tensor]]:
         """Pseudo-label and log-likelihood under the original of each row."""
         found = pseudo_labels(
-            self._args.pseudo_labels, forget, self.remaining_classes, retain=retain, seed=self._args.seed
+            strategy, forget, self.remaining_classes, retain=retain, matching=matching, seed=self._args.seed
         )
         hard = found if found.dim() == 1 else found.argmax(1)
-        if bool((hard == forget.labels).any()):
+        if strategy != "matched" and bool((hard == forget.labels).any()):
             raise RuntimeError("a pseudo-label equals the row's own label")
         reference = -F.cross_entropy(forget.logits, forget.labels, reduction="none")
         return [{"pseudo_labels": label, "reference": value} for label, value in zip(found, reference, strict=True)]
@@ -198,10 +200,16 @@ class CausalLMTask:
         """One position per labelled token: the logits that predict it."""
         return read_answers(logits, labels)
 
-    def targets(self, forget: Outputs, retain: Outputs | None) -> list[dict[str, Tensor]]:
+    def targets(
+        self, strategy: str, forget: Outputs, retain: Outputs | None, matching: Matching | None
+    ) -> list[dict[str, Tensor]]:
         """Pseudo-labels of each sample's positions, and the log-likelihood of its labels under the original."""
         found = pseudo_labels(
-            self._args.pseudo_labels, forget, range(self._vocabulary), seed=self._args.seed + len(forget.labels)
+            strategy,
+            forget,
+            range(self._vocabulary),
+            matching=matching,
+            seed=self._args.seed + len(forget.labels),
         )
         packed = found[:, None] if found.dim() == 1 else sparse(found, SOFT_TOKENS)
         each = -F.cross_entropy(forget.logits, forget.labels, reduction="none")

@@ -18,7 +18,7 @@ from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import SchedulerType, TrainOutput
 
 from .adapters import LoraProjection, add_adapters, free_names
 from .callbacks import Check, ProjectionCallback, StoppingCallback
@@ -34,6 +34,7 @@ from .model_card import CardContent, public_name, write_card
 from .objectives import OBJECTIVES, Terms
 from .outputs import Outputs, collect_outputs, iterate_outputs, join_outputs
 from .projection import Leak, NullSpaceProjection
+from .pseudo_labels import Matching
 from .statistics import ActivationStatistics, SecondMoment
 from .subspace import Subspace, build_subspace, no_capacity_message, no_capacity_reason, randomised
 from .tasks import make_task
@@ -42,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 _STATE_FILE = "unsc_state.json"
 _CLASS_TARGET = 0.002  # accuracy at which whole classes count as forgotten
-_CHECK_STEPS = 5
+_ROW_TOLERANCE = 0.01  # single rows count as forgotten when their accuracy is this near to that of unseen rows
 _VALIDATION_ROWS = 50  # forget rows wanted for validation where whole classes are forgotten ...
 _MOST_HELD_OUT = 0.4  # ... but never more than this share of them
 _MOST_LOGITS = 50_000_000  # held-out logits kept for the drift; a language model gives them for every token
@@ -110,6 +111,7 @@ class UNSCTrainer(Trainer):
 
     card_content: CardContent | None = None
     data_collator: Any
+    lr_scheduler: Any
     _tag_names = ["unsc", "machine-unlearning"]
 
     # The loss is a batch mean; Trainer divides it by the accumulation steps.
@@ -253,9 +255,10 @@ class UNSCTrainer(Trainer):
         selection = selection.without(full)
         projection = self._projection(model, selection, subspace)
 
-        by_mean = args.pseudo_labels == "nearest_mean"
+        strategy = self.pseudo_label_strategy
+        by_mean = strategy == "nearest_mean"
         retain = self._outputs(model, self._retain_held_out, "Held-out logits", features=by_mean)
-        targets = self._targets(model, retain if by_mean else None)
+        targets = self._targets(model, strategy, retain if by_mean else None)
         retained = self._prepared(self._retain_train) if OBJECTIVES[args.objective].retain else None
         self.train_dataset = RelabelledDataset(self._prepared(self._forget_train), targets, retained)
         target = self._target_accuracy(model)
@@ -278,12 +281,24 @@ class UNSCTrainer(Trainer):
         )
         return self.plan
 
-    def _targets(self, model: nn.Module, retain: Outputs | None) -> list[dict[str, Tensor]]:
+    @property
+    def pseudo_label_strategy(self) -> str:
+        """The stated one; else "top1" for whole classes, and "matched" for single rows beside unseen ones."""
+        if self.args.pseudo_labels is not None:
+            return self.args.pseudo_labels
+        return "top1" if self.whole_classes or self._unseen is None else "matched"
+
+    def _targets(self, model: nn.Module, strategy: str, retain: Outputs | None) -> list[dict[str, Tensor]]:
         """Targets of every forget row that is trained on, from the original model."""
+        matching = None
+        if strategy == "matched" and self._unseen is not None:
+            matching = Matching.of(
+                self._iterate(model, self._forget_train, "Margins"), self._iterate(model, self._unseen, "Unseen rows")
+            )
         parts = self._iterate(model, self._forget_train, "Pseudo-labels", features=retain is not None)
         if self.task.label_column is not None:
-            return self.task.targets(join_outputs(list(parts)), retain)
-        return [target for part in parts for target in self.task.targets(part, retain)]
+            return self.task.targets(strategy, join_outputs(list(parts)), retain, matching)
+        return [target for part in parts for target in self.task.targets(strategy, part, retain, matching)]
 
     def _target_accuracy(self, model: nn.Module) -> float:
         """The stated target; else almost nothing for whole classes, and the accuracy on unseen rows for single rows."""
@@ -292,7 +307,7 @@ class UNSCTrainer(Trainer):
         if self.whole_classes:
             return _CLASS_TARGET
         assert self._unseen is not None
-        return self.task.measure(self._iterate(model, self._unseen, "Unseen rows")).accuracy
+        return self.task.measure(self._iterate(model, self._unseen, "Unseen rows")).accuracy + _ROW_TOLERANCE
 
     def _projection(self, model: nn.Module, selection: LayerSelection, subspace: Subspace) -> NullSpaceProjection:
         identity = self.args.null_space == "none"
@@ -441,7 +456,7 @@ class UNSCTrainer(Trainer):
             plan.projection,
             self._check,
             self.log,
-            self.args.check_steps or (_CHECK_STEPS if self.whole_classes else 1),
+            self.args.check_steps,
             plan.target_accuracy,
             self.args.max_leak if self.args.null_space == "retained" else None,
             refine=not self.whole_classes,
@@ -462,6 +477,16 @@ class UNSCTrainer(Trainer):
         self.stop_reason = stopping.reason
         self._check_outcome(frozen, trained)
         return output
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """With a constant schedule the learning rate doubles every `lr_doubling_steps` steps: whatever the model's scale,
+        the target comes within reach, and the leak budget ends a run that goes too far."""
+        doubling = self.args.lr_doubling_steps
+        if doubling is None or self.lr_scheduler is not None or self.args.lr_scheduler_type != SchedulerType.CONSTANT:
+            return super().create_scheduler(num_training_steps, optimizer)
+        inner = self.optimizer if optimizer is None else optimizer
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(inner, _Doubling(doubling))
+        return self.lr_scheduler
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -641,7 +666,7 @@ class UNSCTrainer(Trainer):
             "retain_dataset": data_fingerprint(self._retain_train)[:16],
             "null_space": args.null_space,
             "subspace_rule": f"{args.subspace_rule} {args.energy} {args.subspace_rank} {args.subspace_ratio}",
-            "pseudo_labels": args.pseudo_labels,
+            "pseudo_labels": self.pseudo_label_strategy,
             "objective": args.objective,
             "trained": len(self.plan.selection.layers),
         }
@@ -680,6 +705,16 @@ class UNSCTrainer(Trainer):
                     f"resume_from_checkpoint: the run began with {name} {began.get(name)!r}, now it is {now!r}; "
                     "resume with the original model, the same data and options."
                 )
+
+
+@dataclass
+class _Doubling:
+    """Factor of the learning rate by step."""
+
+    steps: int
+
+    def __call__(self, step: int) -> float:
+        return float(2.0 ** (step / self.steps))
 
 
 def _forget_fraction(args: UNSCConfig, forget: Dataset) -> float:
