@@ -51,7 +51,7 @@ class UNSCConfig(TrainingArguments):
         target_forget_accuracy (`float`, *optional*): unlearning stops when the accuracy on the forget rows (for whole
             classes: on a validation part of them) is at or below this share. None means 0.002 for whole classes, and the
             original's accuracy on `unseen_dataset` for rows that share their classes with retained ones.
-        max_leak (`float`, defaults to `0.05`): budget on the held-out leak; the last state within it is kept.
+        max_leak (`float`, defaults to `0.1`): budget on the held-out leak; the last state within it is kept.
         check_steps (`int`, defaults to `5`): optimiser steps between two checks of accuracy and leak.
         validation_fraction (`float`, defaults to `0.1`): share of forget and retain rows held out for these checks. Of whole
             classes at least 50 forget rows are held out, or 40 % where there are fewer than 125.
@@ -109,7 +109,7 @@ class UNSCConfig(TrainingArguments):
         },
     )
     max_leak: float | None = field(
-        default=0.05, metadata={"help": "Budget on the held-out leak; the last state within it is kept."}
+        default=0.1, metadata={"help": "Budget on the held-out leak; the last state within it is kept."}
     )
     check_steps: int = field(default=5, metadata={"help": "Optimiser steps between two checks."})
     validation_fraction: float = field(default=0.1, metadata={"help": "Share of rows held out for the checks."})
