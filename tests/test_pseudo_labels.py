@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from unsc_hf import UNSCError
 from unsc_hf.outputs import Outputs
-from unsc_hf.pseudo_labels import STRATEGIES, pseudo_labels
+from unsc_hf.pseudo_labels import STRATEGIES, Matching, margin, pseudo_labels, sparse
 
 
 def _outputs(rows: int, classes: int, labels: torch.Tensor | None = None) -> Outputs:
@@ -21,7 +21,12 @@ def _outputs(rows: int, classes: int, labels: torch.Tensor | None = None) -> Out
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 12), st.integers(4, 8), st.sampled_from(STRATEGIES), st.data())
+@given(
+    st.integers(1, 12),
+    st.integers(4, 8),
+    st.sampled_from([name for name in STRATEGIES if name != "matched"]),
+    st.data(),
+)
 def test_only_remaining_classes_and_never_the_own(rows: int, classes: int, strategy: str, data: st.DataObject) -> None:
     remaining = sorted(data.draw(st.sets(st.integers(0, classes - 1), min_size=3)))
     forget = _outputs(rows, classes)
@@ -67,3 +72,42 @@ def test_bad_input() -> None:
         pseudo_labels("top1", forget, [0])
     with pytest.raises(UNSCError, match="needs 2 remaining"):
         pseudo_labels("second", forget, [0, 1])
+
+
+def test_matched_rows_are_known_as_well_as_unseen_ones() -> None:
+    """The distribution of true-label probabilities becomes that of the unseen rows; better known rows stay better known."""
+    classes = 6
+    labels = torch.randint(classes, (400,))
+    known = torch.nn.functional.one_hot(labels, classes) * (4 + 4 * torch.rand(400, 1)) + torch.randn(400, classes)
+    unseen = Outputs(2 * torch.randn(300, classes), None, torch.randint(classes, (300,)))
+    forget = Outputs(known, None, labels)
+    matching = Matching.of([forget], [unseen])
+    found = pseudo_labels("matched", forget, range(classes), matching=matching)
+    torch.testing.assert_close(found.sum(1), torch.ones(400))
+    true = found.gather(1, labels[:, None])[:, 0]
+    expected = unseen.logits.double().softmax(1).gather(1, unseen.labels[:, None])[:, 0]
+    for share in (0.1, 0.5, 0.9):
+        assert float(true.double().quantile(share)) == pytest.approx(float(expected.quantile(share)), abs=0.05)
+    order = margin(forget).argsort()
+    assert bool((true[order].diff() >= 0).all())
+
+    # The rest is shared as the original shares it.
+    others = known.double().scatter(1, labels[:, None], -torch.inf).softmax(1)
+    rest = found.double().scatter(1, labels[:, None], 0.0)
+    torch.testing.assert_close(rest / rest.sum(1, keepdim=True), others, rtol=1e-4, atol=1e-6)
+
+    # Batches of a large forget set are matched against all of it.
+    halves = [Outputs(known[:200], None, labels[:200]), Outputs(known[200:], None, labels[200:])]
+    again = Matching.of(halves, [unseen])
+    parts = [pseudo_labels("matched", half, range(classes), matching=again) for half in halves]
+    assert torch.equal(torch.cat(parts), found)
+    with pytest.raises(UNSCError, match="needs unseen_dataset"):
+        pseudo_labels("matched", forget, range(classes))
+
+
+def test_sparse_keeps_the_largest_shares() -> None:
+    distribution = torch.rand(5, 30).softmax(1)
+    packed = sparse(distribution, 8)
+    ids, shares = packed[:, :8].long(), packed[:, 8:]
+    assert torch.equal(ids, distribution.topk(8).indices)
+    torch.testing.assert_close(shares.sum(1), torch.ones(5, dtype=torch.float64))

@@ -610,3 +610,58 @@ def test_weight_hash_notices_one_bit() -> None:
         model.classifier.bias[0] += 1e-6
     assert weight_hash(model) != before
     assert json.dumps(before)
+
+
+def test_learning_rate_doubles_until_the_end(low_rank_data: Data, tmp_path: Path) -> None:
+    trainer = make_trainer(make_vit(), low_rank_data, tmp_path, max_steps=8, lr_doubling_steps=4, check_steps=100)
+    trainer.add_callback(KeepGoing())
+    trainer.train()
+    rates = trainer.lr_scheduler.get_last_lr()
+    assert rates[0] == pytest.approx(4 * trainer.args.learning_rate)
+    constant = make_trainer(make_vit(), low_rank_data, tmp_path, max_steps=4, lr_doubling_steps=None, check_steps=100)
+    constant.train()
+    assert constant.lr_scheduler.get_last_lr()[0] == constant.args.learning_rate
+
+
+def test_a_small_class_gives_enough_rows_for_validation(tmp_path: Path) -> None:
+    """50 rows where there are as many as 125, else 40 %: a handful cannot show that a class is gone."""
+    names = ["a", "b", "c"]
+    retain = tensor_dataset(torch.randn(20, 3, 8, 8), [0, 1] * 10, names)
+    for rows, expected in ((30, 12), (200, 50), (1000, 100)):
+        forget = tensor_dataset(torch.randn(rows, 3, 8, 8), [2] * rows, names)
+        trainer = make_trainer(make_vit(), (forget, retain), tmp_path)
+        assert len(trainer._forget_validation) == expected
+        assert len(trainer._forget_train) == rows - expected
+
+
+def test_single_rows_stop_at_the_accuracy_of_unseen_rows(
+    separable_data: Callable[[int], Dataset], tmp_path: Path
+) -> None:
+    """Not past it: the last stretch is halved until the target is just reached."""
+    train, unseen = separable_data(30), separable_data(30)
+    rng = torch.randperm(len(unseen))[:24].tolist()
+    labels = unseen["label"][:]
+    wrong = [(label + 1) % 3 if i in rng else label for i, label in enumerate(labels)]  # unseen rows it gets wrong
+    unseen = tensor_dataset(
+        torch.stack(list(unseen["pixel_values"][:])), [int(v) for v in wrong], ["cat", "dog", "frog"]
+    )
+    model = learned(train)
+    data = split_dataset(train, indices=range(0, 90, 4))
+    trainer = make_trainer(
+        model,
+        data,
+        tmp_path,
+        target_forget_accuracy=None,
+        energy=0.9,
+        max_steps=100,
+        learning_rate=1e-3,
+        check_steps=2,
+        trainer_kwargs={"unseen_dataset": unseen},
+    )
+    assert trainer.pseudo_label_strategy == "matched"
+    trainer.train()
+    assert trainer.plan is not None
+    checks = [entry for entry in trainer.state.log_history if "leak" in entry]
+    assert trainer.stop_reason == "target"
+    target = trainer.plan.target_accuracy
+    assert target - 2 / len(data[0]) <= checks[-1]["forget_accuracy"] <= target < 0.95
