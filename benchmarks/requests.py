@@ -116,7 +116,7 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
         for name in LABELS:
             found = [run["methods"][name] for run in of_mode if name in run["methods"]]
             if name == "retrained" and found:
-                found = of_mode[0]["retrained_references"]
+                found = runs["full"][0]["retrained_references"]
             if found and (name == "unsc" or mode == "full"):
                 rows[LABELS[name] + (", LoRA" if mode == "lora" else "")] = found
     for label, found in rows.items():
@@ -167,7 +167,7 @@ def main() -> None:
                         request,
                         data,
                         original,
-                        retrained,
+                        retrained if mode == "full" and seed == seeds[0] else (),  # once: they do not change
                         controls=arguments.controls and mode == "full",
                     )
                     write_text(kept, json.dumps(run))

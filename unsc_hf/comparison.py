@@ -75,9 +75,14 @@ class Evaluator:
         return RowOutputs(collect(self._forget), collect(self._retain), collect(self._test))
 
     def evaluate(
-        self, model: PreTrainedModel, outputs: RowOutputs, leak: float | None, seconds: float | None
+        self,
+        model: PreTrainedModel,
+        outputs: RowOutputs,
+        leak: float | None,
+        seconds: float | None,
+        same_features: MethodResult | None = None,
     ) -> MethodResult:
-        """All metrics of a model from its outputs."""
+        """All metrics of a model from its outputs; the attacks on features are those of `same_features` where given."""
         forget, retain, test = outputs.forget, outputs.retain, outputs.test
         forgotten = self.forgotten
         kept = [c for c in range(test.logits.shape[1]) if c not in forgotten]
@@ -87,19 +92,10 @@ class Evaluator:
         if finite and bool(of_test.any()):  # a control may diverge
             membership = membership_inference(_rows(retain), _rows(test, ~of_test), _rows(forget), _rows(test, of_test))
             auc, tpr = membership.auc, membership.tpr_at_1pct_fpr
-            features = torch.cat([forget.need_features(), retain.need_features()])
-            labels = torch.cat([forget.labels, retain.labels])
-            probe = linear_probe(features, labels, test.need_features(), test.labels, forgotten)
-            weight, bias = head_weights(model, model.config.num_labels)
-            attack = prototype_attack(
-                weight,
-                bias,
-                forget.need_features(),
-                forget.labels,
-                test.need_features()[of_test],
-                test.labels[of_test],
-                forgotten,
-            )
+            if same_features is not None:
+                probe, attack = same_features.probe_forget, same_features.prototype_attack_10
+            else:
+                probe, attack = self._depth(model, outputs, of_test)
         elif finite and not forgotten and len(test.labels) > 1:
             half = torch.arange(len(test.labels)) % 2 == 0  # one half teaches the attacker, the other is accused
             membership = membership_inference(_rows(retain), _rows(test, half), _rows(forget), _rows(test, ~half))
@@ -117,6 +113,23 @@ class Evaluator:
             seconds=seconds,
             per_class=per_class_accuracy(test.logits, test.labels),
         )
+
+    def _depth(self, model: PreTrainedModel, outputs: RowOutputs, of_test: Tensor) -> tuple[float | None, float | None]:
+        """Linear probe and 10-shot prototype attack."""
+        forget, retain, test = outputs.forget, outputs.retain, outputs.test
+        features = torch.cat([forget.need_features(), retain.need_features()])
+        labels = torch.cat([forget.labels, retain.labels])
+        weight, bias = head_weights(model, model.config.num_labels)
+        attack = prototype_attack(
+            weight,
+            bias,
+            forget.need_features(),
+            forget.labels,
+            test.need_features()[of_test],
+            test.labels[of_test],
+            self.forgotten,
+        )
+        return linear_probe(features, labels, test.need_features(), test.labels, self.forgotten), attack
 
 
 @dataclass(frozen=True)
@@ -249,7 +262,7 @@ def compare(
         masked = RowOutputs(
             *(mask_logits(part, unsc.forgotten_classes) for part in (original.forget, original.retain, original.test))
         )
-        methods["masked"] = evaluator.evaluate(unsc.model, masked, 0.0, 0.0)
+        methods["masked"] = evaluator.evaluate(unsc.model, masked, 0.0, 0.0, same_features=methods["original"])
     unsc.train(resume_from_checkpoint=_resume_from(config.resume_from_checkpoint))
     certificate = unsc.certify()
     if pristine is not None:

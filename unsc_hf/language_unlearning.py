@@ -36,7 +36,7 @@ from .tasks import read_answers
 from .text_classification import load_tokenizer
 from .trainer import UNSCTrainer
 from .training import train_model
-from .unlearning import SharedArguments, check_output_folder, finite, lora_config, move_model, options_of
+from .unlearning import SharedArguments, check_output_folder, finite, frozen_line, lora_config, move_model, options_of
 
 PICTURES = (
     ("answers.png", "ROUGE-L of the answers on each set, before, after and when retrained"),
@@ -453,4 +453,5 @@ def _print(console: Console, result: LanguageComparison, config: UNSCConfig) -> 
         f"Certificate: held-out leak {certificate['leak']:.3g}, logit drift {certificate['drift']['relative']:.3g}; "
         f"ended by {certificate['stop_reason']}."
     )
+    console.print(frozen_line(result.trainer))
     console.print(f"Model, card, pictures and results: {config.output_dir}")

@@ -515,6 +515,14 @@ def _write(
     write_text(folder / "results.json", json.dumps(finite(results), indent=1, ensure_ascii=False))
 
 
+def frozen_line(trainer: UNSCTrainer) -> str:
+    """What unlearning could not reach in this model, in a sentence."""
+    assert trainer.plan is not None
+    reasons = trainer.plan.selection.unprotectable()
+    listed = "; ".join(f"{count} x {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1]))
+    return f"Frozen besides biases: {listed or 'nothing'} (each by name in results.json)."
+
+
 def move_model(trainer: UNSCTrainer, folder: Path) -> None:
     """Save the model beside, then move its files into `folder`: none is ever half-written there."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -558,4 +566,5 @@ def _print(console: Console, result: Comparison, config: UNSCConfig) -> None:
         f"Certificate: held-out leak {certificate['leak']:.3g}, logit drift {certificate['drift']['relative']:.3g}, "
         f"{certificate['drift']['agreement']:.1%} of decisions unchanged on {certificate['rows']} retained rows."
     )
+    console.print(frozen_line(result.trainer))
     console.print(f"Model, card, pictures and results: {config.output_dir}")
