@@ -1,7 +1,7 @@
 """Requests over several seeds: originals and retrained models trained by the recipe, every run beside its references.
 
     python benchmarks/requests.py text --dataset_name DATA --requests balance banking.txt rows:500 --seeds 0 1 2 \
-        --model_size tiny --train_epochs 15 --train_learning_rate 2e-3 --train_batch_size 64 --max_length 32 \
+        --model_size tiny --train_epochs 15 --train_learning_rate 1e-3 --train_batch_size 64 --max_length 32 \
         --output_dir benchmarks/results/clinc150
 
 A request is classes joined by "+", a text file with one class a line, or `rows:N` for N training rows drawn with seed 0.

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import datasets
 import evaluate
+import numpy as np
 import torch
 
 from .accuracy import macro_accuracy
+from .generation import extraction_strength, perplexity, rouge_l, truth_ratio
 from .membership import membership_inference
 from .probes import linear_probe, prototype_attack
 
 _CITATION = "Chen et al., Machine Unlearning via Null Space Calibration, IJCAI 2024, arXiv 2404.13588"
 _VECTOR = datasets.Sequence(datasets.Value("float32"))
+_DOUBLES = datasets.Sequence(datasets.Value("float64"))
 
 
 def _info(description: str, **features: Any) -> evaluate.MetricInfo:
@@ -126,3 +130,50 @@ class PrototypeAttack(evaluate.Metric):
             shots=shots,
         )
         return {f"prototype_attack_{shots}": value}
+
+
+class RougeL(evaluate.Metric):
+    """`compute(predictions=texts, references=texts)` gives `rouge_l`: mean ROUGE-L recall."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info(self.__doc__ or "", predictions=datasets.Value("string"), references=datasets.Value("string"))
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        return {"rouge_l": _mean(rouge_l(ours, true) for ours, true in zip(predictions, references, strict=True))}
+
+
+class ExtractionStrength(evaluate.Metric):
+    """`compute(predictions=ids, references=ids)`: most likely next token ids of each answer, after its true ones."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        ids = datasets.Sequence(datasets.Value("int64"))
+        return _info(self.__doc__ or "", predictions=ids, references=ids)
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        pairs = zip(predictions, references, strict=True)
+        return {"extraction_strength": _mean(extraction_strength(ours, true) for ours, true in pairs)}
+
+
+class Perplexity(evaluate.Metric):
+    """`compute(predictions=losses, references=tokens)`: mean loss of each answer's tokens, and how many they are."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info(self.__doc__ or "", predictions=datasets.Value("float64"), references=datasets.Value("int64"))
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        loss = sum(mean * count for mean, count in zip(predictions, references, strict=True)) / sum(references)
+        return {"loss": loss, "perplexity": perplexity(loss)}
+
+
+class TruthRatio(evaluate.Metric):
+    """`compute(predictions=paraphrased, references=perturbed)`: log-likelihoods per token, of several wrong answers each."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info(self.__doc__ or "", predictions=datasets.Value("float64"), references=_DOUBLES)
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        return {"truth_ratio": truth_ratio(predictions, references)}
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
