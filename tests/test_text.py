@@ -134,6 +134,13 @@ def test_files_of_other_kinds(tmp_path: Path) -> None:
         load_data(str(tmp_path / "nothing"), cache_dir=str(tmp_path / "cache"))
 
 
+def test_a_validation_split_comes_along(world: Path, tmp_path: Path) -> None:
+    data = load_text_dataset(str(world / "data"), cache_dir=str(tmp_path))
+    assert {name: len(part) for name, part in data.items()} == {"train": 180, "test": 60, "validation": 60}
+    other = load_text_dataset(str(world / "data"), test_split="validation", cache_dir=str(tmp_path))
+    assert set(other) == {"train", "test"}
+
+
 def test_recipe_forgets_a_class(monkeypatch: pytest.MonkeyPatch, world: Path, tmp_path: Path) -> None:
     _run(monkeypatch, world, tmp_path / "out", "--forget_classes", "money", "--max_steps", 60)
     results = json.loads((tmp_path / "out" / "results.json").read_text())

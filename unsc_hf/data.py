@@ -40,7 +40,8 @@ def load_splits(
     cache_dir: str | None,
     folder_format: str | None = None,
 ) -> DatasetDict:
-    """Load `train` and `test` from a Hub id, a parquet, CSV or JSON file or folder, or a `save_to_disk` folder.
+    """Load `train`, `test` and, where there is one besides, `validation` from a Hub id, a parquet, CSV or JSON file or
+    folder, or a `save_to_disk` folder.
 
     Args:
         name: where from.
@@ -57,7 +58,11 @@ def load_splits(
     for argument, split in (("train_split", train_split), ("test_split", wanted_test)):
         if split is None or split not in loaded:
             raise UNSCError(f"{argument}: no split {split!r} in {name!r}; splits found: {', '.join(sorted(loaded))}.")
-    return DatasetDict(train=loaded[train_split], test=loaded[wanted_test])
+    spare = next((s for s in TEST_SPLITS[1:] if s in loaded and s not in (train_split, wanted_test)), None)
+    result = DatasetDict(train=loaded[train_split], test=loaded[wanted_test])
+    if spare is not None:
+        result["validation"] = loaded[spare]
+    return result
 
 
 def load_data(
