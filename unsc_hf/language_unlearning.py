@@ -375,7 +375,7 @@ def answers_table(methods: dict[str, Answers]) -> list[list[str]]:
         sets = answers.sets
         rows.append(
             [
-                "UNSC" if method == "unsc" else method.replace("_", " "),
+                method.replace("unsc", "UNSC").replace("_", " "),
                 *(f"{100 * sets[name]['rouge_l']:.1f}" if "rouge_l" in sets[name] else "–" for name in names),
                 f"{100 * sets['forget']['extraction_strength']:.1f}",
                 f"{sets['forget']['loss']:.2f}",
@@ -442,9 +442,15 @@ def _write(
 
 def _print(console: Console, result: LanguageComparison, config: UNSCConfig) -> None:
     header, *rows = answers_table(result.methods)
-    table = Table(title="After unlearning (percent, but loss)", box=SIMPLE, pad_edge=False)
-    for i, column in enumerate(header):
-        table.add_column(column, justify="left" if i == 0 else "right")
+    short = [column.removeprefix("ROUGE-L ").replace("_", " ") for column in header[:-4]]
+    table = Table(
+        title="ROUGE-L of the answers to each set; extraction, loss, leak (percent, but loss)",
+        box=SIMPLE,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    for i, column in enumerate([*short, "extr.", "loss", "leak", "sec"]):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
     for row in rows:
         table.add_row(*row, style="bold" if row[0] == "UNSC" else None)
     console.print(table)

@@ -68,15 +68,21 @@ def plot_answers(methods: Mapping[str, Mapping[str, Mapping[str, float]]], path:
         methods: metrics by method and set; sets without `rouge_l` are left out.
     """
     sets = [name for name, metrics in next(iter(methods.values())).items() if "rouge_l" in metrics]
-    figure = Figure(figsize=(max(6.5, 1.1 * len(sets) * len(methods) ** 0.5 + 2), 4.2))
+    figure = Figure(figsize=(min(11.0, max(6.5, 0.9 * len(sets) * len(methods) ** 0.5 + 2)), 4.2))
     axes = figure.subplots()
     width = 0.84 / len(methods)
     emphasised = {"original": _GREY, "unsc": _BLUE, "retrained": _GREEN}
+    others = iter([_ORANGE, "#7a5195", "#bc5090", "#8c6d31", "#5b8c85"])
+    colours: dict[str, Any] = {}
     for i, (method, of_sets) in enumerate(methods.items()):
         places = [x + (i - (len(methods) - 1) / 2) * width for x in range(len(sets))]
-        style: dict[str, Any] = {"color": emphasised[method]} if method in emphasised else {}
-        name = "UNSC" if method == "unsc" else method.replace("_", " ")
-        axes.bar(places, [100 * of_sets[s]["rouge_l"] for s in sets], width * 0.92, label=name, **style)
+        objective = method.removesuffix(" unprojected")
+        if objective not in colours:
+            colours[objective] = emphasised[objective] if objective in emphasised else next(others, "black")
+        faint = 0.35 if objective != method else 1.0  # the same colour, paler, for the run without projection
+        name = method.replace("unsc", "UNSC").replace("_", " ")
+        heights = [100 * of_sets[s]["rouge_l"] for s in sets]
+        axes.bar(places, heights, width * 0.92, label=name, color=colours[objective], alpha=faint)
     axes.set_xticks(range(len(sets)), [name.replace("_", " ") for name in sets])
     axes.set_ylabel("ROUGE-L of the answers (%)")
     axes.set_ylim(0, 103)
@@ -100,10 +106,10 @@ def plot_unlearning(history: Sequence[Mapping[str, Any]], max_leak: float | None
         steps, [100 * entry["retain_accuracy"] for entry in checks], "o-", color=_BLUE, label="held-out retain rows"
     )
     above.plot(
-        steps, [100 * entry["forget_accuracy"] for entry in checks], "o-", color=_ORANGE, label="held-out forget rows"
+        steps, [100 * entry["forget_accuracy"] for entry in checks], "o-", color=_ORANGE, label="checked forget rows"
     )
     above.set_ylim(-3, 103)
-    above.set_ylabel("held-out accuracy (%)")
+    above.set_ylabel("accuracy (%)")
     below.plot(steps, [100 * entry["leak"] for entry in checks], "o-", color=_GREEN, label="leak")
     if max_leak is not None:
         below.axhline(100 * max_leak, color=_GREY, linestyle="--", label="leak budget")
