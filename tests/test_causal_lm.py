@@ -312,9 +312,9 @@ def test_target_is_what_unseen_rows_score(tmp_path: Path) -> None:
         (forget, retain),
         tmp_path,
         target_forget_accuracy=None,
-        check_steps=1,
-        max_steps=100,
-        learning_rate=1e-3,
+        check_steps=2,
+        max_steps=300,
+        learning_rate=3e-3,
         energy=0.95,
         trainer_kwargs={"processing_class": tokenizer, "unseen_dataset": unseen},
     )

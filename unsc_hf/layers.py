@@ -220,7 +220,11 @@ def find_layers(model: nn.Module, target_modules: str | Sequence[str] | None = N
             reasons[name] = "bias"
         elif len(owners[id(parameter)]) > 1:
             reasons[name] = "tied weight"
-        elif parameter.dim() > 2 and not isinstance(modules.get(owner), nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        elif (
+            parameter.dim() > 2
+            and parameter.shape[0] > 1
+            and not isinstance(modules.get(owner), nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        ):
             reasons[name] = (
                 f"fused weight of {type(modules.get(owner, model)).__name__}, whose inputs cannot be observed apart"
             )
