@@ -186,7 +186,7 @@ def test_full_weights(name: str, tmp_path: Path) -> None:
     trainer.train()
     network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     assert relative(logits(network, retain), before) <= 1e-6
-    assert relative(logits(network, forget), before_forget) > 3e-3  # thousands of times what retained rows may
+    assert relative(logits(network, forget), before_forget) > 0.01
     certificate = trainer.certify()
     assert certificate.leak < 1e-5
     assert len(certificate.leak_per_layer) > 3
@@ -214,6 +214,7 @@ def test_adapters(name: str, tmp_path: Path) -> None:
         (forget, retain),
         tmp_path,
         check_steps=100,
+        max_steps=12,
         learning_rate=2e-4,
         weight_decay=0.1,
         optim="adamw_torch",
@@ -222,7 +223,7 @@ def test_adapters(name: str, tmp_path: Path) -> None:
     trainer.train()
     network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     assert relative(logits(network, retain), before) <= 1e-6
-    assert relative(logits(network, forget), before_forget) > 3e-4  # hundreds of times what retained rows may
+    assert relative(logits(network, forget), before_forget) > 0.003
     certificate = trainer.certify()
     assert certificate.leak < 1e-5
     trainer.save_model()

@@ -50,7 +50,7 @@ class UNSCConfig(TrainingArguments):
             many steps, until the target or the leak budget is reached; None keeps it constant.
         target_forget_accuracy (`float`, *optional*): unlearning stops when the accuracy on the forget rows (for whole
             classes: on a validation part of them) is at or below this share. None means 0.002 for whole classes, and the
-            original's accuracy on `unseen_dataset` for rows that share their classes with retained ones.
+            original's accuracy on `unseen_dataset`, to within one point, for rows that share their classes with retained ones.
         max_leak (`float`, defaults to `0.1`): budget on the held-out leak; the last state within it is kept.
         check_steps (`int`, defaults to `5`): optimiser steps between two checks of accuracy and leak.
         validation_fraction (`float`, defaults to `0.1`): share of forget and retain rows held out for these checks. Of whole

@@ -398,7 +398,8 @@ def _write(
     plot_unlearning(trainer.state.log_history, config.max_leak, folder / PICTURES[1][0])
     plot_capacity(plan.subspace.report(), folder / PICTURES[2][0])
     dataset = public_name(str(arguments.dataset_name))
-    options = options_of(config, ("objective", "objective_beta", "completion_only_loss"))
+    options = options_of(config, ("objective_beta", "completion_only_loss"))
+    options |= {"objective": trainer.args.objective, "pseudo_labels": trainer.pseudo_label_strategy}
     command = scrubbed_command(["python", f"recipes/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     content = CardContent(
         model_name=str(config.hub_model_id or folder.resolve().name),

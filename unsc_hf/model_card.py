@@ -20,6 +20,14 @@ from .files import write_text
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
 TAGS = ["unsc", "machine-unlearning", "unlearning"]
+_RELABELLING = {
+    "top1": "each forgotten row is re-labelled with the most similar class that remains",
+    "second": "each forgotten row is re-labelled with the second most similar class that remains",
+    "soft": "each forgotten row is re-labelled with the original's distribution over everything but its true label",
+    "random": "each forgotten row is re-labelled at random",
+    "nearest_mean": "each forgotten row is re-labelled with the remaining class whose mean is nearest",
+    "matched": "each forgotten row is re-labelled to be known as well as rows are that the original never saw",
+}
 # What loads a model of each task: its class, and the class and name of what prepares its inputs.
 LOADERS = {
     "image-classification": ("AutoModelForImageClassification", "AutoImageProcessor", "processor"),
@@ -258,6 +266,8 @@ def build_card(content: CardContent) -> ModelCard:
         table=_markdown_table(format_table(methods) if methods else content.table) if methods or content.table else "",
         classifier=content.task != "text-generation",
         references_note=references,
+        relabelling=_RELABELLING.get(str(content.hyperparameters.get("pseudo_labels")), _RELABELLING["top1"]),
+        objective=escape(content.hyperparameters.get("objective") or "unsc"),
         requests=[
             (entry["time"], f"{entry['rows']:,}", entry["digest"], entry["salt"], f"{entry['leak']:.3g}")
             for entry in content.requests

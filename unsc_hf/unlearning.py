@@ -464,7 +464,7 @@ def _write(
     plot_capacity(plan.subspace.report(), folder / PICTURES[2][0])
 
     dataset = "scikit-learn digits" if quickstart else public_name(str(arguments.dataset_name))
-    options = options_of(config)
+    options = {**options_of(config), "pseudo_labels": trainer.pseudo_label_strategy}
     command = scrubbed_command(["python", f"recipes/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     content = CardContent(
         model_name=str(config.hub_model_id or folder.resolve().name),
