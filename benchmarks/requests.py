@@ -1,20 +1,22 @@
-"""Requests over several seeds: originals and retrained models trained by the recipe, every run beside its references.
+"""Requests over several seeds: every run beside its controls and retrained models, means and spreads in one table.
 
     python benchmarks/requests.py text --dataset_name DATA --requests balance banking.txt rows:500 --seeds 0 1 2 \
         --model_size tiny --train_epochs 15 --train_learning_rate 1e-3 --train_batch_size 64 --max_length 32 \
         --output_dir benchmarks/results/clinc150
+    python benchmarks/requests.py image --dataset_name DATA --originals MODEL_SEED0 MODEL_SEED1 --retrained REFERENCE ... \
+        --requests Shirt --no_adapters --output_dir OUT
 
 A request is classes joined by "+", a text file with one class a line, or `rows:N` for N training rows drawn with seed 0.
 For each request and seed an original (shared by all requests) and a retrained model are trained, or taken from
-`--references_dir`, and the original is unlearned with full weights and, with `--adapters`, in LoRA adapters. Other options
-are the recipe's; unlearning uses the package's defaults. Nothing is chosen on the test set. Every finished run is kept in
+`--references_dir`; with `--originals` nothing is trained. The original is unlearned with full weights and, unless
+`--no_adapters`, in LoRA adapters. Other options are the recipe's; unlearning uses the package's defaults, but for `--objective`. Nothing is chosen on the test set. Every finished run is kept in
 `OUT/_runs`, so a stopped benchmark goes on where it was.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -104,6 +106,7 @@ def one_run(
         "verdict": [result.verdict, result.reason],
         "steps": result.trainer.state.global_step,
         "adapter_share": trained / total if arguments.use_peft else None,
+        "objective": config.objective,
         "seconds": {**plan.seconds, "unlearning": result.trainer.unlearning_seconds},
     }
 
@@ -120,15 +123,33 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
             if found and (name == "unsc" or mode == "full"):
                 rows[LABELS[name] + (", LoRA" if mode == "lora" else "")] = found
     for label, found in rows.items():
-        cells = []
-        for column in COLUMNS:
-            values = [row[column] for row in found if row[column] is not None]
-            plain, digits = column in ("mia_auc", "seconds"), {"mia_auc": 3, "seconds": 0, "leak": 2}.get(column, 1)
-            scaled = np.asarray(values) * (1 if plain else 100)
-            spread = f" ± {scaled.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
-            cells.append(f"{scaled.mean():.{digits}f}{spread}" if values else "–")
-        lines.append(f"| {label} | {' | '.join(cells)} |")
+        lines.append(f"| {label} | {' | '.join(_spread(found, column) for column in COLUMNS)} |")
     return lines
+
+
+def overview(results: dict[str, dict[str, list[dict[str, Any]]]]) -> list[str]:
+    """UNSC on every request in one table: test accuracy in percent beside the original's and the retrained models'."""
+    lines = ["| request | weights | AccDut | AccDrt | original's AccDrt | retrained AccDrt | leak | seconds |"]
+    lines.append("|---|" + "---|" * 7)
+    for name, by_mode in results.items():
+        for mode, runs in by_mode.items():
+            unsc = [run["methods"]["unsc"] for run in runs]
+            original = [run["methods"]["original"] for run in runs]
+            cells = [_spread(unsc, "AccDut"), _spread(unsc, "AccDrt"), _spread(original, "AccDrt")]
+            cells.append(_spread(by_mode["full"][0]["retrained_references"], "AccDrt"))
+            cells += [_spread(unsc, "leak"), _spread(unsc, "seconds")]
+            lines.append(f"| {name.replace('+', ', ')} | {mode} | {' | '.join(cells)} |")
+    return lines
+
+
+def _spread(rows: Sequence[dict[str, Any]], column: str) -> str:
+    """Mean ± standard deviation of a column; percent but for the AUC and seconds."""
+    values = [row[column] for row in rows if row[column] is not None]
+    if not values:
+        return "–"
+    plain, digits = column in ("mia_auc", "seconds"), {"mia_auc": 3, "seconds": 0, "leak": 2}.get(column, 1)
+    scaled = np.asarray(values) * (1 if plain else 100)
+    return f"{scaled.mean():.{digits}f}" + (f" ± {scaled.std(ddof=1):.{digits}f}" if len(values) > 1 else "")
 
 
 def main() -> None:
@@ -139,12 +160,21 @@ def main() -> None:
     own = parser.add_argument_group("benchmark")
     own.add_argument("--requests", nargs="+", required=True)
     own.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    own.add_argument("--adapters", action=argparse.BooleanOptionalAction, default=True)
+    own.add_argument("--originals", nargs="+", help="one model for each seed, instead of training them")
+    own.add_argument("--retrained", nargs="+", help="with --originals: references for the one request given")
+    own.add_argument("--no_adapters", action="store_true")
     own.add_argument("--only_train", action="store_true", help="train originals and references, then stop")
+    own.add_argument("--objective", default="unsc", help="of requests of whole classes; single rows always take unsc")
     own.add_argument("--threads", type=int, default=2)
     own.add_argument("--output_dir", required=True)
     options = vars(parser.parse_args(sys.argv[2:]))
-    requests, seeds, adapters = options.pop("requests"), options.pop("seeds"), options.pop("adapters")
+    requests, seeds, adapters = options.pop("requests"), options.pop("seeds"), not options.pop("no_adapters")
+    given, references = options.pop("originals"), options.pop("retrained")
+    if given and len(given) != len(seeds):
+        parser.error("--originals: give one model for each of --seeds")
+    if references and (not given or len(requests) > 1):
+        parser.error("--retrained: needs --originals and belongs to one request")
+    objective = options.pop("objective")
     only_train, threads, folder = options.pop("only_train"), options.pop("threads"), Path(options.pop("output_dir"))
     torch.set_num_threads(threads)
     arguments = kinds[sys.argv[1]](**options)
@@ -153,17 +183,20 @@ def main() -> None:
     results: dict[str, dict[str, list[dict[str, Any]]]] = {}
     lines: list[str] = []
     for text in requests:
-        request, name = read_request(text, data), Path(text).stem
-        originals, retrained = models(arguments, config, request, data, seeds)
+        request = read_request(text, data)
+        name = Path(text).stem if text.endswith(".txt") else text
+        originals, retrained = [Path(folder) for folder in given or ()], [Path(folder) for folder in references or ()]
+        if not given:
+            originals, retrained = models(arguments, config, request, data, seeds)
         if only_train:
             continue
         for mode in ("full", "lora") if adapters else ("full",):
             for seed, original in zip(seeds, originals, strict=True):
-                kept = folder / "_runs" / f"{name.replace(':', '-')}-{mode}-{seed}.json"
+                kept = folder / "_runs" / f"{re.sub('[:/]', '-', name)}-{mode}-{seed}.json"
                 if not kept.is_file():
                     run = one_run(
                         replace(arguments, use_peft=mode == "lora"),
-                        replace(config, seed=seed),
+                        replace(config, seed=seed, objective=objective if request.forget_classes else "unsc"),
                         request,
                         data,
                         original,
@@ -172,11 +205,12 @@ def main() -> None:
                     )
                     write_text(kept, json.dumps(run))
                 results.setdefault(name, {}).setdefault(mode, []).append(json.loads(kept.read_text(encoding="utf-8")))
-        lines += [f"### {name} ({len(seeds)} seeds)", "", *table(results[name]), ""]
-        print("\n".join(lines[-len(table(results[name])) - 3 :]), flush=True)
+        print(name, *table(results[name]), "", sep="\n", flush=True)
+        if arguments.controls:
+            lines += [f"### {name.replace('+', ', ')} ({len(seeds)} seeds)", "", *table(results[name]), ""]
     if results:
         write_text(folder / "requests.json", json.dumps({"requests": results, "versions": versions()}, indent=1))
-        write_text(folder / "requests.md", "\n".join(lines))
+        write_text(folder / "requests.md", "\n".join([*overview(results), "", *lines]))
 
 
 if __name__ == "__main__":

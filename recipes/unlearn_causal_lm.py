@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from unsc_hf import UNSCConfig
 from unsc_hf.arguments import fill_output_dir, parse_arguments, run_recipe
+from unsc_hf.cli import LANGUAGE_DEFAULTS
 from unsc_hf.language_unlearning import LanguageArguments, run
-
-# A language model has no classes, so every retained row is read, whatever their number.
-DEFAULTS = {"max_rows_per_class": None, "max_samples_per_class": None, "per_device_train_batch_size": 32}
 
 
 def main() -> None:
-    arguments, config = parse_arguments((LanguageArguments, UNSCConfig), description=__doc__ or "", defaults=DEFAULTS)
+    arguments, config = parse_arguments(
+        (LanguageArguments, UNSCConfig), description=__doc__ or "", defaults=LANGUAGE_DEFAULTS
+    )
     fill_output_dir(config, "unlearned-language-model")
     run(arguments, config)
 

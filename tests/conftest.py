@@ -17,7 +17,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
 datasets.disable_progress_bars()
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
 @pytest.fixture(autouse=True)

@@ -226,6 +226,8 @@ def test_ascent_and_difference() -> None:
     terms = _terms(retain_loss=torch.tensor(2.5), retain_weight=3.0)
     assert float(OBJECTIVES["gradient_ascent"].loss(terms)) == pytest.approx(-float(terms.loss()))
     assert float(OBJECTIVES["gradient_difference"].loss(terms)) == pytest.approx(7.5 - float(terms.loss()))
+    forgetting = float(OBJECTIVES["unsc"].loss(terms))
+    assert float(OBJECTIVES["unsc_retain"].loss(terms)) == pytest.approx(7.5 + forgetting)
 
 
 def test_targets_leave_the_true_token_out(token_data: Data, tmp_path: Path) -> None:

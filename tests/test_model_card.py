@@ -62,7 +62,7 @@ def test_card_parses_and_holds_what_it_must(tmp_path: Path) -> None:
         "suppressed",
         "0.012",
         "`c.d`",
-        "from_pretrained('user/vit-without-shirt')",
+        'from_pretrained("user/vit-without-shirt")',
         "unlearning.png",
         "--energy 0.99",
         "2404.13588",

@@ -47,6 +47,15 @@ def test_top1_and_second_follow_the_logits() -> None:
     assert pseudo_labels("second", forget, [1, 2, 3]).tolist() == [2, 3]
 
 
+def test_temperature_goes_from_the_originals_distribution_to_top1() -> None:
+    forget = _outputs(20, 5, torch.arange(20) % 2)
+    own = pseudo_labels("soft", forget, [2, 3, 4])
+    torch.testing.assert_close(own[:, 2:], forget.logits[:, 2:].softmax(1))
+    sharp = pseudo_labels("soft", forget, [2, 3, 4], temperature=1e-4)
+    torch.testing.assert_close(sharp.max(1).values, torch.ones(20))
+    assert torch.equal(sharp.argmax(1), pseudo_labels("top1", forget, [2, 3, 4]))
+
+
 def test_nearest_mean_finds_the_nearest_class() -> None:
     centres = 10 * torch.eye(4, 6)
     retain = Outputs(

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,10 +22,12 @@ from PIL import Image as PILImage
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from unsc_hf import split_dataset
+from unsc_hf import UNSCError, split_dataset
 from unsc_hf.arguments import fill_output_dir, parse_arguments, run_recipe
+from unsc_hf.cli import main as unsc
 from unsc_hf.config import UNSCConfig
 from unsc_hf.image_classification import build_vit
+from unsc_hf.publishing import publication
 from unsc_hf.quickstart import PLAN, digits_dataset
 from unsc_hf.unlearning import ImageArguments
 
@@ -97,7 +98,7 @@ def finished(world: Path) -> Path:
 def test_everything_is_written_and_loads(finished: Path, world: Path) -> None:
     assert {p.name for p in finished.iterdir()} == {
         "config.json", "model.safetensors", "preprocessor_config.json", "README.md", "results.json",
-        "per_class_accuracy.png", "unlearning.png", "capacity.png",
+        "per_class_accuracy.png", "unlearning.png", "capacity.png", "report.html",
     }  # fmt: skip
     model = AutoModelForImageClassification.from_pretrained(finished)
     processor = AutoImageProcessor.from_pretrained(finished)
@@ -134,7 +135,8 @@ def test_everything_is_written_and_loads(finished: Path, world: Path) -> None:
     card = ModelCard.load(finished / "README.md")
     assert card.data.eval_results
     assert "suppressed" in card.text or "not forgotten" in card.text
-    for file in ("README.md", "results.json"):
+    assert "](report.html)" in card.text
+    for file in ("README.md", "results.json", "report.html"):
         assert str(world) not in (finished / file).read_text(encoding="utf-8")
 
 
@@ -225,28 +227,22 @@ def test_imagefolder_and_a_fine_tuned_original(world: Path, finished: Path, monk
 
 
 def test_push_to_hub_uploads_only_what_is_public(finished: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    uploads: list[dict[str, Any]] = []
-    created: list[str] = []
-
-    class Api:
-        def create_repo(self, name: str, **kwargs: Any) -> Any:
-            created.append(name)
-            return SimpleNamespace(repo_id=name)
-
-        def upload_folder(self, **kwargs: Any) -> None:
-            uploads.append({**kwargs, "files": sorted(p.name for p in Path(kwargs["folder_path"]).iterdir())})
-
-    monkeypatch.setattr("transformers.trainer.hf_api", Api)
+    pushed: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        "unsc_hf.trainer.publish", lambda folder, name, **k: pushed.append({"folder": folder, "name": name, **k})
+    )
     original = next((world / "references").glob("original-*"))
     _run(
         monkeypatch, *_common(world, world / "pushed"), "--forget_classes", "cat", "--model_name_or_path", original,
         "--no_controls", "--push_to_hub", "--hub_model_id", "user/without-cat", "--hub_token", "hf_secret",
+        "--hub_private_repo", "true",
     )  # fmt: skip
-    (upload,) = uploads
-    assert upload["repo_id"] == "user/without-cat"
-    assert not [name for name in upload["files"] if name.endswith((".bin", ".pt", ".pkl"))]
-    assert upload["ignore_patterns"] == ["_*", "checkpoint-*"]
-    assert created == ["user/without-cat"]  # once, when there is something to publish
+    (call,) = pushed  # once, when there is something to publish
+    assert (call["name"], call["private"], call["token"]) == ("user/without-cat", True, "hf_secret")
+    assert {"model.safetensors", "config.json", "README.md", "report.html", "results.json"} <= set(
+        publication(call["folder"]).files
+    )
+    assert not [p.name for p in (world / "pushed").iterdir() if p.suffix in (".bin", ".pt", ".pkl")]
     for file in [*(world / "pushed").glob("*.json"), world / "pushed" / "README.md"]:
         content = file.read_text(encoding="utf-8")
         assert "hf_secret" not in content
@@ -420,3 +416,35 @@ def test_every_training_argument_is_an_option(tmp_path: Path) -> None:
         ["--output_dir", str(tmp_path), "--adam_beta1", "0.8", "--max_leak", "0.1", "--use_cpu"],
     )
     assert (config.adam_beta1, config.max_leak, arguments.dataset_name) == (0.8, 0.1, None)
+
+
+def test_the_installed_command_unlearns_and_answers_in_json(
+    world: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = next((world / "references").glob("original-*"))
+    words = [
+        *_common(world, world / "by-command"),
+        "--forget_classes",
+        "dog",
+        "--model_name_or_path",
+        original,
+        "--no_controls",
+    ]
+    assert unsc(["unlearn", "image", *map(str, words), "--json"]) == 0
+    seen = capsys.readouterr()
+    found = json.loads(seen.out.splitlines()[-1])
+    assert found["request"]["forget_classes"] == ["dog"]
+    assert Path(found["output_dir"], "report.html").is_file()
+    assert "Verdict:" in seen.err
+
+
+def test_classes_are_read_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "classes.txt"
+    file.write_text("frog\n\ntree frog\n", encoding="utf-8")
+    request = ImageArguments(forget_classes=[str(file)]).request()
+    assert request is not None
+    assert request.forget_classes == ("frog", "tree frog")
+    file.write_text("\n")
+    for name, said in ((str(file), "names no class"), ("gone.txt", "cannot read gone.txt")):
+        with pytest.raises(UNSCError, match=said):
+            ImageArguments(forget_classes=[name]).request()

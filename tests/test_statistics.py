@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import hashlib
 import json
+import math
+import os
+import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +24,7 @@ from unsc_hf.data import split_dataset
 from unsc_hf.errors import UNSCError
 from unsc_hf.fingerprint import data_fingerprint, weight_hash
 from unsc_hf.layers import capture_inputs, find_layers
+from unsc_hf.requests import remaining_leak
 from unsc_hf.statistics import ActivationStatistics, SecondMoment
 
 
@@ -152,11 +160,8 @@ def test_round_trip_and_refusals(tmp_path: Path) -> None:
     statistics.save_pretrained(tmp_path / "stats")
     (tmp_path / "stats" / "notes.txt").write_text("mine")
     statistics.save_pretrained(tmp_path / "stats")  # again, over itself: what else lies there stays
-    assert {p.name for p in (tmp_path / "stats").iterdir()} == {
-        "statistics.json",
-        "statistics.safetensors",
-        "notes.txt",
-    }
+    (tensors,) = (tmp_path / "stats").glob("statistics-*.safetensors")
+    assert {p.name for p in (tmp_path / "stats").iterdir()} == {"statistics.json", tensors.name, "notes.txt"}
     loaded = ActivationStatistics.from_pretrained(tmp_path / "stats", model)
     assert loaded.fingerprint == statistics.fingerprint
     assert loaded.group_names == statistics.group_names
@@ -182,7 +187,8 @@ def test_damaged_files_are_refused(tmp_path: Path, damage: str) -> None:
 
     folder = tmp_path / "stats"
     ActivationStatistics.collect(make_vit(), _data(), progress=False).save_pretrained(folder)
-    tensors, meta = folder / "statistics.safetensors", folder / "statistics.json"
+    (tensors,) = folder.glob("statistics-*.safetensors")
+    meta = folder / "statistics.json"
     if damage == "truncate":
         tensors.write_bytes(tensors.read_bytes()[:-9])
     elif damage == "json":
@@ -243,3 +249,129 @@ def test_data_fingerprint_reads_images_wherever_they_are(tmp_path: Path) -> None
     assert first == data_fingerprint(inside)
     write(11)
     assert data_fingerprint(beside) != first
+
+
+# ---- hostile files --------------------------------------------------------------------------------------------------
+
+FUZZED = int(os.environ.get("FUZZED_ARTEFACTS", "400"))
+ODD = (
+    None,
+    True,
+    -1,
+    0,
+    1.5,
+    math.nan,
+    math.inf,
+    2**70,
+    "",
+    "../../x",
+    "/etc/passwd",
+    "a" * 5000,
+    [],
+    {},
+    [[]],
+    {"a": {}},
+)
+
+
+def _places(value: object, path: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
+    found = [path] if path else []
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        found += _places(inner, (*path, key))
+    return found
+
+
+def _mutated(meta: dict[str, Any], rng: random.Random) -> str:
+    """Valid JSON with one to three places changed, removed or doubled; now and then bytes that are no JSON."""
+    meta = copy.deepcopy(meta)
+    for _ in range(rng.randint(1, 3)):
+        *outer, last = rng.choice(_places(meta))
+        inside: Any = meta
+        try:
+            for key in outer:
+                inside = inside[key]
+            action = rng.random()
+            if action < 0.25:
+                del inside[last]
+            elif action < 0.35 and isinstance(inside, dict):
+                inside[rng.choice(["x", "../x", "0"])] = inside[last]
+            else:
+                inside[last] = copy.deepcopy(rng.choice(ODD))
+        except (KeyError, IndexError, TypeError):
+            continue
+    text = json.dumps(meta)
+    if rng.random() < 0.15:
+        text = text[: rng.randrange(len(text))]
+    if rng.random() < 0.05:
+        text = "[" * 100_000
+    return text
+
+
+def test_a_hostile_artefact_is_one_clear_error_or_harmless(tmp_path: Path) -> None:
+    model, data = make_vit(hidden=16, layers=1), _data()
+    good = tmp_path / "good"
+    statistics = ActivationStatistics.collect(model, data, progress=False)
+    entry = {"rows": 3, "leak": 0.01, "time": "now", "digest": "d", "salt": "s"}
+    statistics.bound_to(statistics.fingerprint.weights, [entry]).save_pretrained(good)
+    meta = json.loads((good / "statistics.json").read_text())
+    tensors = (good / meta["file"]).read_bytes()
+    seed = torch.seed() % 2**31
+    rng, refused, longest = random.Random(seed), 0, 0
+    folder = tmp_path / "fuzzed"
+    folder.mkdir()
+    for i in range(FUZZED):
+        changed = dict(meta)
+        content = bytearray(tensors)
+        if rng.random() < 0.4:  # weights that the JSON vouches for, damaged
+            for _ in range(rng.randint(1, 8)):
+                content[rng.randrange(min(len(content), rng.choice([16, 400, len(content)])))] = rng.randrange(256)
+            if rng.random() < 0.3:
+                del content[rng.randrange(len(content)) :]
+            changed["sha256"] = hashlib.sha256(content).hexdigest()
+        (folder / meta["file"]).write_bytes(content)
+        (folder / "statistics.json").write_text(_mutated(changed, rng) if rng.random() < 0.8 else json.dumps(changed))
+        try:
+            loaded = ActivationStatistics.from_pretrained(folder)
+            loaded.pooled()
+            loaded.groups()
+            remaining_leak(loaded, 0.1)
+            loaded.check_same_model(statistics.fingerprint.weights)
+        except UNSCError as error:
+            refused += 1
+            longest = max(longest, len(str(error)))
+        except Exception as error:
+            raise AssertionError(f"seed {seed}, artefact {i}: {type(error).__name__}: {error}") from error
+    assert refused > FUZZED / 2
+    assert longest < 2000
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fuzzed", "good"]
+    assert sorted(p.name for p in folder.iterdir()) == sorted([meta["file"], "statistics.json"])
+
+
+def test_statistics_killed_while_saving_are_the_old_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = make_vit(hidden=16, layers=1), _data()
+    statistics = ActivationStatistics.collect(model, data, progress=False)
+    statistics.save_pretrained(tmp_path)
+    fewer = statistics.without_groups([statistics.groups()[0]])
+    steps = [("os.replace", n) for n in range(3)] + [("pathlib.Path.unlink", 0)]
+    for name, after in steps:
+        calls = iter(range(100))
+        module, _, function = name.rpartition(".")
+        target: Any = os if module == "os" else Path
+        real = getattr(target, function)
+
+        def dying(*args: Any, real: Any = real, after: int = after, calls: Any = calls, **kwargs: Any) -> Any:
+            if next(calls) == after:
+                raise KeyboardInterrupt
+            return real(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(target, function, dying)
+            with contextlib.suppress(KeyboardInterrupt):
+                fewer.save_pretrained(tmp_path)
+        found = ActivationStatistics.from_pretrained(tmp_path)
+        assert found.groups() in (statistics.groups(), fewer.groups())
+        statistics.save_pretrained(tmp_path)
+    fewer.save_pretrained(tmp_path)
+    assert ActivationStatistics.from_pretrained(tmp_path).groups() == fewer.groups()
+    assert len(list(tmp_path.iterdir())) == 2

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from unsc_hf import ActivationStatistics, UNSCConfig, UNSCError, UNSCTrainer, split_dataset
+from unsc_hf.callbacks import Check
 from unsc_hf.fingerprint import weight_hash
 from unsc_hf.image_classification import load_image_dataset
 from unsc_hf.layers import capture_inputs, find_layers
@@ -264,6 +265,46 @@ def test_leak_budget_keeps_the_last_state_within(separable_data: Callable[[int],
     assert trainer.certify().leak <= 0.02
 
 
+class Killed(TrainerCallback):
+    """Stops the process, as far as the trainer can tell."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("stubborn", "reason", "steps"), [(0.02, "plateau", 30), (0.2, "max_steps", 60)])
+def test_a_few_stubborn_rows_end_a_run_and_many_do_not(
+    stubborn: float, reason: str, steps: int, low_rank_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(trainer: UNSCTrainer) -> Check:
+        return Check(stubborn if trainer.state.global_step >= 10 else 0.5, 1.0, 1.0, 0.0)
+
+    monkeypatch.setattr(UNSCTrainer, "_check", check)
+    options = {"max_steps": 60, "check_steps": 5, "save_strategy": "steps", "save_steps": 20}
+    model = make_vit()
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(copy.deepcopy(model), low_rank_data, tmp_path, callbacks=[Killed(23)], **options).train()
+    trainer = make_trainer(model, low_rank_data, tmp_path, **options)
+    trainer.train(resume_from_checkpoint=True)
+    assert (trainer.stop_reason, trainer.state.global_step) == (reason, steps)
+
+
+def test_a_loss_of_retained_accuracy_is_said(
+    low_rank_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(
+        UNSCTrainer, "_check", lambda trainer: Check(0.5, 1.0, 0.9 - 0.01 * trainer.state.global_step, 0.0)
+    )
+    make_trainer(make_vit(), low_rank_data, tmp_path / "less", max_steps=1).train()
+    assert "held-out retained" not in caplog.text
+    make_trainer(make_vit(), low_rank_data, tmp_path / "more", max_steps=3).train()
+    assert "held-out retained rows fell from 0.9 to 0.87" in caplog.text
+
+
 def test_certificate_fails_loudly_above_the_limit(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:
     train = separable_data(30)
     trainer = make_trainer(
@@ -442,6 +483,21 @@ def test_pseudo_label_strategies_train(strategy: str, tmp_path: Path) -> None:
     targets = trainer.plan.pseudo_labels
     hard = targets if targets.dim() == 1 else targets.argmax(1)
     assert set(hard.tolist()) <= {0, 1, 2}
+
+
+def test_whole_classes_take_soft_pseudo_labels_at_the_stated_temperature(low_rank_data: Data, tmp_path: Path) -> None:
+    model = make_vit()
+    original = copy.deepcopy(model)
+    trainer = make_trainer(model, low_rank_data, tmp_path, pseudo_label_temperature=0.25, max_steps=1)
+    trainer.train()
+    forgotten = trainer.forgotten_classes
+    expected = logits(original, trainer._forget_train)
+    expected[:, forgotten] = -torch.inf
+    torch.testing.assert_close(trainer.plan.pseudo_labels, (expected / 0.25).softmax(1), atol=1e-5, rtol=1e-4)
+    rows = split_dataset(tensor_dataset(torch.randn(40, 3, 8, 8), [i % 3 for i in range(40)]), indices=range(12))
+    assert make_trainer(make_vit(), rows, tmp_path / "rows").pseudo_label_strategy == "top1"
+    with pytest.raises(UNSCError, match="pseudo_label_temperature"):
+        UNSCConfig(output_dir=str(tmp_path), pseudo_label_temperature=0.0)
 
 
 def test_rows_that_share_their_class_with_retained_rows(tmp_path: Path) -> None:

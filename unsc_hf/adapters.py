@@ -56,7 +56,8 @@ def check_lora_config(config: PeftConfig) -> LoraConfig:
 
 
 def add_adapters(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
-    """Wrap `model` with LoRA adapters whose B is zero; `target_modules=None` means every linear layer but the head.
+    """Wrap `model` with LoRA adapters whose B is zero; `target_modules=None` means every linear layer but the head, or, where
+    there is none (a ResNet), every convolution that is not grouped.
 
     Raises:
         UNSCError: an option that breaks the promise, or target modules that match nothing (the model's names are listed).
@@ -67,6 +68,9 @@ def add_adapters(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
         if model.get_output_embeddings() is None:  # of language models PEFT leaves the head out itself
             head, _ = find_head(model, model.config.num_labels)
             config.exclude_modules = config.exclude_modules or [head]
+            layers = [layer for layer in find_layers(model).layers if layer.name != head]
+            if layers and all(isinstance(layer.module, nn.Conv2d) for layer in layers):
+                config.target_modules = [layer.name for layer in layers if layer.geometry.groups == 1]
     if config.target_modules != "all-linear":
         names = [layer.name for layer in find_layers(model).layers]
         wanted = config.target_modules if isinstance(config.target_modules, str) else sorted(config.target_modules)

@@ -13,6 +13,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from .projection import NullSpaceProjection
 
 _BISECTIONS = 6
+_NEARLY_FORGOTTEN = 0.05  # below this accuracy ...
+_PATIENCE = 20  # ... so many steps without a lower one are a plateau: a few odd rows are not worth ever larger steps
 
 
 def _between(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
@@ -52,7 +54,8 @@ class StoppingCallback(TrainerCallback):
     """Checks every `check_steps`, stops when forgetting is reached, and keeps the last state within the leak budget.
 
     Attributes:
-        reason: why unlearning ended: "target", "leak_budget", "max_steps", or "stopped" (by another callback).
+        reason: why unlearning ended: "target", "plateau" (nearly forgotten, and no further for a while), "leak_budget",
+            "max_steps", or "stopped" (by another callback).
     """
 
     def __init__(
@@ -110,6 +113,9 @@ class StoppingCallback(TrainerCallback):
             control.should_training_stop = True
             if self.refine and before is not None:
                 self._step_back(before, self._within_budget)
+        elif not self.refine and _on_plateau(state, check.forget_accuracy):
+            self.reason = "plateau"
+            control.should_training_stop = True
 
     def _step_back(self, above: Mapping[str, Tensor], below: Mapping[str, Tensor]) -> None:
         """Bisect between a state above the target and one that reached it; every state between lies in the null space."""
@@ -135,3 +141,10 @@ class StoppingCallback(TrainerCallback):
 
     def _log(self, check: Check) -> None:
         self.log(asdict(check))
+
+
+def _on_plateau(state: TrainerState, accuracy: float) -> bool:
+    """Whether `accuracy` is the lowest seen, low, and was first reached long ago; read from the log, so resuming agrees."""
+    seen = [(entry["forget_accuracy"], entry["step"]) for entry in state.log_history if "forget_accuracy" in entry]
+    lowest, since = min(seen, default=(1.0, 0))
+    return accuracy <= lowest <= _NEARLY_FORGOTTEN and state.global_step - since >= _PATIENCE

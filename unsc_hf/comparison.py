@@ -27,7 +27,7 @@ from .evaluation.membership import membership_inference
 from .evaluation.probes import linear_probe, prototype_attack
 from .evaluation.report import LABELS, MethodResult, judge, mean_result
 from .loading import load_as, model_label_names
-from .outputs import Outputs, collect_outputs
+from .outputs import Outputs, RowOutputs, collect_outputs
 from .trainer import UNSCTrainer
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class Evaluator:
     def __init__(
         self, forget: Dataset, retain: Dataset, test: Dataset, forgotten: Sequence[int], label_column: str | None
     ) -> None:
-        self._forget, self._retain = (_sample(rows, read_labels(rows, label_column)) for rows in (forget, retain))
+        self._forget, self._retain = (sample_rows(rows, read_labels(rows, label_column)) for rows in (forget, retain))
         self._test = test
         self.forgotten = list(forgotten)
 
@@ -132,21 +132,13 @@ class Evaluator:
         return linear_probe(features, labels, test.need_features(), test.labels, self.forgotten), attack
 
 
-@dataclass(frozen=True)
-class RowOutputs:
-    """Outputs on training rows to forget, on training rows to keep, and on test rows."""
-
-    forget: Outputs
-    retain: Outputs
-    test: Outputs
-
-
 def row_accuracy(outputs: Outputs) -> float:
     """Share of rows whose label is the most likely one."""
     return float((outputs.logits.argmax(-1) == outputs.labels).float().mean())
 
 
-def _sample(rows: Dataset, labels: np.ndarray) -> Dataset:
+def sample_rows(rows: Dataset, labels: np.ndarray) -> Dataset:
+    """Up to 500 rows of each class, always the same ones."""
     rng = np.random.default_rng(0)
     chosen = [rng.permutation(np.flatnonzero(labels == c))[:_AUDIT_ROWS_PER_CLASS] for c in np.unique(labels)]
     return rows.select(np.sort(np.concatenate(chosen)))

@@ -45,7 +45,10 @@ class UNSCConfig(TrainingArguments):
 
     Parameters that control forgetting:
         pseudo_labels (`str`, *optional*): `"top1"`, `"soft"`, `"second"`, `"random"`, `"nearest_mean"` or `"matched"`; see
-            `unsc_hf.pseudo_labels`. None means `"top1"` for whole classes and `"matched"` for single rows.
+            `unsc_hf.pseudo_labels`. None means `"soft"` for whole classes and `"matched"` for single rows; the paper's is
+            `"top1"`.
+        pseudo_label_temperature (`float`, defaults to `0.5`): of `"soft"`: 1 is the original's own distribution over the
+            remaining classes, towards 0 it becomes `"top1"`.
         lr_doubling_steps (`int`, *optional*, defaults to `40`): with the constant schedule the learning rate doubles every so
             many steps, until the target or the leak budget is reached; None keeps it constant.
         target_forget_accuracy (`float`, *optional*): unlearning stops when the accuracy on the forget rows (for whole
@@ -57,10 +60,11 @@ class UNSCConfig(TrainingArguments):
             classes at least 50 forget rows are held out, or 40 % where there are fewer than 125.
         max_validation_rows (`int`, defaults to `1000`): at most this many rows are held out of each.
         label_column (`str`, *optional*): column with class ids; found by itself when None.
-        objective (`str`, defaults to `"unsc"`): what is minimised on the forget rows: `"unsc"`, `"gradient_ascent"`,
-            `"gradient_difference"`, `"npo"` or `"simnpo"`; see `unsc_hf.objectives`. All run under the same projection.
+        objective (`str`, defaults to `"unsc"`): what is minimised on the forget rows: `"unsc"`, `"unsc_retain"`,
+            `"gradient_ascent"`, `"gradient_difference"`, `"npo"`, `"simnpo"`, `"fine_tune"` or `"scrub"`; see
+            `unsc_hf.objectives`. All run under the same projection.
         objective_beta, objective_gamma, retain_weight (`float`): of `"npo"` and `"simnpo"`, of `"simnpo"`, and of
-            `"gradient_difference"`.
+            `"unsc_retain"`, `"gradient_difference"` and `"scrub"`.
         completion_only_loss (`bool`, defaults to `True`): for language models, forget the completions' tokens alone, not the
             prompts'.
         text_columns (`list[str]`, *optional*): column with the text, or the two of a pair; found by themselves when None.
@@ -95,9 +99,12 @@ class UNSCConfig(TrainingArguments):
     pseudo_labels: str | None = field(
         default=None,
         metadata={
-            "help": "How forgotten rows are re-labelled; by default top1 for classes, matched for rows.",
+            "help": "How forgotten rows are re-labelled; by default soft for classes, matched for rows.",
             "choices": list(STRATEGIES),
         },
+    )
+    pseudo_label_temperature: float = field(
+        default=0.5, metadata={"help": "Temperature of soft pseudo-labels; towards 0 they become top1."}
     )
     lr_doubling_steps: int | None = field(
         default=40, metadata={"help": "Steps in which the (otherwise constant) learning rate doubles."}
@@ -120,7 +127,9 @@ class UNSCConfig(TrainingArguments):
     )
     objective_beta: float = field(default=0.1, metadata={"help": "Inverse temperature of npo and simnpo."})
     objective_gamma: float = field(default=0.0, metadata={"help": "Reward margin of simnpo."})
-    retain_weight: float = field(default=1.0, metadata={"help": "Weight of retained rows in gradient_difference."})
+    retain_weight: float = field(
+        default=1.0, metadata={"help": "Weight of retained rows in unsc_retain, gradient_difference and scrub."}
+    )
     completion_only_loss: bool = field(
         default=True, metadata={"help": "Language models: forget the completions' tokens alone, not the prompts'."}
     )
@@ -166,8 +175,9 @@ class UNSCConfig(TrainingArguments):
             )
         if self.max_leak is not None and not (math.isfinite(self.max_leak) and self.max_leak > 0):
             raise UNSCError(f"max_leak: {self.max_leak!r} is not a positive number; use None for no budget.")
-        if not self.objective_beta > 0:
-            raise UNSCError(f"objective_beta: {self.objective_beta!r} is not a positive number.")
+        for argument in ("objective_beta", "pseudo_label_temperature"):
+            if not getattr(self, argument) > 0:
+                raise UNSCError(f"{argument}: {getattr(self, argument)!r} is not a positive number.")
         if not 0.0 < self.validation_fraction < 1.0:
             raise UNSCError(f"validation_fraction: {self.validation_fraction!r} is outside (0, 1).")
         for argument in (

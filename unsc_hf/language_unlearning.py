@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
@@ -27,11 +26,13 @@ from .errors import UNSCError
 from .evaluation.generation import generate_answers, rouge_l, token_metrics, truth_ratio
 from .files import write_text
 from .fingerprint import data_fingerprint
+from .html_report import FILE as REPORT
 from .loading import load_as
-from .model_card import CardContent, public_name, scrubbed_command, versions, write_card
+from .model_card import CardContent, public_name, typed_command, versions, write_card
 from .objectives import OBJECTIVES
 from .outputs import Outputs, iterate_outputs
 from .plots import plot_answers, plot_capacity, plot_unlearning
+from .run_report import write_run_report
 from .tasks import read_answers
 from .text_classification import load_tokenizer
 from .trainer import UNSCTrainer
@@ -42,6 +43,11 @@ PICTURES = (
     ("answers.png", "ROUGE-L of the answers on each set, before, after and when retrained"),
     ("unlearning.png", "Token accuracy and leak while unlearning"),
     ("capacity.png", "Rank and capacity of each layer"),
+)
+TABLE_NOTE = (
+    "Percent, except loss and seconds. ROUGE-L: share of the true answer's words that the greedy answer brings in their order, on each "
+    "set. Extraction: share of a forgotten answer that the model recites from the tokens before it. 'Unprojected': without confinement "
+    "to the null space."
 )
 
 
@@ -400,7 +406,7 @@ def _write(
     dataset = public_name(str(arguments.dataset_name))
     options = options_of(config, ("objective_beta", "completion_only_loss"))
     options |= {"objective": trainer.args.objective, "pseudo_labels": trainer.pseudo_label_strategy}
-    command = scrubbed_command(["python", f"recipes/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    command = typed_command()
     content = CardContent(
         model_name=str(config.hub_model_id or folder.resolve().name),
         base_model=public_name(original),
@@ -418,6 +424,7 @@ def _write(
         reason="answers are compared with a retrained model's in the table; the representation was not examined",
         hyperparameters=options,
         pictures=PICTURES,
+        report=REPORT,
         license=arguments.license,
         command=command,
         task="text-generation",
@@ -426,6 +433,7 @@ def _write(
     write_card(content, folder)
     results = {
         "request": {"rows": len(data.forget), "dataset": dataset, "model": public_name(original)},
+        "verdict": {"word": content.verdict, "reason": content.reason},
         "methods": {name: asdict(answers) for name, answers in result.methods.items()},
         "retrained_references": [asdict(answers) for answers in result.references],
         "certificate": result.certificate,
@@ -437,8 +445,13 @@ def _write(
         "hyperparameters": options,
         "command": command,
         "versions": versions(),
+        "table": content.table,
+        "table_note": TABLE_NOTE,
+        "pictures": PICTURES,
     }
-    write_text(folder / "results.json", json.dumps(finite(results), indent=1, ensure_ascii=False))
+    results = finite(results)
+    write_run_report(results, folder)
+    write_text(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False))
 
 
 def _print(console: Console, result: LanguageComparison, config: UNSCConfig) -> None:

@@ -271,12 +271,12 @@ def capture_inputs(layers: Sequence[ProtectedLayer], on_input: RowCallback, stri
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside the block; every module's own mode is restored afterwards."""
+def evaluation_mode(model: nn.Module, gradients: bool = False) -> Iterator[None]:
+    """Eval mode, by default without gradients, inside the block; every module's own mode is restored afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradients):
             yield
     finally:
         for module, training in modes.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import html
+import json
 import re
 import shlex
 import sys
@@ -17,13 +18,14 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .evaluation.report import MethodResult, format_table
 from .files import write_text
+from .objectives import OBJECTIVES
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
 TAGS = ["unsc", "machine-unlearning", "unlearning"]
 _RELABELLING = {
     "top1": "each forgotten row is re-labelled with the most similar class that remains",
     "second": "each forgotten row is re-labelled with the second most similar class that remains",
-    "soft": "each forgotten row is re-labelled with the original's distribution over everything but its true label",
+    "soft": "each forgotten row is re-labelled with the original's distribution over what remains, most of it on the most similar",
     "random": "each forgotten row is re-labelled at random",
     "nearest_mean": "each forgotten row is re-labelled with the remaining class whose mean is nearest",
     "matched": "each forgotten row is re-labelled to be known as well as rows are that the original never saw",
@@ -34,6 +36,7 @@ LOADERS = {
     "text-classification": ("AutoModelForSequenceClassification", "AutoTokenizer", "tokenizer"),
     "text-generation": ("AutoModelForCausalLM", "AutoTokenizer", "tokenizer"),
 }
+_NAMES_ROWS = ("forget_indices", "forget_values")  # options whose values tell which rows, or whose, were forgotten
 _PACKAGES = ("unsc_hf", "torch", "transformers", "datasets", "accelerate", "peft", "huggingface_hub")
 _ADAPTER_NOTE = (
     "This is an adapter. The base model still remembers: whoever loads it without the adapter has everything back. Where "
@@ -63,6 +66,7 @@ class CardContent:
         verdict, reason: as `comparison.judge` says.
         hyperparameters: options by name.
         pictures: (file name, caption).
+        report: file name of the HTML report beside the card, or "".
         license: SPDX id, or None if unknown.
         requests: log of all requests served on this model, oldest first (see `requests.record_request`).
         command: what was typed, already scrubbed.
@@ -82,6 +86,7 @@ class CardContent:
     reason: str = "no comparison was made"
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     pictures: Sequence[tuple[str, str]] = ()
+    report: str = ""
     license: str | None = None
     command: str = ""
     adapter: bool = False
@@ -110,22 +115,35 @@ def public_name(name: str) -> str:
 
 
 def scrubbed_command(arguments: Sequence[str]) -> str:
-    """A command line without secrets and without folders of this machine: paths keep their last part only."""
+    """A command line without secrets, without what names rows to forget, and without folders of this machine.
+
+    Paths keep their last part only.
+    """
     shown: list[str] = []
-    hide = False
+    hide = ""  # the option whose values are not shown
     for argument in arguments:
         name, equals, value = argument.partition("=")
-        secret = name.startswith("--") and "token" in name.lower()
-        if hide or (equals and secret):
-            shown.append(f"{name}=***" if equals and not hide else "***")
-            hide = False
-            continue
-        hide = secret
-        if equals and name.startswith("--"):
-            shown.append(f"{name}={_last_part(value)}")
+        if name.startswith("--"):
+            option = name[2:].lower().replace("-", "_")
+            hide = option if "token" in option or option in _NAMES_ROWS else ""
+            if hide and equals:
+                shown.append(f"{name}=***")
+            else:
+                shown.append(f"{name}={_last_part(value)}" if equals else name)
+        elif hide:
+            if shown[-1] != "***":
+                shown.append("***")
+            hide = hide if hide in _NAMES_ROWS else ""  # a token is one value, rows may be many
         else:
             shown.append(_last_part(argument))
     return shlex.join(shown)
+
+
+def typed_command() -> str:
+    """The command that runs this recipe, or `unsc`, as `scrubbed_command` shows it."""
+    program = Path(sys.argv[0]).name
+    start = ["unsc"] if program in ("unsc", "unsc.exe") else ["python", f"recipes/{program}"]
+    return scrubbed_command([*start, *sys.argv[1:]])
 
 
 def _last_part(text: str) -> str:
@@ -159,20 +177,20 @@ def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _usage(content: CardContent) -> str:
-    repo = content.model_name
+    repo = json.dumps(content.model_name)  # double quotes, as formatters want them
     auto_class, processor_class, processor = LOADERS[content.task]
     if content.adapter:
         return (
             "from peft import PeftModel\n"
             f"from transformers import {auto_class}, {processor_class}\n\n"
-            f"base = {auto_class}.from_pretrained({content.base_model!r})\n"
-            f"model = PeftModel.from_pretrained(base, {repo!r})\n"
-            f"{processor} = {processor_class}.from_pretrained({repo!r})"
+            f"base = {auto_class}.from_pretrained({json.dumps(content.base_model)})\n"
+            f"model = PeftModel.from_pretrained(base, {repo})\n"
+            f"{processor} = {processor_class}.from_pretrained({repo})"
         )
     return (
         f"from transformers import {processor_class}, {content.model_class}\n\n"
-        f"model = {content.model_class}.from_pretrained({repo!r})\n"
-        f"{processor} = {processor_class}.from_pretrained({repo!r})"
+        f"model = {content.model_class}.from_pretrained({repo})\n"
+        f"{processor} = {processor_class}.from_pretrained({repo})"
     )
 
 
@@ -244,6 +262,7 @@ def build_card(content: CardContent) -> ModelCard:
         eval_results=results or None,
     )
     methods = content.methods
+    objective = str(content.hyperparameters.get("objective") or "unsc")
     references = (
         f"The row retrained is the mean of {content.references} models."
         if content.references > 1
@@ -261,13 +280,15 @@ def build_card(content: CardContent) -> ModelCard:
         ),
         verdict=content.verdict,
         verdict_reason=escape(content.reason[:1].upper() + content.reason[1:]) + ".",
+        report=content.report,
         adapter_note=_ADAPTER_NOTE if content.adapter else "",
         forgotten=_forgotten_text(content),
         table=_markdown_table(format_table(methods) if methods else content.table) if methods or content.table else "",
         classifier=content.task != "text-generation",
         references_note=references,
         relabelling=_RELABELLING.get(str(content.hyperparameters.get("pseudo_labels")), _RELABELLING["top1"]),
-        objective=escape(content.hyperparameters.get("objective") or "unsc"),
+        objective=escape(objective),
+        reads_retained=objective in OBJECTIVES and OBJECTIVES[objective].retain,
         requests=[
             (entry["time"], f"{entry['rows']:,}", entry["digest"], entry["salt"], f"{entry['leak']:.3g}")
             for entry in content.requests

@@ -40,6 +40,15 @@ class Outputs:
         return self.features
 
 
+@dataclass(frozen=True)
+class RowOutputs:
+    """Outputs on training rows to forget, on training rows to keep, and on test rows."""
+
+    forget: Outputs
+    retain: Outputs
+    test: Outputs
+
+
 def find_head(model: nn.Module, num_labels: int) -> tuple[str, nn.Linear]:
     """Name and module of the linear layer that produces the logits: the last one with `num_labels` outputs.
 

@@ -1,8 +1,10 @@
-"""New labels for the rows to forget: the most similar class that remains, as the original model sees it.
+"""New labels for the rows to forget: the most similar classes that remain, as the original model sees them.
 
-UNSC (arXiv 2404.13588, section 4.2) takes the original model's most likely class among the remaining ones. The other
-strategies exist to be compared with it, but for "matched", which serves requests of single rows: a model that never saw
-a row still gets most such rows right, so they are re-labelled to be known as well as unseen rows are, not as badly as can be.
+UNSC (arXiv 2404.13588, section 4.2) takes the original model's most likely class among the remaining ones, "top1". Pushed
+towards a single label with full confidence, a row takes retained rows of neighbouring classes with it; the original's own
+distribution over the remaining classes, "soft", asks for no more than that the forgotten class disappears, and its gradient
+vanishes once it has. "matched" serves requests of single rows: a model that never saw a row still gets most such rows right,
+so they are re-labelled to be known as well as unseen rows are, not as badly as can be. The others exist to be compared.
 """
 
 from __future__ import annotations
@@ -27,18 +29,20 @@ def pseudo_labels(
     *,
     retain: Outputs | None = None,
     matching: Matching | None = None,
+    temperature: float = 1.0,
     seed: int = 0,
 ) -> Tensor:
     """Labels for the forget rows; but for "matched" never a row's own label and never a class that does not remain.
 
     Args:
         strategy: "top1" the most likely remaining class; "second" the second most likely; "soft" the softmax over the
-            remaining classes; "random" uniform over them; "nearest_mean" the class whose mean head input over `retain`
-            is nearest (Euclidean); "matched" a distribution that knows the row as well as unseen rows are known.
+            remaining classes, of logits divided by `temperature`; "random" uniform over them; "nearest_mean" the class whose
+            mean head input over `retain` is nearest (Euclidean); "matched" a distribution that knows the row as well as unseen rows are known.
         forget: the original model's outputs on the forget rows, in eval mode.
         remaining: ids of the classes that still occur in the retained data.
         retain: outputs on retained rows, for "nearest_mean".
         matching: for "matched".
+        temperature: of "soft"; towards 0 it becomes "top1".
         seed: for "random".
 
     Returns:
@@ -67,7 +71,7 @@ def pseudo_labels(
     if strategy in ("top1", "second"):
         return _masked(forget.logits, allowed).topk(needed, dim=1).indices[:, needed - 1]
     if strategy == "soft":
-        return _masked(forget.logits, allowed).softmax(1)
+        return (_masked(forget.logits, allowed) / temperature).softmax(1)
     if strategy == "random":
         noise = torch.rand(rows, classes, generator=torch.Generator().manual_seed(seed))
         return _masked(noise, allowed).argmax(1)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,13 +26,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
-from .errors import UNSCError, closest
+from .errors import UNSCError, closest, first_line
 from .files import write_beside, write_text
 from .fingerprint import Fingerprint, data_fingerprint, file_hash, weight_hash
 from .layers import NOT_INPUTS, ProtectedLayer, capture_inputs, evaluation_mode, find_layers, row_mask, trace_layers
 
 _FORMAT = "unsc_hf.activation_statistics.v1"
-_TENSORS, _META = "statistics.safetensors", "statistics.json"
+_META = "statistics.json"
 _GOLDEN = 0.6180339887498949
 _ROW_STRIDE = 7919  # a prime: consecutive samples start at unrelated places of the golden sequence
 
@@ -370,8 +372,9 @@ class ActivationStatistics:
     # ---- storage ----------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `statistics.safetensors` and then `statistics.json`, which vouches for it by its hash.
+        """Write `statistics-<hash>.safetensors` and then `statistics.json`, which names it and vouches for it.
 
+        Renaming the JSON replaces earlier statistics as a whole: a run killed at any moment leaves the old ones or the new.
         Other files in the folder are left alone. Moments are symmetric: only their upper triangles are stored.
         """
         target = Path(folder)
@@ -383,7 +386,7 @@ class ActivationStatistics:
                 tensors[f"{g}.{k}"] = by_key[key].matrix[:, upper[0], upper[1]].contiguous().cpu()
             rows[group] = {key: by_key[key].rows for key in self.keys}
         widths = {key: list(moment.matrix.shape[:2]) for key, moment in next(iter(self.moments.values())).items()}
-        meta = {
+        meta: dict[str, Any] = {
             "format": _FORMAT,
             "fingerprint": asdict(self.fingerprint),
             "module_keys": self.module_keys,
@@ -393,9 +396,15 @@ class ActivationStatistics:
             "rows": rows,
             "requests": self.requests,
         }
-        write_beside(target / _TENSORS, lambda scratch: save_file(tensors, scratch, metadata={"format": "pt"}))
-        meta["sha256"] = file_hash(target / _TENSORS)
+        fresh = target / "statistics-new.safetensors"
+        write_beside(fresh, lambda scratch: save_file(tensors, scratch, metadata={"format": "pt"}))
+        meta["sha256"] = file_hash(fresh)
+        meta["file"] = f"statistics-{meta['sha256'][:16]}.safetensors"
+        os.replace(fresh, target / meta["file"])
         write_text(target / _META, json.dumps(meta, indent=1, ensure_ascii=False))
+        for old in target.glob("statistics-*.safetensors"):
+            if old.name != meta["file"]:
+                old.unlink(missing_ok=True)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str], model: nn.Module | None = None) -> ActivationStatistics:
@@ -407,39 +416,93 @@ class ActivationStatistics:
         folder = Path(folder)
         try:
             meta = json.loads((folder / _META).read_text(encoding="utf-8"))
-            found = file_hash(folder / _TENSORS)
-            tensors = load_file(folder / _TENSORS)
         except FileNotFoundError as error:
-            raise UNSCError(
-                f"statistics: {folder} holds no {Path(str(error.filename)).name}; collect and save them first."
-            ) from error
-        except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UNSCError(f"statistics: {folder} is damaged ({error}); collect them again.") from error
+            raise UNSCError(f"statistics: {folder} holds no {_META}; collect and save them first.") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise UNSCError(f"statistics: {folder} is damaged ({first_line(error)}); collect them again.") from error
         if not isinstance(meta, dict) or meta.get("format") != _FORMAT:
-            kind = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
+            kind = str(meta.get("format"))[:40] if isinstance(meta, dict) else type(meta).__name__
             raise UNSCError(f"statistics: {folder} has format {kind!r}, this version reads {_FORMAT!r}.")
-        if meta.get("sha256") != found:
-            raise UNSCError(
-                f"statistics: {_TENSORS} in {folder} has SHA-256 {found[:12]}, {_META} expects "
-                f"{str(meta.get('sha256'))[:12]}; one of them was replaced, collect them again."
-            )
         try:
-            keys, shapes, rows = meta["keys"], meta["shapes"], meta["rows"]
+            _check_meta(meta)
+            file = folder / meta["file"]
+            found = file_hash(file)
+            if meta["sha256"] != found:
+                raise ValueError(
+                    f"{file.name} has SHA-256 {found[:12]}, {_META} expects {meta['sha256'][:12]}: one of them was replaced"
+                )
+            tensors, rows = load_file(file), meta["rows"]
             moments = {
                 group: {
-                    key: SecondMoment(_unpack(tensors[f"{g}.{k}"], *shapes[key]), int(rows[group][key]))
-                    for k, key in enumerate(keys)
+                    key: SecondMoment(_unpack(tensors[f"{g}.{k}"], *meta["shapes"][key]), rows[group][key])
+                    for k, key in enumerate(meta["keys"])
                 }
                 for g, group in enumerate(rows)
             }
             fingerprint = Fingerprint(**meta["fingerprint"])
-            names, served = meta["group_names"], list(meta.get("requests", []))
-            statistics = cls(moments, meta["module_keys"], fingerprint, names, served)
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise UNSCError(f"statistics: {folder} is damaged ({error}); collect them again.") from error
+        except FileNotFoundError as error:
+            raise UNSCError(f"statistics: {folder} holds no {file.name}; collect and save them again.") from error
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UNSCError(f"statistics: {folder} is damaged ({first_line(error)}); collect them again.") from error
+        statistics = cls(moments, meta["module_keys"], fingerprint, meta["group_names"], meta["requests"])
         if model is not None:
             statistics.check_same_model(weight_hash(model))
         return statistics
+
+
+def _check_meta(meta: dict[str, Any]) -> None:
+    """Whatever lies on a disk may have been written by anybody: types, names and numbers are what they must be.
+
+    Raises:
+        ValueError, KeyError, TypeError: naming the first thing that is not.
+    """
+
+    def expect(holds: bool, name: str) -> None:
+        if not holds:
+            raise ValueError(f"{name} is not what it must be")
+
+    def texts(value: Any) -> bool:
+        return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
+
+    def count(value: Any, least: int) -> bool:
+        return type(value) is int and least <= value < 2**53
+
+    keys, shapes, rows, fingerprint = meta["keys"], meta["shapes"], meta["rows"], meta["fingerprint"]
+    expect(
+        isinstance(meta["file"], str)
+        and re.fullmatch(r"statistics-[0-9a-f]{16}\.safetensors", meta["file"]) is not None,
+        "file",
+    )
+    expect(isinstance(meta["sha256"], str), "sha256")
+    expect(isinstance(keys, list) and bool(keys) and all(isinstance(key, str) for key in keys), "keys")
+    expect(texts(meta["module_keys"]) and set(meta["module_keys"].values()) == set(keys), "module_keys")
+    expect(texts(meta["group_names"]), "group_names")
+    expect(isinstance(shapes, dict), "shapes")
+    for key in keys:
+        expect(
+            isinstance(shapes[key], list) and len(shapes[key]) == 2 and all(count(n, 1) for n in shapes[key]), "shapes"
+        )
+    expect(isinstance(rows, dict) and bool(rows), "rows")
+    for by_key in rows.values():
+        expect(
+            isinstance(by_key, dict) and set(by_key) == set(keys) and all(count(n, 0) for n in by_key.values()), "rows"
+        )
+    expect(
+        isinstance(meta["requests"], list) and all(isinstance(entry, dict) for entry in meta["requests"]), "requests"
+    )
+    for entry in meta["requests"]:
+        leak = entry["leak"]
+        expect(type(leak) in (int, float) and math.isfinite(leak) and leak >= 0 and count(entry["rows"], 0), "requests")
+        expect(all(isinstance(entry[name], str) for name in ("time", "digest", "salt")), "requests")
+    expect(isinstance(fingerprint, dict), "fingerprint")
+    for name in ("weights", "data", "model", "revision"):
+        expect(isinstance(fingerprint[name], str), f"fingerprint.{name}")
+    for name in ("max_rows_per_class", "max_samples_per_class"):
+        expect(fingerprint[name] is None or count(fingerprint[name], 1), f"fingerprint.{name}")
+    expect(count(fingerprint["samples"], 0), "fingerprint.samples")
+    expect(fingerprint["dtype"] in ("float32", "float64"), "fingerprint.dtype")
+    removed = fingerprint["removed"]
+    expect(isinstance(removed, list) and all(isinstance(digest, str) for digest in removed), "fingerprint.removed")
 
 
 def _unpack(upper: Tensor, groups: int, width: int) -> Tensor:

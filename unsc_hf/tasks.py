@@ -110,7 +110,13 @@ class ClassificationTask:
     ) -> list[dict[str, Tensor]]:
         """Pseudo-label and log-likelihood under the original of each row."""
         found = pseudo_labels(
-            strategy, forget, self.remaining_classes, retain=retain, matching=matching, seed=self._args.seed
+            strategy,
+            forget,
+            self.remaining_classes,
+            retain=retain,
+            matching=matching,
+            temperature=self._args.pseudo_label_temperature,
+            seed=self._args.seed,
         )
         hard = found if found.dim() == 1 else found.argmax(1)
         if strategy != "matched" and bool((hard == forget.labels).any()):
@@ -209,6 +215,7 @@ class CausalLMTask:
             forget,
             range(self._vocabulary),
             matching=matching,
+            temperature=self._args.pseudo_label_temperature,
             seed=self._args.seed + len(forget.labels),
         )
         packed = found[:, None] if found.dim() == 1 else sparse(found, SOFT_TOKENS)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 from datasets import Dataset
+from huggingface_hub import CommitInfo
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
@@ -35,6 +36,7 @@ from .objectives import OBJECTIVES, Terms
 from .outputs import Outputs, collect_outputs, iterate_outputs, join_outputs
 from .projection import Leak, NullSpaceProjection
 from .pseudo_labels import Matching
+from .publishing import publish
 from .statistics import ActivationStatistics, SecondMoment
 from .subspace import Subspace, build_subspace, no_capacity_message, no_capacity_reason, randomised
 from .tasks import make_task
@@ -47,6 +49,8 @@ _ROW_TOLERANCE = 0.01  # single rows count as forgotten when their accuracy is t
 _VALIDATION_ROWS = 50  # forget rows wanted for validation where whole classes are forgotten ...
 _MOST_HELD_OUT = 0.4  # ... but never more than this share of them
 _MOST_LOGITS = 50_000_000  # held-out logits kept for the drift; a language model gives them for every token
+_CURVE_ROWS = 300  # held-out retained rows that a check reads: they draw a curve, nothing is decided by them
+_MUCH_LOST = 0.02  # of the accuracy on held-out retained rows: worth a warning
 _POOL = "retain"  # the one group of statistics whose classes need not be told apart
 
 
@@ -86,7 +90,7 @@ class UNSCTrainer(Trainer):
     """Makes a classifier forget rows while its answers on retained rows stay where they were.
 
     Before the first step the original model is read once: second moments of the retained rows' activations give a null
-    space for each layer, and every forget row gets the most similar remaining class as its new label. Then the model is
+    space for each layer, and every forget row gets the most similar remaining classes as its new label. Then the model is
     trained on the re-labelled forget rows alone, with gradients and weight changes confined to the null space.
 
     Args:
@@ -149,6 +153,7 @@ class UNSCTrainer(Trainer):
         self.task = make_task(model, args, forget_dataset, retain_dataset, processing_class)
         self.plan: UnlearningPlan | None = None
         self.stop_reason: str | None = None
+        self._teacher: nn.Module | None = None
         self.unlearning_seconds = 0.0
         self._given_statistics = statistics
         self.class_names, self.whole_classes = self.task.class_names, self.task.whole_classes
@@ -261,6 +266,9 @@ class UNSCTrainer(Trainer):
         targets = self._targets(model, strategy, retain if by_mean else None)
         retained = self._prepared(self._retain_train) if OBJECTIVES[args.objective].retain else None
         self.train_dataset = RelabelledDataset(self._prepared(self._forget_train), targets, retained)
+        if OBJECTIVES[args.objective].teacher:
+            self._teacher = copy.deepcopy(model).requires_grad_(False)
+            self._teacher.eval()
         target = self._target_accuracy(model)
         self.plan = UnlearningPlan(
             selection=selection,
@@ -283,10 +291,12 @@ class UNSCTrainer(Trainer):
 
     @property
     def pseudo_label_strategy(self) -> str:
-        """The stated one; else "top1" for whole classes, and "matched" for single rows beside unseen ones."""
+        """The stated one; else "soft" for whole classes, "matched" for single rows beside unseen ones."""
         if self.args.pseudo_labels is not None:
             return self.args.pseudo_labels
-        return "top1" if self.whole_classes or self._unseen is None else "matched"
+        if self.whole_classes:
+            return "soft"
+        return "top1" if self._unseen is None else "matched"
 
     def _targets(self, model: nn.Module, strategy: str, retain: Outputs | None) -> list[dict[str, Tensor]]:
         """Targets of every forget row that is trained on, from the original model."""
@@ -514,22 +524,28 @@ class UNSCTrainer(Trainer):
         retain, labels = inputs.pop("retain", None), inputs.pop("labels")
         outputs = model(**inputs)
         logits, true, pseudo, samples = self.task.positions(outputs.logits, labels, targets)
-        retain_loss = None
+        args, more = self.args, dict[str, Any]()
+        if self._teacher is not None:
+            with torch.no_grad():
+                taught = self._teacher(**inputs).logits
+            more["teacher"] = self.task.positions(taught, labels, targets)[0]
         if retain is not None:
-            kept = model(**{name: value for name, value in retain.items() if name not in NOT_INPUTS})
-            flat = self.task.outputs(kept.logits, retain["labels"])
-            retain_loss = nn.functional.cross_entropy(flat.logits.float(), flat.labels)
-        args = self.args
-        terms = Terms(
-            logits, true, pseudo, samples, reference, retain_loss, args.objective_beta, args.objective_gamma,
-            args.retain_weight,
-        )  # fmt: skip
-        loss = OBJECTIVES[args.objective].loss(terms)
+            kept_inputs = {name: value for name, value in retain.items() if name not in NOT_INPUTS}
+            kept = self.task.outputs(model(**kept_inputs).logits, retain["labels"])
+            more["retain_logits"] = kept.logits
+            more["retain_loss"] = nn.functional.cross_entropy(kept.logits.float(), kept.labels)
+            if self._teacher is not None:
+                with torch.no_grad():
+                    taught = self._teacher(**kept_inputs).logits
+                more["retain_teacher"] = self.task.outputs(taught, retain["labels"]).logits
+        more.update(beta=args.objective_beta, gamma=args.objective_gamma, retain_weight=args.retain_weight)
+        loss = OBJECTIVES[args.objective].loss(Terms(logits, true, pseudo, samples, reference, **more))
         return (loss, outputs) if return_outputs else loss
 
     def _check(self) -> Check:
         """Forgetting and leak at this moment, on rows that are not trained on."""
-        rows = [self._forget_validation, self._retain_held_out]
+        every = -(-len(self._retain_held_out) // _CURVE_ROWS)
+        rows = [self._forget_validation, self._retain_held_out.select(range(0, len(self._retain_held_out), every))]
         if not self.whole_classes:  # of many single rows a part shows how far all are
             rows = [part.select(range(min(len(part), self.args.max_validation_rows))) for part in rows]
         forget, retain = (self.task.measure(self._iterate(self.model, part, "Check")) for part in rows)
@@ -561,9 +577,17 @@ class UNSCTrainer(Trainer):
             raise RuntimeError("a frozen weight or buffer has changed while unlearning")
         if self.stop_reason != "target":
             logger.warning(
-                "Unlearning ended by %s before the target forget accuracy %.3g was reached.",
+                "Unlearning ended (%s) before the target forget accuracy %.3g was reached.",
                 self.stop_reason,
                 self.plan.target_accuracy,
+            )
+        kept = [entry["retain_accuracy"] for entry in self.state.log_history if "retain_accuracy" in entry]
+        if kept and self.args.null_space == "retained" and kept[0] - kept[-1] > _MUCH_LOST:
+            logger.warning(
+                "Accuracy on held-out retained rows fell from %.4g to %.4g; objective 'unsc_retain', a higher energy or a lower "
+                "learning_rate may keep more.",
+                kept[0],
+                kept[-1],
             )
 
     # ---- certificate ------------------------------------------------------------------------------------------------
@@ -650,6 +674,47 @@ class UNSCTrainer(Trainer):
         )
         write_card(content, str(self.args.output_dir))
 
+    def push_to_hub(
+        self,
+        commit_message: str | None = None,
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo | None:
+        """Publish model, processor, card, report and pictures in one commit; see `unsc_hf.publishing.publish`.
+
+        Args:
+            commit_message, token, revision, private: as upstream; `hub_token`, `hub_revision` and `hub_private_repo` when None.
+            blocking: kept for upstream's signature; the commit is always waited for, so that its failure is seen.
+            kwargs: for `create_model_card`.
+
+        Returns:
+            The commit, None on all processes but the first.
+
+        Raises:
+            UNSCError: what must not leave, or a refusal of the Hub, in one line that says what to do.
+        """
+        args = self.args
+        self.callback_handler.on_push_begin(args, self.state, self.control)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        repo_id = self.hub_model_id or args.hub_model_id or Path(str(args.output_dir)).resolve().name
+        self.create_model_card(model_name=repo_id.split("/")[-1], **kwargs)
+        return publish(
+            str(args.output_dir),
+            repo_id,
+            private=args.hub_private_repo if private is None else private,
+            revision=revision or args.hub_revision,
+            token=token or args.hub_token,
+            message=commit_message or f"Unlearned by {type(self).__name__}",
+        )
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Nothing: the repository is made with the first commit, when there is something to publish."""
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         if self.args.should_save and self.plan is not None:
@@ -666,7 +731,7 @@ class UNSCTrainer(Trainer):
             "retain_dataset": data_fingerprint(self._retain_train)[:16],
             "null_space": args.null_space,
             "subspace_rule": f"{args.subspace_rule} {args.energy} {args.subspace_rank} {args.subspace_ratio}",
-            "pseudo_labels": self.pseudo_label_strategy,
+            "pseudo_labels": f"{self.pseudo_label_strategy} {args.pseudo_label_temperature}",
             "objective": args.objective,
             "trained": len(self.plan.selection.layers),
         }

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -33,12 +32,14 @@ from .errors import UNSCError, first_line
 from .evaluation.report import format_table
 from .files import write_text
 from .fingerprint import data_fingerprint
+from .html_report import FILE as REPORT
 from .image_classification import ImagePlan, load_image_dataset, load_image_processor
 from .loading import load_as
-from .model_card import CardContent, public_name, scrubbed_command, versions, write_card
+from .model_card import CardContent, public_name, typed_command, versions, write_card
 from .plots import plot_capacity, plot_per_class, plot_unlearning
 from .quickstart import FORGET_CLASSES, PLAN, digits_dataset
 from .requests import open_statistics, record_request, remaining_leak, without_request
+from .run_report import write_run_report
 from .statistics import ActivationStatistics
 from .text_classification import TextPlan, load_text_dataset, load_tokenizer
 from .trainer import UNSCTrainer
@@ -53,13 +54,19 @@ PICTURES = (
     ("unlearning.png", "Accuracy and leak while unlearning"),
     ("capacity.png", "Rank and capacity of each layer"),
 )
+TABLE_NOTE = (
+    "Percent, except MIA AUC and seconds. AccDut and AccDrt: test accuracy on the forgotten and on the remaining classes; AccDf and "
+    "AccDr: the same on training rows. MIA AUC: how well an attacker tells forgotten training rows from unseen ones (0.5 is chance). "
+    "Linear probe: test accuracy on the forgotten classes of a new head on this model's features; 10-shot prototype: after the mean "
+    "feature of ten examples is written into the head."
+)
 # What fits a terminal of 80 columns; cards spell it out.
 _HEADINGS = ("model", "AccDut", "AccDrt", "AccDf", "AccDr", "MIA", "probe", "10-shot", "leak", "sec")
 _NAMES = {"masked": "masked logit", "random_projector": "random space"}
 _OPTIONS_IN_CARD = (
     "subspace_rule", "energy", "subspace_rank", "subspace_ratio", "subspace_merge", "target_modules", "pseudo_labels",
-    "target_forget_accuracy", "max_leak", "check_steps", "max_rows_per_class", "max_samples_per_class", "optim",
-    "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "max_steps", "per_device_train_batch_size",
+    "pseudo_label_temperature", "objective", "target_forget_accuracy", "max_leak", "check_steps", "max_rows_per_class",
+    "max_samples_per_class", "optim", "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "max_steps", "per_device_train_batch_size",
     "gradient_accumulation_steps", "seed",
 )  # fmt: skip
 
@@ -125,7 +132,7 @@ class SharedArguments:
             raise UNSCError(f"{given[1]}: given beside {given[0]}; choose one way to name the rows.")
         classes = getattr(self, "forget_classes", None)
         if classes:
-            return Request(forget_classes=tuple(classes))
+            return Request(forget_classes=tuple(read_names(classes)))
         if self.forget_indices:
             return Request(indices=read_indices(self.forget_indices))
         if self.forget_column is not None:
@@ -150,7 +157,9 @@ class ClassificationArguments(SharedArguments):
 
     train_split: str = field(default="train", metadata={"help": "Split with the training rows."})
     test_split: str | None = field(default=None, metadata={"help": "Split with the test rows; found by itself."})
-    forget_classes: list[str] | None = field(default=None, metadata={"help": "Classes to forget, by name or id."})
+    forget_classes: list[str] | None = field(
+        default=None, metadata={"help": "Classes to forget, by name or id, or a .txt file of them."}
+    )
     statistics_dir: str | None = field(
         default=None,
         metadata={"help": "Keep activation statistics here: later requests on the resulting model need no new pass."},
@@ -257,6 +266,25 @@ class TextArguments(ClassificationArguments):
         return load_tokenizer(name)
 
 
+def read_names(given: Sequence[str]) -> list[str]:
+    """Class names from the command line: themselves, or a .txt file with one in each line.
+
+    Raises:
+        UNSCError: a file that cannot be read, or that is empty.
+    """
+    words = list(given)
+    if len(words) != 1 or not words[0].endswith(".txt"):
+        return words
+    try:
+        lines = Path(words[0]).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UNSCError(f"forget_classes: cannot read {words[0]} ({error.strerror}).") from error
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise UNSCError(f"forget_classes: {words[0]} names no class; write one in each line.")
+    return names
+
+
 def read_indices(given: Sequence[str]) -> tuple[int, ...]:
     """Row numbers from the command line: numbers, or a text file with one a line.
 
@@ -354,12 +382,7 @@ def run(arguments: ClassificationArguments, config: UNSCConfig, console: Console
         _write(arguments, config, result, original, labels, forget, requests)
         _print(console, result, config)
     if config.push_to_hub:
-        try:
-            result.trainer.push_to_hub()
-        except (OSError, RuntimeError, ValueError) as error:  # what the Hub's client raises, offline or refused
-            raise UNSCError(
-                f"push_to_hub: {first_line(error)} The run is complete in {config.output_dir}; publish that folder with `hf upload`."
-            ) from error
+        result.trainer.push_to_hub()
     return result
 
 
@@ -465,7 +488,7 @@ def _write(
 
     dataset = "scikit-learn digits" if quickstart else public_name(str(arguments.dataset_name))
     options = {**options_of(config), "pseudo_labels": trainer.pseudo_label_strategy}
-    command = scrubbed_command(["python", f"recipes/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    command = typed_command()
     content = CardContent(
         model_name=str(config.hub_model_id or folder.resolve().name),
         base_model=public_name(original),
@@ -484,6 +507,7 @@ def _write(
         reason=result.reason,
         hyperparameters=options,
         pictures=PICTURES,
+        report=REPORT,
         license=_license(arguments, original),
         requests=requests,
         command=command,
@@ -511,8 +535,13 @@ def _write(
         "command": command,
         "requests": requests,
         "versions": versions(),
+        "table": format_table(result.methods),
+        "table_note": TABLE_NOTE,
+        "pictures": PICTURES,
     }
-    write_text(folder / "results.json", json.dumps(finite(results), indent=1, ensure_ascii=False))
+    results = finite(results)
+    write_run_report(results, folder)
+    write_text(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False))
 
 
 def frozen_line(trainer: UNSCTrainer) -> str:

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .fine_tune import fine_tune
 from .gradient_ascent import gradient_ascent
 from .gradient_difference import gradient_difference
 from .npo import npo
+from .scrub import scrub
 from .simnpo import simnpo
 from .terms import Terms
 from .unsc import unsc
+from .unsc_retain import unsc_retain
 
 
 @dataclass(frozen=True)
@@ -26,18 +29,23 @@ class Objective:
     Attributes:
         loss: scalar from the terms of a batch.
         retain: whether it reads retained rows in training too; UNSC does not.
+        teacher: whether it compares with the original model's logits; costs a second forward pass.
     """
 
     loss: Callable[[Terms], Tensor]
     retain: bool = False
+    teacher: bool = False
 
 
 OBJECTIVES = {
     "unsc": Objective(unsc),
+    "unsc_retain": Objective(unsc_retain, retain=True),
     "gradient_ascent": Objective(gradient_ascent),
     "gradient_difference": Objective(gradient_difference, retain=True),
     "npo": Objective(npo),
     "simnpo": Objective(simnpo),
+    "fine_tune": Objective(fine_tune, retain=True),
+    "scrub": Objective(scrub, retain=True, teacher=True),
 }
 
 __all__ = ["OBJECTIVES", "Objective", "Terms"]

@@ -19,7 +19,9 @@ class Terms:
         targets: pseudo-labels, ids (positions,) or distributions (positions, classes).
         samples: which sample each position belongs to, (positions,), from 0.
         reference: log-likelihood of each sample's labels under the original model, summed over positions, (samples,).
-        retain_loss: mean loss on a batch of retained rows, for objectives that ask for it.
+        retain_loss: mean loss on a batch of retained rows, for objectives that ask for them.
+        retain_logits: logits at their labelled positions.
+        teacher, retain_teacher: the original model's logits at the same positions, for objectives that ask for it.
         beta: inverse temperature of NPO and SimNPO.
         gamma: reward margin of SimNPO.
         retain_weight: weight of `retain_loss`.
@@ -31,6 +33,9 @@ class Terms:
     samples: Tensor
     reference: Tensor
     retain_loss: Tensor | None = None
+    retain_logits: Tensor | None = None
+    teacher: Tensor | None = None
+    retain_teacher: Tensor | None = None
     beta: float = 0.1
     gamma: float = 0.0
     retain_weight: float = 1.0

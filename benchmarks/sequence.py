@@ -1,0 +1,147 @@
+"""Requests one after another on one model: seconds of each, and how far retained outputs have moved since the first.
+
+    python benchmarks/sequence.py image --dataset_name DATA --model_name_or_path MODEL --rows 100 --requests 10 --output_dir OUT
+    python benchmarks/sequence.py text --dataset_name DATA --model_name_or_path MODEL --requests balance transfer ... --output_dir OUT
+
+`--rows N` takes N training rows for each of so many requests, drawn with seed 0 and without repetition; otherwise every
+request is one class. Statistics are collected once, by the first request. Hyper-parameters are the package's defaults; rows
+need statistics without budgets, so those read all rows. Retained logits are compared with the *original's*, on test rows of
+classes that no request names.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from transformers import HfArgumentParser
+
+from unsc_hf import UNSCConfig, serve_request
+from unsc_hf.arguments import run_recipe
+from unsc_hf.data import class_names, default_collator, prepare_dataset, read_labels, resolve_classes
+from unsc_hf.evaluation.certificate import logit_drift
+from unsc_hf.files import write_beside, write_text
+from unsc_hf.loading import load_as
+from unsc_hf.model_card import versions
+from unsc_hf.outputs import Outputs, collect_outputs
+from unsc_hf.requests import open_statistics
+from unsc_hf.unlearning import ImageArguments, TextArguments
+
+
+def parts(rows: int | None, requests: list[str], labels: np.ndarray, names: list[str]) -> list[np.ndarray]:
+    """Row numbers of each request."""
+    if rows is not None:
+        drawn = np.random.default_rng(0).permutation(len(labels))
+        return [np.sort(drawn[i * rows : (i + 1) * rows]) for i in range(int(requests[0]))]
+    return [np.flatnonzero(labels == c) for c in resolve_classes(requests, names, range(len(names)))]
+
+
+def plot(entries: list[dict[str, Any]], path: Path) -> None:
+    """Seconds and drift by request."""
+    figure = Figure(figsize=(7.5, 3.0), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    x = range(1, len(entries) + 1)
+    bottom = np.zeros(len(entries))
+    for name, colour in (("statistics", "#9aa0a6"), ("unlearning", "#1f6fb4"), ("everything else", "#d8c9a3")):
+        heights = np.array([entry["seconds"][name] for entry in entries])
+        left.bar(x, heights, bottom=bottom, label=name, color=colour)
+        bottom += heights
+    left.set(xlabel="request", ylabel="seconds", xticks=list(x))
+    left.legend(frameon=False, fontsize=8)
+    right.plot(x, [100 * entry["test_accuracy"] for entry in entries], "o-", color="#3a8f5c", label="test accuracy")
+    right.plot(x, [100 * entry["drift"] for entry in entries], "o-", color="#d1642a", label="drift of the logits")
+    right.plot(x, np.cumsum([100 * e["leak"] for e in entries]), "o--", color="#9aa0a6", label="leaks, summed")
+    right.set(xlabel="request", ylabel="%", xticks=list(x), ylim=(0, 100))
+    right.legend(frameon=False, fontsize=8, loc="center right")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    write_beside(path, lambda scratch: figure.savefig(scratch, dpi=150))
+
+
+def main() -> None:
+    kinds = {"image": ImageArguments, "text": TextArguments}
+    if len(sys.argv) < 2 or sys.argv[1] not in kinds:
+        raise SystemExit(__doc__)
+    parser = HfArgumentParser(kinds[sys.argv[1]], description=__doc__, allow_abbrev=False)
+    own = parser.add_argument_group("benchmark")
+    own.add_argument("--requests", nargs="+", required=True, help="classes, or with --rows their number")
+    own.add_argument("--rows", type=int, help="training rows of each request")
+    own.add_argument("--threads", type=int, default=2)
+    own.add_argument("--output_dir", required=True)
+    options = vars(parser.parse_args(sys.argv[2:]))
+    requests, rows, threads = options.pop("requests"), options.pop("rows"), options.pop("threads")
+    folder = Path(options.pop("output_dir"))
+    torch.set_num_threads(threads)
+    arguments = kinds[sys.argv[1]](**options)
+    with tempfile.TemporaryDirectory() as scratch:
+        budgets: dict[str, Any] = {} if rows is None else {"max_rows_per_class": None, "max_samples_per_class": None}
+        config = UNSCConfig(output_dir=scratch, disable_tqdm=True, **budgets)
+        data = arguments.load(config)
+        train, test = data["train"], data["test"]
+        labels, names = read_labels(train), class_names(train)
+        assert names is not None
+        asked = parts(rows, requests, labels, names)
+        model = load_as(arguments.auto_class, str(arguments.model_name_or_path), "model_name_or_path")
+        processor = arguments.load_processor(str(arguments.model_name_or_path))
+        gone = np.concatenate(asked)
+        kept_classes = np.setdiff1d(labels, [] if rows else labels[gone])
+        kept_rows = test.select(np.flatnonzero(np.isin(read_labels(test), kept_classes)))
+        prepared = prepare_dataset(kept_rows, processor, model)
+
+        def outputs() -> Outputs:
+            return collect_outputs(model, prepared, default_collator(processor))
+
+        original, mask, entries = outputs(), np.ones(len(train), dtype=bool), []
+        for i, part in enumerate(asked):
+            mask[part] = False
+            forget, retain = train.select(part), train.select(np.flatnonzero(mask))
+            started = time.perf_counter()
+            if i == 0:
+                open_statistics(f"{scratch}/statistics", model, config, forget, retain, processor)
+            collecting = time.perf_counter() - started
+            unseen = data.get("validation", test) if rows else None
+            trainer = serve_request(
+                model, f"{scratch}/statistics", config, forget, retain,
+                processing_class=processor, unseen_dataset=unseen,
+            )  # fmt: skip
+            total = time.perf_counter() - started
+            assert trainer.plan is not None
+            now = outputs()
+            entry = {
+                "rows": len(part),
+                "seconds": {
+                    "statistics": collecting,
+                    "unlearning": trainer.unlearning_seconds,
+                    "everything else": total - collecting - trainer.unlearning_seconds,
+                },
+                "total": total,
+                "leak": trainer.certify().leak,
+                "drift": logit_drift(original.logits, now.logits).relative,
+                "test_accuracy": float((now.logits.argmax(1) == now.labels).float().mean()),
+                "steps": trainer.state.global_step,
+                "stopped_by": trainer.stop_reason,
+            }
+            entries.append(entry)
+            print(json.dumps(entry), flush=True)
+    share = float(np.median([entry["total"] for entry in entries[1:]])) / entries[0]["total"]
+    print(f"a request after the first takes {share:.2f} of the first")
+    found = {
+        "original_test_accuracy": float((original.logits.argmax(1) == original.labels).float().mean()),
+        "share": share,
+        "requests": entries,
+        "threads": threads,
+        "versions": versions(),
+    }
+    write_text(folder / "sequence.json", json.dumps(found, indent=1))
+    plot(entries, folder / "sequence.png")
+
+
+if __name__ == "__main__":
+    run_recipe(main)

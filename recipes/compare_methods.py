@@ -1,0 +1,33 @@
+"""Compare methods of unlearning on one data set: same models, seeds and stopping rule, audited beside retrained models.
+
+The embedded handwritten digits:
+
+    python recipes/compare_methods.py image --output_dir outputs/compare-digits
+
+A data set and models of your own, one original for each seed:
+
+    python recipes/compare_methods.py image --dataset_name ../shared/data/fashion_mnist --forget_classes Shirt \
+        --originals model-seed0 model-seed1 model-seed2 --retrained_model_name_or_path retrained-seed0 retrained-seed1 \
+        --methods unsc random_label scrub --output_dir outputs/compare
+
+`text` instead of `image` for text classifiers. `--train_original --train_retrained --model_size tiny` trains what is missing.
+A stopped comparison goes on when the same command is given again; several processes with other `--seeds` may share a folder.
+`--help` after `image` or `text` lists all options.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+
+from unsc_hf.arguments import run_recipe
+from unsc_hf.cli import compare
+
+
+def main() -> None:
+    compare(sys.argv[1:], Console())
+
+
+if __name__ == "__main__":
+    run_recipe(main)

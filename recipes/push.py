@@ -1,0 +1,23 @@
+"""Publish a finished run on the Hub: one commit, nothing private. Run it again when the first try failed; nothing is done twice.
+
+    python recipes/push.py outputs/vit-without-shirt --hub_model_id user/vit-without-shirt --hub_private_repo
+
+Private is recommended until somebody has read the report. The token comes from `hf auth login`, HF_TOKEN, or --hub_token.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+
+from unsc_hf.arguments import run_recipe
+from unsc_hf.cli import push
+
+
+def main() -> None:
+    push(sys.argv[1:], Console())
+
+
+if __name__ == "__main__":
+    run_recipe(main)

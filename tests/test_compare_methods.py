@@ -1,0 +1,273 @@
+"""The comparison of methods: resumes, refuses what cannot be compared, and writes what people read."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import learned, tensor_dataset
+from datasets import Dataset, DatasetDict
+from PIL import Image
+
+from unsc_hf import UNSCConfig, UNSCError, split_dataset
+from unsc_hf.comparison_files import write_comparison
+from unsc_hf.comparison_report import latex, table
+from unsc_hf.evaluation.audits import AUDITS
+from unsc_hf.method_comparison import ComparisonArguments, audit_model, compare_methods
+from unsc_hf.methods import METHODS
+from unsc_hf.unlearning import ImageArguments
+
+
+@dataclass
+class Prepared(ImageArguments):
+    """Rows that are ready for the model, instead of files."""
+
+    data: Any = None
+
+    def load(self, config: UNSCConfig) -> DatasetDict:
+        return self.data
+
+    def load_processor(self, name: str) -> Any:
+        return None
+
+
+@dataclass
+class World:
+    arguments: Prepared
+    comparison: ComparisonArguments
+    config: Callable[[str], UNSCConfig]
+    originals: list[str]
+    references: list[str]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("models")
+    means = 2 * torch.randn(3, 3, 8, 8)
+
+    def draw(per_class: int) -> Dataset:
+        labels = [c for c in range(3) for _ in range(per_class)]
+        return tensor_dataset(means[labels] + 0.5 * torch.randn(len(labels), 3, 8, 8), labels, ["cat", "dog", "frog"])
+
+    data = DatasetDict({"train": draw(30), "test": draw(20)})
+    retain = split_dataset(data["train"], forget_classes=["frog"]).retain
+
+    def kept(name: str, rows: Dataset) -> str:
+        learned(rows).save_pretrained(folder / name)
+        return str(folder / name)
+
+    originals = [kept(f"original-{i}", data["train"]) for i in range(2)]
+    references = [kept(f"retrained-{i}", retain) for i in range(4)]
+
+    def config(name: str) -> UNSCConfig:
+        return UNSCConfig(
+            output_dir=str(folder / name), disable_tqdm=True, report_to="none", use_cpu=True, energy=0.9, max_steps=20,
+            learning_rate=1e-3, max_leak=None,
+        )  # fmt: skip
+
+    arguments = Prepared(
+        dataset_name="made here", forget_classes=["frog"], retrained_model_name_or_path=references, data=data
+    )
+    comparison = ComparisonArguments(
+        methods=["unsc", "masked", "gradient_ascent"], seeds=[0, 1], originals=originals
+    )  # fmt: skip
+    return World(arguments, comparison, config, originals, references)
+
+
+@pytest.fixture(scope="module")
+def result(world: World) -> dict[str, Any]:
+    return compare_methods(world.comparison, world.arguments, world.config("whole"))
+
+
+def test_every_method_and_reference_is_examined_on_every_seed(world: World, result: dict[str, Any]) -> None:
+    found = result["forget_sets"]["frog"]
+    assert list(found["runs"]) == ["original", "unsc", "masked", "gradient_ascent"]
+    assert all(len(records) == 2 for records in found["runs"].values())
+    assert len(found["references"]) == 4
+    assert found["forgotten"] == [2]
+    assert result["validation_rows"] + result["test_rows"] == 60
+    for records in found["runs"].values():
+        for record in records:
+            assert 0 <= record["AccDut"] <= 1
+            assert {"membership", "probe", "prototype", "relearning", "fine_tuning", "quantisation"} <= set(
+                record["audits"]
+            )
+    assert found["runs"]["original"][0]["AccDut"] > 0.8
+    assert found["runs"]["masked"][0]["AccDut"] == 0.0
+    assert found["runs"]["masked"][0]["AccDrt"] >= found["runs"]["original"][0]["AccDrt"]
+    assert len(found["settings"]["unsc"]["tries"]) == 3
+    assert found["settings"]["masked"]["tries"] == []
+    chosen = found["settings"]["unsc"]
+    best = max(chosen["tries"], key=lambda t: (t["AccDut"] <= 0.01, t["AccDrt"] - t["AccDut"]))
+    assert chosen["chosen"] == best["settings"]
+
+
+def test_a_stopped_comparison_goes_on_where_it_was(
+    world: World, result: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(world.config("whole").output_dir)
+    calls: list[str] = []
+    method = METHODS["gradient_ascent"]
+
+    def counted(bench: Any, **settings: Any) -> Any:
+        calls.append("ran")
+        return method.run(bench, **settings)
+
+    monkeypatch.setitem(METHODS, "gradient_ascent", replace(method, run=counted))
+    again = compare_methods(world.comparison, world.arguments, world.config("whole"))
+    assert json.dumps(again) == json.dumps(result)
+    assert calls == []
+    (folder / "_runs" / "frog" / "gradient_ascent-1.json").unlink()
+    again = compare_methods(world.comparison, world.arguments, world.config("whole"))
+    assert calls == ["ran"]
+    for name in ("AccDut", "AccDrt"):  # the same run, to rounding
+        ours, before = (r["forget_sets"]["frog"]["runs"]["gradient_ascent"][1][name] for r in (again, result))
+        assert ours == pytest.approx(before, abs=0.05)
+
+
+def test_files_for_every_reader(world: World, result: dict[str, Any], tmp_path: Path) -> None:
+    summaries = write_comparison(result, tmp_path, "python recipes/compare_methods.py image")
+    summary, place = summaries["frog"], tmp_path / "frog"
+    rows = table(summary)
+    assert [row[0] for row in rows[1:]] == [
+        "original", "UNSC", "forgotten logit masked", "gradient ascent", "retrained", "false alarms on retrained models",
+    ]  # fmt: skip
+    assert all(len(row) == len(rows[0]) for row in rows)
+    lines = (place / "table.md").read_text().strip().splitlines()
+    assert len(lines) == len(rows) + 1
+    sheet = list(csv.DictReader((place / "table.csv").open()))
+    assert float(sheet[2]["AccDut:mean"]) == 0.0
+    assert (place / "table.tex").read_text().count(r"\\") == len(rows)
+    everything = json.loads((tmp_path / "comparison.json").read_text())
+    assert everything["summaries"]["frog"]["rows"]["masked"]["verdict"] == "suppressed"
+    for name in ("front", "per_class", "depth", "relearning", "attack"):
+        with Image.open(place / f"{name}.png") as picture:
+            assert len(picture.convert("L").resize((80, 60)).getcolors() or []) > 5
+
+    page = (place / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 5
+    assert not re.search(r"<script|https?://|src=\"(?!data:)", page)
+    for text in (
+        "What was asked",
+        "frog",
+        "Verdicts",
+        "suppressed",
+        "Settings",
+        "gradient ascent",
+        "recipes/compare_methods.py",
+    ):
+        assert text in page
+
+
+def test_text_in_a_report_is_escaped(tmp_path: Path) -> None:
+    from unsc_hf.html_report import Section, write_report
+
+    path = write_report(
+        tmp_path / "r.html", "<b>x</b>", [Section("<i>", ["<script>alert(1)</script>"], table=[["<u>"]])]
+    )
+    assert not re.search("<script|<b>|<i>|<u>", path.read_text())
+    assert latex([["a_b", "5 %"], ["x", "1 ± 2"]]).count(r"\_") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"methods": ["unsk"]}, "methods: 'unsk' does not exist; closest: 'unsc'"),
+        ({"audits": ["prob"]}, "audits: 'prob' does not exist; closest: 'probe'"),
+        ({"seeds": [3]}, "seeds: 1 given, an interval needs at least two"),
+        ({"originals": ["a", "b", "c"]}, "originals: 3 given for 2 seeds"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(world: World, options: dict[str, Any], message: str) -> None:
+    config = world.config("refused")
+    with pytest.raises(UNSCError, match=message):
+        compare_methods(replace(world.comparison, **options), world.arguments, config)
+    assert not Path(config.output_dir).exists()
+
+
+def test_a_folder_of_another_comparison_is_refused(world: World, result: dict[str, Any]) -> None:
+    other = replace(
+        world.arguments, data=DatasetDict({k: v.select(range(5, len(v))) for k, v in world.arguments.data.items()})
+    )
+    with pytest.raises(UNSCError, match="holds a comparison with other data"):
+        compare_methods(world.comparison, other, world.config("whole"))
+    config = world.config("whole")
+    config.energy = 0.5
+    with pytest.raises(UNSCError, match="holds a comparison with other options"):
+        compare_methods(world.comparison, world.arguments, config)
+
+
+def test_a_reference_that_knows_the_forgotten_class_is_named(world: World) -> None:
+    arguments = replace(world.arguments, retrained_model_name_or_path=[world.references[0], world.originals[0]])
+    with pytest.raises(
+        UNSCError, match=r"original-0 recognises \d+% of the forgotten classes, so it was trained on them"
+    ):
+        compare_methods(world.comparison, arguments, world.config("wrong-reference"))
+
+
+def test_without_references_a_report_comes_and_says_what_cannot_be_said(world: World, tmp_path: Path) -> None:
+    arguments = replace(world.arguments, retrained_model_name_or_path=None)
+    comparison = replace(
+        world.comparison, methods=["masked"], audits=["membership", "quantisation"], seeds=[0], originals=world.originals[:1], no_intervals=True
+    )  # fmt: skip
+    found = compare_methods(comparison, arguments, world.config("alone"))
+    summary = write_comparison(found, tmp_path, "command")["frog"]
+    assert summary["rows"]["masked"]["verdict"] == "suppressed"
+    assert "retrained" not in summary["rows"]
+    page = (tmp_path / "frog" / "report.html").read_text()
+    assert "With 0 retrained models no verdict can be &#39;removed&#39;" in page
+    assert page.count("data:image/png;base64,") == 3
+
+
+def test_the_files_that_the_docs_show_are_a_method_and_an_audit(world: World, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "compare.md").read_text(encoding="utf-8")
+    files = []
+    for i, code in enumerate(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)):
+        assert code.count("\n") <= 60
+        files.append(tmp_path / f"own_{i}.py")
+        files[-1].write_text(code, encoding="utf-8")
+    assert len(files) == 2
+    comparison = replace(
+        world.comparison, plugins=[str(file) for file in files], methods=["uniform_labels"], audits=["entropy"], seeds=[0],
+        originals=world.originals[:1], no_intervals=True,
+    )  # fmt: skip
+    try:
+        found = compare_methods(comparison, world.arguments, world.config("own"))["forget_sets"]["frog"]
+    finally:
+        METHODS.pop("uniform_labels", None)
+        AUDITS.pop("entropy", None)
+    before, after = (found["runs"][name][0] for name in ("original", "uniform_labels"))
+    assert after["AccDut"] < before["AccDut"]
+    assert before["audits"]["entropy"]["forgotten"] < after["audits"]["entropy"]["forgotten"] <= 1
+
+
+@pytest.mark.parametrize(("name", "said"), [("gone.py", "is no Python file"), ("broken.py", "ValueError: no good")])
+def test_a_plugin_that_cannot_be_read_is_one_line(name: str, said: str, world: World, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("raise ValueError('no good')", encoding="utf-8")
+    comparison = replace(world.comparison, plugins=[str(tmp_path / name)])
+    with pytest.raises(UNSCError, match=said):
+        compare_methods(comparison, world.arguments, world.config("plugins"))
+
+
+def test_a_model_of_anybody_is_audited_beside_its_original(world: World, tmp_path: Path) -> None:
+    model = type(learned(world.arguments.data["train"])).from_pretrained(world.originals[0])
+    with torch.no_grad():
+        model.classifier.bias[2] -= 1e4  # only the last layer was muted
+    model.save_pretrained(tmp_path / "muted")
+    comparison = replace(world.comparison, originals=world.originals[:1])
+    result = audit_model(str(tmp_path / "muted"), comparison, world.arguments, world.config("audited"))
+    (summary,) = write_comparison(result, Path(world.config("audited").output_dir), "command").values()
+    assert summary["rows"]["muted"]["cells"]["AccDut"]["mean"] == 0.0
+    assert summary["rows"]["muted"]["verdict"] == "suppressed"
+    assert summary["rows"]["muted"]["outside"]
+    runs = result["forget_sets"]["frog"]["runs"]
+    assert runs["muted"][0]["audits"]["probe"] == runs["original"][0]["audits"]["probe"]
+    page = (Path(world.config("audited").output_dir) / "frog" / "report.html").read_text()
+    assert "muted: suppressed" in page or ">muted<" in page

@@ -1,0 +1,16 @@
+"""Audits: what a model still knows of forgotten classes, and what forgetting them has cost; one small file each.
+
+Every module in this folder is imported, and registers itself with `@audit`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from .registry import AUDITS, Audit, Examination, Reading, audit
+
+for _module in sorted(found.name for found in pkgutil.iter_modules(__path__)):
+    importlib.import_module(f"{__name__}.{_module}")
+
+__all__ = ["AUDITS", "Audit", "Examination", "Reading", "audit"]

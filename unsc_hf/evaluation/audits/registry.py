@@ -1,0 +1,84 @@
+"""What an audit is: a function of an `Examination` that returns named numbers, registered under its own name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ...outputs import Outputs, RowOutputs
+
+Reading = dict[str, float | list[float]]
+
+
+@dataclass(frozen=True)
+class Examination:
+    """One model and everything an audit may hold it against.
+
+    Attributes:
+        model: the model under audit; an audit that changes it works on a copy.
+        outputs: its logits and features on training rows to forget, training rows to keep, and test rows.
+        original: the same of the model before unlearning.
+        references: the same of retrained models; the model under audit is never among them.
+        forgotten: ids of the forgotten classes.
+        forget, retain, test: the rows behind the outputs.
+        collect: outputs of a model on rows.
+        batches: (rows, batch size, seed) -> endless shuffled batches with "labels", on the model's device.
+    """
+
+    model: PreTrainedModel
+    outputs: RowOutputs
+    original: RowOutputs
+    references: Sequence[RowOutputs]
+    forgotten: Sequence[int]
+    forget: Dataset
+    retain: Dataset
+    test: Dataset
+    collect: Callable[[PreTrainedModel, Dataset], Outputs]
+    batches: Callable[[Dataset, int, int], Iterator[dict[str, Any]]]
+
+    @property
+    def kept(self) -> list[int]:
+        """Ids of the classes that remain."""
+        return [c for c in range(self.original.test.logits.shape[1]) if c not in self.forgotten]
+
+    def of_forgotten(self, labels: Tensor) -> Tensor:
+        """Which rows are of forgotten classes."""
+        return (labels[:, None] == labels.new_tensor(list(self.forgotten))).any(1)
+
+
+Run = Callable[[Examination], Reading]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """One audit.
+
+    Attributes:
+        name: the function's name; its numbers are called `name.key`.
+        title: what tables call it.
+        headline: the key that decides whether a model lies within the retrained models' band; None when it decides nothing.
+        run: the audit.
+    """
+
+    name: str
+    title: str
+    headline: str | None
+    run: Run
+
+
+AUDITS: dict[str, Audit] = {}
+
+
+def audit(title: str, headline: str | None = None) -> Callable[[Run], Run]:
+    """Decorator: register a function as an audit."""
+
+    def register(run: Run) -> Run:
+        AUDITS[run.__name__] = Audit(run.__name__, title, headline, run)
+        return run
+
+    return register

@@ -1,0 +1,59 @@
+"""Short training runs of attackers, the same for every model: AdamW, a constant learning rate, few steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, concatenate_datasets
+from torch import nn
+from transformers import PreTrainedModel
+
+from ...layers import NOT_INPUTS, evaluation_mode
+from ..accuracy import macro_accuracy
+from .registry import Examination
+
+STEPS = 40
+EVERY = 5
+LEARNING_RATE = 3e-4
+BATCH = 64
+TEST_ROWS = 400
+
+
+def few_of_each(exam: Examination, shots: int) -> Dataset:
+    """`shots` training rows of every class."""
+    rng, parts = np.random.default_rng(0), []
+    for rows, labels in ((exam.forget, exam.outputs.forget.labels), (exam.retain, exam.outputs.retain.labels)):
+        found = [rng.permutation(np.flatnonzero(labels.numpy() == c))[:shots] for c in torch.unique(labels)]
+        parts.append(rows.select(np.concatenate(found)))
+    return concatenate_datasets(parts)
+
+
+def forgotten_rows(exam: Examination) -> Dataset:
+    """Up to 400 test rows of the forgotten classes."""
+    rows = np.flatnonzero(exam.of_forgotten(exam.outputs.test.labels).numpy())
+    return exam.test.select(rows[:: max(1, len(rows) // TEST_ROWS)][:TEST_ROWS])
+
+
+def fit(
+    exam: Examination, model: PreTrainedModel, parameters: list[nn.Parameter], rows: Dataset, unseen: Dataset
+) -> list[float]:
+    """Train in place; accuracy on `unseen` (macro over the forgotten classes) before, and after every 5 of 40 steps."""
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0)
+    batches: Iterator[dict[str, Any]] = exam.batches(rows, BATCH, 0)
+    curve = []
+    for step in range(STEPS + 1):
+        if step % EVERY == 0:
+            seen = exam.collect(model, unseen)
+            curve.append(macro_accuracy(seen.logits, seen.labels, exam.forgotten) or 0.0)
+        if step == STEPS:
+            break
+        batch = next(batches)
+        with evaluation_mode(model, gradients=True):  # dropout off: every model is attacked with the same noise, none
+            logits = model(**{name: value for name, value in batch.items() if name not in NOT_INPUTS}).logits
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(logits.float(), batch["labels"]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return curve

@@ -1,0 +1,233 @@
+"""What every method works on: one original model, the rows to forget and to keep, and a trainer that shares statistics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, TrainerCallback
+from transformers.trainer_utils import SaveStrategy
+
+from ..config import UNSCConfig
+from ..errors import UNSCError
+from ..fingerprint import weight_hash
+from ..layers import NOT_INPUTS, LayerSelection, ProtectedLayer, evaluation_mode
+from ..outputs import Outputs
+from ..statistics import ActivationStatistics, SecondMoment
+from ..subspace import Subspace
+from ..trainer import UnlearningPlan, UNSCTrainer
+
+_SUBSPACE_OPTIONS = (
+    "subspace_rule", "energy", "subspace_rank", "subspace_ratio", "subspace_merge", "target_modules", "max_rows_per_class",
+    "max_samples_per_class", "seed",
+)  # fmt: skip
+Relabel = Callable[[nn.Module, Iterator[dict[str, Any]], Outputs], Tensor]
+
+
+class Workbench:
+    """An original model and a request of whole classes, for methods to work on; nothing here is changed by them.
+
+    Attributes:
+        original: the model before; take `fresh()` copies of it.
+        forget, retain: training rows.
+        forgotten: ids of the classes to forget.
+        seconds: what the last run cost, with the statistics where it needs them.
+        steps: optimiser steps of the last run, None where it used no trainer.
+        stop_reason: what ended the last run of the trainer.
+        history: its checks: accuracy on forget and retained rows, leak.
+    """
+
+    def __init__(
+        self, original: PreTrainedModel, forget: Dataset, retain: Dataset, config: UNSCConfig, processing_class: Any
+    ) -> None:
+        self.original, self.forget, self.retain, self.config = original, forget, retain, config
+        self._processing_class = processing_class
+        self._statistics: ActivationStatistics | None = None
+        self._gauge = self._trainer(self.fresh(), UNSCTrainer, {}, ())
+        self._gauge.prepare_unlearning()
+        self._statistics = self._gauge.retained_statistics
+        self.forgotten = self._gauge.forgotten_classes
+        if not self.forgotten:
+            raise UNSCError(
+                "forget_classes: methods are compared on whole classes; no class disappears with these rows."
+            )
+        self.seconds = 0.0
+        self.steps: int | None = None
+        self.stop_reason: str | None = None
+        self.history: list[dict[str, Any]] = []
+
+    @property
+    def plan(self) -> UnlearningPlan:
+        """Layers, subspaces and held-out moments that methods are measured with."""
+        assert self._gauge.plan is not None
+        return self._gauge.plan
+
+    @property
+    def collate(self) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+        """Makes a batch of prepared rows."""
+        return self._gauge._collate
+
+    def prepared(self, rows: Dataset) -> Dataset:
+        """Rows ready for the model."""
+        prepared: Dataset = self._gauge.task.prepare(rows)
+        return prepared
+
+    def fresh(self) -> PreTrainedModel:
+        """A copy of the original."""
+        return deepcopy(self.original)
+
+    def _trainer(
+        self,
+        model: PreTrainedModel,
+        kind: type[UNSCTrainer],
+        options: dict[str, Any],
+        callbacks: Sequence[TrainerCallback],
+    ) -> UNSCTrainer:
+        config = deepcopy(self.config)
+        for name, value in options.items():
+            if not hasattr(config, name):
+                raise UNSCError(f"settings: {name!r} is no option of UNSCConfig.")
+            setattr(config, name, value)
+        statistics = self._statistics
+        if statistics is not None:  # a start with another head has the same inputs of its layers
+            statistics = statistics.bound_to(weight_hash(model), [])
+        config.save_strategy, config.push_to_hub = SaveStrategy.NO, False
+        return kind(
+            model=model,
+            args=config,
+            forget_dataset=self.forget,
+            retain_dataset=self.retain,
+            processing_class=self._processing_class,
+            statistics=statistics,
+            callbacks=list(callbacks),
+        )
+
+    def unlearn(
+        self,
+        model: PreTrainedModel | None = None,
+        relabel: Relabel | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+        **options: Any,
+    ) -> PreTrainedModel:
+        """Run `UNSCTrainer` on a fresh copy; it stops when the held-out forget rows are no longer recognised.
+
+        Args:
+            model: another start than a fresh copy; it may differ from the original in its head alone.
+            relabel: gives the targets of the forget rows from the model, batches of them and their outputs: ids (rows,) or
+                distributions (rows, labels).
+            callbacks: Trainer callbacks.
+            options: fields of `UNSCConfig`, such as `null_space`, `objective`, `pseudo_labels`, `learning_rate`.
+        """
+        bench = self
+
+        class Relabelling(UNSCTrainer):
+            def _subspace(
+                self, model: nn.Module, selection: LayerSelection, original: str
+            ) -> tuple[Subspace, dict[str, SecondMoment]]:
+                if not bench.same_subspace(self.args):
+                    return super()._subspace(model, selection, original)
+                self.retained_statistics, self._statistics_seconds = bench._gauge.retained_statistics, 0.0
+                self._forget_moments = bench._gauge._forget_moments
+                return bench.plan.subspace, bench.plan.held_out
+
+            def _targets(self, model: nn.Module, strategy: str, retain: Outputs | None) -> list[dict[str, Tensor]]:
+                targets = super()._targets(model, strategy, retain)
+                if relabel is not None:
+                    outputs = self._outputs(model, self._forget_train, "Forget rows")
+                    labels = relabel(model, bench.batches(self._forget_train, shuffle=False), outputs)
+                    targets = [{**row, "pseudo_labels": label} for row, label in zip(targets, labels, strict=True)]
+                return targets
+
+        trainer = self._trainer(model or self.fresh(), Relabelling, options, callbacks)
+        trainer.train()
+        assert trainer.plan is not None
+        needed = self.plan.seconds if trainer.args.null_space == "retained" else {}
+        own = trainer.plan.seconds["pseudo_labels"] + trainer.unlearning_seconds
+        self.seconds = own + needed.get("statistics", 0.0) + needed.get("decomposition", 0.0)
+        self.steps, self.stop_reason = trainer.state.global_step, trainer.stop_reason
+        self.history = [entry for entry in trainer.state.log_history if "leak" in entry]
+        unlearned: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        return unlearned
+
+    def same_subspace(self, args: UNSCConfig) -> bool:
+        """Whether a run with these options reads the subspace that is already there."""
+        return args.null_space != "random" and all(
+            getattr(args, name) == getattr(self.config, name) for name in _SUBSPACE_OPTIONS
+        )
+
+    def run(self, run: Callable[..., PreTrainedModel], settings: dict[str, Any]) -> PreTrainedModel:
+        """Run a method; `seconds` and `steps` tell what it cost."""
+        self.seconds, self.steps = 0.0, None
+        torch.manual_seed(int(self.config.seed))
+        started = time.perf_counter()
+        model = run(self, **settings)
+        if self.steps is None:  # it did not use the trainer
+            self.seconds = time.perf_counter() - started
+        return model
+
+    def batches(
+        self, rows: Dataset, batch_size: int = 128, limit: int | None = None, shuffle: bool = True, seed: int = 0
+    ) -> Iterator[dict[str, Any]]:
+        """Batches of rows on the model's device, with "labels"; at most about `limit` rows."""
+        generator = torch.Generator().manual_seed(seed)
+        loader = DataLoader(
+            self.prepared(rows), batch_size=batch_size, shuffle=shuffle, collate_fn=self.collate, generator=generator
+        )
+        seen = 0
+        for batch in loader:
+            if limit is not None and seen >= limit:
+                return
+            seen += len(batch["labels"])
+            yield {name: value.to(self.original.device) for name, value in batch.items()}
+
+    def layers(self, model: PreTrainedModel) -> list[ProtectedLayer]:
+        """The layers of `model` whose weights methods train."""
+        modules = dict(model.named_modules())
+        return [ProtectedLayer(layer.name, modules[layer.name], layer.geometry) for layer in self.plan.selection.layers]
+
+    def gradients(
+        self, model: PreTrainedModel, rows: Dataset, limit: int, batch_size: int, squared: bool = False
+    ) -> dict[str, Tensor]:
+        """Mean gradient over rows of the loss of the trained weights, by name.
+
+        With `squared`, the diagonal of the empirical Fisher information instead: the squared gradient of each small batch's
+        summed loss, divided by the number of rows. It equals the mean over rows in expectation where the rows' gradients
+        are independent with mean zero.
+        """
+        weights = {layer.weight_name: layer.weight for layer in self.layers(model)}
+        total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        seen = 0
+        with evaluation_mode(model, gradients=True):
+            for batch in self.batches(rows, batch_size, limit):
+                found = torch.autograd.grad(row_loss(model, batch), list(weights.values()))
+                for name, gradient in zip(weights, found, strict=True):
+                    total[name] += gradient.detach() ** 2 if squared else gradient.detach()
+                seen += len(batch["labels"])
+        return {name: value / max(seen, 1) for name, value in total.items()}
+
+    def leak(self, model: PreTrainedModel) -> float | None:
+        """Held-out leak of a model with the original's shapes, None for another architecture."""
+        theirs = model.state_dict()
+        for layer in self.plan.selection.layers:
+            if layer.weight_name not in theirs or theirs[layer.weight_name].shape != layer.weight.shape:
+                return None
+        weights = {layer.name: theirs[layer.weight_name].to(layer.weight) for layer in self.plan.selection.layers}
+        with torch.no_grad():
+            for layer in self.plan.selection.layers:
+                layer.weight.copy_(weights[layer.name])
+        try:
+            return self._gauge.held_out_leak().total
+        finally:
+            self.plan.projection.restore()
+
+
+def row_loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    """Summed cross-entropy of a batch against its true labels."""
+    logits = model(**{name: value for name, value in batch.items() if name not in NOT_INPUTS}).logits
+    return nn.functional.cross_entropy(logits.float(), batch["labels"], reduction="sum")
