@@ -54,8 +54,8 @@ def plot_front(found: Mapping[str, Any], path: Path) -> Path:
     axes.set_xlim(-0.3, 110)
     ticks = [0, 0.5, 1, 2, 5, 10, 20, 50, 100]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    lowest = min((100 * np.mean(values(r, "AccDrt")) for n, r in runs.items() if values(r, "AccDrt")), default=0.0)
-    axes.set_ylim(float(max(-2.0, lowest - 5)), None)
+    kept = [float(100 * np.mean(values(r, "AccDrt"))) for r in runs.values() if values(r, "AccDrt")] or [0.0, 100.0]
+    axes.set_ylim(max(-2.0, min(kept) - 5), min(102.0, max(kept) + 8))
     axes.set_xlabel("AccDut: accuracy left on the forgotten classes (%; log beyond the dotted line)")
     axes.set_ylabel("AccDrt: accuracy on the others (%)")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from ..data import read_labels
 from ..plots import BLUE, GREEN, ORANGE
-from .lab import Lab, curve, matching, mean, panels, percent
+from .lab import Lab, curve, matching, mean, panels, percent, zoom
 from .registry import Points, Study, register
 
 _BATCHES = (8, 16, 32, 64, 128, 256, 512)
@@ -30,15 +30,16 @@ def measure(lab: Lab) -> list[dict[str, Any]]:
 
 
 def plot(points: Points) -> Figure:
-    figure, axes = panels(2, 5.0)
-    for one, tag, words in zip(
-        axes, ("batch", "rows"), ("forgotten rows in a step", "retained rows of each class in the statistics"), strict=True
-    ):  # fmt: skip
+    figure, axes = panels(4, 3.7)
+    words = {"batch": "forgotten rows in a step", "rows": "retained rows of each class in the statistics"}
+    for (tag, label), (kept, lost) in zip(words.items(), (axes[:2], axes[2:]), strict=True):
         found = [p for p in points if p.get(tag) is not None]
-        for key, colour in (("AccDrt", BLUE), ("AccDut", ORANGE), ("leak", GREEN)):
-            curve(one, found, tag, key, key, colour)
-        one.set(xscale="log", xlabel=words, ylabel="%", ylim=(-2, 102))
-    axes[0].legend(frameon=False, fontsize=8)
+        zoom(kept, curve(kept, found, tag, "AccDrt", "AccDrt", BLUE))
+        heights = curve(lost, found, tag, "AccDut", "AccDut", ORANGE) + curve(lost, found, tag, "leak", "leak", GREEN)
+        zoom(lost, heights)
+        kept.set(xscale="log", xlabel=label, ylabel="AccDrt (%)")
+        lost.set(xscale="log", xlabel=label, ylabel="AccDut, held-out leak (%)")
+        lost.legend(frameon=False, fontsize=8)
     return figure
 
 

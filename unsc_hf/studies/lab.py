@@ -140,12 +140,20 @@ def panels(count: int, width: float = 4.6, height: float = 3.6) -> tuple[Figure,
 
 def curve(
     axes: Any, points: Sequence[Mapping[str, Any]], x: str, y: str, label: str, colour: Any, scale: float = 100.0
-) -> None:
-    """Mean of `y` over seeds against `x`, with 95 % intervals."""
+) -> list[float]:
+    """Mean of `y` over seeds against `x`, with 95 % intervals; returns the means."""
     places = sorted({p[x] for p in matching(points) if p.get(x) is not None})
     rows = [matching(points, **{x: place}) for place in places]
     heights, bars = [scale * mean(row, y) for row in rows], [scale * spread(row, y) for row in rows]
     axes.errorbar(places, heights, yerr=bars, fmt="o-", ms=4, lw=1.6, elinewidth=0.8, label=label, color=colour)
+    return heights
+
+
+def zoom(axes: Any, heights: Sequence[float], margin: float = 3.0) -> None:
+    """Let a percent axis show the means; the wide intervals of few seeds run off the picture."""
+    known = [h for h in heights if h == h]
+    if known:
+        axes.set_ylim(max(-2.0, min(known) - margin), min(102.0, max(known) + margin))
 
 
 def bars(

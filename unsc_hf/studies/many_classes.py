@@ -12,7 +12,7 @@ from ..data import Request, read_labels
 from ..desk import Desk
 from ..loading import load_as
 from ..plots import BLUE, GREEN, GREY, ORANGE
-from .lab import Lab, curve, different, matching, mean, panels, percent
+from .lab import Lab, curve, different, matching, mean, panels, percent, zoom
 from .registry import Points, Study, register
 
 _SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -62,13 +62,15 @@ def _retrained(lab: Lab, seed: int, folder: str) -> dict[str, Any]:
 
 def plot(points: Points) -> Figure:
     figure, axes = panels(2, 4.8)
-    for way, colour in _COLOURS.items():
-        found = matching(points, way=way)
-        if found:
-            for one, key in zip(axes, ("AccDut", "AccDrt"), strict=True):
-                curve(one, found, "classes", key, way, colour)
-                one.set(xlabel="classes to forget", ylabel=f"{key} (%)", ylim=(-2, 102))
-    axes[1].legend(frameon=False, fontsize=8)
+    for one, key in zip(axes, ("AccDut", "AccDrt"), strict=True):
+        heights = []
+        for way, colour in _COLOURS.items():
+            found = matching(points, way=way)
+            if found:
+                heights += curve(one, found, "classes", key, way, colour)
+        one.set(xlabel="classes to forget", ylabel=f"{key} (%)")
+        zoom(one, heights)
+    axes[0].legend(frameon=False, fontsize=8)
     return figure
 
 

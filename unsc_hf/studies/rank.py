@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ..plots import BLUE, GREEN, ORANGE
-from .lab import Lab, different, matching, mean, panels, spread
+from .lab import Lab, different, matching, mean, panels, spread, zoom
 from .registry import Points, Study, register
 
 _ENERGIES = (0.9, 0.95, 0.97, 0.99, 0.995, 0.999, 0.9999)
@@ -32,30 +32,23 @@ def measure(lab: Lab) -> list[dict[str, Any]]:
 
 def plot(points: Points) -> Figure:
     figure, axes = panels(2, 5.2)
-    for rule, colour in _COLOURS.items():
-        settings = different(matching(points, rule=rule), "setting")
-        rows = [matching(points, rule=rule, setting=s) for s in settings]
-        x, y = ([100 * mean(row, key) for row in rows] for key in ("AccDut", "AccDrt"))
-        leaks = [100 * mean(row, "leak") for row in rows]
-        for one, across in zip(axes, (x, leaks), strict=True):
-            one.errorbar(
-                across,
-                y,
-                yerr=[100 * spread(row, "AccDrt") for row in rows],
-                fmt="o",
-                ms=5,
-                elinewidth=0.8,
-                label=rule,
-                color=colour,
-            )
-            for a, b, setting in zip(across, y, settings, strict=True):
+    for one, key in zip(axes, ("AccDrt", "AccDut"), strict=True):
+        heights: list[float] = []
+        for i, (rule, colour) in enumerate(_COLOURS.items()):
+            settings = different(matching(points, rule=rule), "setting")
+            rows = [matching(points, rule=rule, setting=s) for s in settings]
+            x, y = ([100 * mean(row, k) for row in rows] for k in ("leak", key))
+            bars = [100 * spread(row, key) for row in rows]
+            one.errorbar(x, y, yerr=bars, fmt="o", ms=5, elinewidth=0.6, label=rule, color=colour)
+            for a, b, setting in zip(x, y, settings, strict=True):
                 one.annotate(
-                    f"{setting:g}", (a, b), xytext=(4, 3), textcoords="offset points", fontsize=7, color=colour
+                    f"{setting:g}", (a, b), xytext=(3, 4 + 9 * i), textcoords="offset points", fontsize=7, color=colour
                 )
-    axes[0].set(xlabel="AccDut (%)", ylabel="AccDrt (%)")
-    axes[1].set(xlabel="held-out leak (%)", ylabel="AccDrt (%)")
-    axes[0].legend(frameon=False, fontsize=8)
-    return figure  # fmt: skip
+            heights += y
+        zoom(one, heights)
+        one.set(xlabel="held-out leak (%)", ylabel=f"{key} (%)")
+    axes[0].legend(frameon=False, fontsize=8, loc="lower right")
+    return figure
 
 
 def paragraph(points: Points) -> str:

@@ -21,7 +21,7 @@ from ..loading import load_as
 from ..plots import BLUE, ORANGE
 from ..requests import serve_request
 from ..trainer import UNSCTrainer
-from .lab import Lab, curve, different, matching, mean, panels
+from .lab import Lab, curve, different, matching, mean, panels, zoom
 from .registry import Points, Study, register
 
 COUNTS = (1, 2, 5, 10, 20, 50)
@@ -105,12 +105,16 @@ def _sequence(lab: Lab, seed: int) -> dict[str, Any]:
 
 def plot(points: Points) -> Figure:
     figure, axes = panels(3, 4.0)
+    heights: dict[str, list[float]] = {"seconds": [], "memory": [], "accuracy": []}
     for way, colour in (("in sequence", BLUE), ("in one batch", ORANGE)):
         found = [p for p in matching(points, way=way) if "requests" in p]
         for one, key, scale in zip(axes, ("seconds", "memory", "accuracy"), (1.0, 1.0, 100.0), strict=True):
-            curve(one, found, "requests", key, way, colour, scale)
+            heights[key] += curve(one, found, "requests", key, way, colour, scale)
     for one, label in zip(axes, ("seconds, summed", "memory of the process (MiB)", "test accuracy (%)"), strict=True):
-        one.set(xlabel=f"requests of {_ROWS} rows", ylabel=label, ylim=(0, None))
+        one.set(xlabel=f"requests of {_ROWS} rows", ylabel=label)
+    for one, key in zip(axes[:2], ("seconds", "memory"), strict=True):
+        one.set_ylim(0, 1.15 * max(heights[key], default=1.0))
+    zoom(axes[2], heights["accuracy"], 5)
     axes[0].legend(frameon=False, fontsize=8)
     return figure
 
@@ -125,6 +129,7 @@ def paragraph(points: Points) -> str:
         f"the last {mean(most, 'last'):.1f}. Memory goes from {mean(first, 'memory'):.0f} to {mean(most, 'memory'):.0f} MiB, test "
         f"accuracy from {mean(first, 'accuracy'):.1%} to {mean(most, 'accuracy'):.1%}."
     )
+    text += " No leak budget was set, so that all requests are served; with one, a sequence ends when it is spent."
     if batch:
         text += f" The same rows in one batch take {mean(batch, 'seconds'):.0f} seconds and leave {mean(batch, 'accuracy'):.1%}."
     return text
