@@ -6,7 +6,7 @@ All studies on the embedded handwritten digits:
 
 Some of them on a data set and models of your own, one original for each seed:
 
-    python recipes/ablate.py image --studies rank first-order --dataset_name ../shared/data/fashion_mnist --forget_classes Shirt \
+    python recipes/ablate.py image --studies rank first-order --dataset_name user/fashion-mnist --forget_classes Shirt \
         --originals model-seed0 model-seed1 model-seed2 --output_dir outputs/studies
 
 `text` instead of `image` for text classifiers. A stopped study goes on when the same command is given again. Studies: null-space,

@@ -6,7 +6,7 @@ The embedded handwritten digits:
 
 A data set and models of your own, one original for each seed:
 
-    python recipes/compare_methods.py image --dataset_name ../shared/data/fashion_mnist --forget_classes Shirt \
+    python recipes/compare_methods.py image --dataset_name user/fashion-mnist --forget_classes Shirt \
         --originals model-seed0 model-seed1 model-seed2 --retrained_model_name_or_path retrained-seed0 retrained-seed1 \
         --methods unsc random_label scrub --output_dir outputs/compare
 

@@ -19,6 +19,7 @@ from unsc_hf.evaluation.audits.quantisation import rounded
 from unsc_hf.evaluation.audits.relearning import with_fresh_rows
 from unsc_hf.evaluation.audits.similarity import jensen_shannon, linear_cka
 from unsc_hf.evaluation.audits.training import STEPS
+from unsc_hf.evaluation.report import within_band
 from unsc_hf.outputs import Outputs, RowOutputs, collect_outputs
 
 
