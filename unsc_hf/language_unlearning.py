@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from copy import deepcopy
@@ -24,7 +23,6 @@ from .config import UNSCConfig
 from .data import Request, load_data
 from .errors import UNSCError
 from .evaluation.generation import generate_answers, rouge_l, token_metrics, truth_ratio
-from .files import write_text
 from .fingerprint import data_fingerprint
 from .html_report import FILE as REPORT
 from .loading import load_as
@@ -33,11 +31,12 @@ from .objectives import OBJECTIVES
 from .outputs import Outputs, iterate_outputs
 from .plots import plot_answers, plot_capacity, plot_unlearning
 from .run_report import write_run_report
+from .saving import check_output_folder, finish, move_model
 from .tasks import read_answers
 from .text_classification import load_tokenizer
 from .trainer import UNSCTrainer
 from .training import train_model
-from .unlearning import SharedArguments, check_output_folder, finite, frozen_line, lora_config, move_model, options_of
+from .unlearning import SharedArguments, finite, frozen_line, lora_config, options_of
 
 PICTURES = (
     ("answers.png", "ROUGE-L of the answers on each set, before, after and when retrained"),
@@ -451,7 +450,7 @@ def _write(
     }
     results = finite(results)
     write_run_report(results, folder)
-    write_text(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False))
+    finish(folder, results)
 
 
 def _print(console: Console, result: LanguageComparison, config: UNSCConfig) -> None:

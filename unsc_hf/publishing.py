@@ -27,6 +27,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, Repository
 from huggingface_hub.hf_api import RepoFile
 
 from .errors import UNSCError, first_line
+from .saving import RESULTS, UNFINISHED
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,8 @@ def publication(
     files: dict[str, Path | bytes] = {name: root / name for name in names if _matches(name, PUBLIC)}
     for name in include:
         files.update(_included(root, name))
+    if (root / UNFINISHED).exists() and not (root / RESULTS).exists():
+        raise UNSCError(f"folder: {root} holds what a killed run has left; start the run again, it goes on from there.")
     if "README.md" not in files:
         raise UNSCError(f"folder: {root} holds no README.md; name the output folder of a finished run.")
     if not any(_matches(name, ("model*.safetensors", "adapter_model.safetensors")) for name in files):

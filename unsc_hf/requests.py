@@ -22,7 +22,8 @@ from transformers import PreTrainedModel
 from .config import UNSCConfig
 from .errors import UNSCError
 from .fingerprint import row_digests, weight_hash
-from .statistics import ActivationStatistics
+from .saving import UNFINISHED, move_model
+from .statistics import ActivationStatistics, settle
 from .tasks import make_task
 from .trainer import UNSCTrainer
 
@@ -42,8 +43,10 @@ def open_statistics(
     """
     task = make_task(model, args, forget, retain, processing_class)
     if Path(folder, "statistics.json").is_file():
+        weights = weight_hash(model)
+        settle(folder, weights)
         statistics = ActivationStatistics.from_pretrained(folder)
-        statistics.check_same_model(weight_hash(model))
+        statistics.check_same_model(weights)
         statistics.fingerprint.refuse_removed(forget)
         return statistics
     rows = concatenate_datasets([forget, retain])
@@ -104,7 +107,10 @@ def remaining_leak(statistics: ActivationStatistics, max_leak: float | None) -> 
 def record_request(
     statistics: ActivationStatistics, folder: str | os.PathLike[str], trainer: UNSCTrainer, forget: Dataset
 ) -> ActivationStatistics:
-    """Bind what `without_request` left to the unlearned weights, log the request, and replace the stored statistics."""
+    """Bind what `without_request` left to the unlearned weights, and log the request.
+
+    Beside the stored statistics the new ones wait until the model is saved and `settle` puts them in their place.
+    """
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     certificate = trainer.certify()
     salt = secrets.token_hex(8)
@@ -119,7 +125,7 @@ def record_request(
         "stopped_by": certificate.stop_reason,
     }
     bound = statistics.bound_to(weight_hash(model), [*statistics.requests, entry])
-    bound.save_pretrained(folder)
+    bound.save_pretrained(folder, pending=True)
     return bound
 
 
@@ -141,7 +147,8 @@ def serve_request(
     """Serve one request of several: unlearn `forget_dataset` on the model that earlier requests have left.
 
     The first call reads all rows once and keeps the statistics in `statistics_dir`; later calls subtract. `max_leak` is
-    the budget of all requests together.
+    the budget of all requests together. The unlearned model is saved in `args.output_dir` before its statistics take the place of the
+    earlier ones: whenever the process is killed, the folder of statistics fits the model before this request, or the one after it.
 
     Args:
         model: as the previous request has left it; it becomes the unlearned model.
@@ -150,7 +157,7 @@ def serve_request(
             `retain_dataset` leaves out the rows of earlier requests.
 
     Returns:
-        The trainer, after training; save or push the model with it.
+        The trainer, after training.
 
     Raises:
         UNSCError: statistics of another model, a row that was forgotten before, or a spent budget; adapters.
@@ -176,7 +183,12 @@ def serve_request(
             **options,
         )
         trainer.train()
-        record_request(left, statistics_dir, trainer, forget_dataset)
+        if trainer.is_world_process_zero():
+            bound = record_request(left, statistics_dir, trainer, forget_dataset)
+            move_model(trainer, Path(str(args.output_dir)))
+            (Path(str(args.output_dir)) / UNFINISHED).unlink()
+            settle(statistics_dir, bound.fingerprint.weights)
+        trainer.accelerator.wait_for_everyone()
     finally:
         args.max_leak = limit
     return trainer

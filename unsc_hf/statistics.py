@@ -33,6 +33,7 @@ from .layers import NOT_INPUTS, ProtectedLayer, capture_inputs, evaluation_mode,
 
 _FORMAT = "unsc_hf.activation_statistics.v1"
 _META = "statistics.json"
+_PENDING = "statistics.pending.json"
 _GOLDEN = 0.6180339887498949
 _ROW_STRIDE = 7919  # a prime: consecutive samples start at unrelated places of the golden sequence
 
@@ -371,8 +372,10 @@ class ActivationStatistics:
 
     # ---- storage ----------------------------------------------------------------------------------------------------
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str], pending: bool = False) -> None:
         """Write `statistics-<hash>.safetensors` and then `statistics.json`, which names it and vouches for it.
+
+        With `pending` they wait beside those that are there, until `settle` sees that the model they belong to was saved.
 
         Renaming the JSON replaces earlier statistics as a whole: a run killed at any moment leaves the old ones or the new.
         Other files in the folder are left alone. Moments are symmetric: only their upper triangles are stored.
@@ -401,10 +404,10 @@ class ActivationStatistics:
         meta["sha256"] = file_hash(fresh)
         meta["file"] = f"statistics-{meta['sha256'][:16]}.safetensors"
         os.replace(fresh, target / meta["file"])
-        write_text(target / _META, json.dumps(meta, indent=1, ensure_ascii=False))
-        for old in target.glob("statistics-*.safetensors"):
-            if old.name != meta["file"]:
-                old.unlink(missing_ok=True)
+        write_text(target / (_PENDING if pending else _META), json.dumps(meta, indent=1, ensure_ascii=False))
+        if not pending:
+            (target / _PENDING).unlink(missing_ok=True)
+            _sweep(target)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str], model: nn.Module | None = None) -> ActivationStatistics:
@@ -448,6 +451,44 @@ class ActivationStatistics:
         if model is not None:
             statistics.check_same_model(weight_hash(model))
         return statistics
+
+
+def settle(folder: str | os.PathLike[str], weights: str) -> None:
+    """Statistics that wait in a folder take the place of the others if they belong to these weights; if the others do, they go.
+
+    So a run killed between the two files it must leave, a model and its statistics, leaves a pair that fits.
+
+    Args:
+        folder: of the statistics.
+        weights: hash of the model that is there now, as `weight_hash` gives it.
+    """
+    folder = Path(folder)
+    waiting = _bound_weights(folder / _PENDING)
+    if waiting is None:
+        return
+    if waiting == weights:
+        os.replace(folder / _PENDING, folder / _META)
+    elif _bound_weights(folder / _META) == weights:
+        (folder / _PENDING).unlink(missing_ok=True)
+    else:
+        return  # another model: reading the statistics will say so
+    _sweep(folder)
+
+
+def _bound_weights(file: Path) -> str | None:
+    """Hash of the model that an artefact's JSON belongs to; None without a readable one."""
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["fingerprint"]["weights"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _sweep(folder: Path) -> None:
+    """Remove moments that the artefact's JSON does not name, and what a killed run was writing."""
+    named = json.loads((folder / _META).read_text(encoding="utf-8"))["file"]
+    for old in (*folder.glob("statistics-*.safetensors"), *folder.glob(".statistics*")):
+        if old.name != named:
+            old.unlink(missing_ok=True)
 
 
 def _check_meta(meta: dict[str, Any]) -> None:

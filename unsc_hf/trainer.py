@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import os
 import time
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from datasets import Dataset
 from huggingface_hub import CommitInfo
 from peft import PeftConfig, PeftModel
@@ -27,7 +25,6 @@ from .config import REFUSED, UNSCConfig
 from .data import RelabelledDataset, hold_out
 from .errors import UNSCError
 from .evaluation.certificate import Certificate, LogitDrift, logit_drift
-from .files import write_text
 from .fingerprint import data_fingerprint, weight_hash
 from .layers import NOT_INPUTS, LayerSelection, evaluation_mode, find_layers, trace_layers
 from .loading import check_weights, load_model
@@ -37,13 +34,13 @@ from .outputs import Outputs, collect_outputs, iterate_outputs, join_outputs
 from .projection import Leak, NullSpaceProjection
 from .pseudo_labels import Matching
 from .publishing import publish
+from .saving import check_checkpoint, find_checkpoint, mark_checkpoint
 from .statistics import ActivationStatistics, SecondMoment
 from .subspace import Subspace, build_subspace, no_capacity_message, no_capacity_reason, randomised
 from .tasks import make_task
 
 logger = logging.getLogger(__name__)
 
-_STATE_FILE = "unsc_state.json"
 _CLASS_TARGET = 0.002  # accuracy at which whole classes count as forgotten
 _ROW_TOLERANCE = 0.01  # single rows count as forgotten when their accuracy is this near to that of unseen rows
 _VALIDATION_ROWS = 50  # forget rows wanted for validation where whole classes are forgotten ...
@@ -450,11 +447,15 @@ class UNSCTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Unlearn. With `resume_from_checkpoint`, construct the trainer with the *original* model, as the first time.
 
+        True takes the last whole one, or starts anew where a run was killed before its first.
+
         Raises:
-            UNSCError: resuming with another model than the checkpoint's run began with.
+            UNSCError: resuming with another model, data or options than the checkpoint's run began with.
         """
+        checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
         plan = self.prepare_unlearning()
-        self._check_resume(resume_from_checkpoint)
+        if checkpoint is not None:
+            check_checkpoint(checkpoint, self._run_identity())
         trained = {layer.weight_name for layer in plan.selection.layers}
         if isinstance(plan.projection, LoraProjection):
             trained = free_names(plan.selection) | (set() if self.args.lora_freeze_a else trained)
@@ -476,7 +477,7 @@ class UNSCTrainer(Trainer):
             self.add_callback(callback)
         started = time.perf_counter()
         try:
-            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
             plan.projection.project_displacements(torch.float64)
         finally:
             for callback in callbacks:
@@ -718,8 +719,7 @@ class UNSCTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         if self.args.should_save and self.plan is not None:
-            folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
-            write_text(folder / _STATE_FILE, json.dumps(self._run_identity()))
+            mark_checkpoint(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"), self._run_identity())
 
     def _run_identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the first one, besides its options of speed."""
@@ -747,29 +747,6 @@ class UNSCTrainer(Trainer):
             return
         saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=torch.float32)
         self.model.load_state_dict(saved.state_dict())
-
-    def _check_resume(self, resume_from_checkpoint: str | bool | None) -> None:
-        if not resume_from_checkpoint or self.plan is None:
-            return
-        folder = resume_from_checkpoint
-        if folder is True:
-            folder = transformers.trainer_utils.get_last_checkpoint(self.args.output_dir)
-            if folder is None:
-                raise UNSCError(
-                    f"resume_from_checkpoint: {self.args.output_dir} holds no checkpoint; start without it."
-                )
-        state = Path(str(folder), _STATE_FILE)
-        if not state.is_file():
-            raise UNSCError(
-                f"resume_from_checkpoint: {folder} was not written by UNSCTrainer, or not to its end; use an earlier one."
-            )
-        began = json.loads(state.read_text(encoding="utf-8"))
-        for name, now in self._run_identity().items():
-            if began.get(name) != now:
-                raise UNSCError(
-                    f"resume_from_checkpoint: the run began with {name} {began.get(name)!r}, now it is {now!r}; "
-                    "resume with the original model, the same data and options."
-                )
 
 
 @dataclass

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -30,7 +27,6 @@ from .config import UNSCConfig
 from .data import Request, class_names, read_labels, resolve_classes
 from .errors import UNSCError, first_line
 from .evaluation.report import format_table
-from .files import write_text
 from .fingerprint import data_fingerprint
 from .html_report import FILE as REPORT
 from .image_classification import ImagePlan, load_image_dataset, load_image_processor
@@ -40,7 +36,8 @@ from .plots import plot_capacity, plot_per_class, plot_unlearning
 from .quickstart import FORGET_CLASSES, PLAN, digits_dataset
 from .requests import open_statistics, record_request, remaining_leak, without_request
 from .run_report import write_run_report
-from .statistics import ActivationStatistics
+from .saving import check_output_folder, finish, move_model
+from .statistics import ActivationStatistics, settle
 from .text_classification import TextPlan, load_text_dataset, load_tokenizer
 from .trainer import UNSCTrainer
 from .training import TrainingPlan, train_model
@@ -313,17 +310,6 @@ def lora_config(arguments: SharedArguments) -> LoraConfig | None:
     )
 
 
-def check_output_folder(folder: str | Path) -> None:
-    """Refuse a folder that holds a finished run, or any model: nothing is overwritten."""
-    for file, what in (
-        ("results.json", "a finished run"),
-        ("config.json", "a model"),
-        ("adapter_config.json", "an adapter"),
-    ):
-        if (Path(folder) / file).exists():
-            raise UNSCError(f"output_dir: {folder} holds {what}; choose another folder, or move that one away.")
-
-
 def run(arguments: ClassificationArguments, config: UNSCConfig, console: Console | None = None) -> Comparison:
     """Unlearn, compare, and write everything into `config.output_dir`.
 
@@ -378,8 +364,12 @@ def run(arguments: ClassificationArguments, config: UNSCConfig, console: Console
     if result.trainer.is_world_process_zero():
         if statistics is not None:
             assert arguments.statistics_dir is not None
-            requests = record_request(statistics, arguments.statistics_dir, result.trainer, forget).requests
+            statistics = record_request(statistics, arguments.statistics_dir, result.trainer, forget)
+            requests = statistics.requests
         _write(arguments, config, result, original, labels, forget, requests)
+        if statistics is not None:
+            assert arguments.statistics_dir is not None
+            settle(arguments.statistics_dir, statistics.fingerprint.weights)
         _print(console, result, config)
     if config.push_to_hub:
         result.trainer.push_to_hub()
@@ -541,7 +531,7 @@ def _write(
     }
     results = finite(results)
     write_run_report(results, folder)
-    write_text(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False))
+    finish(folder, results)
 
 
 def frozen_line(trainer: UNSCTrainer) -> str:
@@ -550,18 +540,6 @@ def frozen_line(trainer: UNSCTrainer) -> str:
     reasons = trainer.plan.selection.unprotectable()
     listed = "; ".join(f"{count} x {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1]))
     return f"Frozen besides biases: {listed or 'nothing'} (each by name in results.json)."
-
-
-def move_model(trainer: UNSCTrainer, folder: Path) -> None:
-    """Save the model beside, then move its files into `folder`: none is ever half-written there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix="_saving-", dir=folder))
-    try:
-        trainer.save_model(str(scratch), _internal_call=True)
-        for file in sorted(scratch.iterdir()):
-            os.replace(file, folder / file.name)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def options_of(config: UNSCConfig, more: Sequence[str] = ()) -> dict[str, Any]:

@@ -1,0 +1,115 @@
+"""What a run leaves on a disk, in such an order that a run killed at any moment can be started again.
+
+A folder is *unfinished* from the moment the first file of a result is moved into it until `results.json` is there. Such a
+folder may be written over; one that holds a finished run, or somebody's model, may not.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers.trainer_utils import get_last_checkpoint
+
+from .errors import UNSCError
+from .files import write_text
+
+if TYPE_CHECKING:
+    from .trainer import UNSCTrainer
+
+logger = logging.getLogger(__name__)
+
+UNFINISHED = ".unfinished"
+RESULTS = "results.json"
+_STATE_FILE = "unsc_state.json"
+_SCRATCH = "_saving-"
+
+
+def check_output_folder(folder: str | Path) -> None:
+    """Refuse a folder that holds a finished run, or any model: nothing is overwritten but what a killed run has left.
+
+    Raises:
+        UNSCError: says what is there.
+    """
+    known = [(RESULTS, "a finished run")]
+    if not (Path(folder) / UNFINISHED).exists():
+        known += [("config.json", "a model"), ("adapter_config.json", "an adapter")]
+    for file, what in known:
+        if (Path(folder) / file).exists():
+            raise UNSCError(f"output_dir: {folder} holds {what}; choose another folder, or move that one away.")
+
+
+def move_model(trainer: UNSCTrainer, folder: Path) -> None:
+    """Save the model beside, then move its files into `folder`, which counts as unfinished from now on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / UNFINISHED, "The result in this folder is not whole: start its run again.\n")
+    for left in folder.glob(f"{_SCRATCH}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=folder))
+    try:
+        trainer.save_model(str(scratch), _internal_call=True)
+        for file in sorted(scratch.iterdir()):
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def finish(folder: Path, results: dict[str, Any]) -> None:
+    """Write `results.json`, the last file of a run."""
+    write_text(folder / RESULTS, json.dumps(results, indent=1, ensure_ascii=False))
+    (folder / UNFINISHED).unlink(missing_ok=True)
+
+
+# ---- resuming ------------------------------------------------------------------------------------------------------
+
+
+def mark_checkpoint(folder: Path, identity: dict[str, Any]) -> None:
+    """Write, last of all, what the run of a checkpoint began with; a checkpoint without it is not whole."""
+    write_text(folder / _STATE_FILE, json.dumps(identity))
+
+
+def find_checkpoint(wanted: str | bool | None, output_dir: str | Path) -> str | None:
+    """The checkpoint to go on from: the one named, or the last whole one; None where a run was killed before its first.
+
+    Raises:
+        UNSCError: a named checkpoint that is not whole, or an output folder that does not exist.
+    """
+    if not wanted:
+        return None
+    if wanted is not True:
+        if not Path(str(wanted), _STATE_FILE).is_file():
+            raise UNSCError(
+                f"resume_from_checkpoint: {wanted} was not written by UNSCTrainer, or not to its end; use an earlier one, or true for the last whole one."
+            )
+        return str(wanted)
+    folder = Path(output_dir)
+    if not folder.is_dir():
+        raise UNSCError(f"resume_from_checkpoint: {output_dir} holds no checkpoint; start without it.")
+    for left in folder.glob("checkpoint-*"):
+        if left.is_dir() and not (left / _STATE_FILE).is_file():  # of a killed run
+            logger.warning("%s was not written to its end; it is removed.", left)
+            shutil.rmtree(left, ignore_errors=True)
+    last: str | None = get_last_checkpoint(str(folder))
+    if last is None:
+        logger.warning("%s holds no whole checkpoint; unlearning starts from the original.", output_dir)
+    return last
+
+
+def check_checkpoint(folder: str, identity: dict[str, Any]) -> None:
+    """Refuse a checkpoint of another model, data or options.
+
+    Raises:
+        UNSCError: names the first difference.
+    """
+    began = json.loads(Path(folder, _STATE_FILE).read_text(encoding="utf-8"))
+    for name, now in identity.items():
+        if began.get(name) != now:
+            raise UNSCError(
+                f"resume_from_checkpoint: the run began with {name} {began.get(name)!r}, now it is {now!r}; "
+                "resume with the original model, the same data and options."
+            )
