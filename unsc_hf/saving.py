@@ -74,10 +74,10 @@ def mark_checkpoint(folder: Path, identity: dict[str, Any]) -> None:
 
 
 def find_checkpoint(wanted: str | bool | None, output_dir: str | Path) -> str | None:
-    """The checkpoint to go on from: the one named, or the last whole one; None where a run was killed before its first.
+    """The checkpoint to go on from: the one named, or with True the last whole one; None where there is none yet.
 
     Raises:
-        UNSCError: a named checkpoint that is not whole, or an output folder that does not exist.
+        UNSCError: a named checkpoint that is not whole.
     """
     if not wanted:
         return None
@@ -88,13 +88,11 @@ def find_checkpoint(wanted: str | bool | None, output_dir: str | Path) -> str | 
             )
         return str(wanted)
     folder = Path(output_dir)
-    if not folder.is_dir():
-        raise UNSCError(f"resume_from_checkpoint: {output_dir} holds no checkpoint; start without it.")
     for left in folder.glob("checkpoint-*"):
         if left.is_dir() and not (left / _STATE_FILE).is_file():  # of a killed run
             logger.warning("%s was not written to its end; it is removed.", left)
             shutil.rmtree(left, ignore_errors=True)
-    last: str | None = get_last_checkpoint(str(folder))
+    last: str | None = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     if last is None:
         logger.warning("%s holds no whole checkpoint; unlearning starts from the original.", output_dir)
     return last
