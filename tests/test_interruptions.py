@@ -44,14 +44,19 @@ class Runner:
         )
         self.root, self.common = root, common
 
-    def run(self, name: str, words: Sequence[str], seconds: float | None = None) -> int | None:
-        """Exit code of a run into `root/name`, or None when it was killed after so many seconds."""
+    def run(
+        self, name: str, words: Sequence[str], seconds: float | None = None, largest: int | None = None
+    ) -> int | None:
+        """Exit code of a run into `root/name`, or None when it was killed after so many seconds.
+
+        `largest`: size in bytes that no file may exceed.
+        """
         place = self.root / name
         words = [*words[:2], *self.common, *words[2:], "--output_dir", str(place / "out")]
         if words[0] == "unlearn":
             words += ["--statistics_dir", str(place / "statistics")]
         place.mkdir(exist_ok=True)
-        process = self.context.Process(target=kill_worker.unlearn, args=(words, str(place / "log")))
+        process = self.context.Process(target=kill_worker.unlearn, args=(words, str(place / "log"), largest))
         process.start()
         process.join(seconds)
         if process.is_alive():
@@ -132,6 +137,19 @@ def test_killed_anywhere_it_ends_at_the_same_weights(runner: Runner) -> None:
         ActivationStatistics.from_pretrained(place / "statistics", AutoModelForImageClassification.from_pretrained(out))
 
     print(kill_until(runner, words, KILLS, expect))
+
+
+@pytest.mark.parametrize("largest", [2_000, 30_000, 100_000])
+def test_a_full_disk_is_one_line_and_the_run_can_go_on(runner: Runner, largest: int) -> None:
+    words = ["unlearn", "image", "--model_name_or_path", str(runner.root / "original"), "--no_controls"]
+    name = f"full-{largest}"
+    assert runner.run(name, words, largest=largest) == 2
+    log = runner.root / name / "log"
+    lines = [line for line in log.read_text().splitlines() if "rror" in line]
+    assert len(lines) == 1, log.read_text()
+    assert lines[0].startswith("error: output_dir: no room is left on the disk"), lines[0]
+    assert not (runner.root / name / "out" / "results.json").exists()
+    assert runner.run(name, words) == 0, log.read_text()
 
 
 def test_a_killed_comparison_goes_on(runner: Runner) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from .errors import UNSCError, closest
+from .errors import UNSCError, closest, full_disk_in_one_line
 
 
 def parse_arguments(
@@ -86,7 +86,8 @@ def fill_output_dir(config: Any, base: str) -> None:
 def run_recipe(main: Callable[[], Any]) -> None:
     """Run a recipe; what a user can correct is printed as one line on standard error, with exit code 2."""
     try:
-        main()
+        with full_disk_in_one_line():
+            main()
     except UNSCError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -29,7 +29,7 @@ from rich.console import Console
 
 from .arguments import fill_output_dir, parse_arguments
 from .config import UNSCConfig
-from .errors import UNSCError, closest
+from .errors import UNSCError, closest, full_disk_in_one_line
 
 _QUIET = {"disable_tqdm": True, "report_to": "none"}
 # A language model has no classes, so every retained row is read, whatever their number.
@@ -199,7 +199,8 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         if words[0] not in COMMANDS:
             raise UNSCError(f"unsc: {words[0]!r} is no command; closest: {closest(words[0], COMMANDS)}.")
-        found = COMMANDS[words[0]](words[1:], console)
+        with full_disk_in_one_line():
+            found = COMMANDS[words[0]](words[1:], console)
     except UNSCError as error:
         line = " ".join(str(error).split())
         print(f"error: {line}", file=sys.stderr)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UNSCError(ValueError):
@@ -22,3 +27,32 @@ def closest(name: str, options: Iterable[str], limit: int = 3) -> str:
 def first_line(error: BaseException) -> str:
     """What an error of another library says, in one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _no_room(error: BaseException | None) -> bool:
+    """Whether an error, or one below it, is a full disk; libraries in Rust tell it in words."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            return True
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found and int(found.group(1)) in _NO_ROOM:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def full_disk_in_one_line() -> Iterator[None]:
+    """A full disk is told like bad input, from whatever library it comes.
+
+    Raises:
+        UNSCError: no room was left; what is whole on the disk stays so.
+    """
+    try:
+        yield
+    except Exception as error:
+        if _no_room(error):
+            raise UNSCError(
+                f"output_dir: no room is left on the disk ({first_line(error)}); make some, and start the same command again: what is whole is used."
+            ) from error
+        raise
