@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+import PIL.Image
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Image, Value
 from torch import nn
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, default_data_collator
 from transformers.image_processing_base import ImageProcessingMixin
 
-from .errors import UNSCError, closest, first_line
+from .errors import UnreadableRowError, UNSCError, closest, first_line
 
 LABEL_COLUMNS = ("label", "labels", "fine_label", "intent")
 TEXT_COLUMNS = (
@@ -347,6 +349,60 @@ def hold_out(dataset: Dataset, fraction: float, labels: np.ndarray, limit: int, 
     return dataset.select(np.flatnonzero(~mask)), dataset.select(np.flatnonzero(mask))
 
 
+def _open_image(stored: Mapping[str, Any] | None) -> PIL.Image.Image:
+    """Decode what the data set holds."""
+    try:
+        if stored is None:
+            raise ValueError("there is none")
+        image: PIL.Image.Image = Image().decode_example(stored)
+        image.load()
+    except Exception as error:  # whatever a decoder raises at bytes that anybody may have written
+        raise UnreadableRowError(
+            f"dataset: the image of a row cannot be read ({first_line(error)}); unsc_hf.data.unreadable_rows tells which, leave it out."
+        ) from error
+    return image
+
+
+def unreadable_rows(dataset: Dataset) -> list[int]:
+    """Numbers of the rows that lack an image that can be decoded, or a text, in any column that is to hold one."""
+    images = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
+    texts = [name for name, feature in dataset.features.items() if _is_text(feature)]
+    bare = dataset.select_columns([*images, *texts])
+    for name in images:
+        bare = bare.cast_column(name, Image(decode=False))
+    found = []
+    for i, row in enumerate(bare):
+        try:
+            for name in images:
+                _open_image(row[name])
+        except UnreadableRowError:
+            found.append(i)
+        else:
+            if any(row[name] is None for name in texts):
+                found.append(i)
+    return found
+
+
+@contextmanager
+def unreadable_rows_by_number(splits: Mapping[str, Dataset]) -> Iterator[None]:
+    """Name the rows that could not be read.
+
+    Raises:
+        UNSCError: the split and the first few row numbers.
+    """
+    try:
+        yield
+    except UnreadableRowError as error:
+        for name, rows in splits.items():
+            found = unreadable_rows(rows)
+            if found:
+                listed = ", ".join(map(str, found[:10])) + (", ..." if len(found) > 10 else "")
+                raise UNSCError(
+                    f"dataset_name: {len(found)} of {len(rows)} {name} rows hold no image or text that can be read: {listed}; leave them out."
+                ) from error
+        raise
+
+
 @dataclass(frozen=True)
 class ImageTransform:
     """Raw rows to model inputs: `datasets` calls it on a batch of rows each time they are read.
@@ -363,7 +419,7 @@ class ImageTransform:
     mode: str
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
-        images = [image.convert(self.mode) for image in rows[self.image_column]]
+        images = [_open_image(stored).convert(self.mode) for stored in rows[self.image_column]]
         inputs: dict[str, Any] = {"pixel_values": self.processor(images, return_tensors="pt")["pixel_values"]}
         if self.label_column in rows:
             inputs["labels"] = rows[self.label_column]
@@ -385,6 +441,10 @@ class TextTransform:
     label_column: str
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
+        if any(text is None for name in self.text_columns for text in rows[name]):
+            raise UnreadableRowError(
+                "dataset: a row holds no text; unsc_hf.data.unreadable_rows tells which, leave it out."
+            )
         inputs = dict(self.tokenizer(*(rows[name] for name in self.text_columns), truncation=True))
         if self.label_column in rows:
             inputs["labels"] = rows[self.label_column]
@@ -418,7 +478,7 @@ def prepare_dataset(
             )
         channels = getattr(getattr(model, "config", None), "num_channels", 3)
         label = find_label_column(dataset, label_column)
-        return dataset.with_transform(
+        return dataset.cast_column(images[0], Image(decode=False)).with_transform(
             ImageTransform(processing_class, images[0], label, "L" if channels == 1 else "RGB")
         )
     raw_text = any(_is_text(feature) for feature in dataset.features.values())

@@ -15,6 +15,10 @@ class UNSCError(ValueError):
     """Bad input: the message names the argument, the value seen and what to do. Recipes print it as one line."""
 
 
+class UnreadableRowError(UNSCError):
+    """A row of a data set holds no image or text; found when the row is read, so it is not known which."""
+
+
 def closest(name: str, options: Iterable[str], limit: int = 3) -> str:
     """Names among `options` closest to `name` (all of them when there are few), for an error message."""
     options = list(options)
@@ -25,7 +29,11 @@ def closest(name: str, options: Iterable[str], limit: int = 3) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, in one line."""
+    """What an error of another library says, in one line; `datasets` tells the reason only in the cause."""
+    if type(error).__name__ == "DatasetGenerationError" and error.__cause__ is not None:
+        error = error.__cause__
+    if "column names don't match" in str(error):
+        return "the columns of its files differ"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

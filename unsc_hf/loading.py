@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
@@ -27,25 +28,30 @@ def load_model(name: str) -> PreTrainedModel:
             raise UNSCError(
                 f"model: the config of {name!r} names architecture {architecture!r}, which transformers does not have."
             )
-        model: PreTrainedModel = cls.from_pretrained(name, dtype=torch.float32)
-        return model
     except (OSError, ValueError) as error:
         if isinstance(error, UNSCError):
             raise
         raise UNSCError(f"model: cannot load {name!r}: {first_line(error)}") from error
+    return load_as(cls, name, "model")
 
 
 def load_as(auto_class: Any, name: str, argument: str, **options: Any) -> PreTrainedModel:
-    """A model of the kind `auto_class` loads, in float32, from a Hub id or folder.
+    """A model of the kind `auto_class` loads, in float32, from a Hub id or folder, with every weight from there.
 
     Raises:
-        UNSCError: naming `argument`, when nothing can be loaded from there.
+        UNSCError: naming `argument`, when nothing can be loaded from there, or a weight is missing.
     """
     try:
-        model: PreTrainedModel = auto_class.from_pretrained(name, dtype=torch.float32, **options)
-        return model
-    except (OSError, ValueError) as error:
+        model: PreTrainedModel
+        model, report = auto_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UNSCError(f"{argument}: cannot load {name!r}: {first_line(error)}") from error
+    missing = sorted(report["missing_keys"])
+    if missing and not options.get("ignore_mismatched_sizes"):  # a fine-tuned head is made anew
+        raise UNSCError(
+            f"{argument}: {name!r} lacks {len(missing)} weights of {type(model).__name__}, the first is {missing[0]}; they would be random."
+        )
+    return model
 
 
 def load_to_finetune(auto_class: Any, name: str, labels: Sequence[str]) -> PreTrainedModel:

@@ -27,7 +27,7 @@ from .errors import UNSCError
 from .evaluation.certificate import Certificate, LogitDrift, logit_drift
 from .fingerprint import data_fingerprint, weight_hash
 from .layers import NOT_INPUTS, LayerSelection, evaluation_mode, find_layers, trace_layers
-from .loading import check_weights, load_model
+from .loading import check_weights, load_as, load_model
 from .model_card import CardContent, public_name, write_card
 from .objectives import OBJECTIVES, Terms
 from .outputs import Outputs, collect_outputs, iterate_outputs, join_outputs
@@ -745,7 +745,7 @@ class UNSCTrainer(Trainer):
         if model is not None or isinstance(self.model, PeftModel):  # sharded or adapters: upstream's own path
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=torch.float32)
+        saved = load_as(type(self.model), resume_from_checkpoint, "resume_from_checkpoint")
         self.model.load_state_dict(saved.state_dict())
 
 

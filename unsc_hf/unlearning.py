@@ -24,7 +24,7 @@ from transformers import (
 
 from .comparison import Comparison, compare
 from .config import UNSCConfig
-from .data import Request, class_names, read_labels, resolve_classes
+from .data import Request, class_names, read_labels, resolve_classes, unreadable_rows_by_number
 from .errors import UNSCError, first_line
 from .evaluation.report import format_table
 from .fingerprint import data_fingerprint
@@ -322,8 +322,13 @@ def run(arguments: ClassificationArguments, config: UNSCConfig, console: Console
             "dataset_name: not given; a model needs the data it was trained on (without both, the quickstart runs)."
         )
     check_output_folder(str(config.output_dir))
-    request = arguments.request()
     data = arguments.load(config)
+    with unreadable_rows_by_number(data):
+        return _run(arguments, config, data, console)
+
+
+def _run(arguments: ClassificationArguments, config: UNSCConfig, data: DatasetDict, console: Console) -> Comparison:
+    request = arguments.request()
     if request is None:
         raise UNSCError(
             "forget_classes: not given; name the classes to forget, by name or id (or rows, by forget_indices or forget_column)."
