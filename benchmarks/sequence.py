@@ -3,6 +3,10 @@
     python benchmarks/sequence.py image --dataset_name DATA --model_name_or_path MODEL --rows 100 --requests 10 --output_dir OUT
     python benchmarks/sequence.py text --dataset_name DATA --model_name_or_path MODEL --requests balance transfer ... --output_dir OUT
 
+Without a data set the embedded digits are used; the soak is
+
+    python benchmarks/sequence.py image --rows 2 --requests 200 --max_leak 0.5 --threads 1 --output_dir OUT
+
 `--rows N` takes N training rows for each of so many requests, drawn with seed 0 and without repetition; otherwise every
 request is one class. Statistics are collected once, by the first request. Hyper-parameters are the package's defaults; rows
 need statistics without budgets, so those read all rows. Retained logits are compared with the *original's*, on test rows of
@@ -19,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from matplotlib.figure import Figure
 from transformers import HfArgumentParser
@@ -32,6 +37,7 @@ from unsc_hf.loading import load_as
 from unsc_hf.model_card import versions
 from unsc_hf.outputs import Outputs, collect_outputs
 from unsc_hf.requests import open_statistics
+from unsc_hf.training import train_model
 from unsc_hf.unlearning import ImageArguments, TextArguments
 
 
@@ -45,22 +51,28 @@ def parts(rows: int | None, requests: list[str], labels: np.ndarray, names: list
 
 def plot(entries: list[dict[str, Any]], path: Path) -> None:
     """Seconds and drift by request."""
-    figure = Figure(figsize=(7.5, 3.0), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(11.0, 3.0), layout="constrained")
+    left, right, far = figure.subplots(1, 3)
     x = range(1, len(entries) + 1)
+    ticks = list(x) if len(x) <= 15 else None
     bottom = np.zeros(len(entries))
     for name, colour in (("statistics", "#9aa0a6"), ("unlearning", "#1f6fb4"), ("everything else", "#d8c9a3")):
         heights = np.array([entry["seconds"][name] for entry in entries])
-        left.bar(x, heights, bottom=bottom, label=name, color=colour)
+        left.bar(x, heights, bottom=bottom, label=name, color=colour, width=0.8 if ticks else 1.0)
         bottom += heights
-    left.set(xlabel="request", ylabel="seconds", xticks=list(x))
+    left.set(xlabel="request", ylabel="seconds", xticks=ticks)
     left.legend(frameon=False, fontsize=8)
-    right.plot(x, [100 * entry["test_accuracy"] for entry in entries], "o-", color="#3a8f5c", label="test accuracy")
-    right.plot(x, [100 * entry["drift"] for entry in entries], "o-", color="#d1642a", label="drift of the logits")
-    right.plot(x, np.cumsum([100 * e["leak"] for e in entries]), "o--", color="#9aa0a6", label="leaks, summed")
-    right.set(xlabel="request", ylabel="%", xticks=list(x), ylim=(0, 100))
+    style = "o-" if ticks else "-"
+    right.plot(x, [100 * entry["test_accuracy"] for entry in entries], style, color="#3a8f5c", label="test accuracy")
+    right.plot(x, [100 * entry["drift"] for entry in entries], style, color="#d1642a", label="drift of the logits")
+    right.plot(x, np.cumsum([100 * e["leak"] for e in entries]), style + "-", color="#9aa0a6", label="leaks, summed")
+    right.set(xlabel="request", ylabel="%", xticks=ticks, ylim=(0, 100))
     right.legend(frameon=False, fontsize=8, loc="center right")
-    for axes in (left, right):
+    far.plot(x, [entry["memory"] for entry in entries], style, color="#1f6fb4", label="memory (MiB)")
+    far.plot(x, [entry["handles"] for entry in entries], style, color="#d1642a", label="open file handles")
+    far.set(xlabel="request", xticks=ticks, ylim=(0, None))
+    far.legend(frameon=False, fontsize=8)
+    for axes in (left, right, far):
         axes.spines[["top", "right"]].set_visible(False)
     write_beside(path, lambda scratch: figure.savefig(scratch, dpi=150))
 
@@ -73,23 +85,29 @@ def main() -> None:
     own = parser.add_argument_group("benchmark")
     own.add_argument("--requests", nargs="+", required=True, help="classes, or with --rows their number")
     own.add_argument("--rows", type=int, help="training rows of each request")
+    own.add_argument("--max_leak", type=float, default=UNSCConfig.max_leak, help="budget of all requests together")
     own.add_argument("--threads", type=int, default=2)
     own.add_argument("--output_dir", required=True)
     options = vars(parser.parse_args(sys.argv[2:]))
     requests, rows, threads = options.pop("requests"), options.pop("rows"), options.pop("threads")
-    folder = Path(options.pop("output_dir"))
+    folder, max_leak = Path(options.pop("output_dir")), options.pop("max_leak")
     torch.set_num_threads(threads)
     arguments = kinds[sys.argv[1]](**options)
     with tempfile.TemporaryDirectory() as scratch:
         budgets: dict[str, Any] = {} if rows is None else {"max_rows_per_class": None, "max_samples_per_class": None}
-        config = UNSCConfig(output_dir=scratch, disable_tqdm=True, **budgets)
+        config = UNSCConfig(
+            output_dir=f"{scratch}/out", disable_tqdm=True, max_leak=max_leak, report_to="none", **budgets
+        )
         data = arguments.load(config)
         train, test = data["train"], data["test"]
         labels, names = read_labels(train), class_names(train)
         assert names is not None
         asked = parts(rows, requests, labels, names)
-        model = load_as(arguments.auto_class, str(arguments.model_name_or_path), "model_name_or_path")
-        processor = arguments.load_processor(str(arguments.model_name_or_path))
+        name = str(arguments.model_name_or_path)
+        if arguments.quickstart:
+            name = str(train_model(train, arguments.plan(config), arguments.references_dir, "original", names))
+        model = load_as(arguments.auto_class, name, "model_name_or_path")
+        processor = arguments.load_processor(name)
         gone = np.concatenate(asked)
         kept_classes = np.setdiff1d(labels, [] if rows else labels[gone])
         kept_rows = test.select(np.flatnonzero(np.isin(read_labels(test), kept_classes)))
@@ -125,6 +143,8 @@ def main() -> None:
                 "leak": trainer.certify().leak,
                 "drift": logit_drift(original.logits, now.logits).relative,
                 "test_accuracy": float((now.logits.argmax(1) == now.labels).float().mean()),
+                "memory": psutil.Process().memory_info().rss / 2**20,
+                "handles": psutil.Process().num_fds(),
                 "steps": trainer.state.global_step,
                 "stopped_by": trainer.stop_reason,
             }
@@ -136,6 +156,7 @@ def main() -> None:
         "original_test_accuracy": float((original.logits.argmax(1) == original.labels).float().mean()),
         "share": share,
         "requests": entries,
+        "max_leak": max_leak,
         "threads": threads,
         "versions": versions(),
     }

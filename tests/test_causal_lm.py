@@ -326,8 +326,8 @@ def test_target_is_what_unseen_rows_score(tmp_path: Path) -> None:
     last = [entry for entry in trainer.state.log_history if "leak" in entry]
     assert last[0]["forget_accuracy"] > 0.95
     assert trainer.stop_reason == "target"
-    assert last[-1]["forget_accuracy"] <= trainer.plan.target_accuracy < 0.9
-    assert last[-1]["forget_accuracy"] > trainer.plan.target_accuracy - 0.15
+    assert last[-1]["forget_accuracy"] <= trainer.plan.target < 0.9
+    assert last[-1]["forget_accuracy"] > trainer.plan.target - 0.15
     metrics = trainer.evaluate(trainer._prepared(unseen))
     assert 0 <= metrics["eval_accuracy"] <= 1
 

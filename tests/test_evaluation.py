@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from unsc_hf import UNSCError
 from unsc_hf.evaluation.accuracy import macro_accuracy, per_class_accuracy
 from unsc_hf.evaluation.certificate import logit_drift
-from unsc_hf.evaluation.membership import attack_features, membership_inference
+from unsc_hf.evaluation.membership import attack_features, exposure, membership_inference, tolerated_exposure
 from unsc_hf.evaluation.metrics import LinearProbe, MembershipInference, PrototypeAttack, UnlearningAccuracy
 from unsc_hf.evaluation.probes import linear_probe, prototype_attack
 from unsc_hf.evaluation.report import MethodResult, format_table, judge, mean_result
@@ -147,3 +148,19 @@ def test_means_and_table() -> None:
     assert row[0] == "retrained"
     assert row[header.index("linear probe")] == "50.0"
     assert row[header.index("leak")] == "–"
+
+
+def test_exposure_is_the_auc_of_the_losses() -> None:
+    seen, unseen = torch.rand(40).double(), torch.rand(70).double().sort().values
+    labels = np.repeat([1, 0], [40, 70])
+    auc = roc_auc_score(labels, -np.concatenate([seen.numpy(), unseen.numpy()]))
+    assert exposure(seen, unseen) == pytest.approx(auc, abs=1e-12)
+    assert exposure(torch.zeros(3).double(), torch.zeros(5).double()) == 0.5
+    assert exposure(unseen[0] - torch.ones(2), unseen) == 1.0
+
+
+def test_tolerated_exposure_is_a_standard_deviation_of_chance() -> None:
+    unseen = torch.rand(2000).double().sort().values
+    drawn = [exposure(torch.rand(12).double(), unseen) for _ in range(4000)]
+    assert np.std(drawn) == pytest.approx(tolerated_exposure(12) - 0.5, rel=0.1)
+    assert tolerated_exposure(10**6) == 0.51

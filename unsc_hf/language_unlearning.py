@@ -437,7 +437,7 @@ def _write(
         "retrained_references": [asdict(answers) for answers in result.references],
         "certificate": result.certificate,
         "seconds": {**plan.seconds, "unlearning": trainer.unlearning_seconds},
-        "target_token_accuracy": plan.target_accuracy,
+        "target_token_accuracy": plan.target,
         "subspace": plan.subspace.to_dict(),
         "frozen": plan.selection.frozen,
         "history": [entry for entry in trainer.state.log_history if "leak" in entry],

@@ -47,10 +47,16 @@ def is_causal_lm(model: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class Measure:
-    """Forgetting or keeping on some rows: accuracy and mean loss against the true labels."""
+    """Forgetting or keeping on some rows, against the true labels.
+
+    Attributes:
+        accuracy, loss: means.
+        losses: of each row of a classifier, (rows,).
+    """
 
     accuracy: float
     loss: float
+    losses: Tensor | None = None
 
 
 class ClassificationTask:
@@ -142,7 +148,8 @@ class ClassificationTask:
             if self.whole_classes
             else float((logits.argmax(-1) == labels).float().mean())
         )
-        return Measure(accuracy or 0.0, float(F.cross_entropy(logits, labels)))
+        losses = F.cross_entropy(logits.double(), labels, reduction="none")
+        return Measure(accuracy or 0.0, float(losses.mean()), losses)
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """`accuracy` for `Trainer.evaluate`."""

@@ -25,6 +25,7 @@ from .config import REFUSED, UNSCConfig
 from .data import RelabelledDataset, hold_out
 from .errors import UNSCError
 from .evaluation.certificate import Certificate, LogitDrift, logit_drift
+from .evaluation.membership import exposure, tolerated_exposure
 from .fingerprint import data_fingerprint, weight_hash
 from .layers import NOT_INPUTS, LayerSelection, evaluation_mode, find_layers, trace_layers
 from .loading import check_weights, load_as, load_model
@@ -42,7 +43,7 @@ from .tasks import make_task
 logger = logging.getLogger(__name__)
 
 _CLASS_TARGET = 0.002  # accuracy at which whole classes count as forgotten
-_ROW_TOLERANCE = 0.01  # single rows count as forgotten when their accuracy is this near to that of unseen rows
+_TOKEN_TOLERANCE = 0.01  # answers count as forgotten when their tokens are predicted this nearly as well as unseen ones
 _VALIDATION_ROWS = 50  # forget rows wanted for validation where whole classes are forgotten ...
 _MOST_HELD_OUT = 0.4  # ... but never more than this share of them
 _MOST_LOGITS = 50_000_000  # held-out logits kept for the drift; a language model gives them for every token
@@ -66,7 +67,9 @@ class UnlearningPlan:
             each answer token has its own.
         original_weights: hash of the original model's weights.
         held_out_logits: the original model's logits on the held-out retained rows.
-        target_accuracy: unlearning stops when the forget rows are recognised no better than this.
+        target: unlearning stops when the forget rows are known no better than this: a share of them that is recognised, or of
+            single rows of a classifier their exposure (see `evaluation.membership.exposure`).
+        unseen_losses: of the unseen rows under the original model, sorted, where exposure is the target.
         seconds: time spent on "statistics", "decomposition" and "pseudo_labels".
     """
 
@@ -79,7 +82,8 @@ class UnlearningPlan:
     pseudo_labels: Tensor | None
     original_weights: str
     held_out_logits: Tensor
-    target_accuracy: float
+    target: float
+    unseen_losses: Tensor | None
     seconds: dict[str, float]
 
 
@@ -99,7 +103,7 @@ class UNSCTrainer(Trainer):
         processing_class: image processor for raw images, tokenizer for raw texts; saved with the model.
         peft_config: a `LoraConfig`, to train adapters only.
         unseen_dataset: rows that the original never saw, for requests whose rows share their classes with retained ones:
-            such rows count as forgotten once they are recognised no better than these.
+            such rows count as forgotten once they are known no better than these.
         statistics: `ActivationStatistics` of the retained classes (or of all), or the folder they were saved in. If they
             include the rows this trainer holds out, the certificate is not on unseen rows; it says so.
         data_collator, compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs: as in `Trainer`.
@@ -266,7 +270,7 @@ class UNSCTrainer(Trainer):
         if OBJECTIVES[args.objective].teacher:
             self._teacher = copy.deepcopy(model).requires_grad_(False)
             self._teacher.eval()
-        target = self._target_accuracy(model)
+        target, unseen_losses = self._target(model)
         self.plan = UnlearningPlan(
             selection=selection,
             subspace=subspace,
@@ -277,7 +281,8 @@ class UNSCTrainer(Trainer):
             pseudo_labels=torch.stack([row["pseudo_labels"] for row in targets]) if self.task.label_column else None,
             original_weights=original,
             held_out_logits=retain.logits,
-            target_accuracy=target,
+            target=target,
+            unseen_losses=unseen_losses,
             seconds={
                 "statistics": self._statistics_seconds,
                 "decomposition": decomposed - started - self._statistics_seconds,
@@ -307,14 +312,21 @@ class UNSCTrainer(Trainer):
             return self.task.targets(strategy, join_outputs(list(parts)), retain, matching)
         return [target for part in parts for target in self.task.targets(strategy, part, retain, matching)]
 
-    def _target_accuracy(self, model: nn.Module) -> float:
-        """The stated target; else almost nothing for whole classes, and the accuracy on unseen rows for single rows."""
+    def _target(self, model: nn.Module) -> tuple[float, Tensor | None]:
+        """When to stop: at the stated accuracy; else where whole classes are gone, or single rows look like unseen ones.
+
+        Rows that look alike have alike losses; their accuracy says less the fewer they are: of two rows that a model should
+        know with 98 %, none has to be got wrong.
+        """
         if self.args.target_forget_accuracy is not None:
-            return self.args.target_forget_accuracy
+            return self.args.target_forget_accuracy, None
         if self.whole_classes:
-            return _CLASS_TARGET
+            return _CLASS_TARGET, None
         assert self._unseen is not None
-        return self.task.measure(self._iterate(model, self._unseen, "Unseen rows")).accuracy + _ROW_TOLERANCE
+        unseen = self.task.measure(self._iterate(model, self._unseen, "Unseen rows"))
+        if unseen.losses is None:
+            return unseen.accuracy + _TOKEN_TOLERANCE, None
+        return tolerated_exposure(len(self._forget_validation)), unseen.losses.sort().values
 
     def _projection(self, model: nn.Module, selection: LayerSelection, subspace: Subspace) -> NullSpaceProjection:
         identity = self.args.null_space == "none"
@@ -468,7 +480,7 @@ class UNSCTrainer(Trainer):
             self._check,
             self.log,
             self.args.check_steps,
-            plan.target_accuracy,
+            plan.target,
             self.args.max_leak if self.args.null_space == "retained" else None,
             refine=not self.whole_classes,
         )
@@ -550,11 +562,13 @@ class UNSCTrainer(Trainer):
         if not self.whole_classes:  # of many single rows a part shows how far all are
             rows = [part.select(range(min(len(part), self.args.max_validation_rows))) for part in rows]
         forget, retain = (self.task.measure(self._iterate(self.model, part, "Check")) for part in rows)
+        unseen = self.plan.unseen_losses if self.plan is not None else None
         check = Check(
             forget_accuracy=forget.accuracy,
             forget_loss=forget.loss,
             retain_accuracy=retain.accuracy,
             leak=self.held_out_leak().total,
+            exposure=None if unseen is None or forget.losses is None else exposure(forget.losses, unseen),
         )
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             # One process decides for all: rounding must not let them disagree on stopping.
@@ -578,9 +592,10 @@ class UNSCTrainer(Trainer):
             raise RuntimeError("a frozen weight or buffer has changed while unlearning")
         if self.stop_reason != "target":
             logger.warning(
-                "Unlearning ended (%s) before the target forget accuracy %.3g was reached.",
+                "Unlearning ended (%s) before the target %s %.3g was reached.",
                 self.stop_reason,
-                self.plan.target_accuracy,
+                "forget accuracy" if self.plan.unseen_losses is None else "exposure",
+                self.plan.target,
             )
         kept = [entry["retain_accuracy"] for entry in self.state.log_history if "retain_accuracy" in entry]
         if kept and self.args.null_space == "retained" and kept[0] - kept[-1] > _MUCH_LOST:
