@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUTPUT ?= outputs/digits-without-8
 
-.PHONY: demo test lint types clean
+.PHONY: demo test lint types docs wheel clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,5 +28,17 @@ lint: $(STAMP) ## ruff: lint and format.
 types: $(STAMP) ## mypy, strict.
 	$(BIN)/mypy
 
+docs: $(STAMP) ## The site, into docs/_build; warnings are errors.
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+
+wheel: $(STAMP) ## Build the wheel, install it in an environment of its own, and run the quickstart outside the checkout.
+	rm -rf build dist
+	$(BIN)/python -m build --wheel
+	$(PYTHON) -m venv build/clean
+	build/clean/bin/python -m pip install --quiet --constraint constraints.txt torch
+	build/clean/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	mkdir -p build/elsewhere
+	cd build/elsewhere && HF_HUB_OFFLINE=1 ../clean/bin/unsc unlearn image --disable_tqdm true --output_dir digits-without-8
+
 clean:
-	rm -rf $(VENV) outputs build dist *.egg-info
+	rm -rf $(VENV) outputs build dist docs/_build *.egg-info

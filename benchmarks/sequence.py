@@ -5,7 +5,7 @@
 
 Without a data set the embedded digits are used; the soak is
 
-    python benchmarks/sequence.py image --rows 2 --requests 200 --max_leak 0.5 --threads 1 --output_dir OUT
+    python benchmarks/sequence.py image --rows 2 --requests 200 --threads 1 --output_dir OUT
 
 `--rows N` takes N training rows for each of so many requests, drawn with seed 0 and without repetition; otherwise every
 request is one class. Statistics are collected once, by the first request. Hyper-parameters are the package's defaults; rows
@@ -60,19 +60,21 @@ def plot(entries: list[dict[str, Any]], path: Path) -> None:
         heights = np.array([entry["seconds"][name] for entry in entries])
         left.bar(x, heights, bottom=bottom, label=name, color=colour, width=0.8 if ticks else 1.0)
         bottom += heights
-    left.set(xlabel="request", ylabel="seconds", xticks=ticks)
+    left.set(xlabel="request", ylabel="seconds")
     left.legend(frameon=False, fontsize=8)
     style = "o-" if ticks else "-"
     right.plot(x, [100 * entry["test_accuracy"] for entry in entries], style, color="#3a8f5c", label="test accuracy")
     right.plot(x, [100 * entry["drift"] for entry in entries], style, color="#d1642a", label="drift of the logits")
     right.plot(x, np.cumsum([100 * e["leak"] for e in entries]), style + "-", color="#9aa0a6", label="leaks, summed")
-    right.set(xlabel="request", ylabel="%", xticks=ticks, ylim=(0, 100))
+    right.set(xlabel="request", ylabel="%", ylim=(0, 100))
     right.legend(frameon=False, fontsize=8, loc="center right")
     far.plot(x, [entry["memory"] for entry in entries], style, color="#1f6fb4", label="memory (MiB)")
     far.plot(x, [entry["handles"] for entry in entries], style, color="#d1642a", label="open file handles")
-    far.set(xlabel="request", xticks=ticks, ylim=(0, None))
+    far.set(xlabel="request", ylim=(0, None))
     far.legend(frameon=False, fontsize=8)
     for axes in (left, right, far):
+        if ticks:
+            axes.set_xticks(ticks)
         axes.spines[["top", "right"]].set_visible(False)
     write_beside(path, lambda scratch: figure.savefig(scratch, dpi=150))
 

@@ -15,7 +15,7 @@ from .evaluation.audits import AUDITS
 from .files import write_text
 from .html_report import FILE, Picture, Section, write_report
 from .method_comparison import ORIGINAL
-from .model_card import versions
+from .model_card import escape, versions
 from .unlearning import finite
 
 _PICTURES = (
@@ -43,7 +43,11 @@ def write_comparison(result: dict[str, Any], folder: Path, command: str) -> dict
         rows = table(summary)
         sheet = io.StringIO()
         csv.writer(sheet, lineterminator="\n").writerows(numbers(summary))
-        for file, text in (("table.md", markdown(rows)), ("table.csv", sheet.getvalue()), ("table.tex", latex(rows))):
+        for file, text in (
+            ("table.md", f"# Forgetting {escape(name)}: methods compared\n\n{markdown(rows)}"),
+            ("table.csv", sheet.getvalue()),
+            ("table.tex", latex(rows)),
+        ):
             write_text(place / file, text)
         pictures = []
         for file, draw, audit, caption in _PICTURES:

@@ -129,7 +129,7 @@ class NullSpaceProjection:
 
     @torch.no_grad()
     def relative_change(self) -> float:
-        """|W - W_0| / |W_0| over all layers (Frobenius)."""
+        """Norm of W - W_0 as a share of that of W_0, over all layers (Frobenius)."""
         moved = sum(float(self.change(layer).double().square().sum()) for layer in self.layers)
         start = sum(float(self.original(layer).double().square().sum()) for layer in self.layers)
         return math.sqrt(moved / start) if start > 0 else 0.0

@@ -46,7 +46,7 @@ class Certificate:
         leak_per_layer: the same for each layer by name.
         drift: measured change of the logits.
         rows: number of held-out data set rows.
-        relative_change: |W - W_0| / |W_0| over the trained weights.
+        relative_change: norm of W - W_0 as a share of that of W_0, over the trained weights.
         max_leak: the budget it had to keep.
         stop_reason: why unlearning ended.
         merged: drift after the adapter is merged into the base weights, by the dtype they are then stored in ("float32",
