@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ TEXT_COLUMNS = (
     ("text",), ("sentence",), ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"),
     ("question", "sentence"), ("content",), ("utterance",),
 )  # fmt: skip
+WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
 TEST_SPLITS = ("test", "validation", "valid", "val")
 
 
@@ -196,7 +198,7 @@ def resolve_classes(
             ids.append(list(names).index(text))
             continue
         known = [str(i) for i in present] if names is None else list(names)
-        if not text.lstrip("-").isdigit():
+        if not WHOLE_NUMBER.fullmatch(text):
             raise UNSCError(f"forget_classes: no class {text!r}; closest: {closest(text, known)}.")
         number = int(text)
         if names is not None and not 0 <= number < len(names):

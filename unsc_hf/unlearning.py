@@ -24,7 +24,7 @@ from transformers import (
 
 from .comparison import Comparison, compare
 from .config import UNSCConfig
-from .data import Request, class_names, read_labels, resolve_classes, unreadable_rows_by_number
+from .data import WHOLE_NUMBER, Request, class_names, read_labels, resolve_classes, unreadable_rows_by_number
 from .errors import UNSCError, first_line
 from .evaluation.report import format_table
 from .fingerprint import data_fingerprint
@@ -274,8 +274,8 @@ def read_names(given: Sequence[str]) -> list[str]:
         return words
     try:
         lines = Path(words[0]).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UNSCError(f"forget_classes: cannot read {words[0]} ({error.strerror}).") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UNSCError(f"forget_classes: cannot read {words[0]} ({first_line(error)}).") from error
     names = [line.strip() for line in lines if line.strip()]
     if not names:
         raise UNSCError(f"forget_classes: {words[0]} names no class; write one in each line.")
@@ -290,9 +290,12 @@ def read_indices(given: Sequence[str]) -> tuple[int, ...]:
     """
     words = list(given)
     if len(words) == 1 and Path(words[0]).is_file():
-        words = Path(words[0]).read_text(encoding="utf-8").split()
+        try:
+            words = Path(words[0]).read_text(encoding="utf-8").split()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UNSCError(f"forget_indices: cannot read {words[0]} ({first_line(error)}).") from error
     for word in words:
-        if not word.lstrip("-").isdigit():
+        if not WHOLE_NUMBER.fullmatch(word):
             raise UNSCError(f"forget_indices: {word!r} is no row number and no file with row numbers.")
     return tuple(int(word) for word in words)
 
