@@ -111,18 +111,20 @@ class StoppingCallback(TrainerCallback):
         self._log(check)
         if self.max_leak is not None and check.leak > self.max_leak:
             self.projection.restore(self._within_budget)
-            self.reason = "leak_budget"
-            control.should_training_stop = True
+            self._stop(control, "leak_budget")
             return
         before, self._within_budget = self._within_budget, self.projection.snapshot()
         if check.known <= self.target:
-            self.reason = "target"
-            control.should_training_stop = True
+            self._stop(control, "target")
             if self.refine and before is not None:
                 self._step_back(before, self._within_budget)
         elif not self.refine and _on_plateau(state, check.forget_accuracy):
-            self.reason = "plateau"
-            control.should_training_stop = True
+            self._stop(control, "plateau")
+
+    def _stop(self, control: TrainerControl, reason: str) -> None:
+        """End here, without a checkpoint: a run resumed from it would not know that it had ended, and go on."""
+        self.reason = reason
+        control.should_training_stop, control.should_save = True, False
 
     def _step_back(self, above: Mapping[str, Tensor], below: Mapping[str, Tensor]) -> None:
         """Bisect between a state above the target and one that reached it; every state between lies in the null space."""

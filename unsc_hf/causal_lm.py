@@ -59,6 +59,8 @@ def to_dialogues(dataset: Dataset, template: str = "Question: {question}\nAnswer
         )
 
     def convert(row: dict[str, Any]) -> dict[str, str]:
+        if row["question"] is None or row["answer"] is None:
+            raise UNSCError("dataset_name: a row has no question or no answer; leave it out.")
         return {"prompt": template.format(question=row["question"]), "completion": " " + row["answer"].strip()}
 
     return dataset.map(convert, remove_columns=["question", "answer"], load_from_cache_file=False)

@@ -28,6 +28,7 @@ from .evaluation.probes import linear_probe, prototype_attack
 from .evaluation.report import LABELS, MethodResult, judge, mean_result
 from .loading import load_as, model_label_names
 from .outputs import Outputs, RowOutputs, collect_outputs
+from .saving import resume_from
 from .trainer import UNSCTrainer
 
 logger = logging.getLogger(__name__)
@@ -193,14 +194,14 @@ def compare(
     for split in (train, test):
         check_labels_match(split, label_column, model.config.num_labels, model_label_names(model))
     forget, retain = request.split(train, label_column)
-    gone = np.setdiff1d(read_labels(forget, label_column), read_labels(retain, label_column))
+    asked, kept = read_labels(forget, label_column), read_labels(retain, label_column)
+    if len(np.intersect1d(asked, kept)) and unseen is None and config.target_forget_accuracy is None:
+        test, unseen = hold_out(test, 0.2, read_labels(test, label_column), len(test), config.seed)
+    gone = np.setdiff1d(asked, kept)
     eval_dataset = {"forget": forget, "retain": test}
     if len(gone):
         test_forget, test_retain = split_dataset(test, forget_classes=gone.tolist(), label_column=label_column)
         eval_dataset = {"forget": test_forget, "retain": test_retain}
-    elif unseen is None and config.target_forget_accuracy is None:
-        test, unseen = hold_out(test, 0.2, read_labels(test, label_column), len(test), config.seed)
-        eval_dataset["retain"] = test
     network_class = type(model)
     pristine = deepcopy(model) if controls else None
 
@@ -255,7 +256,7 @@ def compare(
             *(mask_logits(part, unsc.forgotten_classes) for part in (original.forget, original.retain, original.test))
         )
         methods["masked"] = evaluator.evaluate(unsc.model, masked, 0.0, 0.0, same_features=methods["original"])
-    unsc.train(resume_from_checkpoint=_resume_from(config.resume_from_checkpoint))
+    unsc.train(resume_from_checkpoint=resume_from(config.resume_from_checkpoint))
     certificate = unsc.certify()
     if pristine is not None:
         for null_space, name in (("random", "random_projector"), ("none", "unprojected")):
@@ -278,11 +279,6 @@ def compare(
     verdict, reason = judge(methods["unsc"], references, unsc.forgotten_classes)
     ordered = {name: methods[name] for name in LABELS if name in methods}
     return Comparison(ordered, references, certificate.to_dict(), verdict, reason, unsc)
-
-
-def _resume_from(value: str | None) -> str | bool | None:
-    """`--resume_from_checkpoint true` means the last one in the output folder."""
-    return True if value is not None and value.lower() in ("true", "last") else value
 
 
 def _check_reference(name: str, num_labels: int) -> None:

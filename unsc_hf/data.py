@@ -351,7 +351,7 @@ def hold_out(dataset: Dataset, fraction: float, labels: np.ndarray, limit: int, 
     return dataset.select(np.flatnonzero(~mask)), dataset.select(np.flatnonzero(mask))
 
 
-def _open_image(stored: Mapping[str, Any] | None) -> PIL.Image.Image:
+def open_image(stored: Mapping[str, Any] | None) -> PIL.Image.Image:
     """Decode what the data set holds."""
     try:
         if stored is None:
@@ -365,10 +365,10 @@ def _open_image(stored: Mapping[str, Any] | None) -> PIL.Image.Image:
     return image
 
 
-def unreadable_rows(dataset: Dataset) -> list[int]:
-    """Numbers of the rows that lack an image that can be decoded, or a text, in any column that is to hold one."""
+def unreadable_rows(dataset: Dataset, text_columns: Sequence[str] | None = None) -> list[int]:
+    """Numbers of the rows that lack an image that can be decoded, or a text in the columns that are read."""
     images = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
-    texts = [name for name, feature in dataset.features.items() if _is_text(feature)]
+    texts = [] if images else list(find_text_columns(dataset, text_columns))
     bare = dataset.select_columns([*images, *texts])
     for name in images:
         bare = bare.cast_column(name, Image(decode=False))
@@ -376,7 +376,7 @@ def unreadable_rows(dataset: Dataset) -> list[int]:
     for i, row in enumerate(bare):
         try:
             for name in images:
-                _open_image(row[name])
+                open_image(row[name])
         except UnreadableRowError:
             found.append(i)
         else:
@@ -386,7 +386,9 @@ def unreadable_rows(dataset: Dataset) -> list[int]:
 
 
 @contextmanager
-def unreadable_rows_by_number(splits: Mapping[str, Dataset]) -> Iterator[None]:
+def unreadable_rows_by_number(
+    splits: Mapping[str, Dataset], text_columns: Sequence[str] | None = None
+) -> Iterator[None]:
     """Name the rows that could not be read.
 
     Raises:
@@ -396,7 +398,7 @@ def unreadable_rows_by_number(splits: Mapping[str, Dataset]) -> Iterator[None]:
         yield
     except UnreadableRowError as error:
         for name, rows in splits.items():
-            found = unreadable_rows(rows)
+            found = unreadable_rows(rows, text_columns)
             if found:
                 listed = ", ".join(map(str, found[:10])) + (", ..." if len(found) > 10 else "")
                 raise UNSCError(
@@ -421,7 +423,7 @@ class ImageTransform:
     mode: str
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
-        images = [_open_image(stored).convert(self.mode) for stored in rows[self.image_column]]
+        images = [open_image(stored).convert(self.mode) for stored in rows[self.image_column]]
         inputs: dict[str, Any] = {"pixel_values": self.processor(images, return_tensors="pt")["pixel_values"]}
         if self.label_column in rows:
             inputs["labels"] = rows[self.label_column]

@@ -45,6 +45,10 @@ def _no_room(error: BaseException | None) -> bool:
         found = re.search(r"\(os error (\d+)\)", str(error))
         if found and int(found.group(1)) in _NO_ROOM:
             return True
+        if isinstance(error, RuntimeError) and re.search(
+            "unexpected pos|iostream error|PytorchStreamWriter", str(error)
+        ):
+            return True  # torch.save
         error = error.__cause__ or error.__context__
     return False
 

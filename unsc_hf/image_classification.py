@@ -19,7 +19,7 @@ from transformers import (
     default_data_collator,
 )
 
-from .data import find_label_column, load_splits, prepare_dataset
+from .data import find_label_column, load_splits, open_image, prepare_dataset
 from .errors import UNSCError, first_line
 from .loading import load_to_finetune
 from .training import TrainingPlan
@@ -83,14 +83,18 @@ def build_vit(dataset: Dataset, size: str, patch_size: int, labels: Sequence[str
     if size not in VIT_SIZES:
         raise UNSCError(f"model_size: {size!r} does not exist; choose from {', '.join(VIT_SIZES)}.")
     column = next(name for name, feature in dataset.features.items() if isinstance(feature, Image))
-    first = dataset[0][column]
+    dataset = dataset.select_columns([column]).cast_column(column, Image(decode=False))
+    first = open_image(dataset[0][column])
     side = first.height
     if first.width != side or side % patch_size:
         raise UNSCError(f"patch_size: {patch_size} does not divide images of {first.height} x {first.width} pixels.")
     channels = 1 if first.mode in ("L", "1", "I", "F") else 3
     sample = dataset.select(np.linspace(0, len(dataset) - 1, min(1000, len(dataset))).astype(int))
     mode = "L" if channels == 1 else "RGB"
-    pixels = np.stack([np.asarray(row[column].convert(mode)).reshape(side, side, channels) for row in sample]) / 255.0
+    pixels = (
+        np.stack([np.asarray(open_image(row[column]).convert(mode)).reshape(side, side, channels) for row in sample])
+        / 255.0
+    )
     processor = ViTImageProcessor(
         do_resize=False,
         size={"height": side, "width": side},

@@ -31,7 +31,7 @@ from .objectives import OBJECTIVES
 from .outputs import Outputs, iterate_outputs
 from .plots import plot_answers, plot_capacity, plot_unlearning
 from .run_report import write_run_report
-from .saving import check_output_folder, finish, move_model
+from .saving import check_output_folder, finish, has_checkpoint, move_model, resume_from
 from .tasks import read_answers
 from .text_classification import load_tokenizer
 from .trainer import UNSCTrainer
@@ -272,8 +272,8 @@ def compare_objectives(
     def trainer(objective: str, null_space: str, statistics: Any) -> UNSCTrainer:
         options = deepcopy(config)
         options.objective, options.null_space, options.push_to_hub = objective, null_space, False
-        if null_space != "retained":
-            options.save_strategy = SaveStrategy.NO
+        if null_space != "retained" or first is not None:
+            options.save_strategy = SaveStrategy.NO  # their checkpoints would take the place of the first run's
         return UNSCTrainer(
             model=load_as(AutoModelForCausalLM, original, "model_name_or_path"),
             args=options,
@@ -292,7 +292,7 @@ def compare_objectives(
         for null_space in ("retained", "none") if arguments.controls else ("retained",):
             console.print(f"Unlearning: {objective}{'' if null_space == 'retained' else ', no projection'}.")
             run = trainer(objective, null_space, None if first is None else first.retained_statistics)
-            resume = config.resume_from_checkpoint if first is None else None
+            resume = resume_from(config.resume_from_checkpoint) if first is None else None
             run.train(resume_from_checkpoint=resume)
             if first is None:
                 first = run
@@ -361,12 +361,13 @@ def run(arguments: LanguageArguments, config: UNSCConfig, console: Console | Non
     try:
         result = compare_objectives(original, data, config, arguments, references, console)
     except UNSCError:
-        if not existed:
+        if not existed and not has_checkpoint(str(config.output_dir)):
             shutil.rmtree(str(config.output_dir), ignore_errors=True)
         raise
     if result.trainer.is_world_process_zero():
         _write(arguments, config, result, original, data)
         _print(console, result, config)
+    result.trainer.accelerator.wait_for_everyone()  # nobody leaves before everything is written
     if config.push_to_hub:
         result.trainer.push_to_hub()
     return result

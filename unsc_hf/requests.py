@@ -10,19 +10,21 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel
 
 from .config import UNSCConfig
 from .errors import UNSCError
 from .fingerprint import row_digests, weight_hash
-from .saving import UNFINISHED, move_model
+from .saving import finish, move_model
 from .statistics import ActivationStatistics, settle
 from .tasks import make_task
 from .trainer import UNSCTrainer
@@ -44,7 +46,7 @@ def open_statistics(
     task = make_task(model, args, forget, retain, processing_class)
     if Path(folder, "statistics.json").is_file():
         weights = weight_hash(model)
-        settle(folder, weights)
+        _first_then_all(lambda: settle(folder, weights))
         statistics = ActivationStatistics.from_pretrained(folder)
         statistics.check_same_model(weights)
         statistics.fingerprint.refuse_removed(forget)
@@ -62,8 +64,16 @@ def open_statistics(
         max_samples_per_class=args.max_samples_per_class,
         progress=not args.disable_tqdm,
     )
-    statistics.save_pretrained(folder)
+    _first_then_all(lambda: statistics.save_pretrained(folder))
     return statistics
+
+
+def _first_then_all(write: Callable[[], None]) -> None:
+    """One process writes, the others wait for it."""
+    state = PartialState()
+    if state.is_main_process:
+        write()
+    state.wait_for_everyone()
 
 
 def without_request(
@@ -134,6 +144,11 @@ def request_digest(digests: Sequence[str], salt: str) -> str:
     return hashlib.sha256("|".join([salt, *sorted(digests)]).encode()).hexdigest()[:16]
 
 
+def request_folder(args: UNSCConfig, number: int) -> Path:
+    """Where the model is that the request of this number, from 1, has left."""
+    return Path(str(args.output_dir)) / f"request-{number}"
+
+
 def serve_request(
     model: PreTrainedModel,
     statistics_dir: str | os.PathLike[str],
@@ -147,8 +162,9 @@ def serve_request(
     """Serve one request of several: unlearn `forget_dataset` on the model that earlier requests have left.
 
     The first call reads all rows once and keeps the statistics in `statistics_dir`; later calls subtract. `max_leak` is
-    the budget of all requests together. The unlearned model is saved in `args.output_dir` before its statistics take the place of the
-    earlier ones: whenever the process is killed, the folder of statistics fits the model before this request, or the one after it.
+    the budget of all requests together. The unlearned model is saved in `args.output_dir/request-N` before its statistics take the
+    place of the earlier ones and the model of the request before is removed: whenever the process is killed, the folder of statistics
+    fits the model before this request, or the one after it.
 
     Args:
         model: as the previous request has left it; it becomes the unlearned model.
@@ -185,9 +201,12 @@ def serve_request(
         trainer.train()
         if trainer.is_world_process_zero():
             bound = record_request(left, statistics_dir, trainer, forget_dataset)
-            move_model(trainer, Path(str(args.output_dir)))
-            (Path(str(args.output_dir)) / UNFINISHED).unlink()
+            served = request_folder(args, len(bound.requests))
+            move_model(trainer, served)
+            finish(served)
             settle(statistics_dir, bound.fingerprint.weights)
+            # The model of the request before still knows what this one has asked to forget.
+            shutil.rmtree(request_folder(args, len(bound.requests) - 1), ignore_errors=True)
         trainer.accelerator.wait_for_everyone()
     finally:
         args.max_leak = limit

@@ -14,8 +14,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers.trainer_utils import get_last_checkpoint
-
 from .errors import UNSCError
 from .files import write_text
 
@@ -47,6 +45,10 @@ def check_output_folder(folder: str | Path) -> None:
 def move_model(trainer: UNSCTrainer, folder: Path) -> None:
     """Save the model beside, then move its files into `folder`, which counts as unfinished from now on."""
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / UNFINISHED).exists():  # what a killed run has left may be of other names
+        for left in folder.iterdir():
+            if left.is_file() and left.name != UNFINISHED:
+                left.unlink()
     write_text(folder / UNFINISHED, "The result in this folder is not whole: start its run again.\n")
     for left in folder.glob(f"{_SCRATCH}*"):
         shutil.rmtree(left, ignore_errors=True)
@@ -59,18 +61,29 @@ def move_model(trainer: UNSCTrainer, folder: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def finish(folder: Path, results: dict[str, Any]) -> None:
-    """Write `results.json`, the last file of a run."""
-    write_text(folder / RESULTS, json.dumps(results, indent=1, ensure_ascii=False))
+def finish(folder: Path, results: dict[str, Any] | None = None) -> None:
+    """Write `results.json`, the last file of a run that has results; the folder is whole now."""
+    if results is not None:
+        write_text(folder / RESULTS, json.dumps(results, indent=1, ensure_ascii=False))
     (folder / UNFINISHED).unlink(missing_ok=True)
 
 
 # ---- resuming ------------------------------------------------------------------------------------------------------
 
 
+def unmark_checkpoint(folder: Path) -> None:
+    """Before a checkpoint is written over: it is not whole until it is marked again."""
+    (folder / _STATE_FILE).unlink(missing_ok=True)
+
+
 def mark_checkpoint(folder: Path, identity: dict[str, Any]) -> None:
     """Write, last of all, what the run of a checkpoint began with; a checkpoint without it is not whole."""
     write_text(folder / _STATE_FILE, json.dumps(identity))
+
+
+def resume_from(value: str | None) -> str | bool | None:
+    """`--resume_from_checkpoint true` means the last whole one in the output folder."""
+    return True if value is not None and value.lower() in ("true", "last") else value
 
 
 def find_checkpoint(wanted: str | bool | None, output_dir: str | Path) -> str | None:
@@ -87,15 +100,23 @@ def find_checkpoint(wanted: str | bool | None, output_dir: str | Path) -> str | 
                 f"resume_from_checkpoint: {wanted} was not written by UNSCTrainer, or not to its end; use an earlier one, or true for the last whole one."
             )
         return str(wanted)
-    folder = Path(output_dir)
-    for left in folder.glob("checkpoint-*"):
-        if left.is_dir() and not (left / _STATE_FILE).is_file():  # of a killed run
-            logger.warning("%s was not written to its end; it is removed.", left)
-            shutil.rmtree(left, ignore_errors=True)
-    last: str | None = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if last is None:
+    whole = [
+        path for path in Path(output_dir).glob("checkpoint-*") if (path / _STATE_FILE).is_file() and _step(path) >= 0
+    ]
+    if not whole:
         logger.warning("%s holds no whole checkpoint; unlearning starts from the original.", output_dir)
-    return last
+        return None
+    return str(max(whole, key=_step))
+
+
+def has_checkpoint(output_dir: str | Path) -> bool:
+    """Whether a killed run could go on from something in this folder."""
+    return any((path / _STATE_FILE).is_file() for path in Path(output_dir).glob("checkpoint-*"))
+
+
+def _step(checkpoint: Path) -> int:
+    number = checkpoint.name.removeprefix("checkpoint-")
+    return int(number) if number.isdigit() else -1
 
 
 def check_checkpoint(folder: str, identity: dict[str, Any]) -> None:

@@ -463,10 +463,7 @@ def settle(folder: str | os.PathLike[str], weights: str) -> None:
         weights: hash of the model that is there now, as `weight_hash` gives it.
     """
     folder = Path(folder)
-    waiting = _bound_weights(folder / _PENDING)
-    if waiting is None:
-        return
-    if waiting == weights:
+    if _bound_weights(folder / _PENDING) == weights:
         os.replace(folder / _PENDING, folder / _META)
     elif _bound_weights(folder / _META) == weights:
         (folder / _PENDING).unlink(missing_ok=True)
@@ -485,7 +482,7 @@ def _bound_weights(file: Path) -> str | None:
 
 def _sweep(folder: Path) -> None:
     """Remove moments that the artefact's JSON does not name, and what a killed run was writing."""
-    named = json.loads((folder / _META).read_text(encoding="utf-8"))["file"]
+    named = json.loads((folder / _META).read_text(encoding="utf-8")).get("file")
     for old in (*folder.glob("statistics-*.safetensors"), *folder.glob(".statistics*")):
         if old.name != named:
             old.unlink(missing_ok=True)

@@ -90,7 +90,7 @@ def texts(dataset: Dataset, columns: Sequence[str]) -> Iterator[str]:
     """All texts of some columns."""
     for batch in dataset.select_columns(list(columns)).iter(1000):
         for column in columns:
-            yield from batch[column]
+            yield from (text for text in batch[column] if text is not None)
 
 
 def train_tokenizer(dataset: Dataset, columns: Sequence[str], size: int, max_length: int) -> PreTrainedTokenizerFast:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from huggingface_hub import CommitInfo
@@ -35,7 +36,7 @@ from .outputs import Outputs, collect_outputs, iterate_outputs, join_outputs
 from .projection import Leak, NullSpaceProjection
 from .pseudo_labels import Matching
 from .publishing import publish
-from .saving import check_checkpoint, find_checkpoint, mark_checkpoint
+from .saving import RESULTS, check_checkpoint, find_checkpoint, mark_checkpoint, unmark_checkpoint
 from .statistics import ActivationStatistics, SecondMoment
 from .subspace import Subspace, build_subspace, no_capacity_message, no_capacity_reason, randomised
 from .tasks import make_task
@@ -164,7 +165,7 @@ class UNSCTrainer(Trainer):
                 "unseen_dataset: not given, but single rows are to be forgotten, not whole classes; give rows that the "
                 "model never saw (a validation split), or set target_forget_accuracy."
             )
-        self._unseen = unseen_dataset
+        self._unseen, self._forgotten_rows = unseen_dataset, len(forget_dataset)
         fraction, limit, seed = args.validation_fraction, args.max_validation_rows, args.seed
         strata = self.task.strata
         # Whole classes generalise, so a part of their rows is kept aside to see it; single rows must each be unlearned.
@@ -560,7 +561,8 @@ class UNSCTrainer(Trainer):
         every = -(-len(self._retain_held_out) // _CURVE_ROWS)
         rows = [self._forget_validation, self._retain_held_out.select(range(0, len(self._retain_held_out), every))]
         if not self.whole_classes:  # of many single rows a part shows how far all are
-            rows = [part.select(range(min(len(part), self.args.max_validation_rows))) for part in rows]
+            limit = self.args.max_validation_rows
+            rows = [part.select(np.linspace(0, len(part) - 1, min(len(part), limit)).astype(int)) for part in rows]
         forget, retain = (self.task.measure(self._iterate(self.model, part, "Check")) for part in rows)
         unseen = self.plan.unseen_losses if self.plan is not None else None
         check = Check(
@@ -683,7 +685,7 @@ class UNSCTrainer(Trainer):
             model_class=type(self.model).__name__,
             adapter=isinstance(self.model, PeftModel),
             forgotten=[self.class_names[c] for c in self.forgotten_classes],
-            forgotten_rows=len(self._forget_train) + len(self._forget_validation),
+            forgotten_rows=self._forgotten_rows,
             dataset=str(kwargs.get("dataset") or ""),
             certificate=self.certify().to_dict() if self.plan is not None else None,
             hyperparameters={name: getattr(self.args, name) for name in ("energy", "learning_rate", "seed")},
@@ -714,7 +716,8 @@ class UNSCTrainer(Trainer):
         """
         args = self.args
         self.callback_handler.on_push_begin(args, self.state, self.control)
-        self.save_model(_internal_call=True)
+        if not Path(str(args.output_dir), RESULTS).is_file():  # a finished run is published as it stands
+            self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
         repo_id = self.hub_model_id or args.hub_model_id or Path(str(args.output_dir)).resolve().name
@@ -732,9 +735,12 @@ class UNSCTrainer(Trainer):
         """Nothing: the repository is made with the first commit, when there is something to publish."""
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        if self.args.should_save:
+            unmark_checkpoint(folder)
         super()._save_checkpoint(model, trial)
         if self.args.should_save and self.plan is not None:
-            mark_checkpoint(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"), self._run_identity())
+            mark_checkpoint(folder, self._run_identity())
 
     def _run_identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the first one, besides its options of speed."""

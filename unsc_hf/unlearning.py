@@ -36,7 +36,7 @@ from .plots import plot_capacity, plot_per_class, plot_unlearning
 from .quickstart import FORGET_CLASSES, PLAN, digits_dataset
 from .requests import open_statistics, record_request, remaining_leak, without_request
 from .run_report import write_run_report
-from .saving import check_output_folder, finish, move_model
+from .saving import check_output_folder, finish, has_checkpoint, move_model
 from .statistics import ActivationStatistics, settle
 from .text_classification import TextPlan, load_text_dataset, load_tokenizer
 from .trainer import UNSCTrainer
@@ -326,7 +326,7 @@ def run(arguments: ClassificationArguments, config: UNSCConfig, console: Console
         )
     check_output_folder(str(config.output_dir))
     data = arguments.load(config)
-    with unreadable_rows_by_number(data):
+    with unreadable_rows_by_number(data, config.text_columns):
         return _run(arguments, config, data, console)
 
 
@@ -365,7 +365,7 @@ def _run(arguments: ClassificationArguments, config: UNSCConfig, data: DatasetDi
             unseen=data.get("validation"),
         )
     except UNSCError:
-        if not existed:
+        if not existed and not has_checkpoint(str(config.output_dir)):
             shutil.rmtree(str(config.output_dir), ignore_errors=True)
         raise
     requests: list[dict[str, Any]] = []
@@ -379,6 +379,7 @@ def _run(arguments: ClassificationArguments, config: UNSCConfig, data: DatasetDi
             assert arguments.statistics_dir is not None
             settle(arguments.statistics_dir, statistics.fingerprint.weights)
         _print(console, result, config)
+    result.trainer.accelerator.wait_for_everyone()  # nobody leaves before everything is written
     if config.push_to_hub:
         result.trainer.push_to_hub()
     return result

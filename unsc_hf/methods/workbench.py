@@ -211,6 +211,11 @@ class Workbench:
                 seen += len(batch["labels"])
         return {name: value / max(seen, 1) for name, value in total.items()}
 
+    def retained_moments(self) -> dict[str, SecondMoment]:
+        """Second moments of the retained rows' inputs, summed over classes, by key of the subspace."""
+        statistics = self._gauge.retained_statistics
+        return statistics.pooled(self._gauge._kept_groups(statistics))
+
     def leak(self, model: PreTrainedModel) -> float | None:
         """Held-out leak of a model with the original's shapes, None for another architecture."""
         theirs = model.state_dict()

@@ -20,6 +20,7 @@ _ORDER = (
     "many-classes",
     "requests",
     "poison",
+    "features",
 )
 for _name in [*(name for name in _ORDER if name in STUDIES), *(name for name in STUDIES if name not in _ORDER)]:
     STUDIES[_name] = STUDIES.pop(_name)
