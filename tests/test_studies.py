@@ -20,7 +20,7 @@ from unsc_hf.ablation import AblationArguments, run_studies, table, write_study
 from unsc_hf.data import Request, read_labels
 from unsc_hf.desk import Desk, read_splits
 from unsc_hf.methods import Workbench
-from unsc_hf.studies import STUDIES, Lab, calibration, first_order, many_classes, poison, rank, requests
+from unsc_hf.studies import STUDIES, Lab, calibration, features, first_order, many_classes, poison, rank, requests
 from unsc_hf.unlearning import ImageArguments
 
 NAMES = ["cat", "dog", "frog", "owl"]
@@ -72,6 +72,7 @@ def finished(arguments: Images, config: UNSCConfig) -> dict[str, str]:
             (poison, "BUDGETS", (0.1, None)),
             (poison, "_FLIPPED", (0.5,)),
             (many_classes, "_SHARES", (0.3, 0.9)),
+            (features, "_ENERGIES", (0.9, 0.99)),
             (many_classes, "_WAYS", {"UNSC": {}, "no projection": {"null_space": "none"}}),
         ):
             patch.setattr(module, name, fewer)

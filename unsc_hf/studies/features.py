@@ -124,8 +124,8 @@ def plot(points: Points) -> Figure:
 
 
 def _short(layer: str) -> str:
-    """The last three parts of a module's name."""
-    return ".".join(layer.split(".")[-3:])
+    """The end of a module's name."""
+    return ".".join(layer.removesuffix(".projection").split(".")[-3:])[-22:]
 
 
 def paragraph(points: Points) -> str:
@@ -143,9 +143,11 @@ def paragraph(points: Points) -> str:
     text += f" After UNSC {of('UNSC', 'whole')} is left of it."
     if matching(points, model="retrained"):
         text += f" Retrained models: {of('retrained', 'whole')}."
-    inside = [100 * mean(matching(points, model="original", layer=layer, energy=_SHOWN), "inside") for layer in layers]
-    whole = [100 * mean(matching(points, model="original", layer=layer, energy=_SHOWN), "whole") for layer in layers]
-    lost = max(w - i for w, i in zip(whole, inside, strict=True))
+    pairs = [
+        [100 * mean(matching(points, model="original", layer=layer, energy=_SHOWN), key) for key in ("whole", "inside")]
+        for layer in layers
+    ]
+    lost = max(whole - inside for whole, inside in pairs if whole == whole and inside == inside)
     return text + (
         f" Over all layers the part inside the span is read at most {lost:.1f} points worse than the whole. What lies inside, a layer "
         "passes on as before, whatever is done to its weights in the null space: it is the least that can still be read behind it while its own "
