@@ -141,7 +141,8 @@ def test_files_for_every_reader(world: World, result: dict[str, Any], tmp_path: 
     ]  # fmt: skip
     assert all(len(row) == len(rows[0]) for row in rows)
     lines = (place / "table.md").read_text().strip().splitlines()
-    assert len(lines) == len(rows) + 1
+    assert lines[0] == "# Forgetting frog: methods compared"
+    assert len(lines[2:]) == len(rows) + 1
     sheet = list(csv.DictReader((place / "table.csv").open()))
     assert float(sheet[2]["AccDut:mean"]) == 0.0
     assert (place / "table.tex").read_text().count(r"\\") == len(rows)

@@ -167,7 +167,7 @@ def test_a_killed_comparison_goes_on(runner: Runner) -> None:
     def expect(place: Path) -> None:
         assert numbers(place) == expected
 
-    print(kill_until(runner, words, max(1, KILLS // 10), expect))
+    print(kill_until(runner, words, max(1, KILLS // 25), expect))
 
 
 def without_seconds(value: Any) -> Any:
