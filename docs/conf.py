@@ -8,6 +8,7 @@ project_copyright = "the unsc_hf authors, Apache-2.0"
 release = __version__
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "myst_parser"]
 myst_heading_anchors = 3
+default_role = "code"  # single backticks in docstrings
 html_theme = "furo"
 html_title = "unsc_hf"
 exclude_patterns = ["_build"]

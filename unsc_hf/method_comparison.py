@@ -128,7 +128,8 @@ def audit_model(
 
     Args:
         audited: Hub id or folder of the model; it may differ from the original in its weights alone.
-        comparison: `originals` names the model before; `methods` and `seeds` are not looked at.
+        comparison: `originals` names the model before, else the one that `config.seed` trains; `methods` and `seeds` are not
+            looked at.
 
     Returns:
         As `compare_methods`, with the model under its own name.
@@ -136,7 +137,8 @@ def audit_model(
     Raises:
         UNSCError: as `compare_methods`, or a model that does not fit the data.
     """
-    comparison = replace(comparison, methods=[], seeds=[0], no_intervals=True)
+    seed = int(config.seed)
+    comparison = replace(comparison, methods=[], seeds=[seed], no_intervals=True)
     comparison.check()
     splits = read_splits(arguments, config)
     present = read_labels(splits.train, config.label_column).tolist()
@@ -146,7 +148,10 @@ def audit_model(
     for name, request in _requests(comparison, arguments, splits.names, present).items():
         desk = _MethodDesk(comparison, arguments, config, splits, request, folder / "_runs" / name)
         found[name] = desk.audit(audited, console or Console())
-    return {"forget_sets": found, "test_rows": len(splits.test), "validation_rows": 0, "seeds": [0]}
+    return {"forget_sets": found, "test_rows": len(splits.test), "validation_rows": 0, "seeds": [seed]}
+
+
+_STRANGERS = 0.8  # leak above which two models hardly share an ancestor; unprojected unlearning stays far below
 
 
 class _MethodDesk(Desk):
@@ -216,8 +221,8 @@ class _MethodDesk(Desk):
 
     def audit(self, audited: str, console: Console) -> dict[str, Any]:
         """Examine one model that is already there, and its original."""
-        references = self._references(console)
-        bench, others = self.bench(0), [reference() for reference in references]
+        references, seed = self._references(console), self.seeds[0]
+        bench, others = self.bench(seed), [reference() for reference in references]
 
         def examined() -> dict[str, Any]:
             model = load_as(self.arguments.auto_class, audited, "audited").to(self.config.device)
@@ -228,13 +233,18 @@ class _MethodDesk(Desk):
                 )
             outputs = self.row_outputs(bench, model)
             cost = {"leak": bench.leak(model), "seconds": None, "steps": None}
-            return {**self.examine(bench, model, outputs, self._original(0), others), **cost}
+            return {**self.examine(bench, model, outputs, self._original(seed), others), **cost}
 
         key = hashlib.sha256(audited.encode()).hexdigest()[:10]
         runs = {
-            ORIGINAL: [self.record(f"{ORIGINAL}-0", partial(self._one, ORIGINAL, 0, {}, references))],
+            ORIGINAL: [self.record(f"{ORIGINAL}-{seed}", partial(self._one, ORIGINAL, seed, {}, references))],
             public_name(audited): [self.record(f"audited-{key}", examined)],
         }
+        leak = runs[public_name(audited)][0]["leak"]
+        if leak is not None and leak > _STRANGERS:
+            console.print(
+                f"warning: {public_name(audited)} has little in common with this original (leak {leak:.2g}): was it made from another one?"
+            )
         retrained = [self.record(f"{RETRAINED}-{i}", _missing) for i in range(len(references))]
         return {
             "forgotten": self.forgotten,

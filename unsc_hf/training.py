@@ -67,14 +67,15 @@ def train_model(
         dataset: training rows.
         plan: how to train.
         folder: where trained models are kept.
-        name: what the model is, for its folder's name.
+        name: what the model is, for its folder's name; an equal model is found under any name.
         labels: names of all classes by id; a retrained model has an output for the forgotten ones too.
         label_column: found by itself when None.
         vocabulary: rows that an image processor's pixel statistics or a tokenizer is made from, where that is not
             `dataset`. References for a comparison must read the same inputs as the original.
 
     Returns:
-        The model's folder, `folder/name-<hash of plan and data>`; it appears only when training has ended.
+        The model's folder, `folder/name-<hash of plan and data>`, or an equal model's under another name; it appears only when
+        training has ended.
 
     Raises:
         UNSCError: a base model that cannot be loaded, an unknown size, or inputs that do not fit.
@@ -84,8 +85,9 @@ def train_model(
         settings["vocabulary"] = data_fingerprint(vocabulary)
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
     target = Path(folder) / f"{name}-{key}"
-    if (target / "config.json").is_file():
-        return target
+    for found in sorted(Path(folder).glob(f"*-{key}")):  # whatever it was called then
+        if (found / "config.json").is_file():
+            return found
     set_seed(plan.seed)
     model, processor = plan.start(dataset if vocabulary is None else vocabulary, labels)
     Path(folder).mkdir(parents=True, exist_ok=True)
