@@ -6,7 +6,7 @@ import copy
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,7 @@ class UNSCTrainer(Trainer):
                 "model never saw (a validation split), or set target_forget_accuracy."
             )
         self._unseen, self._forgotten_rows = unseen_dataset, len(forget_dataset)
+        self._unseen_read: list[Outputs] | None = None
         fraction, limit, seed = args.validation_fraction, args.max_validation_rows, args.seed
         strata = self.task.strata
         # Whole classes generalise, so a part of their rows is kept aside to see it; single rows must each be unlearned.
@@ -305,13 +306,20 @@ class UNSCTrainer(Trainer):
         """Targets of every forget row that is trained on, from the original model."""
         matching = None
         if strategy == "matched" and self._unseen is not None:
-            matching = Matching.of(
-                self._iterate(model, self._forget_train, "Margins"), self._iterate(model, self._unseen, "Unseen rows")
-            )
+            matching = Matching.of(self._iterate(model, self._forget_train, "Margins"), self._unseen_outputs(model))
         parts = self._iterate(model, self._forget_train, "Pseudo-labels", features=retain is not None)
         if self.task.label_column is not None:
             return self.task.targets(strategy, join_outputs(list(parts)), retain, matching)
         return [target for part in parts for target in self.task.targets(strategy, part, retain, matching)]
+
+    def _unseen_outputs(self, model: nn.Module) -> Iterable[Outputs]:
+        """The original's outputs on unseen rows; a classifier's are small, and read once."""
+        assert self._unseen is not None
+        if self.task.label_column is None:
+            return self._iterate(model, self._unseen, "Unseen rows")
+        if self._unseen_read is None:
+            self._unseen_read = list(self._iterate(model, self._unseen, "Unseen rows"))
+        return self._unseen_read
 
     def _target(self, model: nn.Module) -> tuple[float, Tensor | None]:
         """When to stop: at the stated accuracy; else where whole classes are gone, or single rows look like unseen ones.
@@ -324,7 +332,8 @@ class UNSCTrainer(Trainer):
         if self.whole_classes:
             return _CLASS_TARGET, None
         assert self._unseen is not None
-        unseen = self.task.measure(self._iterate(model, self._unseen, "Unseen rows"))
+        unseen = self.task.measure(iter(self._unseen_outputs(model)))
+        self._unseen_read = None
         if unseen.losses is None:
             return unseen.accuracy + _TOKEN_TOLERANCE, None
         return tolerated_exposure(len(self._forget_validation)), unseen.losses.sort().values
