@@ -9,7 +9,8 @@ Without a data set the embedded digits are used; the soak is
 
 `--rows N` takes N training rows for each of so many requests, drawn with seed 0 and without repetition; otherwise every
 request is one class. Statistics are collected once, by the first request. Hyper-parameters are the package's defaults; rows
-need statistics without budgets, so those read all rows. Retained logits are compared with the *original's*, on test rows of
+need statistics without budgets, so those read all rows; the unseen rows they are compared with are the validation split, or a
+fifth of the test rows that is then left out of what is reported. Retained logits are compared with the *original's*, on test rows of
 classes that no request names.
 """
 
@@ -30,7 +31,7 @@ from transformers import HfArgumentParser
 
 from unsc_hf import UNSCConfig, serve_request
 from unsc_hf.arguments import run_recipe
-from unsc_hf.data import class_names, default_collator, prepare_dataset, read_labels, resolve_classes
+from unsc_hf.data import class_names, default_collator, hold_out, prepare_dataset, read_labels, resolve_classes
 from unsc_hf.evaluation.certificate import logit_drift
 from unsc_hf.files import write_beside, write_text
 from unsc_hf.loading import load_as
@@ -101,7 +102,9 @@ def main() -> None:
             output_dir=f"{scratch}/out", disable_tqdm=True, max_leak=max_leak, report_to="none", **budgets
         )
         data = arguments.load(config)
-        train, test = data["train"], data["test"]
+        train, test, unseen = data["train"], data["test"], data.get("validation")
+        if rows is not None and unseen is None:  # what says when to stop is left out of what is reported
+            test, unseen = hold_out(test, 0.2, read_labels(test), len(test), 0)
         labels, names = read_labels(train), class_names(train)
         assert names is not None
         asked = parts(rows, requests, labels, names)
@@ -126,10 +129,9 @@ def main() -> None:
             if i == 0:
                 open_statistics(f"{scratch}/statistics", model, config, forget, retain, processor)
             collecting = time.perf_counter() - started
-            unseen = data.get("validation", test) if rows else None
             trainer = serve_request(
                 model, f"{scratch}/statistics", config, forget, retain,
-                processing_class=processor, unseen_dataset=unseen,
+                processing_class=processor, unseen_dataset=unseen if rows else None,
             )  # fmt: skip
             total = time.perf_counter() - started
             assert trainer.plan is not None

@@ -62,3 +62,11 @@ def test_the_installed_command_runs() -> None:
     )
     assert found.returncode == 0
     assert "unsc push" in found.stdout  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["unlearn", "compare", "ablate", "audit"])
+def test_help_before_the_kind_is_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    assert f"unsc {command}" in capsys.readouterr().out

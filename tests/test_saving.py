@@ -41,11 +41,12 @@ def test_an_unfinished_folder_is_written_over_whatever_it_held(low_rank_data: Da
     assert (out / "model.safetensors").is_file()
     check_output_folder(out)
     (out / "README.md").write_text("of the first try")
+    (out / "my.log").write_text("somebody's")
     with pytest.raises(UNSCError, match="killed run"):
         publication(out)
     adapters = make_trainer(make_vit(), low_rank_data, tmp_path / "b", trainer_kwargs={"peft_config": LoraConfig(r=2)})
     move_model(adapters, out)
-    assert {p.name for p in out.iterdir()} == {UNFINISHED, "adapter_config.json", "adapter_model.safetensors"}
+    assert {p.name for p in out.iterdir()} == {UNFINISHED, "adapter_config.json", "adapter_model.safetensors", "my.log"}
     finish(out, {"verdict": "suppressed"})
     with pytest.raises(UNSCError, match="finished run"):
         check_output_folder(out)

@@ -181,6 +181,10 @@ COMMANDS: dict[str, Callable[[Sequence[str], Console], dict[str, Any]]] = {
 
 
 def _kind(words: Sequence[str], allowed: Sequence[str]) -> tuple[str, list[str]]:
+    """The first word, which must be one of `allowed`, and the others; asked for help before it, all commands are told."""
+    if words and words[0] in ("-h", "--help"):
+        print(__doc__)
+        raise SystemExit(0)
     if not words or words[0] not in allowed:
         seen = f"{words[0]!r}" if words else "nothing"
         raise UNSCError(f"unsc: expected {', '.join(allowed)} after the command, got {seen}.")

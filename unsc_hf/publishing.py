@@ -27,18 +27,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, Repository
 from huggingface_hub.hf_api import RepoFile
 
 from .errors import UNSCError, first_line
-from .saving import RESULTS, UNFINISHED
+from .saving import PUBLIC, RESULTS, UNFINISHED, WEIGHTS
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
-PUBLIC = (
-    *WEIGHTS, "config.json", "generation_config.json", "adapter_config.json",
-    "preprocessor_config.json", "processor_config.json", "image_processor_config.json", "chat_template.jinja",
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
-    "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
-    "README.md", "results.json", "report.html", "*.png",
-)  # fmt: skip
 # Weights of other runs or formats: left in the repository they would still remember.
 _STALE = (*WEIGHTS, "pytorch_model*.bin", "pytorch_model.bin.index.json", "adapter_model.bin", "tf_model.h5", "flax_model.msgpack")  # fmt: skip
 _VOCABULARY = ("tokenizer*", "vocab.*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json")

@@ -6,6 +6,7 @@ folder may be written over; one that holds a finished run, or somebody's model, 
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import logging
 import os
@@ -24,6 +25,15 @@ logger = logging.getLogger(__name__)
 
 UNFINISHED = ".unfinished"
 RESULTS = "results.json"
+# What a run writes, and what may be published of it.
+WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+PUBLIC = (
+    *WEIGHTS, "config.json", "generation_config.json", "adapter_config.json",
+    "preprocessor_config.json", "processor_config.json", "image_processor_config.json", "chat_template.jinja",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
+    "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
+    "README.md", "results.json", "report.html", "*.png",
+)  # fmt: skip
 _STATE_FILE = "unsc_state.json"
 _SCRATCH = "_saving-"
 
@@ -47,7 +57,7 @@ def move_model(trainer: UNSCTrainer, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / UNFINISHED).exists():  # what a killed run has left may be of other names
         for left in folder.iterdir():
-            if left.is_file() and left.name != UNFINISHED:
+            if left.is_file() and any(fnmatch.fnmatchcase(left.name, pattern) for pattern in PUBLIC):
                 left.unlink()
     write_text(folder / UNFINISHED, "The result in this folder is not whole: start its run again.\n")
     for left in folder.glob(f"{_SCRATCH}*"):
