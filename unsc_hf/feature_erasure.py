@@ -1,0 +1,305 @@
+"""Forgetting in the features: closed-form erasure, folded into the layers that write them.
+
+`UNSCTrainer` runs it after unlearning when `feature_erasure` says so. For each reading (`readings.py`), first hidden states, then
+the head's input, the layer that writes it gets the change of least leak after which the mean of the forgotten rows lies nearer
+to that of the retained rows of the class they were re-labelled to (`erasure.py`). The changes leave the null space: what they
+cost is in the held-out leak, and the leak budget bounds them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from .adapters import head_weights
+from .erasure import LowRank, differences, least_leak, output_shifts, shared_classes
+from .errors import UNSCError
+from .folding import Folds, folding_sites
+from .layers import ProtectedLayer
+from .readings import IGNORED, Reading, Written, find_readings, find_writer, read_writer
+
+if TYPE_CHECKING:
+    from .trainer import UNSCTrainer
+
+logger = logging.getLogger(__name__)
+
+_FORGOTTEN_ROWS = 1000  # forgotten rows that are read, and retained ones of a language model
+_ROWS_PER_CLASS = 200  # retained rows of each class that forgotten rows are re-labelled to ...
+_OTHER_ROWS = 600  # ... and of the others together: they count in the leak
+_FEW_ROWS = 20
+
+PLACES = ("none", "head", "layers")
+Batch = Mapping[str, Any]
+Fold = Callable[[ProtectedLayer, LowRank], None]
+Choose = Callable[[Reading, Callable[[float], None]], float]
+
+
+@dataclass(frozen=True)
+class ErasureRows:
+    """The rows that erasure reads, in batches on the model's device.
+
+    Attributes:
+        forgotten, retained: batches.
+        relabelled: the class each forgotten reading row is re-labelled to, (rows,).
+        labels: classes of the retained reading rows, (rows,).
+    """
+
+    forgotten: Sequence[Batch]
+    retained: Sequence[Batch]
+    relabelled: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Erased:
+    """What was done for one reading.
+
+    Attributes:
+        reading, writer: names.
+        strength: share of the difference of class means that was taken out, of what the head does not read all of it.
+        before, after: norm of the differences of class means before all erasure, and now.
+    """
+
+    reading: str
+    writer: str
+    strength: float
+    before: float
+    after: float
+
+
+@dataclass
+class FeatureEraser:
+    """Erases readings of one model, one after another.
+
+    Attributes:
+        model: changed in place by `fold`.
+        sites: layers that may be changed, by name: the module whose output is read, a LoRA layer as a whole.
+        readings: in the order in which the model computes them.
+        rows: see `ErasureRows`.
+        head_rows: rows of the head's weight by class, (labels, width); None for language models.
+        fold: adds a low-rank change to a site's weight.
+        unfold: takes the last change of a site back.
+    """
+
+    model: nn.Module
+    sites: Sequence[ProtectedLayer]
+    readings: Sequence[Reading]
+    rows: ErasureRows
+    head_rows: Tensor | None
+    fold: Fold
+    unfold: Callable[[ProtectedLayer], None]
+    done: list[Erased] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.classes = shared_classes(self.rows.relabelled, self.rows.labels)
+        self._writers: dict[str, ProtectedLayer] = {}
+        for reading in self.readings:
+            writer = find_writer(self.model, self.sites, reading, self.rows.retained[0])
+            if writer is not None and writer.geometry.groups == 1:
+                self._writers[reading.name] = writer
+        if not self._writers:
+            raise UNSCError(
+                "feature_erasure: no layer that may be changed writes what a probe reads; widen target_modules, or lower energy so "
+                "that the last layers keep capacity."
+            )
+
+    def erase(self, strength: float, choose: Choose | None = None) -> list[Erased]:
+        """Erase every reading that has a writer.
+
+        Args:
+            strength: share of each difference of class means to take out, in [0, 1]; of the head's input, what the head's rows
+                do not read is taken out whole.
+            choose: instead of `strength`; called with a reading and a function that tries a strength, returns the one to keep.
+        """
+        before = {name: self._difference(reading) for name, reading in self._with_writers()}
+        for name, reading in self._with_writers():
+            writer, wanted = self._writers[name], before[name]
+            now, held, moment, jacobian = self._state(reading, writer)
+            inputs = torch.cat([now.inputs, *held], 1)
+
+            def attempt(
+                share: float, reading: Reading = reading, writer: ProtectedLayer = writer, wanted: Tensor = wanted,
+                now: _Differences = now, inputs: Tensor = inputs, moment: Tensor = moment, jacobian: Tensor = jacobian,
+            ) -> None:  # fmt: skip
+                target = self._target(reading, wanted, share) - now.features
+                shifts = output_shifts(jacobian, target)
+                still = torch.zeros(shifts.shape[0], inputs.shape[1] - shifts.shape[1], dtype=shifts.dtype)
+                self.fold(writer, least_leak(inputs, torch.cat([shifts, still], 1), moment))
+
+            if choose is None:
+                share = strength
+                attempt(share)
+            else:
+                tried = 0
+
+                def retry(share: float) -> None:
+                    nonlocal tried
+                    if tried:
+                        self.unfold(writer)  # noqa: B023
+                    attempt(share)  # noqa: B023
+                    tried += 1
+
+                share = choose(reading, retry)
+                retry(share)
+            after = self._difference(reading)
+            self.done.append(Erased(name, writer.name, share, float(wanted.norm()), float(after.norm())))
+        return self.done
+
+    def _with_writers(self) -> list[tuple[str, Reading]]:
+        return [(reading.name, reading) for reading in self.readings if reading.name in self._writers]
+
+    def _target(self, reading: Reading, before: Tensor, strength: float) -> Tensor:
+        """Differences of class means (width, classes) that shall be left of those before."""
+        if reading.state is not None or self.head_rows is None:
+            return (1 - strength) * before
+        # What the head reads decides answers, and a retrained model's answers on such rows are as sure as any: that part is
+        # moved by the strength alone. The rest serves nobody but a probe.
+        basis, _ = torch.linalg.qr(self.head_rows[self.classes].double().T)
+        return (1 - strength) * (basis @ (basis.T @ before))
+
+    def _difference(self, reading: Reading) -> Tensor:
+        """Differences of class means of a reading, (width, classes)."""
+        with torch.no_grad():
+            found = [
+                torch.cat([reading.rows(self.model, batch).float().cpu() for batch in part])
+                for part in (self.rows.forgotten, self.rows.retained)
+            ]
+        return self._between(found[0], found[1])
+
+    def _between(self, forgotten: Tensor, retained: Tensor) -> Tensor:
+        return differences(forgotten, self.rows.relabelled, retained, self.rows.labels, self.classes)
+
+    def _state(self, reading: Reading, writer: ProtectedLayer) -> tuple[_Differences, list[Tensor], Tensor, Tensor]:
+        """Differences now, those of the writer's earlier readings that must stay, the retained moment, the tail's derivative."""
+        forgotten, retained = self._read(reading, writer)
+        x = retained.inputs.double()
+        moment = x.T @ x / len(x)
+        held = []
+        for name, other in self._with_writers():
+            if name == reading.name:
+                break
+            if self._writers[name] is writer:
+                theirs, ours = self._read(other, writer)
+                held.append(self._between(theirs.inputs, ours.inputs))
+                y = ours.inputs.double()
+                moment = moment + y.T @ y / len(y)
+        slope = read_writer(self.model, writer, reading, self.rows.forgotten[0], jacobian=True).jacobian
+        assert slope is not None
+        now = _Differences(
+            self._between(forgotten.features, retained.features), self._between(forgotten.inputs, retained.inputs)
+        )
+        return now, held, moment, slope
+
+    def _read(self, reading: Reading, writer: ProtectedLayer) -> tuple[Written, Written]:
+        parts = []
+        for batches in (self.rows.forgotten, self.rows.retained):
+            found = [read_writer(self.model, writer, reading, batch) for batch in batches]
+            parts.append(
+                Written(torch.cat([one.features for one in found]), torch.cat([one.inputs for one in found]), None)
+            )
+        return parts[0], parts[1]
+
+
+@dataclass(frozen=True)
+class _Differences:
+    features: Tensor
+    inputs: Tensor
+
+
+# ---- for a trainer --------------------------------------------------------------------------------------------------
+
+
+def erase_features(trainer: UNSCTrainer, choose: Choose | None = None) -> list[Erased]:
+    """Erase the features of an unlearned model as its options say, within the leak budget.
+
+    Args:
+        trainer: after its last step; `args.feature_erasure` is "head" or "layers".
+        choose: see `FeatureEraser.erase`.
+
+    Raises:
+        UNSCError: hidden states that the model does not return, no layer to fold into, or sharded weights.
+    """
+    args, plan = trainer.args, trainer.plan
+    assert plan is not None
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    if any(hasattr(parameter, "to_local") for parameter in model.parameters()):
+        raise UNSCError("feature_erasure: sharded weights cannot be folded into; unlearn on one process, or with DDP.")
+    rows = erasure_rows(trainer)
+    answers = trainer.task.label_column is None
+    readings = find_readings(model, args.feature_erasure == "layers", answers, rows.retained[0])
+    folds = Folds(model)
+    eraser = FeatureEraser(
+        model,
+        folding_sites(model, plan.selection.layers),
+        readings,
+        rows,
+        None if answers else head_weights(model, int(model.config.num_labels))[0].cpu(),
+        folds.fold,
+        folds.unfold,
+    )
+    found = eraser.erase(args.erasure_strength, choose)
+    factor = _within_budget(folds, lambda: trainer.held_out_leak().total, args.max_leak)
+    if factor < 1:
+        logger.warning(
+            "Erasure was scaled to %.0f %%: all of it exceeds the leak budget (max_leak %s).", 100 * factor, args.max_leak
+        )
+        found = [replace(one, strength=one.strength * factor) for one in found]
+    return found
+
+
+def _within_budget(folds: Folds, leak: Callable[[], float], limit: float | None) -> float:
+    """The largest scale of all changes, to 1 %, at which the leak keeps the budget; they are left at that scale."""
+    if limit is None or leak() <= limit:
+        return 1.0
+    low, high = 0.0, 1.0
+    while high - low > 0.01:
+        middle = (low + high) / 2
+        folds.scale(middle)
+        low, high = (middle, high) if leak() <= limit else (low, middle)
+    folds.scale(low)
+    return low
+
+
+def erasure_rows(trainer: UNSCTrainer) -> ErasureRows:
+    """Rows that erasure reads: of the training rows to forget and to keep evenly spaced ones, none that is held out."""
+    plan = trainer.plan
+    assert plan is not None
+    forget, retain = trainer._forget_train, trainer._retain_train
+    chosen = _evenly(np.arange(len(forget)), _FORGOTTEN_ROWS)
+    batches = partial(_batches, trainer)
+    forgotten = batches(forget.select(chosen))
+    if plan.pseudo_labels is None:  # a language model: answers are one group
+        retained = batches(retain.select(_evenly(np.arange(len(retain)), _FORGOTTEN_ROWS)))
+        counts = [sum(int((b["labels"][:, 1:] != IGNORED).sum()) for b in part) for part in (forgotten, retained)]
+        relabelled, labels = (torch.zeros(count, dtype=torch.long) for count in counts)
+        return ErasureRows(forgotten, retained, relabelled, labels)
+    new = plan.pseudo_labels[torch.from_numpy(chosen)]
+    relabelled = new if new.dim() == 1 else new.argmax(1)
+    known = trainer.task.strata(retain)
+    shared = shared_classes(relabelled, torch.from_numpy(known))
+    kept = [_evenly(np.flatnonzero(known == c), _ROWS_PER_CLASS) for c in shared]
+    others = _evenly(np.flatnonzero(~np.isin(known, shared)), _OTHER_ROWS)
+    rows = np.sort(np.concatenate([*kept, others]))
+    few = [c for c, part in zip(shared, kept, strict=True) if len(part) < _FEW_ROWS]
+    if few:
+        logger.warning("Class %s has fewer than %d retained rows: its mean is uncertain.", few[0], _FEW_ROWS)
+    return ErasureRows(forgotten, batches(retain.select(rows)), relabelled, torch.from_numpy(known[rows]))
+
+
+def _evenly(rows: np.ndarray, limit: int) -> np.ndarray:
+    return rows if len(rows) <= limit else rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
+
+
+def _batches(trainer: UNSCTrainer, rows: Dataset) -> list[dict[str, Any]]:
+    prepared, size, device = trainer._prepared(rows), trainer.args.per_device_eval_batch_size, trainer.args.device
+    loader = DataLoader(prepared, batch_size=size, collate_fn=trainer._collate, generator=torch.Generator())
+    return [{name: value.to(device) for name, value in batch.items()} for batch in loader]
