@@ -142,7 +142,9 @@ class LoraProjection(NullSpaceProjection):
                 if rank > here.capacity:
                     logger.warning("%s: rank %d is reduced to its capacity, %d.", layer.name, rank, int(here.capacity))
                 start = null_space_start(here, forgotten[subspace.module_keys[layer.name]], rank)
-                local(layer.weight).copy_(cut_like(layer.from_matrix(start[None]).to(layer.weight.device), layer.weight))
+                local(layer.weight).copy_(
+                    cut_like(layer.from_matrix(start[None]).to(layer.weight.device), layer.weight)
+                )
         super().__init__(layers, subspace, identity)
 
     def free_weights(self) -> dict[str, nn.Parameter]:

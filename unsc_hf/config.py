@@ -200,6 +200,8 @@ class UNSCConfig(TrainingArguments):
         for argument, reason in REFUSED.items():
             if getattr(self, argument):
                 raise UNSCError(f"{argument}: not supported, {reason}.")
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # else several processes on CPUs would each believe to be alone
         if self.fsdp and (self.bf16 or self.fp16):
             raise UNSCError(
                 "fsdp: sharded weights are gathered in half precision under bf16 or fp16, and statistics would be read through them; "
@@ -234,7 +236,8 @@ def check_fsdp(plugin: Any, objective: str) -> None:
             f"{state_dict} saves no model that from_pretrained can load; set it to FULL_STATE_DICT",
         ),
         "mixed_precision": (
-            plugin.mixed_precision_policy is not None and plugin.mixed_precision_policy.param_dtype not in (None, torch.float32),
+            plugin.mixed_precision_policy is not None
+            and plugin.mixed_precision_policy.param_dtype not in (None, torch.float32),
             "weights would be gathered in half precision, and statistics read through them; set it to 'no'",
         ),
     }

@@ -103,7 +103,9 @@ def iterate_outputs(
     """
     device = next(model.parameters()).device
     rank, world = process()
-    batches = [range(start, min(start + batch_size, len(dataset))) for start in range(0, len(dataset), batch_size)]
+    batches = [
+        list(range(start, min(start + batch_size, len(dataset)))) for start in range(0, len(dataset), batch_size)
+    ]
     turns = range(-(-len(batches) // world))
     # In the last turn there may be fewer batches than processes: the others repeat one, since a sharded model runs on all or on none.
     mine = [batches[min(turn * world + rank, len(batches) - 1)] for turn in turns]

@@ -81,6 +81,14 @@ def gathered(item: Any, device: torch.device) -> list[Any]:
     return items
 
 
+def units_to_shard(model: Any) -> list[str]:
+    """Classes of the modules that are gathered one at a time: those the model wants unsplit, without the one around its input embedding,
+    which accelerate shards by itself and cannot shard twice (a ViT names its `ViTEmbeddings` too)."""
+    embedding = model.get_input_embeddings()
+    around = {type(module).__name__ for module in model.modules() if any(m is embedding for m in module.modules())}
+    return [name for name in model._no_split_modules or () if name not in around]
+
+
 def reshard(model: nn.Module) -> None:
     """Put gathered weights away again: FSDP2 keeps some of them gathered after a forward pass, and what is written into those is lost."""
     for module in model.modules():

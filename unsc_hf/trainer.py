@@ -38,7 +38,7 @@ from .projection import Leak, NullSpaceProjection
 from .pseudo_labels import Matching
 from .publishing import publish
 from .saving import RESULTS, check_checkpoint, find_checkpoint, mark_checkpoint, unmark_checkpoint
-from .sharding import gathered, reshard, set_trained
+from .sharding import gathered, reshard, set_trained, units_to_shard
 from .statistics import ActivationStatistics, SecondMoment
 from .subspace import Subspace, build_subspace, no_capacity_message, no_capacity_reason, randomised
 from .tasks import make_task
@@ -222,7 +222,10 @@ class UNSCTrainer(Trainer):
 
         Upstream shards when training begins, and finds that done.
         """
-        check_fsdp(self.accelerator.state.fsdp_plugin, self.args.objective)
+        plugin = self.accelerator.state.fsdp_plugin
+        check_fsdp(plugin, self.args.objective)
+        if plugin.transformer_cls_names_to_wrap is None:
+            plugin.transformer_cls_names_to_wrap = units_to_shard(self.model)
         grouped = [layer.name for layer in find_layers(self.model).layers if layer.geometry.groups > 1]
         if grouped:
             raise UNSCError(
