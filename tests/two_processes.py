@@ -1,43 +1,141 @@
-"""Run by `test_two_processes.py` under torchrun: the same statistics and the same unlearned weights on every rank."""
+"""Run by `test_two_processes.py` alone and under torchrun: one case after another, what each process ends with is written down."""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from conftest import make_vit, tensor_dataset
+from datasets import Dataset
+from peft import LoraConfig
 from safetensors.torch import save_file
+from test_architectures import VOCABULARY, build, text_dataset
+from transformers import PreTrainedModel
 
 from unsc_hf import ActivationStatistics, UNSCConfig, UNSCTrainer, split_dataset
 from unsc_hf.fingerprint import weight_hash
+from unsc_hf.saving import move_model
+from unsc_hf.sharding import process
+
+ROWS = 61
+BATCH = 4  # rows of a step, over all processes
+
+CAREFUL: dict[str, Any] = {
+    "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2, "check_steps": 1000, "lr_doubling_steps": None,
+}  # fmt: skip
 
 
-def main(folder: Path) -> None:
+def images() -> Dataset:
+    return tensor_dataset(torch.randn(ROWS, 3, 8, 8), [i % 3 for i in range(ROWS)])
+
+
+def texts() -> Dataset:
+    samples = [torch.randint(3, VOCABULARY, (3 + i % 4,)).tolist() for i in range(ROWS)]
+    return text_dataset(samples, [i % 3 for i in range(ROWS)])
+
+
+# Rows of the weights, products of two sharded factors, and weights that are stored transposed.
+def knowing(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model, that takes everything for class 2: there is something to forget."""
+    with torch.no_grad():
+        list(model.parameters())[-1][2] += 2
+    return model
+
+
+CASES: dict[str, Any] = {
+    "vit": (lambda: knowing(make_vit()), images, None),
+    "adapters": (lambda: knowing(make_vit()), images, LoraConfig(r=3, lora_alpha=3)),
+    "gpt2": (lambda: build("gpt2"), texts, None),
+}
+
+
+def unlearn(case: str, folder: Path, sharded: bool = False, resume: bool = False, **options: Any) -> UNSCTrainer:
+    """Unlearn class 2, and write what the process ended with into `folder`."""
+    make, rows, adapters = CASES[case]
     torch.manual_seed(0)
-    double = make_vit().double()
-    data = tensor_dataset(torch.randn(61, 3, 8, 8), [i % 3 for i in range(61)])
-    model = make_vit()
+    data, model = rows(), make()
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if sharded:
+        options |= {"fsdp": True, "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
     config = UNSCConfig(
-        output_dir=str(folder / "out"), use_cpu=True, disable_tqdm=True, report_to="none", energy=0.9, max_steps=3,
-        per_device_train_batch_size=4, optim="sgd", learning_rate=1e-2, check_steps=100, max_leak=None,
+        output_dir=str(folder), use_cpu=True, disable_tqdm=True, report_to="none", energy=0.9, seed=1,
+        per_device_train_batch_size=BATCH // world, per_device_eval_batch_size=8, learning_rate=3e-3, weight_decay=0.1,
+        adam_epsilon=1e-5,  # else Adam blows the rounding of a gradient that is nearly zero up to a whole step
+        **{"max_steps": 4, "check_steps": 2, "max_leak": None, "max_rows_per_class": 60, **options},
     )  # fmt: skip
+    if sharded:
+        # Accelerate shards where it sees several GPUs; told so, it runs the same code on CPUs.
+        assert config.device.type == "cpu"
+        AcceleratorState._reset_state()
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    parts = split_dataset(data, [2])
     trainer = UNSCTrainer(
         model=model,
         args=config,
-        forget_dataset=split_dataset(data, [2]).forget,
-        retain_dataset=split_dataset(data, [2]).retain,
+        forget_dataset=parts.forget,
+        retain_dataset=parts.retain,
+        eval_dataset={"forget": parts.forget, "retain": parts.retain},
+        peft_config=adapters,
     )
-    statistics = ActivationStatistics.collect(
-        double, data.with_format("torch", dtype=torch.float64), max_rows_per_class=40, progress=False
+    trainer.train(resume_from_checkpoint=resume or None)
+    write(trainer, folder, process()[0])
+    if sharded:
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_CPU
+        AcceleratorState._reset_state()
+    return trainer
+
+
+def write(trainer: UNSCTrainer, folder: Path, rank: int) -> None:
+    assert trainer.plan is not None
+    certificate = trainer.certify()
+    metrics = {k: v for k, v in trainer.evaluate().items() if k.endswith(("accuracy", "loss"))}
+    move_model(trainer, folder / "model")
+    found = {
+        "class": type(trainer.model).__name__,
+        "hash": weight_hash(trainer.model),
+        "metrics": metrics,
+        "leak": certificate.leak,
+        "drift": certificate.drift.relative,
+        "change": certificate.relative_change,
+    }
+    (folder / f"found-{rank}.json").write_text(json.dumps(found))
+    assert trainer.plan.pseudo_labels is not None
+    save_file({"labels": trainer.plan.pseudo_labels}, folder / f"labels-{rank}.safetensors")
+
+
+def statistics(folder: Path, dtype: torch.dtype = torch.float64) -> None:
+    """Moments of a model in float64, where nothing but the order of the sums can differ."""
+    torch.manual_seed(0)
+    model: PreTrainedModel = make_vit().to(dtype)
+    found = ActivationStatistics.collect(
+        model, images().with_format("torch", dtype=dtype), max_rows_per_class=40, batch_size=4, progress=False
     )
-    trainer.train()
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    moments = {f"{group}.{key}": m.matrix for group, by_key in statistics.moments.items() for key, m in by_key.items()}
-    save_file(moments, folder / f"moments-{rank}.safetensors")
-    (folder / f"hash-{rank}").write_text(weight_hash(trainer.accelerator.unwrap_model(trainer.model)))
+    moments = {f"{group}.{key}": m.matrix for group, by_key in found.moments.items() for key, m in by_key.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(moments, folder / f"moments-{process()[0]}.safetensors")
+
+
+def endless(folder: Path) -> None:
+    """A run that saves checkpoints and does not end by itself."""
+    unlearn("vit", folder, max_steps=100_000, **CAREFUL)
+
+
+def main(what: str, folder: Path) -> None:
+    if what == "endless":
+        endless(folder)
+        return
+    for sharded in (False, True):
+        for case in CASES:
+            unlearn(case, folder / ("sharded" if sharded else "replicated") / case, sharded)
+    statistics(folder / "statistics")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -21,6 +21,7 @@ from .errors import UNSCError, closest
 from .layers import LayerSelection, ProtectedLayer, find_layers, plain_name, row_geometry
 from .outputs import find_head
 from .projection import NullSpaceProjection
+from .sharding import cut_like, is_sharded, local, own_rows, whole
 from .statistics import SecondMoment
 from .subspace import LayerSubspace, Subspace, descending_eigh
 
@@ -141,7 +142,9 @@ class LoraProjection(NullSpaceProjection):
                 if rank > here.capacity:
                     logger.warning("%s: rank %d is reduced to its capacity, %d.", layer.name, rank, int(here.capacity))
                 start = null_space_start(here, forgotten[subspace.module_keys[layer.name]], rank)
-                layer.weight.copy_(layer.from_matrix(start[None]))
+                local(layer.weight).copy_(
+                    cut_like(layer.from_matrix(start[None]).to(layer.weight.device), layer.weight)
+                )
         super().__init__(layers, subspace, identity)
 
     def free_weights(self) -> dict[str, nn.Parameter]:
@@ -150,11 +153,16 @@ class LoraProjection(NullSpaceProjection):
 
     def change(self, layer: ProtectedLayer) -> Tensor:
         lora = self._lora[layer.name]
-        return self._base(layer).as_matrix(lora.get_delta_weight(_ADAPTER).detach())
+        return self._share(layer, self._base(layer).as_matrix(whole(lora.get_delta_weight(_ADAPTER).detach())))
 
     def original(self, layer: ProtectedLayer) -> Tensor:
         base = self._base(layer)
-        return base.as_matrix(base.weight.detach())
+        return self._share(layer, base.as_matrix(whole(base.weight.detach())))
+
+    @staticmethod
+    def _share(layer: ProtectedLayer, matrix: Tensor) -> Tensor:
+        """Where the factors are sharded, a product has to be put together; each process then counts its own rows of it."""
+        return own_rows(matrix) if is_sharded(layer.weight) else matrix
 
     def _base(self, layer: ProtectedLayer) -> ProtectedLayer:
         module = self._lora[layer.name].get_base_layer()
@@ -167,24 +175,25 @@ class LoraProjection(NullSpaceProjection):
 
     @torch.no_grad()
     def snapshot(self) -> dict[str, Tensor]:
-        free = {f"{name} (B)": weight.detach().clone() for name, weight in self.free_weights().items()}
+        free = {f"{name} (B)": local(weight.detach()).clone() for name, weight in self.free_weights().items()}
         return {**super().snapshot(), **free}
 
     @torch.no_grad()
     def restore(self, weights: Mapping[str, Tensor] | None = None) -> None:
         super().restore(weights)
         for name, weight in self.free_weights().items():
-            weight.copy_(torch.zeros_like(weight) if weights is None else weights[f"{name} (B)"])
+            mine = local(weight)
+            mine.copy_(torch.zeros_like(mine) if weights is None else weights[f"{name} (B)"])
 
 
 def head_weights(model: nn.Module, num_labels: int) -> tuple[Tensor, Tensor | None]:
     """Weight (labels, width) and bias of the head as they act, an adapter on it included."""
     name, head = find_head(model, num_labels)
-    weight = head.weight.detach()
+    weight = whole(head.weight.detach())
     owner = dict(model.named_modules()).get(name.removesuffix(".base_layer"))
     if isinstance(owner, LoraLayer):
-        weight = weight + owner.get_delta_weight(_ADAPTER).detach()
-    return weight, None if head.bias is None else head.bias.detach()
+        weight = weight + whole(owner.get_delta_weight(_ADAPTER).detach())
+    return weight, None if head.bias is None else whole(head.bias.detach())
 
 
 def free_names(selection: LayerSelection) -> set[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from .errors import UNSCError
@@ -13,8 +15,7 @@ from .pseudo_labels import STRATEGIES
 from .subspace import MERGES, RULES, check_energy
 
 REFUSED = {
-    "deepspeed": "its engine updates weights where no projection can follow; use one process or DDP (torchrun)",
-    "fsdp": "FSDP1 flattens the weights and FSDP2 shards them after the start was kept; use one process or DDP (torchrun)",
+    "deepspeed": "its engine updates weights where no projection can follow; use DDP (torchrun) or FSDP2",
     "remove_unused_columns": "it would drop the pseudo-labels; the trainer already passes on only what the model reads",
     "load_best_model_at_end": "it may bring back a checkpoint from before unlearning; the leak budget keeps the last good state",
     "fp16_full_eval": "evaluation would round the weights that are being certified",
@@ -199,4 +200,51 @@ class UNSCConfig(TrainingArguments):
         for argument, reason in REFUSED.items():
             if getattr(self, argument):
                 raise UNSCError(f"{argument}: not supported, {reason}.")
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # else several processes on CPUs would each believe to be alone
+        if self.fsdp and (self.bf16 or self.fp16):
+            raise UNSCError(
+                "fsdp: sharded weights are gathered in half precision under bf16 or fp16, and statistics would be read through them; "
+                "leave both off, or use DDP (torchrun)."
+            )
         super().__post_init__()
+
+
+def check_fsdp(plugin: Any, objective: str) -> None:
+    """Refuse ways of sharding that the projection cannot follow, whether arguments or a launcher asked for them.
+
+    Args:
+        plugin: accelerate's `FullyShardedDataParallelPlugin`.
+        objective: name of the objective.
+
+    Raises:
+        UNSCError: names the option and what to set instead.
+    """
+    state_dict = str(plugin.state_dict_type)
+    reasons = {
+        "fsdp_version": (plugin.fsdp_version != 2, "FSDP1 flattens weights into one vector; set it to 2"),
+        "fsdp_cpu_ram_efficient_loading": (
+            plugin.cpu_ram_efficient_loading,
+            "all but one process would start from empty weights, whose hash is not the model's; set it to false",
+        ),
+        "fsdp_activation_checkpointing": (
+            plugin.activation_checkpointing,
+            "it renames the layers; set it to false and use --activation_checkpointing",
+        ),
+        "fsdp_state_dict_type": (
+            "FULL_STATE_DICT" not in state_dict,
+            f"{state_dict} saves no model that from_pretrained can load; set it to FULL_STATE_DICT",
+        ),
+        "mixed_precision": (
+            plugin.mixed_precision_policy is not None
+            and plugin.mixed_precision_policy.param_dtype not in (None, torch.float32),
+            "weights would be gathered in half precision, and statistics read through them; set it to 'no'",
+        ),
+    }
+    for option, (given, reason) in reasons.items():
+        if given:
+            raise UNSCError(f"{option}: not supported with FSDP, {reason}.")
+    if OBJECTIVES[objective].teacher:
+        raise UNSCError(
+            f"objective: {objective!r} keeps a second, whole model beside the sharded one; use DDP (torchrun)."
+        )

@@ -13,10 +13,13 @@ import torch
 from torch import nn
 
 from .errors import UNSCError
+from .sharding import whole
 
 
 def weight_hash(model: nn.Module, exclude: Collection[str] = ()) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of parameters and buffers, in the order of their names.
+
+    Where weights are sharded over processes, all of them must call this together.
 
     Args:
         exclude: names that do not count.
@@ -26,7 +29,7 @@ def weight_hash(model: nn.Module, exclude: Collection[str] = ()) -> str:
         if name in exclude:
             continue
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        flat = whole(tensor.detach()).cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

@@ -364,6 +364,7 @@ def run(arguments: LanguageArguments, config: UNSCConfig, console: Console | Non
         if not existed and not has_checkpoint(str(config.output_dir)):
             shutil.rmtree(str(config.output_dir), ignore_errors=True)
         raise
+    move_model(result.trainer, Path(str(config.output_dir)))
     if result.trainer.is_world_process_zero():
         _write(arguments, config, result, original, data)
         _print(console, result, config)
@@ -395,11 +396,10 @@ def answers_table(methods: dict[str, Answers]) -> list[list[str]]:
 def _write(
     arguments: LanguageArguments, config: UNSCConfig, result: LanguageComparison, original: str, data: LanguageData
 ) -> None:
-    """Everything a run leaves; `results.json` comes last and marks the run as finished."""
+    """Everything a run leaves beside its model; `results.json` comes last and marks the run as finished."""
     trainer, folder = result.trainer, Path(str(config.output_dir))
     plan = trainer.plan
     assert plan is not None
-    move_model(trainer, folder)
     plot_answers({name: answers.sets for name, answers in result.methods.items()}, folder / PICTURES[0][0])
     plot_unlearning(trainer.state.log_history, config.max_leak, folder / PICTURES[1][0])
     plot_capacity(plan.subspace.report(), folder / PICTURES[2][0])
@@ -410,7 +410,7 @@ def _write(
     content = CardContent(
         model_name=str(config.hub_model_id or folder.resolve().name),
         base_model=public_name(original),
-        model_class=type(trainer.accelerator.unwrap_model(trainer.model)).__name__,
+        model_class=trainer.model_class,
         adapter=arguments.use_peft,
         forgotten=[],
         forgotten_rows=len(data.forget),

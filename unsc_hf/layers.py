@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .errors import UNSCError, closest
+from .sharding import reshard
 
 # Fields of a batch that are not inputs of the model.
 NOT_INPUTS = ("labels", "pseudo_labels", "reference", "retain")
@@ -66,17 +67,22 @@ class ProtectedLayer:
     def weight_name(self) -> str:
         return f"{self.path or self.name}.weight"
 
+    @property
+    def stored_by_rows(self) -> bool:
+        """Whether a shard of the stored weight's first dimension is a set of whole rows of the matrix."""
+        return self.geometry.groups == 1 and not isinstance(self.module, Conv1D)
+
     def as_matrix(self, weight: Tensor) -> Tensor:
         """`weight` (or its gradient, or a shard of its rows) as (groups, out / groups, width): `matrix @ row` is the output."""
         if isinstance(self.module, Conv1D):
             return weight.t().unsqueeze(0)
-        return weight.reshape(self.geometry.groups, -1, self.geometry.width)
+        return weight.reshape(self.geometry.groups, weight.shape[0] // self.geometry.groups, self.geometry.width)
 
     def from_matrix(self, matrix: Tensor) -> Tensor:
         """Inverse of `as_matrix`: the parameter's own shape."""
         if isinstance(self.module, Conv1D):
             return matrix.squeeze(0).t()
-        return matrix.reshape(-1, *self.weight.shape[1:])
+        return matrix.reshape(matrix.shape[0] * matrix.shape[1], *self.weight.shape[1:])
 
     def rows(self, x: Tensor) -> Tensor:
         """Rows of one input tensor, shape (groups, n, width): one row per token, or per position of the kernel.
@@ -279,6 +285,7 @@ def evaluation_mode(model: nn.Module, gradients: bool = False) -> Iterator[None]
         with torch.set_grad_enabled(gradients):
             yield
     finally:
+        reshard(model)
         for module, training in modes.items():
             module.training = training
 

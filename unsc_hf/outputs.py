@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from .errors import UNSCError
 from .layers import NOT_INPUTS, ProtectedLayer, RowGeometry, capture_inputs, evaluation_mode
+from .sharding import gathered, process
 
 Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
@@ -88,6 +89,8 @@ def iterate_outputs(
     """Run `model` in eval mode over all rows of a prepared data set, a batch at a time; the model is in eval mode only
     while a batch is computed.
 
+    Several processes take the batches in turn, and all of them get every batch, in its order; so all must iterate to the same point.
+
     Args:
         model: its output has `logits`.
         dataset: prepared rows that carry labels.
@@ -99,9 +102,16 @@ def iterate_outputs(
         UNSCError: rows without labels, or outputs of another shape than (batch, labels).
     """
     device = next(model.parameters()).device
+    rank, world = process()
+    batches = [
+        list(range(start, min(start + batch_size, len(dataset)))) for start in range(0, len(dataset), batch_size)
+    ]
+    turns = range(-(-len(batches) // world))
+    # In the last turn there may be fewer batches than processes: the others repeat one, since a sharded model runs on all or on none.
+    mine = [batches[min(turn * world + rank, len(batches) - 1)] for turn in turns]
     loader = DataLoader(
         dataset,
-        batch_size=batch_size,
+        batch_sampler=mine,
         collate_fn=collate_fn,
         generator=torch.Generator(),  # leaves the global random state alone
     )
@@ -114,14 +124,16 @@ def iterate_outputs(
     def keep(layer: ProtectedLayer, x: Tensor) -> None:
         inputs.append(layer.rows(x.detach())[0].float().cpu())
 
-    for batch in tqdm(loader, desc=description, disable=not progress, leave=False):
+    bar = tqdm(loader, desc=description, disable=not progress or rank > 0, leave=False)
+    for turn, batch in enumerate(bar):
         if "labels" not in batch:
             raise UNSCError("label_column: the rows carry no labels; name the column that holds them.")
         inputs.clear()
         with evaluation_mode(model), capture_inputs(heads, keep, strict=False):
             out = model(**{name: value.to(device) for name, value in batch.items() if name not in NOT_INPUTS})
         rows = read(out.logits.detach().float().cpu(), batch["labels"].cpu())
-        yield replace(rows, features=torch.cat(inputs)) if heads else rows
+        found = gathered(replace(rows, features=torch.cat(inputs)) if heads else rows, device)
+        yield from found[: len(batches) - turn * world]
 
 
 def collect_outputs(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .layers import ProtectedLayer
+from .sharding import cut_like, gather_like, is_sharded, local, own_rows, summed
 from .statistics import SecondMoment
 from .subspace import LayerSubspace, Subspace
 
@@ -51,16 +52,11 @@ class Projector:
         return matrix - inside if self.complement else inside
 
 
-def local(tensor: Tensor) -> Tensor:
-    """This process's part of a row-sharded tensor (FSDP2), or the tensor itself: right-multiplication needs no other."""
-    to_local = getattr(tensor, "to_local", None)
-    return tensor if to_local is None else to_local()
-
-
 class NullSpaceProjection:
     """Projectors and starting weights of all layers that are trained.
 
-    The starting weights W_0 are copied when the object is made: make it before the first step, from the original model.
+    The starting weights W_0 are copied when the object is made: make it before the first step, from the original model. Of weights
+    that are sharded then (FSDP2), each process keeps and projects its own rows.
     """
 
     def __init__(self, layers: Sequence[ProtectedLayer], subspace: Subspace, identity: bool = False) -> None:
@@ -88,7 +84,7 @@ class NullSpaceProjection:
         for layer in self.layers:
             if layer.weight.grad is not None:
                 gradient = local(layer.weight.grad)
-                gradient.copy_(layer.from_matrix(self._projectors[layer.name](layer.as_matrix(gradient))))
+                gradient.copy_(_projected(layer, gradient, self._projectors[layer.name]))
 
     @torch.no_grad()
     def project_displacements(self, dtype: torch.dtype | None = None) -> None:
@@ -105,15 +101,20 @@ class NullSpaceProjection:
             if dtype is not None and dtype != weight.dtype:
                 projector = Projector.from_subspace(self._subspace[layer.name], dtype, weight.device)
             change = weight.to(projector.factor.dtype) - start
-            weight.copy_(layer.from_matrix(projector(layer.as_matrix(change))).add_(start))
+            weight.copy_(_projected(layer, change, projector).add_(start))
 
     def change(self, layer: ProtectedLayer) -> Tensor:
-        """dW as (groups, out, width)."""
-        return layer.as_matrix(local(layer.weight.detach()) - self._start[layer.name])
+        """dW as (groups, out, width); of sharded weights this process's share of the rows."""
+        return _rows(layer, local(layer.weight.detach()) - self._start[layer.name])
 
     def original(self, layer: ProtectedLayer) -> Tensor:
-        """W_0 as (groups, out, width)."""
-        return layer.as_matrix(self._start[layer.name])
+        """W_0 as (groups, out, width); of sharded weights this process's share of the rows."""
+        return _rows(layer, self._start[layer.name])
+
+    def _summed(self, values: Sequence[float]) -> list[float]:
+        """Sums over the rows of all processes, of sums over this one's."""
+        sharded = [layer.weight.device for layer in self.layers if is_sharded(layer.weight)]
+        return summed(values, sharded[0]) if sharded else list(values)
 
     @torch.no_grad()
     def restore(self, weights: Mapping[str, Tensor] | None = None) -> None:
@@ -130,8 +131,12 @@ class NullSpaceProjection:
     @torch.no_grad()
     def relative_change(self) -> float:
         """Norm of W - W_0 as a share of that of W_0, over all layers (Frobenius)."""
-        moved = sum(float(self.change(layer).double().square().sum()) for layer in self.layers)
-        start = sum(float(self.original(layer).double().square().sum()) for layer in self.layers)
+        moved, start = self._summed(
+            [
+                sum(float(of(layer).double().square().sum()) for layer in self.layers)
+                for of in (self.change, self.original)
+            ]
+        )
         return math.sqrt(moved / start) if start > 0 else 0.0
 
     @torch.no_grad()
@@ -142,6 +147,7 @@ class NullSpaceProjection:
             moments: second moment by key.
             module_keys: key by module name.
         """
+        names = [layer.name for layer in self.layers]
         changed: dict[str, float] = {}
         original: dict[str, float] = {}
         for layer in self.layers:
@@ -152,8 +158,27 @@ class NullSpaceProjection:
                 energy = output_energy(self.original(layer), moment)
                 known = self._start_energy[layer.name] = (moment, energy)
             original[layer.name] = known[1]
+        both = self._summed([*changed.values(), *original.values()])
+        changed, original = dict(zip(names, both, strict=False)), dict(zip(names, both[len(names) :], strict=True))
         per_layer = {name: _share(changed[name], original[name]) for name in changed}
         return Leak(_share(sum(changed.values()), sum(original.values())), per_layer)
+
+
+def _projected(layer: ProtectedLayer, part: Tensor, projector: Projector) -> Tensor:
+    """`part` of a gradient or displacement times P, in the parameter's own shape. Where a shard does not hold whole rows of the
+    matrix (`Conv1D` is stored transposed), the processes put the parts together first."""
+    weight = layer.weight
+    if layer.stored_by_rows or not is_sharded(weight):
+        return layer.from_matrix(projector(layer.as_matrix(part)))
+    return cut_like(layer.from_matrix(projector(layer.as_matrix(gather_like(part, weight)))), weight)
+
+
+def _rows(layer: ProtectedLayer, part: Tensor) -> Tensor:
+    """`part` of a weight as a matrix of the rows that are this process's to count."""
+    weight = layer.weight
+    if layer.stored_by_rows or not is_sharded(weight):
+        return layer.as_matrix(part)
+    return own_rows(layer.as_matrix(gather_like(part, weight)))
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,8 @@ def record_request(
 ) -> ActivationStatistics:
     """Bind what `without_request` left to the unlearned weights, and log the request.
 
-    Beside the stored statistics the new ones wait until the model is saved and `settle` puts them in their place.
+    Beside the stored statistics the new ones wait until the model is saved and `settle` puts them in their place. Every process must
+    call this; the first one writes.
     """
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     certificate = trainer.certify()
@@ -135,7 +136,8 @@ def record_request(
         "stopped_by": certificate.stop_reason,
     }
     bound = statistics.bound_to(weight_hash(model), [*statistics.requests, entry])
-    bound.save_pretrained(folder, pending=True)
+    if trainer.is_world_process_zero():
+        bound.save_pretrained(folder, pending=True)
     return bound
 
 
@@ -199,10 +201,10 @@ def serve_request(
             **options,
         )
         trainer.train()
+        bound = record_request(left, statistics_dir, trainer, forget_dataset)
+        served = request_folder(args, len(bound.requests))
+        move_model(trainer, served)
         if trainer.is_world_process_zero():
-            bound = record_request(left, statistics_dir, trainer, forget_dataset)
-            served = request_folder(args, len(bound.requests))
-            move_model(trainer, served)
             finish(served)
             settle(statistics_dir, bound.fingerprint.weights)
             # The model of the request before still knows what this one has asked to forget.

@@ -53,7 +53,13 @@ def check_output_folder(folder: str | Path) -> None:
 
 
 def move_model(trainer: UNSCTrainer, folder: Path) -> None:
-    """Save the model beside, then move its files into `folder`, which counts as unfinished from now on."""
+    """Save the model beside, then move its files into `folder`, which counts as unfinished from now on.
+
+    Every process must call this, since sharded weights are put together for it; the first one writes.
+    """
+    if not trainer.is_world_process_zero():
+        trainer.save_model(str(folder), _internal_call=True)
+        return
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / UNFINISHED).exists():  # what a killed run has left may be of other names
         for left in folder.iterdir():

@@ -30,6 +30,7 @@ from .errors import UNSCError, closest, first_line
 from .files import write_beside, write_text
 from .fingerprint import Fingerprint, data_fingerprint, file_hash, weight_hash
 from .layers import NOT_INPUTS, ProtectedLayer, capture_inputs, evaluation_mode, find_layers, row_mask, trace_layers
+from .sharding import is_sharded, process
 
 _FORMAT = "unsc_hf.activation_statistics.v1"
 _META = "statistics.json"
@@ -661,8 +662,7 @@ def _stream(
         )
     leaders = [layer for layer in layers if trace.leaders[layer.name] == layer.name]
 
-    distributed = dist.is_available() and dist.is_initialized()
-    rank, world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+    rank, world = process()
     moments: dict[str, dict[str, SecondMoment]] = {}
     total = sum(len(rows) for rows in members.values())
     bar = tqdm(total=total, desc="Activation statistics", unit=" rows", disable=not progress or rank > 0)
@@ -685,7 +685,13 @@ def _stream(
                 recorder.begin(len(next(iter(batch.values()))), batch.get("attention_mask"))
                 forward(batch)
                 bar.update(recorder.samples * world)
-        if distributed:
+        # A sharded model runs on all processes or on none: whoever has fewer batches runs on as many as the others.
+        batches = [-(-len(part) // batch_size) for part in np.array_split(np.arange(len(chosen)), world)]
+        if any(is_sharded(parameter) for parameter in model.parameters()):
+            with torch.no_grad():
+                for _ in range(max(batches) - batches[rank]):
+                    forward(probe)
+        if world > 1:
             recorder.all_reduce()
         current = recorder.finish()
         if pool_as is None:

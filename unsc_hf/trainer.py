@@ -13,16 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import fsdp2_prepare_model
 from datasets import Dataset
 from huggingface_hub import CommitInfo
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
-from transformers.trainer_utils import SchedulerType, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, SchedulerType, TrainOutput
 
 from .adapters import LoraProjection, add_adapters, free_names
 from .callbacks import Check, ProjectionCallback, StoppingCallback
-from .config import REFUSED, UNSCConfig
+from .config import REFUSED, UNSCConfig, check_fsdp
 from .data import RelabelledDataset, hold_out
 from .errors import UNSCError
 from .evaluation.certificate import Certificate, LogitDrift, logit_drift
@@ -37,6 +38,7 @@ from .projection import Leak, NullSpaceProjection
 from .pseudo_labels import Matching
 from .publishing import publish
 from .saving import RESULTS, check_checkpoint, find_checkpoint, mark_checkpoint, unmark_checkpoint
+from .sharding import gathered, reshard, set_trained, units_to_shard
 from .statistics import ActivationStatistics, SecondMoment
 from .subspace import Subspace, build_subspace, no_capacity_message, no_capacity_reason, randomised
 from .tasks import make_task
@@ -180,6 +182,7 @@ class UNSCTrainer(Trainer):
         )
 
         self._original_weights = weight_hash(model)
+        self.model_class = type(model).__name__
         self.base_model_name = public_name(str(model.config._name_or_path or ""))
         if peft_config is not None:
             model = add_adapters(model, peft_config)
@@ -205,13 +208,30 @@ class UNSCTrainer(Trainer):
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
-        for enabled, name in ((self.is_deepspeed_enabled, "deepspeed"), (self.is_fsdp_enabled, "fsdp")):
-            if enabled:  # switched on by the launcher, not by an argument
-                raise UNSCError(f"{name}: not supported, {REFUSED[name]}.")
+        if self.is_deepspeed_enabled:  # switched on by the launcher, not by an argument
+            raise UNSCError(f"deepspeed: not supported, {REFUSED['deepspeed']}.")
+        if self.is_fsdp_enabled:
+            self._shard()
         self._set_signature_columns_if_needed()
         self._inner_collator = self.data_collator
         self.data_collator = self._collate
         model.add_model_tags(self._tag_names)
+
+    def _shard(self) -> None:
+        """Shard the weights now (FSDP2), before anything is read: nothing then needs the whole model on one device.
+
+        Upstream shards when training begins, and finds that done.
+        """
+        plugin = self.accelerator.state.fsdp_plugin
+        check_fsdp(plugin, self.args.objective)
+        if plugin.transformer_cls_names_to_wrap is None:
+            plugin.transformer_cls_names_to_wrap = units_to_shard(self.model)
+        grouped = [layer.name for layer in find_layers(self.model).layers if layer.geometry.groups > 1]
+        if grouped:
+            raise UNSCError(
+                f"fsdp: {grouped[0]!r} is a grouped convolution, whose rows cannot be sharded; use one process or DDP (torchrun)."
+            )
+        fsdp2_prepare_model(self.accelerator, self.model)
 
     # ---- data -------------------------------------------------------------------------------------------------------
 
@@ -481,9 +501,8 @@ class UNSCTrainer(Trainer):
         trained = {layer.weight_name for layer in plan.selection.layers}
         if isinstance(plan.projection, LoraProjection):
             trained = free_names(plan.selection) | (set() if self.args.lora_freeze_a else trained)
-        wanted = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name in trained)
+        wanted = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        set_trained(self.model, trained)
         frozen = weight_hash(self.model, exclude=trained)
         stopping = StoppingCallback(
             plan.projection,
@@ -504,8 +523,7 @@ class UNSCTrainer(Trainer):
         finally:
             for callback in callbacks:
                 self.remove_callback(callback)
-            for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(wanted[name])
+            set_trained(self.model, wanted)
         self.unlearning_seconds = time.perf_counter() - started
         self.stop_reason = stopping.reason
         self._check_outcome(frozen, trained)
@@ -565,6 +583,11 @@ class UNSCTrainer(Trainer):
         loss = OBJECTIVES[args.objective].loss(Terms(logits, true, pseudo, samples, reference, **more))
         return (loss, outputs) if return_outputs else loss
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        output = super().evaluation_loop(*args, **kwargs)
+        reshard(self.model)
+        return output
+
     def _check(self) -> Check:
         """Forgetting and leak at this moment, on rows that are not trained on."""
         every = -(-len(self._retain_held_out) // _CURVE_ROWS)
@@ -581,12 +604,9 @@ class UNSCTrainer(Trainer):
             leak=self.held_out_leak().total,
             exposure=None if unseen is None or forget.losses is None else exposure(forget.losses, unseen),
         )
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # One process decides for all: rounding must not let them disagree on stopping.
-            decided = [check]
-            torch.distributed.broadcast_object_list(decided, src=0, device=self.args.device)
-            check = decided[0]
-        return check
+        # One process decides for all: rounding must not let them disagree on stopping.
+        decided: Check = gathered(check, self.args.device)[0]
+        return decided
 
     def _check_outcome(self, frozen: str, trained: set[str]) -> None:
         """Guards against silent no-ops and silent damage."""
@@ -643,7 +663,7 @@ class UNSCTrainer(Trainer):
             relative_change=self.plan.projection.relative_change(),
             max_leak=self.args.max_leak,
             stop_reason=self.stop_reason,
-            merged=self._merged_drift(model) if isinstance(model, PeftModel) else None,
+            merged=self._merged_drift(model) if isinstance(model, PeftModel) and not self.is_fsdp_enabled else None,
             held_out=self._retain_held_out is not self._retain_train
             and (self._given_statistics is None or _POOL in self.retained_statistics.moments),
         )
@@ -676,22 +696,24 @@ class UNSCTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """As upstream, without the pickled arguments: they hold tokens and paths, and nothing reads them."""
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or str(self.args.output_dir))
         has_card = (folder / "README.md").exists()
         super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            (folder / "training_args.bin").unlink(missing_ok=True)
-            if isinstance(self.model, PeftModel) and not has_card:  # PEFT's own card names the base model's folder
-                (folder / "README.md").unlink(missing_ok=True)
+        (folder / "training_args.bin").unlink(missing_ok=True)
+        if isinstance(self.model, PeftModel) and not has_card:  # PEFT's own card names the base model's folder
+            (folder / "README.md").unlink(missing_ok=True)
 
     def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
-        """Write the card: of the whole comparison when a recipe made one (`card_content`), else of this run alone."""
-        if not self.is_world_process_zero():
-            return
+        """Write the card: of the whole comparison when a recipe made one (`card_content`), else of this run alone.
+
+        Every process must call this: the certificate is measured by all of them, and written by the first.
+        """
         content = self.card_content or CardContent(
             model_name=model_name or Path(str(self.args.output_dir)).resolve().name,
             base_model=self.base_model_name,
-            model_class=type(self.model).__name__,
+            model_class=self.model_class,
             adapter=isinstance(self.model, PeftModel),
             forgotten=[self.class_names[c] for c in self.forgotten_classes],
             forgotten_rows=self._forgotten_rows,
@@ -699,7 +721,8 @@ class UNSCTrainer(Trainer):
             certificate=self.certify().to_dict() if self.plan is not None else None,
             hyperparameters={name: getattr(self.args, name) for name in ("energy", "learning_rate", "seed")},
         )
-        write_card(content, str(self.args.output_dir))
+        if self.is_world_process_zero():
+            write_card(content, str(self.args.output_dir))
 
     def push_to_hub(
         self,
@@ -727,10 +750,10 @@ class UNSCTrainer(Trainer):
         self.callback_handler.on_push_begin(args, self.state, self.control)
         if not Path(str(args.output_dir), RESULTS).is_file():  # a finished run is published as it stands
             self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
         repo_id = self.hub_model_id or args.hub_model_id or Path(str(args.output_dir)).resolve().name
         self.create_model_card(model_name=repo_id.split("/")[-1], **kwargs)
+        if not self.is_world_process_zero():
+            return None
         return publish(
             str(args.output_dir),
             repo_id,

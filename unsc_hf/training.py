@@ -105,6 +105,7 @@ def train_model(
                 save_strategy="no",
                 logging_strategy="epoch",
                 report_to="none",
+                use_cpu=not torch.accelerator.is_available(),  # said aloud, so that processes on CPUs find each other
                 seed=plan.seed,
                 remove_unused_columns=False,
                 dataloader_pin_memory=torch.cuda.is_available(),

@@ -369,11 +369,12 @@ def _run(arguments: ClassificationArguments, config: UNSCConfig, data: DatasetDi
             shutil.rmtree(str(config.output_dir), ignore_errors=True)
         raise
     requests: list[dict[str, Any]] = []
+    if statistics is not None:
+        assert arguments.statistics_dir is not None
+        statistics = record_request(statistics, arguments.statistics_dir, result.trainer, forget)
+        requests = statistics.requests
+    move_model(result.trainer, Path(str(config.output_dir)))
     if result.trainer.is_world_process_zero():
-        if statistics is not None:
-            assert arguments.statistics_dir is not None
-            statistics = record_request(statistics, arguments.statistics_dir, result.trainer, forget)
-            requests = statistics.requests
         _write(arguments, config, result, original, labels, forget, requests)
         if statistics is not None:
             assert arguments.statistics_dir is not None
@@ -472,12 +473,11 @@ def _write(
     forget: Dataset,
     requests: list[dict[str, Any]],
 ) -> None:
-    """Everything a run leaves; `results.json` comes last and marks the run as finished."""
+    """Everything a run leaves beside its model; `results.json` comes last and marks the run as finished."""
     trainer, folder = result.trainer, Path(str(config.output_dir))
     plan = trainer.plan
     assert plan is not None
     forgotten, quickstart = [names[i] for i in trainer.forgotten_classes], arguments.quickstart
-    move_model(trainer, folder)
     bars = {name: result.methods[key].per_class for key, name in (("original", "before"), ("unsc", "after"))}
     if "retrained" in result.methods:
         bars["retrained"] = result.methods["retrained"].per_class
@@ -491,7 +491,7 @@ def _write(
     content = CardContent(
         model_name=str(config.hub_model_id or folder.resolve().name),
         base_model=public_name(original),
-        model_class=type(trainer.model).__name__,
+        model_class=trainer.model_class,
         adapter=arguments.use_peft,
         forgotten=forgotten,
         forgotten_rows=len(forget),

@@ -1,0 +1,112 @@
+"""Weights and results that several processes hold together: row-sharded tensors (FSDP2), sums, and rows dealt out in turn.
+
+Right-multiplication by a projector touches each row of a weight on its own, so sharded rows are projected where they lie and
+nothing is communicated. Everything here does nothing in a single process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Replicate
+
+
+def process() -> tuple[int, int]:
+    """Rank of this process and the number of processes; (0, 1) when there is one."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this process holds only a part of the tensor."""
+    return isinstance(tensor, DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a row-sharded tensor, or the tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor with all its rows; of a sharded one every process must ask at the same time."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gather_like(part: Tensor, like: Tensor) -> Tensor:
+    """Whole of what every process holds a `part` of, cut as `like` is."""
+    if not isinstance(like, DTensor):
+        return part
+    shape, stride = like.shape, like.stride()
+    return DTensor.from_local(part, like.device_mesh, like.placements, shape=shape, stride=stride).full_tensor()
+
+
+def cut_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a tensor that every process holds whole, cut as `like` is; nothing is communicated."""
+    if not isinstance(like, DTensor):
+        return tensor
+    everywhere = [Replicate()] * like.device_mesh.ndim
+    replicated = DTensor.from_local(tensor, like.device_mesh, everywhere, run_check=False)
+    return replicated.redistribute(placements=like.placements).to_local()
+
+
+def own_rows(matrix: Tensor) -> Tensor:
+    """This process's share of the rows of a matrix (groups, rows, width) that every process holds whole."""
+    rank, world = process()
+    return matrix[:, rank::world]
+
+
+def summed(values: Iterable[float], device: torch.device) -> list[float]:
+    """Each value summed over all processes, in one exchange."""
+    total = torch.tensor(list(values), dtype=torch.float64, device=device)
+    if process()[1] > 1:
+        dist.all_reduce(total)
+    return [float(value) for value in total]
+
+
+def gathered(item: Any, device: torch.device) -> list[Any]:
+    """What every process calls this with, in the order of their ranks."""
+    _, world = process()
+    if world == 1:
+        return [item]
+    items: list[Any] = [None] * world
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # where the exchange takes place
+    dist.all_gather_object(items, item)
+    return items
+
+
+def units_to_shard(model: Any) -> list[str]:
+    """Classes of the modules that are gathered one at a time: those the model wants unsplit, without the one around its input embedding,
+    which accelerate shards by itself and cannot shard twice (a ViT names its `ViTEmbeddings` too)."""
+    embedding = model.get_input_embeddings()
+    around = {type(module).__name__ for module in model.modules() if any(m is embedding for m in module.modules())}
+    return [name for name in model._no_split_modules or () if name not in around]
+
+
+def reshard(model: nn.Module) -> None:
+    """Put gathered weights away again: FSDP2 keeps some of them gathered after a forward pass, and what is written into those is lost."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def set_trained(model: nn.Module, names: Collection[str]) -> None:
+    """Let exactly the parameters of these names be trained.
+
+    FSDP2 keeps a second parameter for the gathered weight, which decides whether a gradient is computed at all; both must know.
+    """
+    shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for sharded in shards:
+        sharded.unshard()
+        for name, parameter in model.named_parameters():
+            if not isinstance(parameter, DTensor):
+                parameter.requires_grad_(name in names)
+        sharded.reshard()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
