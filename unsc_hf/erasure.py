@@ -64,7 +64,8 @@ def least_leak(inputs: Tensor, shifts: Tensor, moment: Tensor, ridge: float = RI
     """
     solved = torch.linalg.solve(ridged(moment.double(), ridge), inputs.double())
     inner = torch.linalg.pinv(inputs.double().T @ solved, rtol=1e-6, hermitian=True)
-    return LowRank(shifts.double() @ inner, solved)
+    right, mixed = torch.linalg.qr(solved)  # orthonormal: factors of like size, whose product rounds little in float32
+    return LowRank(shifts.double() @ inner @ mixed.T, right)
 
 
 def shared_classes(relabelled: Tensor, retained: Tensor, share: float = SHARE) -> list[int]:
@@ -108,7 +109,8 @@ def output_shifts(jacobian: Tensor, wanted: Tensor, ridge: float = RIDGE) -> Ten
 
     Args:
         jacobian: derivative of the mean feature by a constant added to the output, (features, out).
+        ridge: a normalisation behind the layer lets two directions hardly move; without a ridge these would take all.
     """
     jacobian = jacobian.double()
     gram = jacobian @ jacobian.T
-    return jacobian.T @ torch.linalg.solve(ridged(gram, ridge**2), wanted.double())
+    return jacobian.T @ torch.linalg.solve(ridged(gram, ridge), wanted.double())

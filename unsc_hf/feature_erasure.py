@@ -36,6 +36,9 @@ _FORGOTTEN_ROWS = 1000  # forgotten rows that are read, and retained ones of a l
 _ROWS_PER_CLASS = 200  # retained rows of each class that forgotten rows are re-labelled to ...
 _OTHER_ROWS = 600  # ... and of the others together: they count in the leak
 _FEW_ROWS = 20
+_PASSES = 3  # steps of Newton's method: what is behind a writer bends the way
+_NEAR = 0.05  # of the differences before
+_DAMPING = (1.0, 0.5, 0.25)  # shares of a step, until one brings the differences nearer
 
 PLACES = ("none", "head", "layers")
 Batch = Mapping[str, Any]
@@ -122,37 +125,41 @@ class FeatureEraser:
         """
         before = {name: self._difference(reading) for name, reading in self._with_writers()}
         for name, reading in self._with_writers():
-            writer, wanted = self._writers[name], before[name]
+            writer, folded = self._writers[name], 0
+
+            def attempt(share: float, reading: Reading = reading, writer: ProtectedLayer = writer) -> None:
+                nonlocal folded
+                for _ in range(folded):
+                    self.unfold(writer)
+                folded = self._approach(reading, writer, before[reading.name], share)
+
+            share = strength if choose is None else choose(reading, attempt)
+            attempt(share)
+            after = self._difference(reading)
+            self.done.append(Erased(name, writer.name, share, float(before[name].norm()), float(after.norm())))
+        return self.done
+
+    def _approach(self, reading: Reading, writer: ProtectedLayer, before: Tensor, share: float) -> int:
+        """Fold until the differences are what they shall be, as nearly as the tail's bends allow; how many changes were folded."""
+        target = self._target(reading, before, share)
+        near, folded = _NEAR * float(before.norm()), 0
+        left = float((self._difference(reading) - target).norm())
+        while folded < _PASSES and left > near:
             now, held, moment, jacobian = self._state(reading, writer)
             inputs = torch.cat([now.inputs, *held], 1)
-
-            def attempt(
-                share: float, reading: Reading = reading, writer: ProtectedLayer = writer, wanted: Tensor = wanted,
-                now: _Differences = now, inputs: Tensor = inputs, moment: Tensor = moment, jacobian: Tensor = jacobian,
-            ) -> None:  # fmt: skip
-                target = self._target(reading, wanted, share) - now.features
-                shifts = output_shifts(jacobian, target)
-                still = torch.zeros(shifts.shape[0], inputs.shape[1] - shifts.shape[1], dtype=shifts.dtype)
-                self.fold(writer, least_leak(inputs, torch.cat([shifts, still], 1), moment))
-
-            if choose is None:
-                share = strength
-                attempt(share)
+            shifts = output_shifts(jacobian, target - now.features)
+            still = torch.zeros(shifts.shape[0], inputs.shape[1] - shifts.shape[1], dtype=shifts.dtype)
+            change = least_leak(inputs, torch.cat([shifts, still], 1), moment)
+            for damping in _DAMPING:
+                self.fold(writer, change.scaled(damping))
+                reached = float((self._difference(reading) - target).norm())
+                if reached < left:
+                    break
+                self.unfold(writer)
             else:
-                tried = 0
-
-                def retry(share: float) -> None:
-                    nonlocal tried
-                    if tried:
-                        self.unfold(writer)  # noqa: B023
-                    attempt(share)  # noqa: B023
-                    tried += 1
-
-                share = choose(reading, retry)
-                retry(share)
-            after = self._difference(reading)
-            self.done.append(Erased(name, writer.name, share, float(wanted.norm()), float(after.norm())))
-        return self.done
+                break
+            left, folded = reached, folded + 1
+        return folded
 
     def _with_writers(self) -> list[tuple[str, Reading]]:
         return [(reading.name, reading) for reading in self.readings if reading.name in self._writers]

@@ -28,6 +28,7 @@ from .data import RelabelledDataset, hold_out
 from .errors import UNSCError
 from .evaluation.certificate import Certificate, LogitDrift, logit_drift
 from .evaluation.membership import exposure, tolerated_exposure
+from .feature_erasure import Choose, Erased, erase_features
 from .fingerprint import data_fingerprint, weight_hash
 from .layers import NOT_INPUTS, LayerSelection, evaluation_mode, find_layers, trace_layers
 from .loading import check_weights, load_as, load_model
@@ -157,6 +158,8 @@ class UNSCTrainer(Trainer):
         self.task = make_task(model, args, forget_dataset, retain_dataset, processing_class)
         self.plan: UnlearningPlan | None = None
         self.stop_reason: str | None = None
+        self.erased: list[Erased] = []
+        self.choose_erasure: Choose | None = None
         self._teacher: nn.Module | None = None
         self.unlearning_seconds = 0.0
         self._given_statistics = statistics
@@ -223,7 +226,7 @@ class UNSCTrainer(Trainer):
         Upstream shards when training begins, and finds that done.
         """
         plugin = self.accelerator.state.fsdp_plugin
-        check_fsdp(plugin, self.args.objective)
+        check_fsdp(plugin, self.args.objective, self.args.feature_erasure)
         if plugin.transformer_cls_names_to_wrap is None:
             plugin.transformer_cls_names_to_wrap = units_to_shard(self.model)
         grouped = [layer.name for layer in find_layers(self.model).layers if layer.geometry.groups > 1]
@@ -494,6 +497,8 @@ class UNSCTrainer(Trainer):
         Raises:
             UNSCError: resuming with another model, data or options than the checkpoint's run began with.
         """
+        if self.erased:
+            raise UNSCError("feature_erasure: this model's features are erased already; save it and start anew from there.")
         checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
         plan = self.prepare_unlearning()
         if checkpoint is not None:
@@ -520,6 +525,8 @@ class UNSCTrainer(Trainer):
         try:
             output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
             plan.projection.project_displacements(torch.float64)
+            if self.args.feature_erasure != "none" and self.args.null_space == "retained":
+                self.erased = erase_features(self, self.choose_erasure)
         finally:
             for callback in callbacks:
                 self.remove_callback(callback)
