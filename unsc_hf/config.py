@@ -77,7 +77,7 @@ class UNSCConfig(TrainingArguments):
         feature_erasure (`str`, defaults to `"none"`): after unlearning, what a linear probe reads of the forgotten rows is erased
             in closed form from the head's input (`"head"`), or from every hidden state too (`"layers"`). It leaves the null
             space: the held-out leak says how far, and `max_leak` bounds it.
-        erasure_strength (`float`, defaults to `0.3`): share of the difference between class means that is taken out; without
+        erasure_strength (`float`, defaults to `0.35`): share of the difference between class means that is taken out; without
             retrained models to compare with, a share that leaves about as much as they have.
         feature_weight (`float`, defaults to `0.1`): of the features' part in `"whitened_means"`, `"whitened_covariances"` and
             `"adversarial_probe"`.
@@ -160,7 +160,7 @@ class UNSCConfig(TrainingArguments):
         },
     )
     erasure_strength: float = field(
-        default=0.3, metadata={"help": "Share of the difference between class means that erasure takes out, in [0, 1]."}
+        default=0.35, metadata={"help": "Share of the difference between class means that erasure takes out, in [0, 1]."}
     )
     feature_weight: float = field(
         default=0.1, metadata={"help": "Weight of the features in whitened_means, whitened_covariances, adversarial_probe."}

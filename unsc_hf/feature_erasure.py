@@ -25,16 +25,16 @@ from .erasure import LowRank, differences, least_leak, output_shifts, shared_cla
 from .errors import UNSCError
 from .folding import Folds, folding_sites
 from .layers import ProtectedLayer
-from .readings import IGNORED, Reading, Written, find_readings, find_writer, read_writer
+from .readings import IGNORED, Reading, find_readings, find_writer, read_writer
 
 if TYPE_CHECKING:
     from .trainer import UNSCTrainer
 
 logger = logging.getLogger(__name__)
 
-_FORGOTTEN_ROWS = 1000  # forgotten rows that are read, and retained ones of a language model
-_ROWS_PER_CLASS = 200  # retained rows of each class that forgotten rows are re-labelled to ...
-_OTHER_ROWS = 600  # ... and of the others together: they count in the leak
+_FORGOTTEN_ROWS = 600  # forgotten rows that are read, and retained ones of a language model
+_ROWS_PER_CLASS = 150  # retained rows of each class that forgotten rows are re-labelled to ...
+_OTHER_ROWS = 300  # ... and of the others together: they count in the leak
 _FEW_ROWS = 20
 _PASSES = 3  # steps of Newton's method: what is behind a writer bends the way
 _NEAR = 0.05  # of the differences before
@@ -69,7 +69,7 @@ class Erased:
     Attributes:
         reading, writer: names.
         strength: share of the difference of class means that was taken out, of what the head does not read all of it.
-        before, after: norm of the differences of class means before all erasure, and now.
+        before, after: norm of the differences of class means before all erasure, and after this reading's.
     """
 
     reading: str
@@ -125,41 +125,61 @@ class FeatureEraser:
         """
         before = {name: self._difference(reading) for name, reading in self._with_writers()}
         for name, reading in self._with_writers():
-            writer, folded = self._writers[name], 0
+            writer, tried, folded, after = self._writers[name], None, 0, before[name]
 
             def attempt(share: float, reading: Reading = reading, writer: ProtectedLayer = writer) -> None:
-                nonlocal folded
+                nonlocal tried, folded, after
+                if share == tried:
+                    return
                 for _ in range(folded):
                     self.unfold(writer)
-                folded = self._approach(reading, writer, before[reading.name], share)
+                tried = share
+                folded, after = self._approach(reading, writer, self._target(reading, before[reading.name], share))
 
             share = strength if choose is None else choose(reading, attempt)
             attempt(share)
-            after = self._difference(reading)
             self.done.append(Erased(name, writer.name, share, float(before[name].norm()), float(after.norm())))
         return self.done
 
-    def _approach(self, reading: Reading, writer: ProtectedLayer, before: Tensor, share: float) -> int:
-        """Fold until the differences are what they shall be, as nearly as the tail's bends allow; how many changes were folded."""
-        target = self._target(reading, before, share)
-        near, folded = _NEAR * float(before.norm()), 0
-        left = float((self._difference(reading) - target).norm())
-        while folded < _PASSES and left > near:
-            now, held, moment, jacobian = self._state(reading, writer)
-            inputs = torch.cat([now.inputs, *held], 1)
-            shifts = output_shifts(jacobian, target - now.features)
-            still = torch.zeros(shifts.shape[0], inputs.shape[1] - shifts.shape[1], dtype=shifts.dtype)
-            change = least_leak(inputs, torch.cat([shifts, still], 1), moment)
+    def _approach(self, reading: Reading, writer: ProtectedLayer, target: Tensor) -> tuple[int, Tensor]:
+        """Fold until the differences are `target`, as nearly as the tail's bends allow.
+
+        Returns:
+            How many changes were folded, and the differences that are left.
+        """
+        held, moment = self._held(reading, writer)
+        slope = read_writer(self.model, writer, reading, self.rows.forgotten[0], jacobian=True).jacobian
+        assert slope is not None
+        folded, now = 0, self._read(reading, writer)
+        near = _NEAR * float(now.features.norm())
+        while folded < _PASSES and float((now.features - target).norm()) > near:
+            shifts = output_shifts(slope, target - now.features)
+            still = torch.zeros(len(shifts), sum(part.shape[1] for part in held), dtype=shifts.dtype)
+            change = least_leak(
+                torch.cat([now.inputs, *held], 1), torch.cat([shifts, still], 1), moment + now.moment
+            )
             for damping in _DAMPING:
                 self.fold(writer, change.scaled(damping))
-                reached = float((self._difference(reading) - target).norm())
-                if reached < left:
+                reached = self._read(reading, writer)
+                if float((reached.features - target).norm()) < float((now.features - target).norm()):
                     break
                 self.unfold(writer)
             else:
                 break
-            left, folded = reached, folded + 1
-        return folded
+            now, folded = reached, folded + 1
+        return folded, now.features
+
+    def _held(self, reading: Reading, writer: ProtectedLayer) -> tuple[list[Tensor], Tensor]:
+        """Input differences of the writer's earlier readings, which must stay, and the second moments of their retained rows."""
+        held, moment = [], torch.zeros(writer.geometry.width, writer.geometry.width, dtype=torch.float64)
+        for name, other in self._with_writers():
+            if name == reading.name:
+                break
+            if self._writers[name] is writer:
+                found = self._read(other, writer)
+                held.append(found.inputs)
+                moment = moment + found.moment
+        return held, moment
 
     def _with_writers(self) -> list[tuple[str, Reading]]:
         return [(reading.name, reading) for reading in self.readings if reading.name in self._writers]
@@ -168,10 +188,13 @@ class FeatureEraser:
         """Differences of class means (width, classes) that shall be left of those before."""
         if reading.state is not None or self.head_rows is None:
             return (1 - strength) * before
-        # What the head reads decides answers, and a retrained model's answers on such rows are as sure as any: that part is
-        # moved by the strength alone. The rest serves nobody but a probe.
-        basis, _ = torch.linalg.qr(self.head_rows[self.classes].double().T)
-        return (1 - strength) * (basis @ (basis.T @ before))
+        rows = self.head_rows[torch.unique(self.rows.labels)].double()
+        if 2 * len(rows) > rows.shape[1]:  # the head reads everything
+            return (1 - strength) * before
+        # What the head reads decides answers, and a retrained model's answers on such rows are as sure as any: of that part half as
+        # much is taken. The rest serves nobody but a probe, and goes.
+        basis, _ = torch.linalg.qr(rows.T)
+        return (1 - strength / 2) * (basis @ (basis.T @ before))
 
     def _difference(self, reading: Reading) -> Tensor:
         """Differences of class means of a reading, (width, classes)."""
@@ -185,41 +208,25 @@ class FeatureEraser:
     def _between(self, forgotten: Tensor, retained: Tensor) -> Tensor:
         return differences(forgotten, self.rows.relabelled, retained, self.rows.labels, self.classes)
 
-    def _state(self, reading: Reading, writer: ProtectedLayer) -> tuple[_Differences, list[Tensor], Tensor, Tensor]:
-        """Differences now, those of the writer's earlier readings that must stay, the retained moment, the tail's derivative."""
-        forgotten, retained = self._read(reading, writer)
-        x = retained.inputs.double()
-        moment = x.T @ x / len(x)
-        held = []
-        for name, other in self._with_writers():
-            if name == reading.name:
-                break
-            if self._writers[name] is writer:
-                theirs, ours = self._read(other, writer)
-                held.append(self._between(theirs.inputs, ours.inputs))
-                y = ours.inputs.double()
-                moment = moment + y.T @ y / len(y)
-        slope = read_writer(self.model, writer, reading, self.rows.forgotten[0], jacobian=True).jacobian
-        assert slope is not None
-        now = _Differences(
-            self._between(forgotten.features, retained.features), self._between(forgotten.inputs, retained.inputs)
-        )
-        return now, held, moment, slope
-
-    def _read(self, reading: Reading, writer: ProtectedLayer) -> tuple[Written, Written]:
+    def _read(self, reading: Reading, writer: ProtectedLayer) -> _State:
+        """Both kinds of rows, as they are now."""
         parts = []
         for batches in (self.rows.forgotten, self.rows.retained):
             found = [read_writer(self.model, writer, reading, batch) for batch in batches]
-            parts.append(
-                Written(torch.cat([one.features for one in found]), torch.cat([one.inputs for one in found]), None)
-            )
-        return parts[0], parts[1]
+            parts.append([torch.cat([one.features for one in found]), torch.cat([one.inputs for one in found])])
+        (features, inputs), (kept_features, kept_inputs) = parts
+        x = kept_inputs.double()
+        return _State(self._between(features, kept_features), self._between(inputs, kept_inputs), x.T @ x / len(x))
 
 
 @dataclass(frozen=True)
-class _Differences:
+class _State:
+    """Differences of class means of a reading, (width, classes), and of its writer's inputs, (in, classes); the second moment of
+    the retained rows' inputs, (in, in)."""
+
     features: Tensor
     inputs: Tensor
+    moment: Tensor
 
 
 # ---- for a trainer --------------------------------------------------------------------------------------------------
@@ -281,11 +288,11 @@ def erasure_rows(trainer: UNSCTrainer) -> ErasureRows:
     plan = trainer.plan
     assert plan is not None
     forget, retain = trainer._forget_train, trainer._retain_train
-    chosen = _evenly(np.arange(len(forget)), _FORGOTTEN_ROWS)
-    batches = partial(_batches, trainer)
+    chosen = evenly(np.arange(len(forget)), _FORGOTTEN_ROWS)
+    batches = partial(row_batches, trainer)
     forgotten = batches(forget.select(chosen))
     if plan.pseudo_labels is None:  # a language model: answers are one group
-        retained = batches(retain.select(_evenly(np.arange(len(retain)), _FORGOTTEN_ROWS)))
+        retained = batches(retain.select(evenly(np.arange(len(retain)), _FORGOTTEN_ROWS)))
         counts = [sum(int((b["labels"][:, 1:] != IGNORED).sum()) for b in part) for part in (forgotten, retained)]
         relabelled, labels = (torch.zeros(count, dtype=torch.long) for count in counts)
         return ErasureRows(forgotten, retained, relabelled, labels)
@@ -293,8 +300,8 @@ def erasure_rows(trainer: UNSCTrainer) -> ErasureRows:
     relabelled = new if new.dim() == 1 else new.argmax(1)
     known = trainer.task.strata(retain)
     shared = shared_classes(relabelled, torch.from_numpy(known))
-    kept = [_evenly(np.flatnonzero(known == c), _ROWS_PER_CLASS) for c in shared]
-    others = _evenly(np.flatnonzero(~np.isin(known, shared)), _OTHER_ROWS)
+    kept = [evenly(np.flatnonzero(known == c), _ROWS_PER_CLASS) for c in shared]
+    others = evenly(np.flatnonzero(~np.isin(known, shared)), _OTHER_ROWS)
     rows = np.sort(np.concatenate([*kept, others]))
     few = [c for c, part in zip(shared, kept, strict=True) if len(part) < _FEW_ROWS]
     if few:
@@ -302,11 +309,13 @@ def erasure_rows(trainer: UNSCTrainer) -> ErasureRows:
     return ErasureRows(forgotten, batches(retain.select(rows)), relabelled, torch.from_numpy(known[rows]))
 
 
-def _evenly(rows: np.ndarray, limit: int) -> np.ndarray:
+def evenly(rows: np.ndarray, limit: int) -> np.ndarray:
+    """At most `limit` of the rows, evenly spaced."""
     return rows if len(rows) <= limit else rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
 
 
-def _batches(trainer: UNSCTrainer, rows: Dataset) -> list[dict[str, Any]]:
+def row_batches(trainer: UNSCTrainer, rows: Dataset) -> list[dict[str, Any]]:
+    """Rows of a trainer's data, ready for its model, in batches on its device."""
     prepared, size, device = trainer._prepared(rows), trainer.args.per_device_eval_batch_size, trainer.args.device
     loader = DataLoader(prepared, batch_size=size, collate_fn=trainer._collate, generator=torch.Generator())
     return [{name: value.to(device) for name, value in batch.items()} for batch in loader]

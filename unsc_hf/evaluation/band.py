@@ -49,23 +49,25 @@ class Band:
 def choose_strength(read: Callable[[float], float], band: Band, start: float, tries: int = TRIES) -> float:
     """The strength of erasure whose reading lies nearest the middle of the band.
 
-    The reading falls as the strength grows, so places are halved; it ends when the reading lies in the inner half of the band.
-    Without any erasure (strength 0) where that is already inside or below.
+    The reading falls as the strength grows, so places are halved between 0 and 1; it ends as soon as a reading lies in the inner half of
+    the band.
 
     Args:
         read: reading on *validation* rows at a strength in [0, 1].
         band: of retrained models on the same rows.
-        start: first strength that is tried.
-        tries: readings at most, besides the one at 0.
+        start: the strength that is tried first.
+        tries: readings at most.
     """
-    seen = {0.0: read(0.0)}
-    if seen[0.0] <= band.mean + band.reach / 2:
-        return 0.0
+    seen: dict[float, float] = {}
     low, high, at = 0.0, 1.0, start
     for _ in range(tries):
         seen[at] = read(at)
         if band.distance(seen[at]) <= 0.5:
             break
         low, high = (at, high) if seen[at] > band.mean else (low, at)
-        at = (low + high) / 2
+        at = (low + high) / 2 if high - low > 0.05 or high < 1 else 1.0
+        if low == 0.0 and high <= 0.1:
+            at = 0.0
+        if at in seen:
+            break
     return min(seen, key=lambda strength: band.distance(seen[strength]))
