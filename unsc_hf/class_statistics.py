@@ -9,27 +9,30 @@ fingerprint, and is refused with another model.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .erasure import ridged
 from .errors import UNSCError, first_line
 from .files import write_beside, write_text
-from .fingerprint import Fingerprint, data_fingerprint, file_hash, weight_hash
+from .fingerprint import Fingerprint, file_hash
+from .objectives.terms import ANSWERS, FeatureTargets
 from .outputs import Outputs
 
 _FORMAT = "unsc_hf.class_statistics.v1"
 _META = "class_statistics.json"
-RIDGE = 0.01  # of the mean variance: directions in which a class hardly varies would count without end
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,51 @@ class ClassStatistics:
             raise UNSCError(f"class_statistics: {folder} is damaged ({first_line(error)}); collect them again.") from error
 
 
+def remove_stale(folder: str | os.PathLike[str], weights: str) -> None:
+    """Remove class statistics that belong to other weights than these: what they hold may be forgotten by now."""
+    folder = Path(folder)
+    if not (folder / _META).exists():
+        return
+    try:
+        if ClassStatistics.from_pretrained(folder).fingerprint.weights == weights:
+            return
+    except UNSCError:
+        pass
+    (folder / _META).unlink()
+    for old in folder.glob("class_statistics-*.safetensors"):
+        old.unlink()
+
+
+def feature_targets(statistics: ClassStatistics, device: torch.device | str = "cpu") -> FeatureTargets:
+    """Means and whitenings of the classes, with a ridge of 1 % of the mean variance; classes with no more rows than features are
+    named in a warning, for there it is the ridge that decides.
+
+    Raises:
+        UNSCError: a single class.
+    """
+    if len(statistics.classes) < 2 and set(statistics.classes) != {ANSWERS}:
+        raise UNSCError(
+            "retain_dataset: holds a single class; features matched to it would say nothing at all. Use objective 'unsc'."
+        )
+    short = statistics.short_of_rows()
+    if short:
+        logger.warning(
+            "%d of %d classes have no more rows than the %d features (class %d has %d): their covariances rest on the ridge.",
+            len(short), len(statistics.classes), statistics.width, short[0], statistics.classes[short[0]].rows,
+        )  # fmt: skip
+
+    def whitening(covariance: Tensor) -> Tensor:
+        values, vectors = torch.linalg.eigh(ridged(covariance))
+        return (vectors * values.clamp_min(torch.finfo(values.dtype).tiny).rsqrt()).float().to(device)
+
+    within = whitening(statistics.within())
+    return FeatureTargets(
+        {label: moment.mean.float().to(device) for label, moment in statistics.classes.items()},
+        {label: whitening(moment.covariance) for label, moment in statistics.classes.items()},
+        within @ within.T,
+    )
+
+
 def _checked(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     if tensor.dtype != torch.float64 or tuple(tensor.shape) != shape or not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"a moment has shape {tuple(tensor.shape)} and dtype {tensor.dtype}, or is not finite")
@@ -219,7 +267,7 @@ def _check_meta(meta: Any) -> None:
     rows = meta["rows"]
     expect(isinstance(rows, dict) and bool(rows), "rows")
     for label, number in rows.items():
-        expect(re.fullmatch(r"\d{1,9}", label) is not None and count(number, 1), "rows")
+        expect(re.fullmatch(r"-1|\d{1,9}", label) is not None and count(number, 1), "rows")
     found = meta["fingerprint"]
     expect(isinstance(found, dict) and set(found) <= set(asdict(Fingerprint("", ""))), "fingerprint")
     for name in ("weights", "data", "model", "revision"):

@@ -52,7 +52,7 @@ class Reading:
         with capture_inputs([self.head], lambda _, x: seen.append(x)):
             out = model(**inputs)
         if self.state is None:
-            return self._of_head(seen[-1], batch)
+            return self.of_head(seen[-1], batch)
         states = getattr(out, "hidden_states", None)
         if states is None or not self.state < len(states):
             raise UNSCError(
@@ -62,7 +62,8 @@ class Reading:
         state = states[self.state]
         return self.answer_rows(state, batch) if self.answers else pooled(state, batch.get("attention_mask"))
 
-    def _of_head(self, x: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    def of_head(self, x: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """The reading from what the head was given; see `rows`."""
         if self.answers:
             return self.answer_rows(x, batch)
         if x.dim() != 2:

@@ -29,6 +29,7 @@ from .errors import UNSCError
 from .evaluation.certificate import Certificate, LogitDrift, logit_drift
 from .evaluation.membership import exposure, tolerated_exposure
 from .feature_erasure import Choose, Erased, erase_features
+from .feature_terms import FeatureTerms
 from .fingerprint import data_fingerprint, weight_hash
 from .layers import NOT_INPUTS, LayerSelection, evaluation_mode, find_layers, trace_layers
 from .loading import check_weights, load_as, load_model
@@ -161,6 +162,7 @@ class UNSCTrainer(Trainer):
         self.erased: list[Erased] = []
         self.choose_erasure: Choose | None = None
         self._teacher: nn.Module | None = None
+        self._feature_terms: FeatureTerms | None = None
         self.unlearning_seconds = 0.0
         self._given_statistics = statistics
         self.class_names, self.whole_classes = self.task.class_names, self.task.whole_classes
@@ -184,7 +186,7 @@ class UNSCTrainer(Trainer):
             retain_dataset, fraction, strata(retain_dataset), limit, seed
         )
 
-        self._original_weights = weight_hash(model)
+        self.original_weights = weight_hash(model)
         self.model_class = type(model).__name__
         self.base_model_name = public_name(str(model.config._name_or_path or ""))
         if peft_config is not None:
@@ -266,7 +268,7 @@ class UNSCTrainer(Trainer):
         if self.plan is not None:
             return self.plan
         args, model = self.args, self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        original = self._original_weights
+        original = self.original_weights
         selection = self._selection(model)
         started = time.perf_counter()
         subspace, held_out = self._subspace(model, selection, original)
@@ -295,6 +297,8 @@ class UNSCTrainer(Trainer):
         if OBJECTIVES[args.objective].teacher:
             self._teacher = copy.deepcopy(model).requires_grad_(False)
             self._teacher.eval()
+        if OBJECTIVES[args.objective].features:
+            self._feature_terms = FeatureTerms(self, model, self._given_statistics)
         target, unseen_losses = self._target(model)
         self.plan = UnlearningPlan(
             selection=selection,
@@ -570,9 +574,14 @@ class UNSCTrainer(Trainer):
         inputs = dict(inputs)
         targets, reference = inputs.pop("pseudo_labels"), inputs.pop("reference")
         retain, labels = inputs.pop("retain", None), inputs.pop("labels")
-        outputs = model(**inputs)
-        logits, true, pseudo, samples = self.task.positions(outputs.logits, labels, targets)
         args, more = self.args, dict[str, Any]()
+        if self._feature_terms is None:
+            outputs = model(**inputs)
+        else:
+            terms = self._feature_terms
+            outputs, more["features"] = terms.forward(model, inputs, labels)
+            more.update(feature_targets=terms.targets, one_group=terms.answers, feature_weight=args.feature_weight)
+        logits, true, pseudo, samples = self.task.positions(outputs.logits, labels, targets)
         if self._teacher is not None:
             with torch.no_grad():
                 taught = self._teacher(**inputs).logits
