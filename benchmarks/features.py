@@ -2,11 +2,13 @@
 
     python benchmarks/features.py --dataset_name DATA --originals MODEL_SEED0 MODEL_SEED1 --retrained REFERENCE ... \
         --forget Shirt --output_dir OUT
+    python benchmarks/features.py --merge OUT --baseline docs/results/fashion_mnist_shirt/comparison.json --forget Shirt --output_dir OUT
 
 Every original is unlearned by UNSC alone, with features erased at the default strength ("default"), and with strengths that
 bring a probe on *validation* rows into the retrained models' band ("band"), with full weights and in LoRA adapters. Test rows choose
 nothing. Finished runs are kept in `OUT/runs.json`, so a stopped benchmark goes on; several processes with other `--seeds` write
-into folders of their own, and `--merge` puts them together: `OUT/features.json`, `OUT/features.md`, `OUT/front.png`.
+into folders of their own, and `--merge` puts them together: `OUT/features.json`, `OUT/features.md`, `OUT/front.png`. What a comparison of methods
+on the same models has already measured, on the same test rows by the same audits, is taken from its file (`--baseline`).
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,14 +28,21 @@ import torch
 from datasets import Dataset, load_dataset
 from matplotlib.figure import Figure
 from peft import LoraConfig, PeftModel
+from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from unsc_hf import UNSCConfig, UNSCTrainer, split_dataset
 from unsc_hf.comparison import sample_rows
-from unsc_hf.data import read_labels
+from unsc_hf.data import hold_out, read_labels
 from unsc_hf.evaluation.accuracy import macro_accuracy
 from unsc_hf.evaluation.audits import AUDITS, Examination
+from unsc_hf.evaluation.report import within_band
 from unsc_hf.feature_bands import ProbeBands
 from unsc_hf.files import write_text
 from unsc_hf.loading import load_as
@@ -44,10 +54,12 @@ from unsc_hf.unlearning import finite
 COLUMNS = {
     "AccDut": "AccDut", "AccDrt": "AccDrt", "probe.head": "probe, head's input", "probe.layer_01": "layer 1", "probe.layer_02": "layer 2",
     "probe.layer_03": "layer 3", "probe.layer_04": "layer 4", "prototype.shots_10": "10-shot prototype", "relearning.area": "relearning area",
-    "membership.auc": "membership AUC", "leak": "leak", "seconds": "seconds",
+    "membership.auc": "membership AUC", "readers.network": "a network reads", "readers.neighbours": "15 neighbours read",
+    "readers.quadratic": "a quadratic reads", "leak": "leak", "seconds": "seconds",
 }  # fmt: skip
 ARMS = ("unsc", "default", "band")
 KINDS = ("full", "adapters")
+AUDITS_HERE = ("probe", "prototype", "relearning", "membership", "readers")
 
 
 class Desk:
@@ -57,7 +69,8 @@ class Desk:
         self.options = options
         files = {part: str(Path(options.dataset_name, f"{part}.parquet")) for part in ("train", "test")}
         data = load_dataset("parquet", data_files=files)
-        self.test: Dataset = data["test"]
+        labels = read_labels(data["test"])
+        self.test: Dataset = hold_out(data["test"], 0.2, labels, len(labels), seed=0)[0]  # as comparisons of methods do
         self.forget, self.retain = split_dataset(data["train"], forget_classes=options.forget)
         self.forgotten = sorted(set(read_labels(self.forget).tolist()))
         self.audited = [sample_rows(rows, read_labels(rows)) for rows in (self.forget, self.retain)]
@@ -66,7 +79,11 @@ class Desk:
     def trainer(self, original: str, seed: int, kind: str, statistics: Any, **options: Any) -> UNSCTrainer:
         """A trainer on a fresh copy of an original, all else at its default."""
         config = UNSCConfig(
-            output_dir=str(Path(self.options.output_dir, "_work")), seed=seed, use_cpu=True, disable_tqdm=True, **options
+            output_dir=str(Path(self.options.output_dir, "_work")),
+            seed=seed,
+            use_cpu=True,
+            disable_tqdm=True,
+            **options,
         )
         return UNSCTrainer(
             model=load_as(AutoModelForImageClassification, original, "originals"), args=config, forget_dataset=self.forget,
@@ -91,16 +108,49 @@ class Desk:
         forget, retain = self.audited
         outputs = RowOutputs(*(collect(model, rows, True) for rows in (forget, retain, self.test)))
         exam = Examination(
-            model, outputs, outputs, [], self.forgotten, forget, retain, self.test, partial(collect, features=False), batches
+            model,
+            outputs,
+            outputs,
+            [],
+            self.forgotten,
+            forget,
+            retain,
+            self.test,
+            partial(collect, features=False),
+            batches,
         )
         kept = exam.kept
         found: dict[str, Any] = {
             "AccDut": macro_accuracy(outputs.test.logits, outputs.test.labels, self.forgotten),
             "AccDrt": macro_accuracy(outputs.test.logits, outputs.test.labels, kept),
         }
-        for name in ("probe", "prototype", "relearning", "membership"):
-            found |= {f"{name}.{key}": value for key, value in AUDITS[name].run(exam).items()}
+        for name in self.options.audits:
+            reading = other_readers(outputs, self.forgotten) if name == "readers" else AUDITS[name].run(exam)
+            found |= {f"{name}.{key}": value for key, value in reading.items()}
         return found
+
+
+def other_readers(outputs: RowOutputs, forgotten: Sequence[int]) -> dict[str, float]:
+    """Test accuracy on the forgotten classes of readers of the head's input that are not linear: what erasing class means does not
+    promise to hide. Taught on 200 rows of each class, standardised."""
+    features = torch.cat([outputs.forget.need_features(), outputs.retain.need_features()]).numpy()
+    labels = torch.cat([outputs.forget.labels, outputs.retain.labels]).numpy()
+    rng = np.random.default_rng(0)
+    rows = np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:200] for c in np.unique(labels)])
+    unseen = np.isin(outputs.test.labels.numpy(), forgotten)
+    readers = {
+        "neighbours": KNeighborsClassifier(15),
+        "network": MLPClassifier((64,), alpha=1.0, max_iter=60, random_state=0),
+        "quadratic": QuadraticDiscriminantAnalysis(reg_param=0.1),
+    }
+    found = {}
+    for name, reader in readers.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            fitted = make_pipeline(StandardScaler(), reader).fit(features[rows], labels[rows])
+        told = fitted.predict(outputs.test.need_features().numpy()[unseen])
+        found[name] = macro_accuracy(told, outputs.test.labels.numpy()[unseen], forgotten) or 0.0
+    return found
 
 
 def unlearned(desk: Desk, original: str, seed: int, kind: str, arm: str, statistics: Any) -> dict[str, Any]:
@@ -147,7 +197,7 @@ def run(desk: Desk) -> None:
                 keep(f"retrained|{i}", desk.examine(gauge, load_as(AutoModelForImageClassification, name, "retrained")))
     for seed in options.seeds:
         original = options.originals[seed]
-        if f"original|{seed}" not in runs:
+        if options.references and f"original|{seed}" not in runs:
             gauge = desk.trainer(original, seed, "full", None)
             keep(f"original|{seed}", desk.examine(gauge, gauge.model) | {"leak": 0.0})
         statistics = None
@@ -163,11 +213,33 @@ def run(desk: Desk) -> None:
                 keep(key, unlearned(desk, original, seed, kind, arm, statistics))
 
 
-def merge(folders: Sequence[str], output: Path, request: Sequence[str]) -> None:
+def from_comparison(file: str) -> dict[str, Any]:
+    """Runs of original, UNSC and retrained models, as a comparison of methods has recorded them."""
+    (found,) = json.loads(Path(file).read_text(encoding="utf-8"))["forget_sets"].values()
+    groups = {
+        "original": found["runs"]["original"],
+        "full|unsc": found["runs"]["unsc"],
+        "retrained": found["references"],
+    }
+    runs = {}
+    for name, records in groups.items():
+        for i, record in enumerate(records):
+            audits = {
+                f"{audit}.{key}": record["audits"][audit][key]
+                for audit in ("probe", "prototype", "relearning", "membership")
+                for key in record["audits"][audit]
+            }
+            kept = {key: record[key] for key in ("AccDut", "AccDrt", "leak") if record.get(key) is not None}
+            runs[f"{name}|{i}"] = kept | audits
+    return runs
+
+
+def merge(folders: Sequence[str], output: Path, request: Sequence[str], baseline: str | None) -> None:
     """Runs of several folders as one table and one picture."""
-    runs: dict[str, Any] = {}
+    runs: dict[str, Any] = from_comparison(baseline) if baseline else {}
     for folder in folders:
-        runs |= json.loads(Path(folder, "runs.json").read_text(encoding="utf-8"))
+        for key, record in json.loads(Path(folder, "runs.json").read_text(encoding="utf-8")).items():
+            runs[key] = {**record, **runs.get(key, {})}
     groups: dict[str, list[dict[str, Any]]] = {}
     for key in sorted(runs):
         groups.setdefault(key.rsplit("|", 1)[0], []).append(runs[key])
@@ -206,7 +278,7 @@ def _cell(numbers: Sequence[float], column: str, band: Sequence[float], name: st
         return f"{mean:.0f}"
     text = f"{mean:.3f} ± {spread:.3f}" if column == "membership.auc" else f"{100 * mean:.1f} ± {100 * spread:.1f}"
     judged = len(band) > 1 and column not in ("AccDut", "AccDrt", "leak") and name != "retrained"
-    inside = judged and abs(mean - np.mean(band)) <= max(2 * np.std(band, ddof=1), 0.01)
+    inside = judged and within_band(mean, band)
     return f"**{text}**" if inside else text
 
 
@@ -219,9 +291,12 @@ def _plot(groups: dict[str, list[dict[str, Any]]], titles: dict[str, str], path:
         "adapters|unsc": (ORANGE, "o"), "adapters|default": (ORANGE, "^"), "adapters|band": (ORANGE, "*"), "retrained": (GREEN, "D"),
     }  # fmt: skip
     layers = [column for column in COLUMNS if column.startswith("probe.layer")]
-    readers = (
+    readers: tuple[tuple[str, Callable[[dict[str, Any]], float]], ...] = (
         ("what a probe reads at the head's input (%)", lambda one: one["probe.head"]),
-        ("what a probe reads in the layer where it reads most (%)", lambda one: max(one[c] for c in layers if c in one)),
+        (
+            "what a probe reads in the layer where it reads most (%)",
+            lambda one: max(one[c] for c in layers if c in one),
+        ),
     )
     for axis, (label, read) in zip(axes, readers, strict=True):
         for name, found in groups.items():
@@ -251,12 +326,14 @@ def main() -> None:
     parser.add_argument("--place", default="layers")
     parser.add_argument("--references", action="store_true", help="examine the retrained models too")
     parser.add_argument("--merge", nargs="+", help="folders of finished runs to put together")
+    parser.add_argument("--audits", nargs="+", choices=AUDITS_HERE, default=list(AUDITS_HERE))
+    parser.add_argument("--baseline", help="comparison.json of the same models")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output_dir", required=True)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.merge:
-        merge(options.merge, Path(options.output_dir), options.forget)
+        merge(options.merge, Path(options.output_dir), options.forget, options.baseline)
         return
     run(Desk(options))
 

@@ -16,7 +16,9 @@ from unsc_hf.fingerprint import Fingerprint, file_hash
 from unsc_hf.outputs import Outputs
 
 
-def _statistics(rows: int = 60, width: int = 5, weights: str = "w") -> tuple[ClassStatistics, torch.Tensor, torch.Tensor]:
+def _statistics(
+    rows: int = 60, width: int = 5, weights: str = "w"
+) -> tuple[ClassStatistics, torch.Tensor, torch.Tensor]:
     features, labels = 2 * torch.randn(rows, width) + 1, torch.arange(rows) % 3
     parts = [Outputs(features[i::2], features[i::2], labels[i::2]) for i in range(2)]
     return ClassStatistics.of(parts, Fingerprint(weights, "data")), features, labels
@@ -55,7 +57,7 @@ def test_round_trip_and_forgotten_classes_leave(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
     assert set(load_file(next(tmp_path.glob("*.safetensors")))) == {"0.total", "0.square", "2.total", "2.square"}
     assert ClassStatistics.from_pretrained(tmp_path).fingerprint.removed == ("digest",)
-    assert not list(tmp_path.glob("*.bin")) and not list(tmp_path.glob("*.pkl"))
+    assert not [*tmp_path.glob("*.bin"), *tmp_path.glob("*.pkl")]
     with pytest.raises(UNSCError, match="exclude: all 2 classes are excluded"):
         left.without([0, 2])
     with pytest.raises(UNSCError, match="class_statistics: collected from weights w .*but the model's are other"):
@@ -69,7 +71,10 @@ def test_round_trip_and_forgotten_classes_leave(tmp_path: Path) -> None:
 def test_bad_input(caplog: pytest.LogCaptureFixture) -> None:
     found, _, _ = _statistics(rows=9)
     feature_targets(found)
-    assert "3 of 3 classes have no more rows than the 5 features (class 0 has 3): their covariances rest on the ridge" in caplog.text
+    assert (
+        "3 of 3 classes have no more rows than the 5 features (class 0 has 3): their covariances rest on the ridge"
+        in caplog.text
+    )
     with pytest.raises(UNSCError, match="retain_dataset: holds a single class"):
         feature_targets(found.without([0, 1]))
     bad = torch.full((2, 3), torch.nan)

@@ -82,7 +82,9 @@ def test_differences_of_class_means_shrink(name: str, place: str, tmp_path: Path
     assert {one.reading for one in trainer.erased} >= ({"head"} if place == "head" else {"head", "layer_01"})
     for one in trainer.erased:
         assert 0 < one.before < math.inf
-        assert one.after < (0.6 if name == "resnet" else 0.35) * one.before, one  # a ReLU behind the writer bends the way
+        assert one.after < (0.6 if name == "resnet" else 0.35) * one.before, (
+            one
+        )  # a ReLU behind the writer bends the way
     assert trainer.certify().leak > 1e-5  # declared: this left the null space
     with pytest.raises(UNSCError, match="feature_erasure: this model's features are erased already"):
         trainer.train()
@@ -199,7 +201,10 @@ def test_a_probe_reads_less_and_retained_rows_keep_their_answers(
 
 def test_bad_input(tmp_path: Path) -> None:
     for options, message in (
-        ({"feature_erasure": "everything"}, "feature_erasure: 'everything' does not exist; choose from none, head, layers"),
+        (
+            {"feature_erasure": "everything"},
+            "feature_erasure: 'everything' does not exist; choose from none, head, layers",
+        ),
         ({"erasure_strength": 1.5}, r"erasure_strength: 1.5 is outside \[0, 1\]"),
         ({"feature_erasure": "head", "lora_freeze_a": True}, "lora_freeze_a: erasure adds rows to A"),
     ):
@@ -214,6 +219,8 @@ def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(UNSCError, match="returns 3 hidden states, number 9 was asked for"):
         Reading(9, reading.head).rows(vit, batch)
     forget, retain = rows_for(vit, "vit")
-    trainer = make_trainer(vit, (forget, retain), tmp_path, max_steps=1, feature_erasure="head", target_modules=["classifier"])
+    trainer = make_trainer(
+        vit, (forget, retain), tmp_path, max_steps=1, feature_erasure="head", target_modules=["classifier"]
+    )
     with pytest.raises(UNSCError, match="no layer that may be changed writes"):
         trainer.train()

@@ -47,7 +47,9 @@ def test_mean_distance_is_unbiased_and_sees_small_directions() -> None:
     labels = torch.arange(64) % 2
     same = torch.stack([mean_distance(_terms(_like(labels), labels)) for _ in range(30)])
     assert abs(float(same.mean())) < 4 * float(same.std()) / 30**0.5 + 0.02
-    assert float(mean_distance(_terms(_like(labels, 1.5), labels))) > 4  # three of that direction's standard deviations, squared
+    assert (
+        float(mean_distance(_terms(_like(labels, 1.5), labels))) > 4
+    )  # three of that direction's standard deviations, squared
 
 
 def test_variance_distance() -> None:
@@ -98,7 +100,7 @@ def test_retained_outputs_do_not_move(name: str, adapters: bool, exact_data: Dat
 
 
 def test_class_statistics_lie_beside_the_second_moments(exact_data: Data, tmp_path: Path) -> None:
-    forget, retain = exact_data
+    _, retain = exact_data
     model = make_vit(labels=10)
     folder = tmp_path / "statistics"
     ActivationStatistics.collect(model, retain, progress=False).save_pretrained(folder)
@@ -113,9 +115,7 @@ def test_class_statistics_lie_beside_the_second_moments(exact_data: Data, tmp_pa
         assert found.fingerprint.weights == plan.original_weights
     other = make_vit(labels=10)
     ActivationStatistics.collect(other, retain, progress=False).save_pretrained(folder)
-    trainer = make_trainer(
-        other, exact_data, tmp_path / "out", objective="whitened_means", statistics=str(folder)
-    )
+    trainer = make_trainer(other, exact_data, tmp_path / "out", objective="whitened_means", statistics=str(folder))
     with pytest.raises(UNSCError, match="class_statistics: collected from weights"):
         trainer.prepare_unlearning()
 

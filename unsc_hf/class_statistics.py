@@ -195,7 +195,9 @@ class ClassStatistics:
                 f"class_statistics: {folder} holds no {Path(str(error.filename)).name}; collect and save them first."
             ) from error
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
-            raise UNSCError(f"class_statistics: {folder} is damaged ({first_line(error)}); collect them again.") from error
+            raise UNSCError(
+                f"class_statistics: {folder} is damaged ({first_line(error)}); collect them again."
+            ) from error
 
 
 def remove_stale(folder: str | os.PathLike[str], weights: str) -> None:

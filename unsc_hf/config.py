@@ -64,8 +64,8 @@ class UNSCConfig(TrainingArguments):
         max_validation_rows (`int`, defaults to `1000`): at most this many rows are held out of each.
         label_column (`str`, *optional*): column with class ids; found by itself when None.
         objective (`str`, defaults to `"unsc"`): what is minimised on the forget rows: `"unsc"`, `"unsc_retain"`,
-            `"gradient_ascent"`, `"gradient_difference"`, `"npo"`, `"simnpo"`, `"fine_tune"` or `"scrub"`; see
-            `unsc_hf.objectives`. All run under the same projection.
+            `"gradient_ascent"`, `"gradient_difference"`, `"npo"`, `"simnpo"`, `"fine_tune"`, `"scrub"`, `"whitened_means"`,
+            `"whitened_covariances"` or `"adversarial_probe"`; see `unsc_hf.objectives`. All run under the same projection.
         objective_beta, objective_gamma, retain_weight (`float`): of `"npo"` and `"simnpo"`, of `"simnpo"`, and of
             `"unsc_retain"`, `"gradient_difference"` and `"scrub"`.
         completion_only_loss (`bool`, defaults to `True`): for language models, forget the completions' tokens alone, not the
@@ -73,7 +73,7 @@ class UNSCConfig(TrainingArguments):
         text_columns (`list[str]`, *optional*): column with the text, or the two of a pair; found by themselves when None.
         lora_freeze_a (`bool`, defaults to `False`): with adapters, keep A where it starts.
 
-    Parameters that control forgetting in the features (docs/features.md):
+    Parameters that control forgetting in the features:
         feature_erasure (`str`, defaults to `"none"`): after unlearning, what a linear probe reads of the forgotten rows is erased
             in closed form from the head's input (`"head"`), or from every hidden state too (`"layers"`). It leaves the null
             space: the held-out leak says how far, and `max_leak` bounds it.
@@ -160,10 +160,12 @@ class UNSCConfig(TrainingArguments):
         },
     )
     erasure_strength: float = field(
-        default=0.35, metadata={"help": "Share of the difference between class means that erasure takes out, in [0, 1]."}
+        default=0.35,
+        metadata={"help": "Share of the difference between class means that erasure takes out, in [0, 1]."},
     )
     feature_weight: float = field(
-        default=0.1, metadata={"help": "Weight of the features in whitened_means, whitened_covariances, adversarial_probe."}
+        default=0.1,
+        metadata={"help": "Weight of the features in whitened_means, whitened_covariances, adversarial_probe."},
     )
 
     # TrainingArguments with other defaults.
@@ -277,7 +279,9 @@ def check_fsdp(plugin: Any, objective: str, erasure: str = "none") -> None:
         if given:
             raise UNSCError(f"{option}: not supported with FSDP, {reason}.")
     if erasure != "none":
-        raise UNSCError("feature_erasure: not supported with FSDP, sharded weights cannot be folded into; use DDP (torchrun).")
+        raise UNSCError(
+            "feature_erasure: not supported with FSDP, sharded weights cannot be folded into; use DDP (torchrun)."
+        )
     if OBJECTIVES[objective].teacher:
         raise UNSCError(
             f"objective: {objective!r} keeps a second, whole model beside the sharded one; use DDP (torchrun)."

@@ -90,7 +90,9 @@ def shared_classes(relabelled: Tensor, retained: Tensor, share: float = SHARE) -
     return found
 
 
-def differences(forgotten: Tensor, relabelled: Tensor, retained: Tensor, labels: Tensor, classes: Iterable[int]) -> Tensor:
+def differences(
+    forgotten: Tensor, relabelled: Tensor, retained: Tensor, labels: Tensor, classes: Iterable[int]
+) -> Tensor:
     """Means of the forgotten rows of a class minus those of its retained rows, a column for each class: (width, classes).
 
     Args:
@@ -98,9 +100,7 @@ def differences(forgotten: Tensor, relabelled: Tensor, retained: Tensor, labels:
         relabelled, labels: their classes, (rows,).
         classes: see `shared_classes`.
     """
-    columns = [
-        forgotten[relabelled == c].double().mean(0) - retained[labels == c].double().mean(0) for c in classes
-    ]
+    columns = [forgotten[relabelled == c].double().mean(0) - retained[labels == c].double().mean(0) for c in classes]
     return torch.stack(columns, 1)
 
 

@@ -155,9 +155,7 @@ class FeatureEraser:
         while folded < _PASSES and float((now.features - target).norm()) > near:
             shifts = output_shifts(slope, target - now.features)
             still = torch.zeros(len(shifts), sum(part.shape[1] for part in held), dtype=shifts.dtype)
-            change = least_leak(
-                torch.cat([now.inputs, *held], 1), torch.cat([shifts, still], 1), moment + now.moment
-            )
+            change = least_leak(torch.cat([now.inputs, *held], 1), torch.cat([shifts, still], 1), moment + now.moment)
             for damping in _DAMPING:
                 self.fold(writer, change.scaled(damping))
                 reached = self._read(reading, writer)
@@ -264,7 +262,9 @@ def erase_features(trainer: UNSCTrainer, choose: Choose | None = None) -> list[E
     factor = _within_budget(folds, lambda: trainer.held_out_leak().total, args.max_leak)
     if factor < 1:
         logger.warning(
-            "Erasure was scaled to %.0f %%: all of it exceeds the leak budget (max_leak %s).", 100 * factor, args.max_leak
+            "Erasure was scaled to %.0f %%: all of it exceeds the leak budget (max_leak %s).",
+            100 * factor,
+            args.max_leak,
         )
         found = [replace(one, strength=one.strength * factor) for one in found]
     return found

@@ -65,7 +65,10 @@ class FeatureTerms:
         rows = np.sort(np.concatenate([evenly(np.flatnonzero(known == c), _ROWS_PER_CLASS) for c in np.unique(known)]))
         chosen = retain.select(rows)
         fingerprint = Fingerprint(
-            weights=trainer.original_weights, data=data_fingerprint(chosen), model=trainer.base_model_name, samples=len(rows)
+            weights=trainer.original_weights,
+            data=data_fingerprint(chosen),
+            model=trainer.base_model_name,
+            samples=len(rows),
         )
 
         def parts() -> Iterator[Outputs]:

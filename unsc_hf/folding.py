@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
@@ -91,7 +92,10 @@ class Folds:
         rows = [a, *(change.right.T.reshape(-1, *a.shape[1:]).to(a) for change in changes)]
         columns = [
             b,
-            *((factor / scale * change.left).reshape(-1, change.left.shape[1], *b.shape[2:]).to(b) for change in changes),
+            *(
+                (factor / scale * change.left).reshape(-1, change.left.shape[1], *b.shape[2:]).to(b)
+                for change in changes
+            ),
         ]
         down, up = lora.lora_A[_ADAPTER], lora.lora_B[_ADAPTER]
         down.weight = nn.Parameter(torch.cat(rows), requires_grad=down.weight.requires_grad)
@@ -99,10 +103,9 @@ class Folds:
         rank = down.weight.shape[0]
         for module, attribute in ((down, "out"), (up, "in")):
             setattr(module, f"{attribute}_{'features' if isinstance(module, nn.Linear) else 'channels'}", rank)
-        config = self._model.peft_config[_ADAPTER]
+        config: LoraConfig = self._model.peft_config[_ADAPTER]  # type: ignore[index]
         lora.r[_ADAPTER] = rank
         alpha = scale * (rank**0.5 if config.use_rslora else rank)
         lora.lora_alpha[_ADAPTER] = alpha
         config.rank_pattern = {**config.rank_pattern, name: rank}
         config.alpha_pattern = {**config.alpha_pattern, name: alpha}
-

@@ -194,7 +194,8 @@ def read_writer(
             if jacobian:
                 means = read.mean(0)
                 rows = [
-                    _by_position(writer, torch.autograd.grad(mean, z, retain_graph=True)[0]).sum((0, 1)) for mean in means
+                    _by_position(writer, torch.autograd.grad(mean, z, retain_graph=True)[0]).sum((0, 1))
+                    for mean in means
                 ]
                 slopes = torch.stack(rows).double().cpu()
     finally:

@@ -502,7 +502,9 @@ class UNSCTrainer(Trainer):
             UNSCError: resuming with another model, data or options than the checkpoint's run began with.
         """
         if self.erased:
-            raise UNSCError("feature_erasure: this model's features are erased already; save it and start anew from there.")
+            raise UNSCError(
+                "feature_erasure: this model's features are erased already; save it and start anew from there."
+            )
         checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
         plan = self.prepare_unlearning()
         if checkpoint is not None:
