@@ -18,7 +18,8 @@ from test_causal_lm import make_lm, token_data  # noqa: F401
 from test_trainer import make_trainer
 
 from unsc_hf import UNSCConfig, UNSCError, split_dataset
-from unsc_hf.erasure import LowRank
+from unsc_hf.erasure import LowRank, differences, shared_classes
+from unsc_hf.feature_erasure import erasure_rows
 from unsc_hf.folding import Folds, folding_sites
 from unsc_hf.layers import find_layers
 from unsc_hf.readings import Reading, find_readings, find_writer, read_writer
@@ -224,3 +225,25 @@ def test_bad_input(tmp_path: Path) -> None:
     )
     with pytest.raises(UNSCError, match="no layer that may be changed writes"):
         trainer.train()
+
+
+def test_a_writer_keeps_what_it_wrote_for_an_earlier_reading(tmp_path: Path) -> None:
+    """The last hidden state and the head's input come from one layer; erasing the second leaves the first where it was brought."""
+    model = build("vit")
+    forget, retain = rows_for(model, "vit")
+    trainer = make_trainer(
+        model, (forget, retain), tmp_path, check_steps=100, max_steps=3, learning_rate=1e-4, max_leak=None,
+        feature_erasure="layers", erasure_strength=0.8, pseudo_labels="top1",
+    )  # fmt: skip
+    trainer.train()
+    erased = {one.reading: one for one in trainer.erased}
+    assert erased["layer_02"].writer == erased["head"].writer
+    rows = erasure_rows(trainer)
+    network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    (reading,) = (r for r in find_readings(network, True, False, rows.retained[0]) if r.name == "layer_02")
+    forgotten, kept = (
+        torch.cat([reading.rows(network, batch) for batch in part]).detach() for part in (rows.forgotten, rows.retained)
+    )
+    classes = shared_classes(rows.relabelled, rows.labels)
+    now = float(differences(forgotten, rows.relabelled, kept, rows.labels, classes).norm())
+    assert now == pytest.approx(erased["layer_02"].after, rel=0.05)
