@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import learned, make_vit
 from datasets import Dataset
 from test_trainer import make_trainer
 
-from unsc_hf import UNSCError, split_dataset
+from unsc_hf import UNSCConfig, UNSCError, split_dataset
+from unsc_hf.comparison import compare
 from unsc_hf.evaluation.band import Band, choose_strength
 from unsc_hf.feature_bands import ProbeBands
 
@@ -82,3 +84,28 @@ def test_bad_references(separable_data: Callable[[int], Dataset], tmp_path: Path
     single = make_trainer(make_vit(), (data.select(range(5)), data.select(range(5, 120))), tmp_path, energy=0.9)
     with pytest.raises(UNSCError, match="bands of a probe need whole classes"):
         ProbeBands(single, [make_vit, make_vit])
+
+
+def test_a_comparison_with_retrained_models_chooses_by_their_band(
+    separable_data: Callable[[int], Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, test = separable_data(60), separable_data(20)
+    folders = []
+    for i in range(2):
+        make_vit().save_pretrained(tmp_path / f"without-{i}")
+        folders.append(tmp_path / f"without-{i}")
+    config = UNSCConfig(
+        output_dir=str(tmp_path / "out"), energy=0.9, max_steps=20, learning_rate=1e-3, use_cpu=True, disable_tqdm=True,
+        feature_erasure="head", report_to="none", max_leak=None,
+    )  # fmt: skip
+    chosen: list[float] = []
+    choose = ProbeBands.__call__
+
+    def noted(self: ProbeBands, *parts: Any) -> float:
+        chosen.append(choose(self, *parts))
+        return chosen[-1]
+
+    monkeypatch.setattr(ProbeBands, "__call__", noted)
+    result = compare(learned(train), train, test, ["frog"], config, None, folders, controls=False)
+    assert [one.strength for one in result.trainer.erased] == pytest.approx(chosen)
+    assert result.methods["unsc"].leak == pytest.approx(result.certificate["leak"])
