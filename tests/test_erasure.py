@@ -67,8 +67,12 @@ def test_classes_with_enough_rows_of_both_kinds() -> None:
     relabelled = torch.tensor([0] * 60 + [1] * 39 + [2])
     assert shared_classes(relabelled, torch.tensor([0, 1, 2])) == [0, 1]
     assert shared_classes(relabelled, torch.tensor([1, 2])) == [1]
-    with pytest.raises(UNSCError, match=r"pseudo_labels: no class takes 5%"):
-        shared_classes(relabelled, torch.tensor([3]))
+    with pytest.raises(UNSCError, match="pseudo_labels: no retained class takes two of the 100 forgotten rows"):
+        shared_classes(relabelled, torch.tensor([2, 3]))
+    spread = torch.cat([torch.arange(40).repeat(5), torch.full((3,), 7), torch.full((2,), 9)])
+    few = shared_classes(spread, torch.arange(40))  # none takes 5 %
+    assert len(few) == 8
+    assert {7, 9} <= set(few)
 
 
 def test_ridge_makes_few_rows_invertible() -> None:

@@ -283,7 +283,9 @@ def compare(
         methods["retrained"] = mean_result(references)
     verdict, reason = judge(methods["unsc"], references, unsc.forgotten_classes)
     if verdict == "removed" and unsc.erased:
-        reason += "; the features were erased against such a probe, so ask readers of another kind before you rely on it"
+        reason += (
+            "; the features were erased against such a probe, so ask readers of another kind before you rely on it"
+        )
     ordered = {name: methods[name] for name in LABELS if name in methods}
     return Comparison(ordered, references, certificate.to_dict(), verdict, reason, unsc)
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from .errors import UNSCError
 
 SHARE = 0.05  # of the forgotten rows that must be re-labelled to a class before it counts: fewer have no mean worth the leak
+_FEW = 8  # classes that are taken where none has that share
 RIDGE = 0.01  # of the mean diagonal: directions that the rows hardly use are not known well enough to be relied on
 
 
@@ -71,22 +72,27 @@ def least_leak(inputs: Tensor, shifts: Tensor, moment: Tensor, ridge: float = RI
 def shared_classes(relabelled: Tensor, retained: Tensor, share: float = SHARE) -> list[int]:
     """Classes to which at least `share` of the forgotten rows are re-labelled, and which retained rows have too.
 
+    Where rows are spread over so many classes that none takes as much, the few that take most.
+
     Args:
         relabelled: new labels of the forgotten rows, (rows,).
         retained: labels of the retained rows, (rows,).
 
     Raises:
-        UNSCError: there is none.
+        UNSCError: no class has two rows of either kind.
     """
-    least = max(2.0, share * len(relabelled))
-    there = set(retained.tolist())
     ids, counts = torch.unique(relabelled, return_counts=True)
-    found = [c for c, n in zip(ids.tolist(), counts.tolist(), strict=True) if n >= least and c in there]
-    if not found:
+    there = torch.isin(ids, retained) & (counts >= 2)
+    ids, counts = ids[there], counts[there]
+    if len(ids) == 0:
         raise UNSCError(
-            f"pseudo_labels: no class takes {share:.0%} of the {len(relabelled)} forgotten rows, so there is no class mean to move "
-            "them to; use pseudo_labels='top1'."
+            f"pseudo_labels: no retained class takes two of the {len(relabelled)} forgotten rows that were read, so there is no class "
+            "mean to move them to; use pseudo_labels='top1'."
         )
+    enough = counts >= share * len(relabelled)
+    if not bool(enough.any()):
+        enough = torch.zeros_like(enough).index_fill(0, counts.topk(min(_FEW, len(counts))).indices, True)
+    found: list[int] = ids[enough].tolist()
     return found
 
 
