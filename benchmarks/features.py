@@ -42,6 +42,7 @@ from unsc_hf.comparison import sample_rows
 from unsc_hf.data import hold_out, read_labels
 from unsc_hf.evaluation.accuracy import macro_accuracy
 from unsc_hf.evaluation.audits import AUDITS, Examination
+from unsc_hf.evaluation.band import Band
 from unsc_hf.evaluation.report import within_band
 from unsc_hf.feature_bands import ProbeBands
 from unsc_hf.files import write_text
@@ -74,6 +75,7 @@ class Desk:
         self.forget, self.retain = split_dataset(data["train"], forget_classes=options.forget)
         self.forgotten = sorted(set(read_labels(self.forget).tolist()))
         self.audited = [sample_rows(rows, read_labels(rows)) for rows in (self.forget, self.retain)]
+        self.bands: dict[int, dict[str, Band]] = {}
         self.processor = AutoImageProcessor.from_pretrained(options.originals[0])
 
     def trainer(self, original: str, seed: int, kind: str, statistics: Any, **options: Any) -> UNSCTrainer:
@@ -164,7 +166,8 @@ def unlearned(desk: Desk, original: str, seed: int, kind: str, arm: str, statist
     bands: dict[str, Any] = {}
     if arm == "band":
         load = [partial(load_as, AutoModelForImageClassification, name, "retrained") for name in desk.options.retrained]
-        trainer.choose_erasure = chosen = ProbeBands(trainer, load)
+        trainer.choose_erasure = chosen = ProbeBands(trainer, load, desk.bands.get(seed))
+        desk.bands[seed] = chosen.bands  # the same held-out rows for full weights and adapters
         bands = {name: asdict(band) for name, band in chosen.bands.items()}
     trainer.train()
     network: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)

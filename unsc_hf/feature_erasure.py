@@ -25,7 +25,7 @@ from .erasure import LowRank, differences, least_leak, output_shifts, shared_cla
 from .errors import UNSCError
 from .folding import Folds, folding_sites
 from .layers import ProtectedLayer
-from .readings import IGNORED, Reading, find_readings, find_writer, read_writer
+from .readings import IGNORED, Reading, find_readings, find_writer, read_all, read_writer
 
 if TYPE_CHECKING:
     from .trainer import UNSCTrainer
@@ -123,7 +123,7 @@ class FeatureEraser:
                 do not read is taken out whole.
             choose: instead of `strength`; called with a reading and a function that tries a strength, returns the one to keep.
         """
-        before = {name: self._difference(reading) for name, reading in self._with_writers()}
+        before = self._differences()
         for name, reading in self._with_writers():
             writer, tried, folded, after = self._writers[name], None, 0, before[name]
 
@@ -194,14 +194,21 @@ class FeatureEraser:
         basis, _ = torch.linalg.qr(rows.T)
         return (1 - strength / 2) * (basis @ (basis.T @ before))
 
-    def _difference(self, reading: Reading) -> Tensor:
-        """Differences of class means of a reading, (width, classes)."""
+    def _differences(self) -> dict[str, Tensor]:
+        """Differences of class means of every reading that has a writer, (width, classes)."""
+        readings = [reading for _, reading in self._with_writers()]
         with torch.no_grad():
-            found = [
-                torch.cat([reading.rows(self.model, batch).float().cpu() for batch in part])
+            forgotten, retained = (
+                [read_all(self.model, readings, batch) for batch in part]
                 for part in (self.rows.forgotten, self.rows.retained)
-            ]
-        return self._between(found[0], found[1])
+            )
+
+        def joined(parts: list[list[Tensor]], i: int) -> Tensor:
+            return torch.cat([part[i].float().cpu() for part in parts])
+
+        return {
+            reading.name: self._between(joined(forgotten, i), joined(retained, i)) for i, reading in enumerate(readings)
+        }
 
     def _between(self, forgotten: Tensor, retained: Tensor) -> Tensor:
         return differences(forgotten, self.rows.relabelled, retained, self.rows.labels, self.classes)

@@ -45,15 +45,11 @@ class Reading:
         Raises:
             UNSCError: hidden states that the model does not return, or a head that reads several rows of a sample.
         """
-        seen: list[Tensor] = []
-        inputs = {name: value for name, value in batch.items() if name not in NOT_INPUTS}
-        if self.state is not None:
-            inputs["output_hidden_states"] = True
-        with capture_inputs([self.head], lambda _, x: seen.append(x)):
-            out = model(**inputs)
-        if self.state is None:
-            return self.of_head(seen[-1], batch)
-        states = getattr(out, "hidden_states", None)
+        return read_all(model, [self], batch)[0]
+
+    def of_states(self, model: nn.Module, states: Sequence[Tensor] | None, batch: Mapping[str, Any]) -> Tensor:
+        """The reading from the model's hidden states; see `rows`."""
+        assert self.state is not None
         if states is None or not self.state < len(states):
             raise UNSCError(
                 f"features: {type(model).__name__} returns {0 if states is None else len(states)} hidden states, number {self.state} "
@@ -76,6 +72,20 @@ class Reading:
     def answer_rows(x: Tensor, batch: Mapping[str, Any]) -> Tensor:
         """Rows of (batch, tokens, width) that predict a labelled token."""
         return x[:, :-1][batch["labels"][:, 1:] != IGNORED]
+
+
+def read_all(model: nn.Module, readings: Sequence[Reading], batch: Mapping[str, Any]) -> list[Tensor]:
+    """Several readings of one head from a single forward pass; see `Reading.rows`."""
+    seen: list[Tensor] = []
+    inputs = {name: value for name, value in batch.items() if name not in NOT_INPUTS}
+    if any(reading.state is not None for reading in readings):
+        inputs["output_hidden_states"] = True
+    with capture_inputs([readings[0].head], lambda _, x: seen.append(x)):
+        states = getattr(model(**inputs), "hidden_states", None)
+    return [
+        reading.of_head(seen[-1], batch) if reading.state is None else reading.of_states(model, states, batch)
+        for reading in readings
+    ]
 
 
 def pooled(state: Tensor, mask: Tensor | None) -> Tensor:
