@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -533,6 +533,7 @@ class UNSCTrainer(Trainer):
             plan.projection.project_displacements(torch.float64)
             if self.args.feature_erasure != "none" and self.args.null_space == "retained":
                 self.erased = erase_features(self, self.choose_erasure)
+                self.log({name: value for name, value in asdict(self._check()).items() if value is not None})
         finally:
             for callback in callbacks:
                 self.remove_callback(callback)
