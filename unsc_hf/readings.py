@@ -98,7 +98,8 @@ def pooled(state: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def find_readings(model: nn.Module, layers: bool, answers: bool, batch: Mapping[str, Any]) -> list[Reading]:
-    """The head's input, and with `layers` every hidden state before it.
+    """The head's input, and with `layers` every hidden state before it but the embeddings: what pixels and words give away by
+    themselves is nothing that the model has learned.
 
     Args:
         model: a classifier or a causal language model.
@@ -122,7 +123,7 @@ def find_readings(model: nn.Module, layers: bool, answers: bool, batch: Mapping[
         states = getattr(model(**inputs, output_hidden_states=True), "hidden_states", None)
     if not states:
         raise UNSCError(f"features: {type(model).__name__} returns no hidden states; use 'head' instead of 'layers'.")
-    return [*(Reading(i, head, answers) for i in range(len(states))), *readings]
+    return [*(Reading(i, head, answers) for i in range(1, len(states))), *readings]
 
 
 def find_writer(
