@@ -7,7 +7,7 @@
 Every original is unlearned by UNSC alone, with features erased at the default strength ("default"), and with strengths that
 bring a probe on *validation* rows into the retrained models' band ("band"), with full weights and in LoRA adapters. Test rows choose
 nothing. Finished runs are kept in `OUT/runs.json`, so a stopped benchmark goes on; several processes with other `--seeds` write
-into folders of their own, and `--merge` puts them together: `OUT/features.json`, `OUT/features.md`, `OUT/front.png`. What a comparison of methods
+into folders of their own, and `--merge` puts them together: `OUT/features.json`, `OUT/table.md`, `OUT/front.png`. What a comparison of methods
 on the same models has already measured, on the same test rows by the same audits, is taken from its file (`--baseline`).
 """
 
@@ -262,7 +262,8 @@ def merge(folders: Sequence[str], output: Path, request: Sequence[str], baseline
         "Mean ± standard deviation; percent, but for the AUC and seconds (without statistics and audits). Bold: the mean lies "
         "within two standard deviations of the retrained models' mean."
     )
-    write_text(output / "features.md", "\n".join([*lines, "", note, ""]))
+    title = f"# {', '.join(request)}: forgetting in the features"
+    write_text(output / "table.md", "\n".join([title, "", *lines, "", note, ""]))
     record = {"request": list(request), "runs": runs, "versions": versions()}
     write_text(output / "features.json", json.dumps(finite(record), indent=1))
     _plot(groups, titles, output / "front.png")
