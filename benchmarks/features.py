@@ -60,6 +60,7 @@ COLUMNS = {
 }  # fmt: skip
 ARMS = ("unsc", "default", "band")
 KINDS = ("full", "adapters")
+PHASES = ("bands", "unlearn", "examine")
 AUDITS_HERE = ("probe", "prototype", "relearning", "membership", "readers")
 
 
@@ -75,7 +76,7 @@ class Desk:
         self.forget, self.retain = split_dataset(data["train"], forget_classes=options.forget)
         self.forgotten = sorted(set(read_labels(self.forget).tolist()))
         self.audited = [sample_rows(rows, read_labels(rows)) for rows in (self.forget, self.retain)]
-        self.bands: dict[int, dict[str, Band]] = {}
+        self.folder = Path(options.output_dir)
         self.processor = AutoImageProcessor.from_pretrained(options.originals[0])
 
     def trainer(self, original: str, seed: int, kind: str, statistics: Any, **options: Any) -> UNSCTrainer:
@@ -92,6 +93,19 @@ class Desk:
             retain_dataset=self.retain, processing_class=self.processor, statistics=statistics,
             peft_config=LoraConfig(r=8) if kind == "adapters" else None,
         )  # fmt: skip
+
+    def chooser(self, trainer: UNSCTrainer, seed: int) -> ProbeBands:
+        """Bands of the retrained models on the rows that this seed holds out, read once for full weights and adapters."""
+        file = self.folder / f"bands-{seed}.json"
+        if file.is_file():
+            known = {name: Band(**band) for name, band in json.loads(file.read_text(encoding="utf-8")).items()}
+            return ProbeBands(trainer, [], known)
+        loads = [
+            partial(load_as, AutoModelForImageClassification, name, "retrained") for name in self.options.retrained
+        ]
+        found = ProbeBands(trainer, loads)
+        write_text(file, json.dumps({name: asdict(band) for name, band in found.bands.items()}, indent=1))
+        return found
 
     def examine(self, trainer: UNSCTrainer, model: PreTrainedModel) -> dict[str, Any]:
         """Accuracies and audits of a model, on test rows."""
@@ -155,65 +169,70 @@ def other_readers(outputs: RowOutputs, forgotten: Sequence[int]) -> dict[str, fl
     return found
 
 
-def unlearned(desk: Desk, original: str, seed: int, kind: str, arm: str, statistics: Any) -> dict[str, Any]:
-    """One run and what it leaves; seconds are those of everything but the audits and the statistics, which all arms share."""
+def unlearned(desk: Desk, original: str, seed: int, kind: str, arm: str) -> dict[str, Any]:
+    """One run; its model is kept. Seconds are those of everything but the statistics, which all arms share, and the audits."""
+    folder = desk.folder / "_statistics" / str(seed)
+    if not folder.is_dir():
+        first = desk.trainer(original, seed, "full", None)
+        first.prepare_unlearning()
+        first.retained_statistics.save_pretrained(folder)
     trainer = desk.trainer(
-        original, seed, kind, statistics, **({} if arm == "unsc" else {"feature_erasure": desk.options.place})
+        original, seed, kind, str(folder), **({} if arm == "unsc" else {"feature_erasure": desk.options.place})
     )
     started = time.perf_counter()
     trainer.prepare_unlearning()
     prepared = time.perf_counter() - started
     bands: dict[str, Any] = {}
     if arm == "band":
-        load = [partial(load_as, AutoModelForImageClassification, name, "retrained") for name in desk.options.retrained]
-        trainer.choose_erasure = chosen = ProbeBands(trainer, load, desk.bands.get(seed))
-        desk.bands[seed] = chosen.bands  # the same held-out rows for full weights and adapters
+        trainer.choose_erasure = chosen = desk.chooser(trainer, seed)
         bands = {name: asdict(band) for name, band in chosen.bands.items()}
     trainer.train()
     network: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     model = network.merge_and_unload() if isinstance(network, PeftModel) else network
     found = {
-        "leak": trainer.certify().leak if kind == "full" else trainer.held_out_leak().total,
+        "leak": trainer.held_out_leak().total,
         "seconds": prepared + trainer.unlearning_seconds,
         "stopped_by": trainer.stop_reason,
         "steps": trainer.state.global_step,
         "erased": [asdict(one) for one in trainer.erased],
         "bands": bands,
     }
-    return found | desk.examine(trainer, model)
+    model.save_pretrained(desk.folder / "_models" / f"{kind}-{arm}-{seed}")
+    return found
 
 
 def run(desk: Desk) -> None:
-    """All runs that are not there yet."""
-    options, file = desk.options, Path(desk.options.output_dir, "runs.json")
+    """The phases that were asked for, of all runs that are not there yet."""
+    options, file = desk.options, desk.folder / "runs.json"
     runs: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
     def keep(key: str, found: dict[str, Any]) -> None:
-        runs[key] = found
+        runs[key] = {**runs.get(key, {}), **found}
         write_text(file, json.dumps(finite(runs), indent=1))
         print(key, {c: round(found[c], 3) for c in COLUMNS if found.get(c) is not None}, flush=True)
 
+    def examined(key: str, name: str, seed: int) -> None:
+        if "AccDrt" in runs.get(key, {}) or "examine" not in options.phases:
+            return
+        gauge = desk.trainer(options.originals[seed], seed, "full", None)
+        keep(key, desk.examine(gauge, load_as(AutoModelForImageClassification, name, "retrained")))
+
     if options.references:
-        gauge = desk.trainer(options.originals[0], 0, "full", None)
         for i, name in enumerate(options.retrained):
-            if f"retrained|{i}" not in runs:
-                keep(f"retrained|{i}", desk.examine(gauge, load_as(AutoModelForImageClassification, name, "retrained")))
+            examined(f"retrained|{i}", name, 0)
     for seed in options.seeds:
         original = options.originals[seed]
-        if options.references and f"original|{seed}" not in runs:
-            gauge = desk.trainer(original, seed, "full", None)
-            keep(f"original|{seed}", desk.examine(gauge, gauge.model) | {"leak": 0.0})
-        statistics = None
+        if options.references:
+            examined(f"original|{seed}", original, seed)
+        if "bands" in options.phases:
+            desk.chooser(desk.trainer(original, seed, "full", None, feature_erasure=options.place), seed)
         for kind in options.kinds:
             for arm in options.arms:
                 key = f"{kind}|{arm}|{seed}"
+                if key not in runs and "unlearn" in options.phases:
+                    keep(key, unlearned(desk, original, seed, kind, arm))
                 if key in runs:
-                    continue
-                if statistics is None:
-                    first = desk.trainer(original, seed, "full", None)
-                    first.prepare_unlearning()
-                    statistics = first.retained_statistics
-                keep(key, unlearned(desk, original, seed, kind, arm, statistics))
+                    examined(key, str(desk.folder / "_models" / f"{kind}-{arm}-{seed}"), seed)
 
 
 def from_comparison(file: str) -> dict[str, Any]:
@@ -328,6 +347,9 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--place", default="layers")
+    parser.add_argument(
+        "--phases", nargs="+", choices=PHASES, default=list(PHASES), help="for machines that are shared"
+    )
     parser.add_argument("--references", action="store_true", help="examine the retrained models too")
     parser.add_argument("--merge", nargs="+", help="folders of finished runs to put together")
     parser.add_argument("--audits", nargs="+", choices=AUDITS_HERE, default=list(AUDITS_HERE))
