@@ -54,7 +54,7 @@ def _row_parts(layer: ProtectedLayer, x: Tensor, patches: int) -> Iterator[Tenso
         yield layer.rows(x)
         return
     at_once = rows_at_once(layer.geometry.groups * layer.geometry.width)
-    for part in x.split(max(1, at_once // max(patches, 1))):
+    for part in torch.split(x, max(1, at_once // max(patches, 1))):
         yield layer.rows(part)
 
 
@@ -113,7 +113,7 @@ class _Recorder:
             if keep is None:
                 moment.update(rows, self.dtype)
             else:
-                for part in keep[first:last].nonzero()[:, 0].split(at_once):
+                for part in torch.split(keep[first:last].nonzero()[:, 0], at_once):
                     moment.update(rows[:, part], self.dtype)
             first = last
 

@@ -105,7 +105,7 @@ class SecondMoment(Moment):
         Nothing of the moment's size is made on the way: float64 products are summed where they belong, float32 ones by blocks.
         """
         groups, count, width = rows.shape
-        for part in rows.split(rows_at_once(groups * width), dim=1):
+        for part in torch.split(rows, rows_at_once(groups * width), dim=1):
             x = part.to(dtype)
             if groups == 1:
                 self._add_blocks(x[0])

@@ -57,7 +57,7 @@ class RandomTransform:
         index = torch.where(upper, width - self.frequencies, self.frequencies)
         sign = torch.where(upper, 1.0, -1.0).to(rows.dtype)
         found = []
-        for part in rows.split(_TRANSFORMED):
+        for part in torch.split(rows, _TRANSFORMED):
             spectrum = torch.fft.rfft(part * self.signs, norm="ortho")[:, index]
             found.append(spectrum.real + sign * spectrum.imag)
         return torch.cat(found)
@@ -110,7 +110,7 @@ class MomentSketch(Moment):
     def update(self, rows: Tensor, dtype: torch.dtype = torch.float64) -> MomentSketch:
         """Add rows of shape (1, n, width); returns self. Products are float64 whatever `dtype` says: rounded ones would void the
         bound, and they are few."""
-        for part in rows[0].split(rows_at_once(self.width)):
+        for part in torch.split(rows[0], rows_at_once(self.width)):
             x = part.double()
             self.products[0].addmm_(x.mT, self._transform(x))
             self.trace += torch.linalg.vector_norm(x).square()
@@ -239,7 +239,7 @@ class RowSample(Moment):
         """Summed squared norm of the outputs over the sample, scaled to the rows that it stands for."""
         matrix = matrix[0].double()
         total = 0.0
-        for part in self.filled.split(rows_at_once(matrix.shape[1])):
+        for part in torch.split(self.filled, rows_at_once(matrix.shape[1])):
             total += float((part.to(matrix.device).double() @ matrix.mT).square().sum())
         return total * self.rows / max(self.kept, 1)
 
