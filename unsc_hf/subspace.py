@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import UNSCError
-from .memory import format_size, whole_bytes
+from .memory import format_size, scratch_bytes, whole_bytes
 from .moments import Moment, SecondMoment, total_moment
 from .sketch import MomentSketch, RowSample
 
@@ -347,21 +347,24 @@ def _sketched_layer(
 
 
 def _what_would_do(values: Tensor, sketch: MomentSketch, wanted: float, rank: int | None) -> str:
-    """Advice where a sketch is too small: its size if the spectrum goes on falling as it does in its middle half, by a power."""
-    all_of_it = f"max_statistics_memory of {format_size(2 * whole_bytes(1, sketch.width))} keeps the whole moment"
-    needed = 2 * rank if rank is not None else None
-    first, last = len(values) // 4, 3 * len(values) // 4
-    seen = values[first:last].cpu()
+    """Advice where a sketch is too small: twice the directions that are needed, as far as the spectrum can be guessed.
+
+    The first half of a sketch's eigenvalues is nearly right, and so is then the energy of all others; they are taken to fall on by
+    the power by which that half's second half falls.
+    """
+    least = whole_bytes(1, sketch.width) + scratch_bytes(1, sketch.width, torch.float32)
+    all_of_it = f"max_statistics_memory of {format_size(least)} keeps the whole moment"
+    half, needed = len(values) // 2, 2 * rank if rank is not None else sketch.width
+    seen = values[half // 2 : half].cpu()
     if rank is None and len(seen) > 1 and bool((seen > 0).all()):
-        place = torch.arange(first + 1, last + 1, dtype=seen.dtype).log()
-        place, height = place - place.mean(), seen.log() - seen.log().mean()
+        place, height = torch.arange(half // 2 + 1, half + 1, dtype=seen.dtype).log(), seen.log()
+        place, height = place - place.mean(), height - height.mean()
         fall = float((place * height).sum() / place.square().sum())
-        steps = torch.arange(last, sketch.width, dtype=seen.dtype)
-        tail = seen[-1] * ((steps + 1) / last) ** fall
-        held = (values[:last].sum().cpu() + tail.cumsum(0)) / float(sketch.trace)
-        if float(held[-1]) >= wanted:
-            needed = 2 * (last + int((held < wanted).sum()) + 1)
-    if needed is None or needed > sketch.width // 2:
+        tail = torch.arange(half + 1, sketch.width + 1, dtype=seen.dtype) ** fall
+        head, total = float(values[:half].sum()), float(sketch.trace)
+        held = (head + (total - head) * tail.cumsum(0) / tail.sum()) / total
+        needed = 2 * (half + int((held < wanted).sum()) + 1)
+    if needed > sketch.width // 2:
         return all_of_it
     return f"a sketch_size of about {needed} should do ({format_size(8 * needed * sketch.width)}), and {all_of_it}"
 
