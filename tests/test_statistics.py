@@ -260,7 +260,7 @@ def test_a_sample_of_rows_is_spread_over_all_of_them(tmp_path: Path) -> None:
     sample = statistics.moments["held-out"][WIDE]
     assert isinstance(sample, RowSample)
     assert sample.rows == 450
-    assert 38 <= sample.kept <= 40
+    assert 33 <= sample.kept <= 39
     inputs: list[torch.Tensor] = []
     layers = [layer for layer in find_layers(model).layers if layer.name == WIDE]
     with torch.no_grad(), capture_inputs(layers, lambda layer, x: inputs.append(layer.rows(x)[0])):

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from unsc_hf import ActivationStatistics, UNSCConfig, UNSCTrainer, split_dataset
 from unsc_hf.fingerprint import weight_hash
+from unsc_hf.sketch import MomentSketch, RowSample
 
 
 def main(folder: Path) -> None:
@@ -32,9 +33,20 @@ def main(folder: Path) -> None:
     statistics = ActivationStatistics.collect(
         double, data.with_format("torch", dtype=torch.float64), max_rows_per_class=40, progress=False
     )
+    moments = {f"{group}.{key}": m.matrix for group, by_key in statistics.moments.items() for key, m in by_key.items()}
+    for wide_rows in (False, True):  # inputs that do not fit, in several passes
+        part = ActivationStatistics.collect(
+            double, data.with_format("torch", dtype=torch.float64), max_memory="1.22MB", sketch_size=20, wide_rows=wide_rows,
+            pool_as="all", progress=False,
+        )  # fmt: skip
+        for key, moment in part.moments["all"].items():
+            if isinstance(moment, MomentSketch):
+                moments |= {f"sketch.{key}": moment.products, f"trace.{key}": moment.trace}
+            elif isinstance(moment, RowSample):
+                moments[f"sample.{key}"] = moment.filled.contiguous()
+                moments[f"stands for.{key}"] = torch.tensor([float(moment.rows)])
     trainer.train()
     rank = dist.get_rank() if dist.is_initialized() else 0
-    moments = {f"{group}.{key}": m.matrix for group, by_key in statistics.moments.items() for key, m in by_key.items()}
     save_file(moments, folder / f"moments-{rank}.safetensors")
     (folder / f"hash-{rank}").write_text(weight_hash(trainer.accelerator.unwrap_model(trainer.model)))
 

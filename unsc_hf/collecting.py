@@ -26,6 +26,7 @@ from .sketch import MomentSketch, RowSample
 logger = logging.getLogger(__name__)
 
 _GOLDEN = 0.6180339887498949
+_FILLED = 0.9  # share of a sample's room that is used
 _ROW_STRIDE = 7919  # a prime: consecutive samples start at unrelated places of the golden sequence
 
 
@@ -272,8 +273,8 @@ def _empty(
 
 
 def _sample_share(moment: Moment, rows: float) -> float:
-    """Share of so many rows that a sample has room for."""
-    return min(1.0, len(moment.sample) / max(rows, 1.0)) if isinstance(moment, RowSample) else 1.0
+    """Share of so many rows that a sample has room for, and a little less: an even spread comes out a few rows above or below."""
+    return min(1.0, _FILLED * len(moment.sample) / max(rows, 1.0)) if isinstance(moment, RowSample) else 1.0
 
 
 def _set_aside(moment: Moment) -> Moment:
@@ -315,7 +316,10 @@ def _announce(plan: MemoryPlan, options: Pass, leaders: Sequence[ProtectedLayer]
     for name, size in plan.columns.items():
         if name in widths and options.wide_rows:
             logger.info(
-                "%s: of its inputs, %d wide, %d rows are kept to measure the leak.", name, widths[name], 2 * size
+                "%s: of its inputs, %d wide, at most %d rows are kept to measure the leak.",
+                name,
+                widths[name],
+                2 * size,
             )
         elif name in widths:
             logger.warning(
