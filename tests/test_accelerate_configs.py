@@ -22,4 +22,6 @@ def test_the_launcher_reads_it(file: Path) -> None:
 def test_the_trainer_accepts_sharding_as_configured() -> None:
     given = yaml.safe_load((FILES[0].parent / "fsdp2.yaml").read_text(encoding="utf-8"))["fsdp_config"]
     plugin = {name.removeprefix("fsdp_"): value for name, value in given.items()}
-    check_fsdp(SimpleNamespace(**{**plugin, "fsdp_version": given["fsdp_version"], "mixed_precision_policy": None}), "unsc")
+    check_fsdp(
+        SimpleNamespace(**{**plugin, "fsdp_version": given["fsdp_version"], "mixed_precision_policy": None}), "unsc"
+    )

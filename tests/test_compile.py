@@ -15,7 +15,10 @@ from test_trainer import assert_promise, drift, make_trainer
 from torch import Tensor
 
 Data = tuple[Dataset, Dataset]
-COMPILED = {"torch_compile": True, "torch_compile_backend": "aot_eager"}  # traces and differentiates; no C++ compiler is needed
+COMPILED = {
+    "torch_compile": True,
+    "torch_compile_backend": "aot_eager",
+}  # traces and differentiates; no C++ compiler is needed
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +46,9 @@ def test_the_same_weights_as_the_plain_run(
     model = make_vit()
     plain = weights(model, low_rank_data, tmp_path / "plain", adapters)
     other = weights(model, low_rank_data, tmp_path / "other", adapters, **options)
-    assert any(not torch.equal(weight, start) for weight, start in zip(plain.values(), model.parameters(), strict=False))
+    assert any(
+        not torch.equal(weight, start) for weight, start in zip(plain.values(), model.parameters(), strict=False)
+    )
     for name, weight in plain.items():
         torch.testing.assert_close(other[name], weight, rtol=1e-4, atol=1e-6)
 

@@ -10,6 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from .errors import UNSCError
+from .memory import parse_size
 from .objectives import OBJECTIVES
 from .pseudo_labels import STRATEGIES
 from .subspace import MERGES, RULES, check_energy
@@ -43,6 +44,9 @@ class UNSCConfig(TrainingArguments):
         max_rows_per_class (`int`, defaults to `10000`): activation rows per class and layer; None reads all.
         max_samples_per_class (`int`, defaults to `2000`): data set rows per class that are read; None reads all.
         statistics_batch_size (`int`, defaults to `128`): samples per forward pass.
+        max_statistics_memory (`str`, *optional*): limit on their extra memory on the model's device, such as `"2GB"`: layers are
+            read in several passes, and inputs too wide for it are sketched; see `docs/large_layers.md`. None means one pass.
+        sketch_size (`int`, *optional*): columns of every sketch, instead of as many as the limit allows.
 
     Parameters that control forgetting:
         pseudo_labels (`str`, *optional*): `"top1"`, `"soft"`, `"second"`, `"random"`, `"nearest_mean"` or `"matched"`; see
@@ -98,6 +102,12 @@ class UNSCConfig(TrainingArguments):
         default=2_000, metadata={"help": "Data set rows per class read for the statistics."}
     )
     statistics_batch_size: int = field(default=128, metadata={"help": "Samples per forward pass of the statistics."})
+    max_statistics_memory: str | None = field(
+        default=None, metadata={"help": 'Limit on the extra memory of the statistics, such as "2GB".'}
+    )
+    sketch_size: int | None = field(
+        default=None, metadata={"help": "Columns of the sketch of an input too wide for max_statistics_memory."}
+    )
     pseudo_labels: str | None = field(
         default=None,
         metadata={
@@ -189,10 +199,15 @@ class UNSCConfig(TrainingArguments):
             "max_validation_rows",
             "max_rows_per_class",
             "max_samples_per_class",
+            "sketch_size",
         ):
             value = getattr(self, argument)
             if value is not None and value < 1:
                 raise UNSCError(f"{argument}: {value!r} is not a positive number.")
+        if parse_size(self.max_statistics_memory, "max_statistics_memory") is None and self.sketch_size is not None:
+            raise UNSCError(
+                f"sketch_size: {self.sketch_size} given without max_statistics_memory, so no layer is sketched."
+            )
         if self.hub_strategy != "end":
             raise UNSCError(
                 f"hub_strategy: {self.hub_strategy!r} would push half-unlearned weights, and a repository's history keeps them; use 'end'."

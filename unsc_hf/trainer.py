@@ -32,6 +32,7 @@ from .fingerprint import data_fingerprint, weight_hash
 from .layers import NOT_INPUTS, LayerSelection, evaluation_mode, find_layers, trace_layers
 from .loading import check_weights, load_as, load_model
 from .model_card import CardContent, public_name, write_card
+from .moments import Moment
 from .objectives import OBJECTIVES, Terms
 from .outputs import Outputs, collect_outputs, iterate_outputs, join_outputs
 from .projection import Leak, NullSpaceProjection
@@ -39,7 +40,8 @@ from .pseudo_labels import Matching
 from .publishing import publish
 from .saving import RESULTS, check_checkpoint, find_checkpoint, mark_checkpoint, unmark_checkpoint
 from .sharding import gathered, reshard, set_trained, units_to_shard
-from .statistics import ActivationStatistics, SecondMoment
+from .sketch import RowSample
+from .statistics import ActivationStatistics
 from .subspace import Subspace, build_subspace, no_capacity_message, no_capacity_reason, randomised
 from .tasks import make_task
 
@@ -63,7 +65,7 @@ class UnlearningPlan:
         selection: the layers that are trained, and why every other parameter is frozen.
         subspace: retained subspace and null space of each layer input.
         projection: projectors and starting weights.
-        held_out: second moments of held-out retained rows, for the leak.
+        held_out: second moments of held-out retained rows, for the leak; where they do not fit, samples of these rows.
         forgotten_classes: class ids that occur among the forget rows but not among the retained ones.
         remaining_classes: class ids that occur among the retained rows.
         pseudo_labels: new label (or distribution) of each forget row that is trained on; None for language models, where
@@ -79,7 +81,7 @@ class UnlearningPlan:
     selection: LayerSelection
     subspace: Subspace
     projection: NullSpaceProjection
-    held_out: dict[str, SecondMoment]
+    held_out: dict[str, Moment]
     forgotten_classes: list[int]
     remaining_classes: list[int]
     pseudo_labels: Tensor | None
@@ -384,13 +386,17 @@ class UNSCTrainer(Trainer):
 
     def _subspace(
         self, model: nn.Module, selection: LayerSelection, original: str
-    ) -> tuple[Subspace, dict[str, SecondMoment]]:
+    ) -> tuple[Subspace, dict[str, Moment]]:
         """Retained subspace of each layer input, and the held-out second moments."""
         args = self.args
         started = time.perf_counter()
         per_class = args.subspace_merge == "concat" or args.subspace_rule == "released_ramp"
 
-        def collect(dataset: Dataset, group: str | None) -> ActivationStatistics:
+        given = self._given_statistics
+        if given is not None and not isinstance(given, ActivationStatistics):
+            given = ActivationStatistics.from_pretrained(given)
+
+        def collect(dataset: Dataset, group: str | None, wide_rows: bool = False) -> ActivationStatistics:
             return ActivationStatistics.collect(
                 model,
                 dataset,
@@ -404,17 +410,21 @@ class UNSCTrainer(Trainer):
                 max_samples_per_class=args.max_samples_per_class,
                 weights=original,
                 progress=not args.disable_tqdm,
+                num_workers=args.dataloader_num_workers,
+                max_memory=args.max_statistics_memory,
+                sketch_size=args.sketch_size,
+                layout=None if given is None else given.sketch_sizes,
+                wide_rows=wide_rows,
             )
 
         forget = collect(self._forget_train, "forget")
-        held_out = collect(self._retain_held_out, "held-out")
+        held_out = collect(self._retain_held_out, "held-out", wide_rows=True)
         names = [layer.name for layer in selection.layers]
-        if self._given_statistics is None:
+        if given is None:
             retained = collect(self._retain_train, None if per_class else _POOL)
             kept = list(retained.moments)
         else:
-            given = self._given_statistics
-            retained = given if isinstance(given, ActivationStatistics) else ActivationStatistics.from_pretrained(given)
+            retained = given
             retained.check_same_model(original)
             missing = [name for name in names if name not in retained.module_keys]
             if missing:
@@ -436,6 +446,7 @@ class UNSCTrainer(Trainer):
             ratio=args.subspace_ratio,
             merge=args.subspace_merge,
             forget=self._forget_moments,
+            device=args.device,
         )
         if args.null_space == "random":
             subspace = randomised(subspace, args.seed)
@@ -654,12 +665,20 @@ class UNSCTrainer(Trainer):
         leak = self.held_out_leak()
         assert self.plan is not None
         model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        keys = self.plan.subspace.module_keys
         logits = self._outputs(model, self._retain_held_out, "Certificate").logits
         certificate = Certificate(
             leak=leak.total,
             leak_per_layer=leak.per_layer,
             drift=logit_drift(self.plan.held_out_logits, logits),
             rows=len(self._retain_held_out),
+            sampled_rows={
+                name: rows.kept
+                for name, rows in (
+                    (layer.name, self.plan.held_out[keys[layer.name]]) for layer in self.plan.projection.layers
+                )
+                if isinstance(rows, RowSample)
+            },
             relative_change=self.plan.projection.relative_change(),
             max_leak=self.args.max_leak,
             stop_reason=self.stop_reason,

@@ -18,14 +18,15 @@ from ..config import UNSCConfig
 from ..errors import UNSCError
 from ..fingerprint import weight_hash
 from ..layers import NOT_INPUTS, LayerSelection, ProtectedLayer, evaluation_mode
+from ..moments import Moment
 from ..outputs import Outputs
-from ..statistics import ActivationStatistics, SecondMoment
+from ..statistics import ActivationStatistics
 from ..subspace import Subspace
 from ..trainer import UnlearningPlan, UNSCTrainer
 
 _SUBSPACE_OPTIONS = (
     "subspace_rule", "energy", "subspace_rank", "subspace_ratio", "subspace_merge", "target_modules", "max_rows_per_class",
-    "max_samples_per_class", "seed",
+    "max_samples_per_class", "max_statistics_memory", "sketch_size", "seed",
 )  # fmt: skip
 Relabel = Callable[[nn.Module, Iterator[dict[str, Any]], Outputs], Tensor]
 
@@ -129,7 +130,7 @@ class Workbench:
         class Relabelling(UNSCTrainer):
             def _subspace(
                 self, model: nn.Module, selection: LayerSelection, original: str
-            ) -> tuple[Subspace, dict[str, SecondMoment]]:
+            ) -> tuple[Subspace, dict[str, Moment]]:
                 if not bench.same_subspace(self.args):
                     return super()._subspace(model, selection, original)
                 self.retained_statistics, self._statistics_seconds = bench._gauge.retained_statistics, 0.0
@@ -211,7 +212,7 @@ class Workbench:
                 seen += len(batch["labels"])
         return {name: value / max(seen, 1) for name, value in total.items()}
 
-    def retained_moments(self) -> dict[str, SecondMoment]:
+    def retained_moments(self) -> dict[str, Moment]:
         """Second moments of the retained rows' inputs, summed over classes, by key of the subspace."""
         statistics = self._gauge.retained_statistics
         return statistics.pooled(self._gauge._kept_groups(statistics))
