@@ -18,7 +18,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from test_trainer import Data, logits, make_trainer
 
-from unsc_hf import UNSCConfig, UNSCError, serve_request, split_dataset
+from unsc_hf import ActivationStatistics, UNSCConfig, UNSCError, serve_request, split_dataset
 from unsc_hf.moments import SecondMoment
 from unsc_hf.sketch import MomentSketch, RowSample
 
@@ -34,9 +34,11 @@ def test_retained_outputs_do_not_move(adapter: bool, exact_data: Data, tmp_path:
     before, before_forget = logits(model, retain), logits(model, forget)
     options: dict[str, Any] = {"trainer_kwargs": {"peft_config": LoraConfig(r=4)}} if adapter else {}
     trainer = make_trainer(model, exact_data, tmp_path, check_steps=100, learning_rate=2e-4, **LIMIT, **options)
-    trainer.train()
+    trainer.prepare_unlearning()
     assert isinstance(trainer.retained_statistics.moments["retain"][WIDE], MomentSketch)
+    assert isinstance(trainer._forget_moments[WIDE], MomentSketch)
     assert trainer.plan.subspace[WIDE].thin
+    trainer.train()
     assert trainer.plan.subspace[WIDE].error_bound < 1e-9
     network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     drifts = [
@@ -126,9 +128,9 @@ def test_requests_in_sequence_keep_to_the_limit(separable_data: Callable[[int], 
         max_leak=None, sketch_size=40, **LIMIT,
     )  # fmt: skip
     forget, retain = split_dataset(train, forget_classes=["cat"])
-    trainer = serve_request(model, tmp_path / "statistics", config, forget, retain)
-    assert trainer.retained_statistics.sketch_sizes == {WIDE: 40, "vit.layers.1.mlp.fc2": 40}
-    assert isinstance(trainer._forget_moments[WIDE], MomentSketch)
+    serve_request(model, tmp_path / "statistics", config, forget, retain)
+    stored = ActivationStatistics.from_pretrained(tmp_path / "statistics", model)
+    assert stored.sketch_sizes == {WIDE: 40, "vit.layers.1.mlp.fc2": 40}
     config.max_statistics_memory = config.sketch_size = None  # stored sketches say themselves what they are
     again = serve_request(model, tmp_path / "statistics", config, *split_dataset(retain, forget_classes=["dog"]))
     assert again.plan.subspace[WIDE].sketch_size == 40

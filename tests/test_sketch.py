@@ -187,7 +187,7 @@ def test_rank_rule_and_nothing_at_all(caplog: pytest.LogCaptureFixture) -> None:
     assert "subspace_rank 20 was asked for" in caplog.text
     nothing = _space(torch.zeros(5, 30, dtype=torch.float64), 15, energy=0.9)
     assert nothing.ranks == (0,)
-    projector = Projector.from_subspace(nothing, torch.float32, torch.device("cpu"))
+    projector = Projector.from_subspace(nothing).to(torch.float32, torch.device("cpu"))
     matrix = torch.randn(1, 3, 30)
     assert torch.equal(projector(matrix), matrix)
 

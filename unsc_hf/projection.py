@@ -34,18 +34,22 @@ class Projector:
     complement: bool
 
     @classmethod
-    def from_subspace(cls, subspace: LayerSubspace, dtype: torch.dtype, device: torch.device) -> Projector:
-        """The thinner factor of the two (of a sketched layer the only one), in `dtype` on `device`."""
+    def from_subspace(cls, subspace: LayerSubspace) -> Projector:
+        """The thinner factor of the two (of a sketched layer the only one), in float64 as the subspace has it."""
         width = subspace.width
         keep, free = max(subspace.ranks), width - min(subspace.ranks)
         complement = keep <= free or subspace.thin
         index = torch.arange(subspace.basis.shape[-1])
         ranks = torch.tensor(subspace.ranks)[:, None]
         if complement:
-            factor = (subspace.basis * (index < ranks)[:, None, :])[..., :keep]
+            factor = subspace.basis[..., :keep] * (index < ranks)[:, None, :keep]
         else:
-            factor = (subspace.basis * (index >= ranks)[:, None, :])[..., width - free :]
-        return cls(factor.to(dtype=dtype, device=device).contiguous(), complement)
+            factor = subspace.basis[..., width - free :] * (index >= ranks)[:, None, width - free :]
+        return cls(factor.contiguous(), complement)
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> Projector:
+        """The same projector in another precision, on another device."""
+        return Projector(self.factor.to(dtype=dtype, device=device), self.complement)
 
     def __call__(self, matrix: Tensor) -> Tensor:
         """`matrix @ P`, shape (groups, out, width), in the cheap order."""
@@ -64,17 +68,20 @@ class NullSpaceProjection:
         """`identity` switches projection off, for controls; displacement and leak are measured all the same."""
         self.layers = [layer for layer in layers if subspace[layer.name].has_capacity]
         self.identity = identity
-        self._subspace = subspace
+        exact: dict[str, Projector] = {}
         shared: dict[tuple[str, torch.dtype, torch.device], Projector] = {}
+        self._exact: dict[str, Projector] = {}
         self._projectors: dict[str, Projector] = {}
         self._start: dict[str, Tensor] = {}
         self._start_energy: dict[str, tuple[Moment, float]] = {}
         for layer in self.layers:
-            weight = local(layer.weight.detach())
-            key = (subspace.module_keys[layer.name], weight.dtype, weight.device)
+            weight, name = local(layer.weight.detach()), subspace.module_keys[layer.name]
+            if name not in exact:
+                exact[name] = Projector.from_subspace(subspace[layer.name])
+            key = (name, weight.dtype, weight.device)
             if key not in shared:
-                shared[key] = Projector.from_subspace(subspace[layer.name], weight.dtype, weight.device)
-            self._projectors[layer.name] = shared[key]
+                shared[key] = exact[name].to(weight.dtype, weight.device)
+            self._exact[layer.name], self._projectors[layer.name] = exact[name], shared[key]
             self._start[layer.name] = weight.clone()
 
     @torch.no_grad()
@@ -100,7 +107,7 @@ class NullSpaceProjection:
             weight, start = local(layer.weight), self._start[layer.name]
             projector = self._projectors[layer.name]
             if dtype is not None and dtype != weight.dtype:
-                projector = Projector.from_subspace(self._subspace[layer.name], dtype, weight.device)
+                projector = self._exact[layer.name].to(dtype, weight.device)
             change = weight.to(projector.factor.dtype) - start
             weight.copy_(_projected(layer, change, projector).add_(start))
 

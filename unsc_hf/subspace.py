@@ -105,6 +105,11 @@ class Subspace:
     def __getitem__(self, module_name: str) -> LayerSubspace:
         return self.layers[self.module_keys[module_name]]
 
+    def without_bases(self) -> Subspace:
+        """The same ranks and energies, without the matrices: what is left to report when projectors have been made."""
+        layers = {key: replace(layer, basis=layer.basis[..., :0].clone()) for key, layer in self.layers.items()}
+        return Subspace(layers, self.module_keys, self.rule)
+
     def report(self) -> list[LayerReport]:
         """Rank, capacity and forgotten energy in the null space, for each module."""
         return [

@@ -162,6 +162,9 @@ class UNSCTrainer(Trainer):
         self._teacher: nn.Module | None = None
         self.unlearning_seconds = 0.0
         self._given_statistics = statistics
+        self._retained: ActivationStatistics | None = None
+        self._forget_moments: dict[str, Moment] = {}
+        self._pooled = False
         self.class_names, self.whole_classes = self.task.class_names, self.task.whole_classes
         self.forgotten_classes, self.remaining_classes = self.task.forgotten_classes, self.task.remaining_classes
         if not self.whole_classes and args.target_forget_accuracy is None and unseen_dataset is None:
@@ -314,6 +317,30 @@ class UNSCTrainer(Trainer):
             },
         )
         return self.plan
+
+    @property
+    def retained_statistics(self) -> ActivationStatistics:
+        """Statistics of the retained rows, between `prepare_unlearning` and `train`, which lets go of them.
+
+        Raises:
+            UNSCError: before or after that.
+        """
+        if self._retained is None:
+            raise UNSCError(
+                "retained_statistics: there are none before prepare_unlearning, and train lets go of them; read them in between, "
+                "or collect them with ActivationStatistics.collect."
+            )
+        return self._retained
+
+    @retained_statistics.setter
+    def retained_statistics(self, statistics: ActivationStatistics) -> None:
+        self._retained, self._pooled = statistics, _POOL in statistics.moments
+
+    def _release(self) -> None:
+        """Let go of what only the preparation needed: every moment and basis is as large as a layer's width squared."""
+        assert self.plan is not None
+        self._retained, self._forget_moments = None, {}
+        self.plan.subspace = self.plan.subspace.without_bases()
 
     @property
     def pseudo_label_strategy(self) -> str:
@@ -509,6 +536,7 @@ class UNSCTrainer(Trainer):
         plan = self.prepare_unlearning()
         if checkpoint is not None:
             check_checkpoint(checkpoint, self._run_identity())
+        self._release()
         trained = {layer.weight_name for layer in plan.selection.layers}
         if isinstance(plan.projection, LoraProjection):
             trained = free_names(plan.selection) | (set() if self.args.lora_freeze_a else trained)
@@ -684,7 +712,7 @@ class UNSCTrainer(Trainer):
             stop_reason=self.stop_reason,
             merged=self._merged_drift(model) if isinstance(model, PeftModel) and not self.is_fsdp_enabled else None,
             held_out=self._retain_held_out is not self._retain_train
-            and (self._given_statistics is None or _POOL in self.retained_statistics.moments),
+            and (self._given_statistics is None or self._pooled),
         )
         limit = self.args.max_leak
         if self.args.null_space == "retained" and limit is not None and leak.total > limit:
