@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +96,21 @@ def vit_b(labels: int = 10) -> ViTForImageClassification:
     return ViTForImageClassification(ViTConfig(num_labels=labels)).eval()
 
 
-def small_vit(width: int = 128, depth: int = 4, labels: int = 10) -> ViTForImageClassification:
+def vit(
+    width: int = 128, depth: int = 4, labels: int = 10, image: int = 28, patch: int = 7, biased_to: int | None = None
+) -> ViTForImageClassification:
+    """A smaller one; `biased_to` makes it take everything for one class, so that there is something to forget."""
     torch.manual_seed(0)
-    return ViTForImageClassification(
+    model = ViTForImageClassification(
         ViTConfig(
-            hidden_size=width, num_hidden_layers=depth, num_attention_heads=4, intermediate_size=4 * width, image_size=28,
-            patch_size=7, num_channels=3, num_labels=labels,
+            hidden_size=width, num_hidden_layers=depth, num_attention_heads=4, intermediate_size=4 * width, image_size=image,
+            patch_size=patch, num_channels=3, num_labels=labels,
         )
     ).eval()  # fmt: skip
+    if biased_to is not None:
+        with torch.no_grad():
+            model.classifier.bias[biased_to] += 10
+    return model
 
 
 def noise(rows: int, side: int, classes: int, first: int = 0) -> Dataset:
@@ -309,7 +317,7 @@ def _seconds(run: Callable[[], Any], repeats: int) -> float:
 
 
 def _growth_in_rows(repeats: int) -> Iterator[tuple[int, float]]:
-    model, reader = small_vit(), processor(28)
+    model, reader = vit(), processor(28)
     for rows in (500, 1000, 2000, 4000):
         data = noise(rows, 28, 10)
         yield rows, _seconds(lambda data=data: _collect(model, data, reader), repeats)  # type: ignore[misc]
@@ -318,7 +326,7 @@ def _growth_in_rows(repeats: int) -> Iterator[tuple[int, float]]:
 def _growth_in_classes(repeats: int) -> Iterator[tuple[int, float]]:
     reader = processor(28)
     for classes in (5, 10, 20, 40, 80):
-        data, model = noise(2000, 28, classes), small_vit(labels=classes)
+        data, model = noise(2000, 28, classes), vit(labels=classes)
         yield classes, _seconds(lambda d=data, m=model: _collect(m, d, reader), repeats)  # type: ignore[misc]
 
 
@@ -334,14 +342,14 @@ def _growth_in_width(repeats: int) -> Iterator[tuple[int, float]]:
 
 def _growth_in_depth(repeats: int) -> Iterator[tuple[int, float]]:
     for depth in (2, 4, 8, 16):
-        layers = find_layers(small_vit(depth=depth)).layers
+        layers = find_layers(vit(depth=depth)).layers
         projection = NullSpaceProjection(layers, random_subspace(layers, 0.5))
         yield depth, _seconds(projection.project_displacements, 5 * repeats)
 
 
 def _growth_in_requests(repeats: int) -> Iterator[tuple[int, float]]:
     """Requests of one class each, served one after another from statistics that were collected once."""
-    stored = _collect(small_vit(labels=40), noise(1600, 28, 40), processor(28))
+    stored = _collect(vit(labels=40), noise(1600, 28, 40), processor(28))
 
     def serve(requests: int) -> None:
         left = stored
@@ -384,6 +392,7 @@ def _plot_growth(found: dict[str, Any], file: Path) -> None:
         axis.loglog(sizes, seconds, "o-", color=BLUE)
         axis.set_xticks(sizes, [str(size) for size in sizes])
         axis.minorticks_off()
+        axis.set_yticks([seconds[0], seconds[-1]], [f"{seconds[0]:.3g}", f"{seconds[-1]:.3g}"])
         axis.set_xlabel(name)
         axis.set_title(f"{part['what']}\nexponent {part['exponent']:.2f}", fontsize=8)
     axes[0].set_ylabel("seconds")
@@ -414,18 +423,18 @@ def ask_processes(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def child_process(options: argparse.Namespace) -> None:
-    """Statistics, labels, 20 steps of 128 rows and evaluation of a ViT with 4 layers of width 128."""
+    """Statistics, labels, 10 steps of 128 rows and evaluation of a ViT with 6 layers of width 256 and 65 tokens an image."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    reader, names = processor(28), 10
-    retain, forget = noise(4000, 28, names - 1), noise(1000, 28, 1, first=names - 1)
+    reader, names = processor(64), 10
+    retain, forget = noise(1800, 64, names - 1), noise(600, 64, 1, first=names - 1)
     retain = retain.cast_column("label", forget.features["label"])
     with tempfile.TemporaryDirectory() as folder:
         config = UNSCConfig(
-            output_dir=folder, use_cpu=True, disable_tqdm=True, report_to="none", max_steps=20, check_steps=10, max_leak=None,
+            output_dir=folder, use_cpu=True, disable_tqdm=True, report_to="none", max_steps=10, check_steps=5, max_leak=None,
             per_device_train_batch_size=128 // world, lr_doubling_steps=None, learning_rate=1e-6,
         )  # fmt: skip
         trainer = UNSCTrainer(
-            small_vit(labels=names),
+            vit(256, 6, names, image=64, patch=8, biased_to=names - 1),
             config,
             forget,
             retain,
@@ -453,6 +462,19 @@ def child_process(options: argparse.Namespace) -> None:
 # ---- g) algebra ------------------------------------------------------------------------------------------------------
 
 
+def looped_patches(x: Tensor, width: int) -> Tensor:
+    """Patches of a 3 x 3 kernel by a plain loop over images and positions, as released code for this method has it."""
+    padded, side = nn.functional.pad(x, (1, 1, 1, 1)).numpy(), x.shape[-1]
+    columns = np.zeros((width, len(x) * side * side))
+    at = 0
+    for image in range(len(x)):
+        for i in range(side):
+            for j in range(side):
+                columns[:, at] = padded[image, :, i : i + 3, j : j + 3].reshape(-1)
+                at += 1
+    return torch.from_numpy(columns)
+
+
 def ask_algebra(options: argparse.Namespace) -> dict[str, Any]:
     """The same null space two ways, and the same rows of a convolution two ways."""
     torch.manual_seed(0)
@@ -466,33 +488,23 @@ def ask_algebra(options: argparse.Namespace) -> dict[str, Any]:
 
     bases = side_by_side({"eigh of the moment": by_moment, "svd of the rows": by_svd}, options.repeats)
 
-    conv = nn.Conv2d(64, 128, 3, padding=1).double()
-    geometry = row_geometry(conv)
-    assert geometry is not None
-    layer, x = ProtectedLayer("conv", conv, geometry), torch.randn(32, 64, 16, 16, dtype=torch.float64)
-
-    def streamed() -> Tensor:
-        return SecondMoment.zeros(1, geometry.width).update(layer.rows(x)).matrix[0]
-
-    def looped() -> Tensor:
-        """A plain loop over images and positions, as released code for this method has it."""
-        padded = nn.functional.pad(x, (1, 1, 1, 1))
-        columns = torch.zeros(geometry.width, len(x) * 256, dtype=torch.float64)
-        at = 0
-        for image in range(len(x)):
-            for i in range(16):
-                for j in range(16):
-                    columns[:, at] = padded[image, :, i : i + 3, j : j + 3].reshape(-1)
-                    at += 1
-        return torch.linalg.svd(columns, full_matrices=False)[0]
-
-    def streamed_basis() -> Tensor:
-        return descending_eigh(streamed()[None])[1]
-
-    patches = side_by_side({"streamed": streamed_basis, "loop over patches": looped}, options.repeats)
+    patches = {}
+    for channels, side in ((3, 32), (64, 16), (128, 8)):
+        conv = nn.Conv2d(channels, 128, 3, padding=1).double()
+        geometry = row_geometry(conv)
+        assert geometry is not None
+        layer, x = ProtectedLayer("conv", conv, geometry), torch.randn(32, channels, side, side, dtype=torch.float64)
+        seconds = side_by_side(
+            {"unfolded": partial(layer.rows, x), "loop over positions": partial(looped_patches, x, geometry.width)},
+            options.repeats + 1,
+        )
+        found = {name: values[1:] for name, values in seconds.items()}  # the first round warms up
+        patches[f"{channels} channels of {side} x {side}"] = {
+            "seconds": found, "loop_by_unfold": ratios(found, "unfolded")["loop over positions"],
+        }  # fmt: skip
     return {
         "bases": {"seconds": bases, "svd_by_eigh": ratios(bases, "eigh of the moment")["svd of the rows"], "shape": list(rows.shape)},
-        "patches": {"seconds": patches, "loop_by_stream": ratios(patches, "streamed")["loop over patches"], "images": list(x.shape)},
+        "patches": patches,
     }  # fmt: skip
 
 

@@ -69,6 +69,11 @@ class Moment(ABC):
     def device(self) -> torch.device:
         """Where the sums are."""
 
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Numbers in a row."""
+
     def __add__(self: AnyMoment, other: Moment) -> AnyMoment:
         return self.clone().add_(other)
 
@@ -128,6 +133,10 @@ class SecondMoment(Moment):
                 block += left @ right
             if last < width:
                 matrix[last:, first:last] = matrix[first:last, last:].mT
+
+    @property
+    def width(self) -> int:
+        return self.matrix.shape[-1]
 
     def clone(self) -> SecondMoment:
         return SecondMoment(self.matrix.clone(), self.rows)

@@ -219,6 +219,10 @@ class RowSample(Moment):
         self.rows += passed_over
 
     @property
+    def width(self) -> int:
+        return self.sample.shape[-1]
+
+    @property
     def filled(self) -> Tensor:
         return self.sample[: self.kept]
 

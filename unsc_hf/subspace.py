@@ -15,6 +15,7 @@ from torch import Tensor
 from .errors import UNSCError
 from .memory import format_size, scratch_bytes, whole_bytes
 from .moments import Moment, SecondMoment, total_moment
+from .sharding import dealt
 from .sketch import MomentSketch, RowSample
 
 logger = logging.getLogger(__name__)
@@ -158,6 +159,7 @@ def build_subspace(
     merge: str = "sum",
     forget: Mapping[str, Moment] | None = None,
     device: torch.device | str | None = None,
+    together: bool = False,
 ) -> Subspace:
     """Subspace of the retained rows for every layer input.
 
@@ -181,6 +183,7 @@ def build_subspace(
             concatenated, and an SVD whose left singular vectors above rounding are kept.
         forget: moments of the forgotten rows by key, for rule "ratio" and for the report.
         device: where to decompose, in float64, layer after layer; None leaves the moments where they are. The result is on the CPU.
+        together: the processes, all of which call this, take the layers in turn; every one gets the same bits of all.
 
     Raises:
         UNSCError: for an unknown rule, a value out of range, or a rule that a sketched layer cannot follow.
@@ -194,8 +197,8 @@ def build_subspace(
         raise UNSCError(f"subspace_rank: {rank!r} given; rule 'rank' needs a number of directions, 0 or more.")
     if rule == "ratio" and (ratio is None or ratio <= 0 or forget is None):
         raise UNSCError(f"subspace_ratio: {ratio!r} given; rule 'ratio' needs a positive number and forgotten rows.")
-    layers: dict[str, LayerSubspace] = {}
-    for key in dict.fromkeys(module_keys.values()):
+
+    def decompose(key: str) -> LayerSubspace:
         found = {group: by_key[key] for group, by_key in moments.items()}
         theirs = None if forget is None else forget[key]
         place = next(iter(found.values())).device if device is None else torch.device(device)
@@ -207,8 +210,7 @@ def build_subspace(
                     "sketch only; use rule 'energy' or 'rank' with merge 'sum', or raise max_statistics_memory."
                 )
             total = total_moment(moment for moment in found.values() if isinstance(moment, MomentSketch))
-            layers[key] = _sketched_layer(key, total.to(place), theirs, energy, rank if rule == "rank" else None)
-            continue
+            return _sketched_layer(key, total.to(place), theirs, energy, rank if rule == "rank" else None)
         per_class = {group: whole(moment, key).to(place) for group, moment in found.items()}
         retained = total_moment(per_class.values())
         if rule == "ratio":
@@ -225,13 +227,21 @@ def build_subspace(
             )
         else:
             basis, ranks = _moment_basis(retained, energy, rank if rule == "rank" else None)
-        layers[key] = LayerSubspace(
+        return LayerSubspace(
             basis.cpu(),
             ranks,
             _null_energy(retained.matrix, basis, ranks),
             None if theirs is None else _forgotten_share(theirs.to(place), basis, ranks),
             _next_energy(retained.matrix, basis),
         )
+
+    keys = list(dict.fromkeys(module_keys.values()))
+    if together:  # the widest first, so that every process gets as many of each width
+        first = {key: next(iter(moments.values()))[key] for key in keys}
+        layers = dealt(sorted(keys, key=lambda key: -first[key].width), decompose, device)
+        layers = {key: layers[key] for key in keys}
+    else:
+        layers = {key: decompose(key) for key in keys}
     return Subspace(layers, dict(module_keys), rule)
 
 

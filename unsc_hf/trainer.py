@@ -474,6 +474,7 @@ class UNSCTrainer(Trainer):
             merge=args.subspace_merge,
             forget=self._forget_moments,
             device=args.device,
+            together=True,
         )
         if args.null_space == "random":
             subspace = randomised(subspace, args.seed)
