@@ -14,7 +14,7 @@ from .comparison_report import latex, markdown, numbers, summarise, table, title
 from .evaluation.audits import AUDITS
 from .files import write_text
 from .html_report import FILE, Picture, Section, write_report
-from .method_comparison import ORIGINAL
+from .method_desk import ORIGINAL
 from .model_card import escape, versions
 from .unlearning import finite
 

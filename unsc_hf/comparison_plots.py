@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from .comparison_report import half_interval, titles, values
-from .method_comparison import ORIGINAL, RETRAINED
+from .method_desk import ORIGINAL, RETRAINED
 from .plots import BLUE, GREEN, GREY, save, shorten
 
 _MANY_CLASSES = 24

@@ -12,7 +12,7 @@ from scipy import stats
 from .evaluation.audits import AUDITS
 from .evaluation.report import within_band
 from .evaluation.signatures import FORGOTTEN, accuracy_signatures
-from .method_comparison import ORIGINAL, RETRAINED
+from .method_desk import ORIGINAL, RETRAINED
 from .methods import METHODS
 
 _MAIN = {"AccDut": "AccDut", "AccDrt": "AccDrt", "AccDf": "AccDf", "AccDr": "AccDr"}

@@ -192,7 +192,7 @@ class UNSCTrainer(Trainer):
             eval_dataset = {name: prepared(part) for name, part in eval_dataset.items()}
         elif eval_dataset is not None:
             eval_dataset = prepared(eval_dataset)
-        self._prepared = prepared
+        self._prepared: Callable[[Dataset], Any] = prepared
         super().__init__(
             model=model,
             args=args,

@@ -157,9 +157,7 @@ class Workbench:
                     return super()._iterate(model, dataset, description, features)
                 return iter([self._outputs(model, dataset, description, features)])
 
-            def _outputs(
-                self, model: nn.Module, dataset: Dataset, description: str, features: bool = False
-            ) -> Outputs:
+            def _outputs(self, model: nn.Module, dataset: Dataset, description: str, features: bool = False) -> Outputs:
                 """Until it has a plan, a trainer reads the original, which says the same of the same rows to every method."""
                 if another or self.plan is not None:
                     return super()._outputs(model, dataset, description, features)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,8 +67,7 @@ class Audit:
         headline: the key that decides whether a model lies within the retrained models' band; None when it decides nothing.
         run: the audit.
         calibrate: chooses how strong the audit is, once for a comparison, from the original model and validation rows, which stand
-            in the place of test rows then; what it finds is in `Examination.calibration`. A "reason" in it says why the audit can be
-            no evidence here, and is printed.
+            in the place of test rows then; what it finds is in `Examination.calibration`, and "told" in it is printed.
     """
 
     name: str
@@ -89,3 +88,8 @@ def audit(title: str, headline: str | None = None, calibrate: Calibrate | None =
         return run
 
     return register
+
+
+def calibrate(exam: Examination, audits: Iterable[Audit]) -> dict[str, dict[str, Any]]:
+    """What each audit that wants to be calibrated finds on the original, by name."""
+    return {one.name: one.calibrate(exam) for one in audits if one.calibrate is not None}

@@ -19,19 +19,18 @@ HEAD = 10  # the head alone learns at so many times the rate
 
 def choose_rate(exam: Examination) -> dict[str, Any]:
     """`learning_rate`: the smallest at which the *original*, its rows of the head muted as everybody's are, comes back to 80 % of its
-    accuracy in 40 steps. An attack too weak for a model that knows everything says nothing about others; `reason` then says so."""
+    accuracy in 40 steps. An attack that is too weak for a model that knows everything says nothing about others; `told` then says so."""
     test = exam.original.test
     goal = GOAL * (macro_accuracy(test.logits, test.labels, exam.forgotten) or 0.0)
     reached: dict[str, float] = {}
     for rate in RATES:
         reached[f"{rate:g}"] = max(_curve(exam, rate))
         if reached[f"{rate:g}"] >= goal > 0:
-            return {"learning_rate": rate, "goal": goal, "reached": reached, "reason": None}
-    reason = (
-        f"no evidence, the original itself does not come back to {goal:.0%} in {STEPS} steps at any rate up to {RATES[-1]:g} "
-        f"(at best {max(reached.values()):.0%})"
-    )
-    return {"learning_rate": None, "goal": goal, "reached": reached, "reason": reason}
+            told = f"learning rate {rate:g}, the smallest that brings the original back to {goal:.0%} in {STEPS} steps"
+            return {"learning_rate": rate, "goal": goal, "reached": reached, "told": told}
+    best = max(reached.values())
+    told = f"no evidence, in {STEPS} steps no learning rate up to {RATES[-1]:g} brings the original itself back to {goal:.0%} (best {best:.0%})"
+    return {"learning_rate": None, "goal": goal, "reached": reached, "told": told}
 
 
 @audit("relearning from 10 examples", headline="area", calibrate=choose_rate)
