@@ -144,9 +144,12 @@ class _Worker:
         return str(line)
 
     def stop(self) -> None:
+        """A free process ends by itself when nobody can ask any more."""
+        self.connection.close()
+        if self.busy is None:
+            self.process.join(10)
         self.process.terminate()
         self.process.join()
-        self.connection.close()
 
 
 def _serve(connection: Connection, make: Make) -> None:

@@ -107,6 +107,7 @@ class Workbench:
         if statistics is not None:  # a start with another head has the same inputs of its layers
             statistics = statistics.bound_to(weight_hash(model), [])
         config.save_strategy, config.push_to_hub = SaveStrategy.NO, False
+        config.dataloader_pin_memory = config.dataloader_pin_memory and torch.cuda.is_available()  # else torch warns
         return kind(
             model=model,
             args=config,
