@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 
 from .files import alone
 from .fingerprint import data_fingerprint
+from .remembered import Memory, RememberedRows
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def _train(
                 remove_unused_columns=False,
                 dataloader_pin_memory=torch.cuda.is_available(),
             ),
-            train_dataset=plan.prepare(dataset, processor, model, label_column),
+            train_dataset=RememberedRows(plan.prepare(dataset, processor, model, label_column), Memory()),
             data_collator=plan.collator(processor),
             processing_class=processor,
         )

@@ -12,19 +12,20 @@ from .registry import Examination, Reading, audit
 from .training import EVERY, STEPS, few_of_each, fit, fit_head, forgotten_rows, with_fresh_rows
 
 SHOTS = 10
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-GOAL = 0.8  # of the original's accuracy
+RATES = (1e-4, 3e-4, 1e-3, 3e-3)  # above, ten examples make curves jump
+ENOUGH = 0.5  # of the original's accuracy; from ten examples of a hard class not much more ever comes back
+GOAL = 0.8
 HEAD = 10  # the head alone learns at so many times the rate
 
 
 def choose_rate(exam: Examination) -> dict[str, Any]:
-    """`learning_rate`: the smallest at which the *original*, its rows of the head muted as everybody's are, comes back to 80 % of its
-    accuracy in 40 steps. An attack that is too weak for a model that knows everything says nothing about others; `told` then says so."""
+    """`learning_rate`: the smallest at which the *original*, its rows of the head muted as everybody's are, is back at half of its accuracy
+    after 40 steps. An attack that is too weak for a model that knows everything says nothing about others; `told` then says so."""
     test = exam.original.test
-    goal = GOAL * (macro_accuracy(test.logits, test.labels, exam.forgotten) or 0.0)
+    goal = ENOUGH * (macro_accuracy(test.logits, test.labels, exam.forgotten) or 0.0)
     reached: dict[str, float] = {}
     for rate in RATES:
-        reached[f"{rate:g}"] = max(_curve(exam, rate))
+        reached[f"{rate:g}"] = _curve(exam, rate)[-1]
         if reached[f"{rate:g}"] >= goal > 0:
             told = f"learning rate {rate:g}, the smallest that brings the original back to {goal:.0%} in {STEPS} steps"
             return {"learning_rate": rate, "goal": goal, "reached": reached, "told": told}
