@@ -148,7 +148,7 @@ class Desk:
     def collect(self, bench: Workbench, model: PreTrainedModel, rows: Dataset, features: bool = True) -> Outputs:
         """Outputs of a model on raw rows."""
         size = self.config.per_device_eval_batch_size
-        return collect_outputs(model, bench.prepared(rows), bench.collate, features=features, batch_size=size)
+        return collect_outputs(model, bench.remembered(rows), bench.collate, features=features, batch_size=size)
 
     def accuracies(self, outputs: RowOutputs) -> dict[str, Any]:
         """AccDut, AccDrt, AccDf, AccDr and test accuracy by class."""

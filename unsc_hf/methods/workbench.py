@@ -54,7 +54,7 @@ class Workbench:
         self._read: dict[tuple[str, bool], tuple[Outputs, float]] = {}  # with the seconds that reading took
         self._statistics: ActivationStatistics | None = None
         self._gauge = self._trainer(self.fresh(), UNSCTrainer, {}, ())
-        self._gauge._prepared = self.prepared
+        self._gauge._prepared = self.remembered
         self.forgotten = self._gauge.forgotten_classes
         if not self.forgotten:
             raise UNSCError(
@@ -83,8 +83,13 @@ class Workbench:
         """Makes a batch of prepared rows."""
         return self._gauge._collate
 
-    def prepared(self, rows: Dataset) -> RememberedRows:
-        """Rows ready for the model, prepared once and kept while there is room."""
+    def prepared(self, rows: Dataset) -> Dataset:
+        """Rows ready for the model, prepared whenever they are read."""
+        prepared: Dataset = self._gauge.task.prepare(rows)
+        return prepared
+
+    def remembered(self, rows: Dataset) -> RememberedRows:
+        """The same, prepared once and kept while there is room."""
         return self._memory.of(rows, self._gauge.task.prepare)
 
     def fresh(self) -> PreTrainedModel:
@@ -179,7 +184,7 @@ class Workbench:
                 return targets
 
         trainer = self._trainer(model or self.fresh(), Relabelling, options, callbacks)
-        trainer._prepared = self.prepared
+        trainer._prepared = self.remembered
         trainer.train()
         assert trainer.plan is not None
         needed = plan.seconds if trainer.args.null_space == "retained" else {}
@@ -210,7 +215,7 @@ class Workbench:
         """Batches of rows on the model's device, with "labels"; at most about `limit` rows."""
         generator = torch.Generator().manual_seed(seed)
         loader = DataLoader(
-            self.prepared(rows), batch_size=batch_size, shuffle=shuffle, collate_fn=self.collate, generator=generator
+            self.remembered(rows), batch_size=batch_size, shuffle=shuffle, collate_fn=self.collate, generator=generator
         )
         seen = 0
         for batch in loader:
