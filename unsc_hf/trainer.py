@@ -20,6 +20,7 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType, TrainOutput
+from transformers.utils import ModelOutput
 
 from .adapters import LoraProjection, add_adapters, free_names
 from .callbacks import Check, ProjectionCallback, StoppingCallback
@@ -199,7 +200,7 @@ class UNSCTrainer(Trainer):
             eval_dataset = {name: prepared(part) for name, part in eval_dataset.items()}
         elif eval_dataset is not None:
             eval_dataset = prepared(eval_dataset)
-        self._prepared = prepared
+        self._prepared: Callable[[Dataset], Any] = prepared
         super().__init__(
             model=model,
             args=args,
@@ -603,25 +604,25 @@ class UNSCTrainer(Trainer):
         inputs = dict(inputs)
         targets, reference = inputs.pop("pseudo_labels"), inputs.pop("reference")
         retain, labels = inputs.pop("retain", None), inputs.pop("labels")
-        outputs = model(**inputs)
-        logits, true, pseudo, samples = self.task.positions(outputs.logits, labels, targets)
+        found = self.task.logits(model, inputs)
+        logits, true, pseudo, samples = self.task.positions(found, labels, targets)
         args, more = self.args, dict[str, Any]()
         if self._teacher is not None:
             with torch.no_grad():
-                taught = self._teacher(**inputs).logits
+                taught = self.task.logits(self._teacher, inputs)
             more["teacher"] = self.task.positions(taught, labels, targets)[0]
         if retain is not None:
             kept_inputs = {name: value for name, value in retain.items() if name not in NOT_INPUTS}
-            kept = self.task.outputs(model(**kept_inputs).logits, retain["labels"])
+            kept = self.task.outputs(self.task.logits(model, kept_inputs), retain["labels"])
             more["retain_logits"] = kept.logits
             more["retain_loss"] = nn.functional.cross_entropy(kept.logits.float(), kept.labels)
             if self._teacher is not None:
                 with torch.no_grad():
-                    taught = self._teacher(**kept_inputs).logits
+                    taught = self.task.logits(self._teacher, kept_inputs)
                 more["retain_teacher"] = self.task.outputs(taught, retain["labels"]).logits
         more.update(beta=args.objective_beta, gamma=args.objective_gamma, retain_weight=args.retain_weight)
         loss = OBJECTIVES[args.objective].loss(Terms(logits, true, pseudo, samples, reference, **more))
-        return (loss, outputs) if return_outputs else loss
+        return (loss, ModelOutput(logits=found)) if return_outputs else loss
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         output = super().evaluation_loop(*args, **kwargs)
