@@ -132,6 +132,8 @@ def test_requests_in_sequence_keep_to_the_limit(separable_data: Callable[[int], 
     config.max_statistics_memory = config.sketch_size = None  # stored sketches say themselves what they are
     again = serve_request(model, tmp_path / "statistics", config, *split_dataset(retain, forget_classes=["dog"]))
     assert again.plan.subspace[WIDE].sketch_size == 40
+    assert isinstance(again._forget_moments[WIDE], MomentSketch)
+    assert isinstance(again.plan.held_out[WIDE], RowSample)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def parse_size(value: str | int | None, argument: str) -> int | None:
         raise UNSCError(
             f'{argument}: {value!r} is not a size; give bytes, or a number and a unit, such as "2GB" or "500MiB".'
         )
-    return int(float(found.group(1)) * _UNITS[unit])
+    return round(float(found.group(1)) * _UNITS[unit])
 
 
 def format_size(size: int) -> str:
