@@ -45,7 +45,7 @@ def format_size(size: int) -> str:
     """Bytes with a unit of thousands, rounded up: what is named as needed must do."""
     for unit in ("GB", "MB", "KB"):
         if size >= _UNITS[unit]:
-            return f"{math.ceil(100 * size / _UNITS[unit]) / 100:g}{unit}"
+            return f"{math.ceil(100 * size / _UNITS[unit]) / 100:.12g}{unit}"
     return f"{size}B"
 
 
