@@ -4,8 +4,9 @@
 
 A random feed-forward block of a Llama (gate and up read 4,096 wide rows, down reads 14,336 wide ones) is run over random rows whose
 energies fall like 1 / i^2 by direction. Each limit, and the same forward pass without statistics, has a process of its own;
-extra memory is the difference of their peaks (resident set), the decomposition's told apart. Seconds are the processor's, of all threads. Under a limit that holds the
-whole moment the bound is 0 and nothing is decomposed (that takes about 9 width^3 operations); below, the moment is sketched.
+extra memory is the difference of their peaks (resident set), the decomposition's told apart. Seconds are the processor's, of all
+threads. Under a limit that holds the whole moment the bound is 0 and nothing is decomposed (that takes about 9 width^3
+operations); below, the moment is sketched.
 """
 
 from __future__ import annotations

@@ -134,6 +134,8 @@ def test_requests_in_sequence_keep_to_the_limit(separable_data: Callable[[int], 
     config.max_statistics_memory = config.sketch_size = None  # stored sketches say themselves what they are
     again = serve_request(model, tmp_path / "statistics", config, *split_dataset(retain, forget_classes=["dog"]))
     assert again.plan.subspace[WIDE].sketch_size == 40
+    assert isinstance(again._forget_moments[WIDE], MomentSketch)
+    assert isinstance(again.plan.held_out[WIDE], RowSample)
 
 
 @pytest.mark.parametrize(
@@ -197,13 +199,12 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
     done = subprocess.run(
         [
             sys.executable, str(BENCHMARK), "--hidden", "64", "--intermediate", "200", "--rows", "1024",
-            "--max_statistics_memory", "40MB", "2.7MB", "--output_file", str(file),
+            "--max_statistics_memory", "2.7MB", "--output_file", str(file),
         ],
         capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "error bound 0 of the trace" in done.stdout
     assert "rank " in done.stdout
-    whole, sketched = json.loads(file.read_text())["limits"]
-    assert whole["layers"]["mlp.down_proj"]["kind"] == "moment"
+    (sketched,) = json.loads(file.read_text())["limits"]
+    assert sketched["layers"]["mlp.gate_proj"]["kind"] == "moment"
     assert sketched["layers"]["mlp.down_proj"]["energy_held"] >= 0.95

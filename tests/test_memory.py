@@ -45,6 +45,7 @@ def test_nonsense_is_refused(text: object) -> None:
         parse_size(text, "max_memory")  # type: ignore[arg-type]
 
 
+@settings(max_examples=500)
 @given(st.integers(1, 10**13))
 def test_a_size_that_is_told_is_enough(size: int) -> None:
     told = parse_size(format_size(size), "max_memory")
@@ -82,6 +83,7 @@ def test_a_limit_that_is_too_small_says_what_is_needed() -> None:
     with pytest.raises(UNSCError, match="a sketch of 7000 columns needs"):
         plan_memory(layers, 9 * 10**8, sketch_size=7000)
     assert plan_memory(layers, 10**9, sketch_size=700).columns == {"layer 2": 700}
+    assert plan_memory(_layers([96]), 1_220_000).columns == {"layer 0": 48}  # more would fit, and be no sketch
     assert plan_memory(layers, None, layout={"layer 0": 30}).columns == {"layer 0": 30}
     with pytest.raises(UNSCError, match="its moment needs"):
         plan_memory(layers, 10**9, layout={})

@@ -225,7 +225,8 @@ def test_projection_and_random_control_of_a_sketched_layer() -> None:
 
 @pytest.mark.parametrize("thin_rows", [True, False])
 def test_adapters_start_from_forgotten_directions_that_are_free(thin_rows: bool) -> None:
-    retain, forget = _rows(40, 5) @ torch.randn(5, 60, dtype=torch.float64), _rows(400, 60, 2.0)
+    retain = _rows(40, 5) @ torch.randn(5, 60, dtype=torch.float64)
+    forget = _rows(400, 60, 2.0) + _rows(400, 40) @ retain / retain.norm()  # most of it is used by retained rows, too
     dense = build_subspace({"0": {"layer": _moment(retain)}}, KEYS, energy=1.0)["layer"]
     space = _space(retain, 20, energy=1.0)
     forgotten = _sketch(forget, 30) if thin_rows else _moment(forget)
@@ -243,6 +244,16 @@ def test_adapters_start_from_forgotten_directions_that_are_free(thin_rows: bool)
     assert int((wide.norm(dim=1) > 0).sum()) <= 55
     mixed = null_space_start(dense, _sketch(forget, 30), 4)  # the retained rows' moment whole, the forgotten ones' not
     assert caught(mixed) >= 0.95 * best
+
+
+def test_more_than_half_the_width_may_be_kept_when_asked_for() -> None:
+    rows = torch.randn(100, 30, dtype=torch.float64) @ torch.randn(30, 40, dtype=torch.float64)
+    space = _space(rows, 36, energy=1.0)
+    assert space.ranks == (30,)
+    projector = Projector.from_subspace(space, torch.float64, torch.device("cpu"))
+    moved = projector(torch.randn(1, 3, 40, dtype=torch.float64))
+    assert (moved[0] @ rows.T).abs().max() < 1e-6
+    assert moved.norm() > 0.1
 
 
 def test_forgotten_energy_is_never_exaggerated() -> None:

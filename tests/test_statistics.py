@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
+from unsc_hf import collecting
 from unsc_hf.data import split_dataset
 from unsc_hf.errors import UNSCError
 from unsc_hf.fingerprint import data_fingerprint, weight_hash
@@ -147,6 +148,15 @@ def test_blocks_add_up_to_the_product(groups: int, dtype: torch.dtype) -> None:
     assert moment.rows == 1300
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_nothing_of_the_size_of_a_moment_is_made_on_the_way(dtype: torch.dtype) -> None:
+    moment, rows = SecondMoment.zeros(1, 1536), torch.randn(1, 40, 1536)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        moment.update(rows, dtype)
+    largest = max(event.self_cpu_memory_usage for event in profile.events())
+    assert 0 < largest < moment.matrix.nbytes / 3
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 3))
 def test_updates_add_up(sizes: list[int], groups: int) -> None:
@@ -168,9 +178,12 @@ def _passes(caplog: pytest.LogCaptureFixture) -> int:
 @pytest.mark.parametrize("pool_as", [None, "all"])
 @pytest.mark.parametrize("budget", [None, 30])
 def test_several_passes_give_the_bits_of_one(
-    budget: int | None, pool_as: str | None, caplog: pytest.LogCaptureFixture
+    budget: int | None, pool_as: str | None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO", "unsc_hf")
+    in_files: list[int] = []
+    in_file = collecting._in_file
+    monkeypatch.setattr(collecting, "_in_file", lambda tensor: in_files.append(tensor.nbytes) or in_file(tensor))
     model, data = make_vit(layers=4), _data()
     options: dict[str, Any] = {"max_rows_per_class": budget, "pool_as": pool_as, "progress": False}
     one = ActivationStatistics.collect(model, data, **options)
@@ -179,6 +192,7 @@ def test_several_passes_give_the_bits_of_one(
         grouped = ActivationStatistics.collect(model, data, max_memory=limit, **options)
         assert not grouped.sketch_sizes
         assert grouped.keys == one.keys
+        assert bool(in_files) == (limit != "5MB")  # where the results do not fit beside the pass
         for group, by_key in one.moments.items():
             assert list(grouped.moments[group]) == list(by_key)
             for key, moment in by_key.items():

@@ -94,12 +94,12 @@ class _Recorder:
 
     def add(self, layer: ProtectedLayer, x: Tensor) -> None:
         """Add the rows of one layer's input, without padding and within the budget."""
-        x = x.detach()
-        if layer.geometry.kind != "linear" and x.dim() == 3:
+        x, linear = x.detach(), layer.geometry.kind == "linear"
+        if not linear and x.dim() == 3:
             x = x.unsqueeze(0)
         moment, shares, width = self.moments[layer.name], self.shares[layer.name], layer.geometry.width
-        patches = x.shape[1:-1].numel() if layer.geometry.kind == "linear" else layer.rows(x[:1]).shape[1]
-        count = len(x) * patches
+        patches = 1 if linear else layer.rows(x[:1]).shape[1]
+        count = x.numel() // width if linear else len(x) * patches
         keep = row_mask(x, self._mask)
         spread = shares.budget < 1.0 and count % self.samples == 0
         if spread:

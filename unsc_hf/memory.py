@@ -38,14 +38,14 @@ def parse_size(value: str | int | None, argument: str) -> int | None:
         raise UNSCError(
             f'{argument}: {value!r} is not a size; give bytes, or a number and a unit, such as "2GB" or "500MiB".'
         )
-    return int(float(found.group(1)) * _UNITS[unit])
+    return round(float(found.group(1)) * _UNITS[unit])
 
 
 def format_size(size: int) -> str:
     """Bytes with a unit of thousands, rounded up: what is named as needed must do."""
     for unit in ("GB", "MB", "KB"):
         if size >= _UNITS[unit]:
-            return f"{math.ceil(100 * size / _UNITS[unit]) / 100:g}{unit}"
+            return f"{math.ceil(100 * size / _UNITS[unit]) / 100:.12g}{unit}"
     return f"{size}B"
 
 

@@ -211,12 +211,12 @@ def build_subspace(
                 )
             total = total_moment(moment for moment in found.values() if isinstance(moment, MomentSketch))
             return _sketched_layer(key, total.to(place), theirs, energy, rank if rule == "rank" else None)
-        per_class = {group: whole(moment, key).to(place) for group, moment in found.items()}
+        per_class = {group: whole_moment(moment, key).to(place) for group, moment in found.items()}
         retained = total_moment(per_class.values())
         if rule == "ratio":
             assert ratio is not None
             assert theirs is not None
-            basis, ranks = _ratio_basis(retained, whole(theirs, key).to(place), ratio)
+            basis, ranks = _ratio_basis(retained, whole_moment(theirs, key).to(place), ratio)
         elif rule == "released_ramp":
             basis, ranks = _concatenated_basis(
                 per_class, {g: min(1.0, 0.97 + 0.003 * _class_id(g)) for g in per_class}, None
@@ -245,7 +245,7 @@ def build_subspace(
     return Subspace(layers, dict(module_keys), rule)
 
 
-def whole(moment: Moment, key: str) -> SecondMoment:
+def whole_moment(moment: Moment, key: str) -> SecondMoment:
     """The moment, if it is there in full.
 
     Raises:
