@@ -158,7 +158,8 @@ def ask_statistics(options: argparse.Namespace) -> dict[str, Any]:
 
     def collect() -> None:
         ActivationStatistics.collect(
-            model, rows, label_column="label", processing_class=reader, batch_size=options.batch, progress=False, **budgets
+            model, rows, label_column="label", processing_class=reader, batch_size=options.batch, progress=False,
+            dtype=UNSCConfig(output_dir="unused").product_dtype, **budgets,
         )  # fmt: skip
 
     seconds = side_by_side({"forward": plain, "statistics": collect}, options.repeats)

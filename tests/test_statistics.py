@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
-from unsc_hf import collecting
+from unsc_hf import UNSCConfig, collecting
 from unsc_hf.data import split_dataset
 from unsc_hf.errors import UNSCError
 from unsc_hf.fingerprint import data_fingerprint, weight_hash
@@ -525,3 +525,41 @@ def test_statistics_killed_while_saving_are_the_old_or_the_new(tmp_path: Path, m
     fewer.save_pretrained(tmp_path)
     assert ActivationStatistics.from_pretrained(tmp_path).groups() == fewer.groups()
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_float32_products_decide_alike_where_directions_are_large() -> None:
+    model = make_vit()
+    data = tensor_dataset(torch.randn(60, 3, 8, 8), [i % 3 for i in range(60)])
+    exact, coarse = (
+        ActivationStatistics.collect(model, data, dtype=dtype, progress=False).subspace(energy=0.99)
+        for dtype in (torch.float64, torch.float32)
+    )
+    for key, layer in exact.layers.items():
+        other = coarse.layers[key]
+        assert other.ranks == layer.ranks
+        kept, also = (part.basis[0, :, : part.ranks[0]] for part in (layer, other))
+        assert torch.linalg.matrix_norm(kept.mT @ also, 2) == pytest.approx(1, abs=1e-9)
+        assert torch.linalg.svdvals(kept.mT @ also).min() >= 1 - 1e-5
+
+
+def test_products_are_exact_where_the_smallest_directions_count(tmp_path: Path) -> None:
+    def dtype(**options: Any) -> torch.dtype:
+        return UNSCConfig(output_dir=str(tmp_path), **options).product_dtype
+
+    assert dtype() == dtype(statistics_dtype="float32", energy=1.0) == torch.float32
+    assert dtype(energy=1.0) == dtype(subspace_rule="ratio", subspace_ratio=2.0) == torch.float64
+    assert dtype(subspace_merge="concat") == dtype(statistics_dtype="float64") == torch.float64
+
+
+def test_no_tf32_while_statistics_are_collected() -> None:
+    seen = []
+    model = make_vit()
+    model.register_forward_pre_hook(lambda *_: seen.append(torch.get_float32_matmul_precision()))
+    data = tensor_dataset(torch.randn(6, 3, 8, 8), [0, 1, 2] * 2)
+    torch.set_float32_matmul_precision("high")
+    try:
+        ActivationStatistics.collect(model, data, dtype=torch.float32, progress=False)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert set(seen) == {"highest"}

@@ -424,7 +424,7 @@ class UNSCTrainer(Trainer):
         if given is not None and not isinstance(given, ActivationStatistics):
             given = ActivationStatistics.from_pretrained(given)
 
-        def collect(dataset: Dataset, group: str | None, wide_rows: bool = False) -> ActivationStatistics:
+        def collect(dataset: Dataset, group: str | None, held_out: bool = False) -> ActivationStatistics:
             return ActivationStatistics.collect(
                 model,
                 dataset,
@@ -442,11 +442,14 @@ class UNSCTrainer(Trainer):
                 max_memory=args.max_statistics_memory,
                 sketch_size=args.sketch_size,
                 layout=None if given is None else given.sketch_sizes,
-                wide_rows=wide_rows,
+                wide_rows=held_out,
+                dtype=torch.float64
+                if held_out
+                else args.product_dtype,  # a leak is small beside the products it is summed from
             )
 
         forget = collect(self._forget_train, "forget")
-        held_out = collect(self._retain_held_out, "held-out", wide_rows=True)
+        held_out = collect(self._retain_held_out, "held-out", held_out=True)
         names = [layer.name for layer in selection.layers]
         if given is None:
             retained = collect(self._retain_train, None if per_class else _POOL)

@@ -27,7 +27,7 @@ from ..trainer import UnlearningPlan, UNSCTrainer
 
 _SUBSPACE_OPTIONS = (
     "subspace_rule", "energy", "subspace_rank", "subspace_ratio", "subspace_merge", "target_modules", "max_rows_per_class",
-    "max_samples_per_class", "max_statistics_memory", "sketch_size", "seed",
+    "max_samples_per_class", "max_statistics_memory", "sketch_size", "statistics_dtype", "seed",
 )  # fmt: skip
 AnyTrainer = TypeVar("AnyTrainer", bound=UNSCTrainer)
 Relabel = Callable[[nn.Module, Iterator[dict[str, Any]], Outputs], Tensor]
