@@ -82,7 +82,10 @@ def test_every_method_leaves_the_original_alone_and_changes_trained_weights_only
     assert leak is not None
     assert leak >= 0
     assert weight_hash(bench.original) == before
-    assert not any(module._forward_hooks for module in model.modules())
+    hooks = [hook for module in model.modules() for hook in module._forward_hooks.values()]
+    assert all(
+        hook.__module__.startswith("transformers.") for hook in hooks
+    )  # those stay once hidden states are asked for
 
 
 def test_methods_that_choose_have_the_same_number_of_tries() -> None:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from .evaluation.accuracy import macro_accuracy, per_class_accuracy
 from .evaluation.membership import membership_inference
 from .evaluation.probes import linear_probe, prototype_attack
 from .evaluation.report import LABELS, MethodResult, judge, mean_result
+from .feature_bands import ProbeBands
 from .loading import load_as, model_label_names
 from .outputs import Outputs, RowOutputs, collect_outputs
 from .saving import resume_from
@@ -257,6 +259,9 @@ def compare(
             *(mask_logits(part, unsc.forgotten_classes) for part in (original.forget, original.retain, original.test))
         )
         methods["masked"] = evaluator.evaluate(unsc.model, masked, 0.0, 0.0, same_features=methods["original"])
+    if config.feature_erasure != "none" and unsc.whole_classes and len(retrained) > 1:
+        loads = [partial(load_as, network_class, str(folder), "retrained_model_name_or_path") for folder in retrained]
+        unsc.choose_erasure = ProbeBands(unsc, loads)
     unsc.train(resume_from_checkpoint=resume_from(config.resume_from_checkpoint))
     certificate = unsc.certify()
     if pristine is not None:
@@ -278,6 +283,10 @@ def compare(
     if references:
         methods["retrained"] = mean_result(references)
     verdict, reason = judge(methods["unsc"], references, unsc.forgotten_classes)
+    if verdict == "removed" and unsc.erased:
+        reason += (
+            "; the features were erased against such a probe, so ask readers of another kind before you rely on it"
+        )
     ordered = {name: methods[name] for name in LABELS if name in methods}
     return Comparison(ordered, references, certificate.to_dict(), verdict, reason, unsc)
 

@@ -24,6 +24,7 @@ REFUSED = {
 }
 _COARSE = 0.9999  # up to this energy, what float32 products round away (1e-7 of the largest eigenvalue) decides nothing
 NULL_SPACES = ("retained", "random", "none")
+ERASURES = ("none", "head", "layers")
 
 
 @dataclass
@@ -71,14 +72,23 @@ class UNSCConfig(TrainingArguments):
         max_validation_rows (`int`, defaults to `1000`): at most this many rows are held out of each.
         label_column (`str`, *optional*): column with class ids; found by itself when None.
         objective (`str`, defaults to `"unsc"`): what is minimised on the forget rows: `"unsc"`, `"unsc_retain"`,
-            `"gradient_ascent"`, `"gradient_difference"`, `"npo"`, `"simnpo"`, `"fine_tune"` or `"scrub"`; see
-            `unsc_hf.objectives`. All run under the same projection.
+            `"gradient_ascent"`, `"gradient_difference"`, `"npo"`, `"simnpo"`, `"fine_tune"`, `"scrub"`, `"whitened_means"`,
+            `"whitened_covariances"` or `"adversarial_probe"`; see `unsc_hf.objectives`. All run under the same projection.
         objective_beta, objective_gamma, retain_weight (`float`): of `"npo"` and `"simnpo"`, of `"simnpo"`, and of
             `"unsc_retain"`, `"gradient_difference"` and `"scrub"`.
         completion_only_loss (`bool`, defaults to `True`): for language models, forget the completions' tokens alone, not the
             prompts'.
         text_columns (`list[str]`, *optional*): column with the text, or the two of a pair; found by themselves when None.
         lora_freeze_a (`bool`, defaults to `False`): with adapters, keep A where it starts.
+
+    Parameters that control forgetting in the features:
+        feature_erasure (`str`, defaults to `"none"`): after unlearning, what a linear probe reads of the forgotten rows is erased
+            in closed form from the head's input (`"head"`), or from every hidden state too (`"layers"`). It leaves the null
+            space: the held-out leak says how far, and `max_leak` bounds it.
+        erasure_strength (`float`, defaults to `0.35`): share of the difference between class means that is taken out; without
+            retrained models to compare with, a share that leaves about as much as they have.
+        feature_weight (`float`, defaults to `0.1`): of the features' part in `"whitened_means"`, `"whitened_covariances"` and
+            `"adversarial_probe"`.
     """
 
     subspace_rule: str = field(
@@ -163,6 +173,22 @@ class UNSCConfig(TrainingArguments):
         metadata={"help": "With adapters: keep A where it starts, instead of projecting it after each step."},
     )
 
+    feature_erasure: str = field(
+        default="none",
+        metadata={
+            "help": "After unlearning, erase from the features what a linear probe reads: of the head's input, or of all layers.",
+            "choices": list(ERASURES),
+        },
+    )
+    erasure_strength: float = field(
+        default=0.35,
+        metadata={"help": "Share of the difference between class means that erasure takes out, in [0, 1]."},
+    )
+    feature_weight: float = field(
+        default=0.1,
+        metadata={"help": "Weight of the features in whitened_means, whitened_covariances, adversarial_probe."},
+    )
+
     # TrainingArguments with other defaults.
     learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate."})
     optim: str = field(default="adamw_torch", metadata={"help": "Optimiser; any torch optimiser keeps the promise."})
@@ -192,6 +218,7 @@ class UNSCConfig(TrainingArguments):
             ("null_space", NULL_SPACES),
             ("objective", tuple(OBJECTIVES)),
             ("statistics_dtype", ("float32", "float64")),
+            ("feature_erasure", ERASURES),
         ):
             if getattr(self, argument) is not None and getattr(self, argument) not in options:
                 raise UNSCError(
@@ -207,7 +234,13 @@ class UNSCConfig(TrainingArguments):
             )
         if self.max_leak is not None and not (math.isfinite(self.max_leak) and self.max_leak > 0):
             raise UNSCError(f"max_leak: {self.max_leak!r} is not a positive number; use None for no budget.")
-        for argument in ("objective_beta", "pseudo_label_temperature"):
+        if not 0.0 <= self.erasure_strength <= 1.0:
+            raise UNSCError(
+                f"erasure_strength: {self.erasure_strength!r} is outside [0, 1]; it is a share, not percent."
+            )
+        if self.feature_erasure != "none" and self.lora_freeze_a:
+            raise UNSCError("lora_freeze_a: erasure adds rows to A; use feature_erasure='none', or let A be trained.")
+        for argument in ("objective_beta", "pseudo_label_temperature", "feature_weight"):
             if not getattr(self, argument) > 0:
                 raise UNSCError(f"{argument}: {getattr(self, argument)!r} is not a positive number.")
         if not 0.0 < self.validation_fraction < 1.0:
@@ -245,12 +278,13 @@ class UNSCConfig(TrainingArguments):
         super().__post_init__()
 
 
-def check_fsdp(plugin: Any, objective: str) -> None:
+def check_fsdp(plugin: Any, objective: str, erasure: str = "none") -> None:
     """Refuse ways of sharding that the projection cannot follow, whether arguments or a launcher asked for them.
 
     Args:
         plugin: accelerate's `FullyShardedDataParallelPlugin`.
         objective: name of the objective.
+        erasure: `feature_erasure`.
 
     Raises:
         UNSCError: names the option and what to set instead.
@@ -279,6 +313,10 @@ def check_fsdp(plugin: Any, objective: str) -> None:
     for option, (given, reason) in reasons.items():
         if given:
             raise UNSCError(f"{option}: not supported with FSDP, {reason}.")
+    if erasure != "none":
+        raise UNSCError(
+            "feature_erasure: not supported with FSDP, sharded weights cannot be folded into; use DDP (torchrun)."
+        )
     if OBJECTIVES[objective].teacher:
         raise UNSCError(
             f"objective: {objective!r} keeps a second, whole model beside the sharded one; use DDP (torchrun)."

@@ -21,6 +21,7 @@ from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel
 
+from .class_statistics import remove_stale
 from .config import UNSCConfig
 from .errors import UNSCError
 from .fingerprint import row_digests, weight_hash
@@ -211,6 +212,7 @@ def serve_request(
         if trainer.is_world_process_zero():
             finish(served)
             settle(statistics_dir, bound.fingerprint.weights)
+            remove_stale(statistics_dir, bound.fingerprint.weights)
             # The model of the request before still knows what this one has asked to forget.
             shutil.rmtree(request_folder(args, len(bound.requests) - 1), ignore_errors=True)
         trainer.accelerator.wait_for_everyone()

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from .data import RelabelledDataset, hold_out
 from .errors import UNSCError
 from .evaluation.certificate import Certificate, LogitDrift, logit_drift
 from .evaluation.membership import exposure, tolerated_exposure
+from .feature_erasure import Choose, Erased, erase_features
+from .feature_terms import FeatureTerms
 from .fingerprint import data_fingerprint, weight_hash
 from .layers import NOT_INPUTS, LayerSelection, evaluation_mode, find_layers, trace_layers
 from .loading import check_weights, load_as, load_model
@@ -160,7 +162,10 @@ class UNSCTrainer(Trainer):
         self.task = make_task(model, args, forget_dataset, retain_dataset, processing_class)
         self.plan: UnlearningPlan | None = None
         self.stop_reason: str | None = None
+        self.erased: list[Erased] = []
+        self.choose_erasure: Choose | None = None
         self._teacher: nn.Module | None = None
+        self._feature_terms: FeatureTerms | None = None
         self.unlearning_seconds = 0.0
         self._given_statistics = statistics
         self._retained: ActivationStatistics | None = None
@@ -187,7 +192,7 @@ class UNSCTrainer(Trainer):
             retain_dataset, fraction, strata(retain_dataset), limit, seed
         )
 
-        self._original_weights = weight_hash(model)
+        self.original_weights = weight_hash(model)
         self.model_class = type(model).__name__
         self.base_model_name = public_name(str(model.config._name_or_path or ""))
         if peft_config is not None:
@@ -229,7 +234,7 @@ class UNSCTrainer(Trainer):
         Upstream shards when training begins, and finds that done.
         """
         plugin = self.accelerator.state.fsdp_plugin
-        check_fsdp(plugin, self.args.objective)
+        check_fsdp(plugin, self.args.objective, self.args.feature_erasure)
         if plugin.transformer_cls_names_to_wrap is None:
             plugin.transformer_cls_names_to_wrap = units_to_shard(self.model)
         grouped = [layer.name for layer in find_layers(self.model).layers if layer.geometry.groups > 1]
@@ -269,7 +274,7 @@ class UNSCTrainer(Trainer):
         if self.plan is not None:
             return self.plan
         args, model = self.args, self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        original = self._original_weights
+        original = self.original_weights
         selection = self._selection(model)
         started = time.perf_counter()
         subspace, held_out = self._subspace(model, selection, original)
@@ -298,6 +303,8 @@ class UNSCTrainer(Trainer):
         if OBJECTIVES[args.objective].teacher:
             self._teacher = copy.deepcopy(model).requires_grad_(False)
             self._teacher.eval()
+        if OBJECTIVES[args.objective].features:
+            self._feature_terms = FeatureTerms(self, model, self._given_statistics)
         target, unseen_losses = self._target(model)
         self.plan = UnlearningPlan(
             selection=selection,
@@ -537,6 +544,10 @@ class UNSCTrainer(Trainer):
         Raises:
             UNSCError: resuming with another model, data or options than the checkpoint's run began with.
         """
+        if self.erased:
+            raise UNSCError(
+                "feature_erasure: this model's features are erased already; save it and start anew from there."
+            )
         checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
         plan = self.prepare_unlearning()
         if checkpoint is not None:
@@ -564,6 +575,9 @@ class UNSCTrainer(Trainer):
         try:
             output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
             plan.projection.project_displacements(torch.float64)
+            if self.args.feature_erasure != "none" and self.args.null_space == "retained":
+                self.erased = erase_features(self, self.choose_erasure)
+                self.log({name: value for name, value in asdict(self._check()).items() if value is not None})
         finally:
             for callback in callbacks:
                 self.remove_callback(callback)
@@ -607,9 +621,15 @@ class UNSCTrainer(Trainer):
         inputs = dict(inputs)
         targets, reference = inputs.pop("pseudo_labels"), inputs.pop("reference")
         retain, labels = inputs.pop("retain", None), inputs.pop("labels")
-        found = self.task.logits(model, inputs)
-        logits, true, pseudo, samples = self.task.positions(found, labels, targets)
         args, more = self.args, dict[str, Any]()
+        if self._feature_terms is None:
+            found = self.task.logits(model, inputs)
+        else:
+            terms = self._feature_terms
+            outputs, more["features"] = terms.forward(model, inputs, labels)
+            found = outputs.logits
+            more.update(feature_targets=terms.targets, one_group=terms.answers, feature_weight=args.feature_weight)
+        logits, true, pseudo, samples = self.task.positions(found, labels, targets)
         if self._teacher is not None:
             with torch.no_grad():
                 taught = self.task.logits(self._teacher, inputs)

@@ -15,7 +15,7 @@ from .workbench import Workbench
 for _module in sorted(found.name for found in pkgutil.iter_modules(__path__)):
     importlib.import_module(f"{__name__}.{_module}")
 
-_FIRST = ("unsc", "no_null_space", "true_label_ascent", "random_pseudo_labels", "random_projector", "masked", "fine_tune",
+_FIRST = ("unsc", "unsc_erased", "no_null_space", "true_label_ascent", "random_pseudo_labels", "random_projector", "masked", "fine_tune",
           "random_label", "gradient_ascent", "neggrad_plus", "boundary_shrink", "boundary_expand", "fisher", "salun", "ssd",
           "scrub")  # fmt: skip
 _order = [*(name for name in _FIRST if name in METHODS), *(name for name in METHODS if name not in _FIRST)]

@@ -11,15 +11,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .adversarial_probe import adversarial_probe
 from .fine_tune import fine_tune
 from .gradient_ascent import gradient_ascent
 from .gradient_difference import gradient_difference
 from .npo import npo
 from .scrub import scrub
 from .simnpo import simnpo
-from .terms import Terms
+from .terms import FeatureTargets, Terms
 from .unsc import unsc
 from .unsc_retain import unsc_retain
+from .whitened import whitened_covariances, whitened_means
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,13 @@ class Objective:
         loss: scalar from the terms of a batch.
         retain: whether it reads retained rows in training too; UNSC does not.
         teacher: whether it compares with the original model's logits; costs a second forward pass.
+        features: whether it reads the inputs of the head, and the class statistics of the original model.
     """
 
     loss: Callable[[Terms], Tensor]
     retain: bool = False
     teacher: bool = False
+    features: bool = False
 
 
 OBJECTIVES = {
@@ -46,6 +50,9 @@ OBJECTIVES = {
     "simnpo": Objective(simnpo),
     "fine_tune": Objective(fine_tune, retain=True),
     "scrub": Objective(scrub, retain=True, teacher=True),
+    "whitened_means": Objective(whitened_means, features=True),
+    "whitened_covariances": Objective(whitened_covariances, features=True),
+    "adversarial_probe": Objective(adversarial_probe, features=True),
 }
 
-__all__ = ["OBJECTIVES", "Objective", "Terms"]
+__all__ = ["OBJECTIVES", "FeatureTargets", "Objective", "Terms"]

@@ -1,0 +1,81 @@
+"""Closed-form erasure: the asked shifts and no more, at the least leak; a linear reader of class means finds nothing afterwards."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from unsc_hf import UNSCError
+from unsc_hf.erasure import LowRank, differences, least_leak, output_shifts, ridged, shared_classes
+
+
+def _moment(width: int) -> torch.Tensor:
+    x = torch.randn(4 * width, width, dtype=torch.float64) * torch.logspace(-1, 1, width, dtype=torch.float64)
+    return x.T @ x / len(x)
+
+
+def test_means_move_as_asked_and_other_directions_of_the_constraints_stay() -> None:
+    inputs, shifts = torch.randn(12, 3), torch.randn(7, 3)
+    change = least_leak(inputs, shifts, _moment(12))
+    assert torch.allclose(change.dense() @ inputs.double(), shifts.double(), atol=1e-8)
+    assert torch.linalg.matrix_rank(change.dense()) == 3
+    assert torch.allclose(change.scaled(0.5).dense(), 0.5 * change.dense())
+
+
+def test_no_other_change_that_does_this_leaks_less() -> None:
+    moment, inputs, shifts = _moment(12), torch.randn(12, 2), torch.randn(7, 2)
+    best = least_leak(inputs, shifts, moment, ridge=1e-9).dense()
+    basis = torch.linalg.qr(inputs.double()).Q
+    for _ in range(20):
+        other = best + torch.randn(7, 12, dtype=torch.float64) @ (torch.eye(12).double() - basis @ basis.T)
+        assert torch.allclose(other @ inputs.double(), shifts.double(), atol=1e-8)
+        assert float(torch.trace(best @ moment @ best.T)) <= float(torch.trace(other @ moment @ other.T))
+
+
+def test_constraints_that_repeat_each_other() -> None:
+    once = torch.randn(12, 1)
+    change = least_leak(torch.cat([once, once], 1), torch.ones(3, 2), _moment(12))
+    assert torch.allclose(change.dense() @ once.double(), torch.ones(3, 1).double(), atol=1e-6)
+
+
+def test_a_linear_reader_finds_no_difference_of_means_between_the_rows_of_a_class() -> None:
+    """Two classes; forgotten rows of each differ from its retained rows by a shift of their own."""
+    width, rows = 10, 4000
+    centres, shifts = 3 * torch.randn(2, width), 2 * torch.randn(2, width)
+    labels, relabelled = torch.arange(rows) % 2, torch.arange(rows) % 2
+    retained = centres[labels] + torch.randn(rows, width)
+    forgotten = (centres + shifts)[relabelled] + torch.randn(rows, width)
+    found = differences(forgotten, relabelled, retained, labels, [0, 1])
+    assert torch.allclose(found.T.float(), shifts, atol=0.2)
+    change = least_leak(found, -found, (retained.T @ retained).double() / rows).dense()  # the layer is the identity
+    after_f, after_r = (x.double() + x.double() @ change.T for x in (forgotten, retained))
+    left = differences(after_f, relabelled, after_r, labels, [0, 1])
+    assert float(left.norm()) < 1e-6 * float(found.norm())
+    apart = (after_r[labels == 0].mean(0) - after_r[labels == 1].mean(0)).norm()
+    assert float(apart) > 0.3 * float((centres[0] - centres[1]).norm())  # the classes stay apart
+
+
+def test_shifts_of_the_output_that_move_the_features() -> None:
+    jacobian, wanted = torch.randn(5, 9), torch.randn(5, 2)
+    assert torch.allclose(jacobian.double() @ output_shifts(jacobian, wanted, ridge=1e-6), wanted.double(), atol=1e-3)
+    stuck = jacobian.clone()
+    stuck[0] *= 1e-4  # a feature that hardly moves is given up, not paid for with all the others
+    assert float(output_shifts(stuck, wanted).norm()) < 3 * float(output_shifts(jacobian, wanted).norm())
+
+
+def test_classes_with_enough_rows_of_both_kinds() -> None:
+    relabelled = torch.tensor([0] * 60 + [1] * 39 + [2])
+    assert shared_classes(relabelled, torch.tensor([0, 1, 2])) == [0, 1]
+    assert shared_classes(relabelled, torch.tensor([1, 2])) == [1]
+    with pytest.raises(UNSCError, match="pseudo_labels: no retained class takes two of the 100 forgotten rows"):
+        shared_classes(relabelled, torch.tensor([2, 3]))
+    spread = torch.cat([torch.arange(40).repeat(5), torch.full((3,), 7), torch.full((2,), 9)])
+    few = shared_classes(spread, torch.arange(40))  # none takes 5 %
+    assert len(few) == 8
+    assert {7, 9} <= set(few)
+
+
+def test_ridge_makes_few_rows_invertible() -> None:
+    x = torch.randn(3, 20, dtype=torch.float64)
+    assert float(torch.linalg.cond(ridged(x.T @ x))) < 1e4
+    assert isinstance(least_leak(torch.randn(20, 1), torch.randn(4, 1), x.T @ x), LowRank)

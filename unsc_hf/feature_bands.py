@@ -1,0 +1,108 @@
+"""How much to erase, where retrained models are at hand: until a probe reads as much as it reads in them, on validation rows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from .errors import UNSCError
+from .evaluation.band import Band, choose_strength
+from .evaluation.probes import linear_probe
+from .feature_erasure import Batch, evenly, row_batches
+from .readings import Reading, find_readings, read_all
+
+if TYPE_CHECKING:
+    from .trainer import UNSCTrainer
+
+logger = logging.getLogger(__name__)
+
+_ROWS_PER_CLASS = 200  # rows of each class that a probe is taught on
+
+
+class ProbeBands:
+    """Bands of what a probe reads in retrained models, and the strengths of erasure that reach them.
+
+    The probe is taught on training rows, and asked about the forget rows that the trainer holds out for validation.
+    """
+
+    def __init__(
+        self,
+        trainer: UNSCTrainer,
+        references: Sequence[Callable[[], nn.Module]],
+        bands: Mapping[str, Band] | None = None,
+    ) -> None:
+        """
+        Args:
+            trainer: of whole classes.
+            references: each gives a retrained model; they are held one at a time.
+            bands: of each reading, where they are known already for the same rows; `references` are not looked at then.
+
+        Raises:
+            UNSCError: a language model or single rows, fewer than two references, or one with other hidden states.
+        """
+        if trainer.task.label_column is None or not trainer.whole_classes:
+            raise UNSCError("references: bands of a probe need whole classes to be forgotten; leave them out.")
+        self._trainer = trainer
+        forget, retain = trainer._forget_train, trainer._retain_train
+        known, mine = trainer.task.strata(retain), trainer.task.strata(forget)
+        kept = [evenly(np.flatnonzero(known == c), _ROWS_PER_CLASS) for c in trainer.remaining_classes]
+        gone = [evenly(np.flatnonzero(mine == c), _ROWS_PER_CLASS) for c in trainer.forgotten_classes]
+        batches = partial(row_batches, trainer)
+        taught = [*batches(forget.select(np.concatenate(gone))), *batches(retain.select(np.concatenate(kept)))]
+        self._rows: tuple[Sequence[Batch], Sequence[Batch]] = (taught, batches(trainer._forget_validation))
+        self.bands = dict(bands) if bands is not None else self._read(references)
+
+    def _read(self, references: Sequence[Callable[[], nn.Module]]) -> dict[str, Band]:
+        """Bands of every reading."""
+        own = len(self._places(self._trainer.model))
+        found: dict[str, list[float]] = {}
+        for load in references:
+            model = load().to(self._trainer.args.device)
+            places = self._places(model)
+            if len(places) != own:
+                raise UNSCError(
+                    f"references: a retrained model has {len(places)} places to read, the original {own}; give models of the original's "
+                    "shape, or use feature_erasure='head'."
+                )
+            for place, value in zip(places, self._probes(model, places), strict=True):
+                found.setdefault(place.name, []).append(value)
+        return {name: Band.of(values) for name, values in found.items()} or {"head": Band.of([])}
+
+    def _places(self, model: nn.Module) -> list[Reading]:
+        return find_readings(model, self._trainer.args.feature_erasure == "layers", False, self._rows[1][0])
+
+    def __call__(self, reading: Reading, attempt: Callable[[float], None]) -> float:
+        """The strength for one reading; see `FeatureEraser.erase`."""
+        trainer = self._trainer
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+
+        def read(strength: float) -> float:
+            attempt(strength)
+            (found,) = self._probes(model, [reading])
+            logger.info("%s: a probe reads %.3f at strength %.3g.", reading.name, found, strength)
+            return found
+
+        return choose_strength(read, self.bands[reading.name], trainer.args.erasure_strength)
+
+    def _probes(self, model: nn.Module, readings: Sequence[Reading]) -> list[float]:
+        """What a probe of each reading says of the held-out forget rows."""
+        parts = []
+        for batches in self._rows:
+            with torch.no_grad():
+                rows = [read_all(model, readings, batch) for batch in batches]
+            features = [torch.cat([part[i].float().cpu() for part in rows]) for i in range(len(readings))]
+            parts.append((features, torch.cat([batch["labels"].cpu() for batch in batches])))
+        (taught, labels), (asked, unseen) = parts
+        found = []
+        for train, test in zip(taught, asked, strict=True):
+            value = linear_probe(
+                train, labels, test, unseen, self._trainer.forgotten_classes, per_class=_ROWS_PER_CLASS
+            )
+            found.append(float("nan") if value is None else value)
+        return found

@@ -1,0 +1,328 @@
+"""Forgetting in the features: closed-form erasure, folded into the layers that write them.
+
+`UNSCTrainer` runs it after unlearning when `feature_erasure` says so. For each reading (`readings.py`), first hidden states, then
+the head's input, the layer that writes it gets the change of least leak after which the mean of the forgotten rows lies nearer
+to that of the retained rows of the class they were re-labelled to (`erasure.py`). The changes leave the null space: what they
+cost is in the held-out leak, and the leak budget bounds them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from .adapters import head_weights
+from .erasure import LowRank, differences, least_leak, output_shifts, shared_classes
+from .errors import UNSCError
+from .folding import Folds, folding_sites
+from .layers import ProtectedLayer
+from .readings import IGNORED, Reading, find_readings, find_writer, read_all, read_writer
+
+if TYPE_CHECKING:
+    from .trainer import UNSCTrainer
+
+logger = logging.getLogger(__name__)
+
+_FORGOTTEN_ROWS = 600  # forgotten rows that are read, and retained ones of a language model
+_ROWS_PER_CLASS = 150  # retained rows of each class that forgotten rows are re-labelled to ...
+_OTHER_ROWS = 300  # ... and of the others together: they count in the leak
+_FEW_ROWS = 20
+_PASSES = 3  # steps of Newton's method: what is behind a writer bends the way
+_NEAR = 0.05  # of the differences before
+_DAMPING = (1.0, 0.5, 0.25)  # shares of a step, until one brings the differences nearer
+
+PLACES = ("none", "head", "layers")
+Batch = Mapping[str, Any]
+Fold = Callable[[ProtectedLayer, LowRank], None]
+Choose = Callable[[Reading, Callable[[float], None]], float]
+
+
+@dataclass(frozen=True)
+class ErasureRows:
+    """The rows that erasure reads, in batches on the model's device.
+
+    Attributes:
+        forgotten, retained: batches.
+        relabelled: the class each forgotten reading row is re-labelled to, (rows,).
+        labels: classes of the retained reading rows, (rows,).
+    """
+
+    forgotten: Sequence[Batch]
+    retained: Sequence[Batch]
+    relabelled: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Erased:
+    """What was done for one reading.
+
+    Attributes:
+        reading, writer: names.
+        strength: share of the difference of class means that was taken out, of what the head does not read all of it.
+        before, after: norm of the differences of class means before all erasure, and after this reading's.
+    """
+
+    reading: str
+    writer: str
+    strength: float
+    before: float
+    after: float
+
+
+@dataclass
+class FeatureEraser:
+    """Erases readings of one model, one after another.
+
+    Attributes:
+        model: changed in place by `fold`.
+        sites: layers that may be changed, by name: the module whose output is read, a LoRA layer as a whole.
+        readings: in the order in which the model computes them.
+        rows: see `ErasureRows`.
+        head_rows: rows of the head's weight by class, (labels, width); None for language models.
+        fold: adds a low-rank change to a site's weight.
+        unfold: takes the last change of a site back.
+    """
+
+    model: nn.Module
+    sites: Sequence[ProtectedLayer]
+    readings: Sequence[Reading]
+    rows: ErasureRows
+    head_rows: Tensor | None
+    fold: Fold
+    unfold: Callable[[ProtectedLayer], None]
+    done: list[Erased] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.classes = shared_classes(self.rows.relabelled, self.rows.labels)
+        self._writers: dict[str, ProtectedLayer] = {}
+        for reading in self.readings:
+            writer = find_writer(self.model, self.sites, reading, self.rows.retained[0])
+            if writer is not None and writer.geometry.groups == 1:
+                self._writers[reading.name] = writer
+        if not self._writers:
+            raise UNSCError(
+                "feature_erasure: no layer that may be changed writes what a probe reads; widen target_modules, or lower energy so "
+                "that the last layers keep capacity."
+            )
+
+    def erase(self, strength: float, choose: Choose | None = None) -> list[Erased]:
+        """Erase every reading that has a writer.
+
+        Args:
+            strength: share of each difference of class means to take out, in [0, 1]; of the head's input, what the head's rows
+                do not read is taken out whole.
+            choose: instead of `strength`; called with a reading and a function that tries a strength, returns the one to keep.
+        """
+        before = self._differences()
+        for name, reading in self._with_writers():
+            writer, tried, folded, after = self._writers[name], None, 0, before[name]
+
+            def attempt(share: float, reading: Reading = reading, writer: ProtectedLayer = writer) -> None:
+                nonlocal tried, folded, after
+                if share == tried:
+                    return
+                for _ in range(folded):
+                    self.unfold(writer)
+                tried = share
+                folded, after = self._approach(reading, writer, self._target(reading, before[reading.name], share))
+
+            share = strength if choose is None else choose(reading, attempt)
+            attempt(share)
+            self.done.append(Erased(name, writer.name, share, float(before[name].norm()), float(after.norm())))
+        return self.done
+
+    def _approach(self, reading: Reading, writer: ProtectedLayer, target: Tensor) -> tuple[int, Tensor]:
+        """Fold until the differences are `target`, as nearly as the tail's bends allow.
+
+        Returns:
+            How many changes were folded, and the differences that are left.
+        """
+        held, moment = self._held(reading, writer)
+        slope = read_writer(self.model, writer, reading, self.rows.forgotten[0], jacobian=True).jacobian
+        assert slope is not None
+        folded, now = 0, self._read(reading, writer)
+        near = _NEAR * float(now.features.norm())
+        while folded < _PASSES and float((now.features - target).norm()) > near:
+            shifts = output_shifts(slope, target - now.features)
+            still = torch.zeros(len(shifts), sum(part.shape[1] for part in held), dtype=shifts.dtype)
+            change = least_leak(torch.cat([now.inputs, *held], 1), torch.cat([shifts, still], 1), moment + now.moment)
+            for damping in _DAMPING:
+                self.fold(writer, change.scaled(damping))
+                reached = self._read(reading, writer)
+                if float((reached.features - target).norm()) < float((now.features - target).norm()):
+                    break
+                self.unfold(writer)
+            else:
+                break
+            now, folded = reached, folded + 1
+        return folded, now.features
+
+    def _held(self, reading: Reading, writer: ProtectedLayer) -> tuple[list[Tensor], Tensor]:
+        """Input differences of the writer's earlier readings, which must stay, and the second moments of their retained rows."""
+        held, moment = [], torch.zeros(writer.geometry.width, writer.geometry.width, dtype=torch.float64)
+        for name, other in self._with_writers():
+            if name == reading.name:
+                break
+            if self._writers[name] is writer:
+                found = self._read(other, writer)
+                held.append(found.inputs)
+                moment = moment + found.moment
+        return held, moment
+
+    def _with_writers(self) -> list[tuple[str, Reading]]:
+        return [(reading.name, reading) for reading in self.readings if reading.name in self._writers]
+
+    def _target(self, reading: Reading, before: Tensor, strength: float) -> Tensor:
+        """Differences of class means (width, classes) that shall be left of those before."""
+        if reading.state is not None or self.head_rows is None:
+            return (1 - strength) * before
+        rows = self.head_rows[torch.unique(self.rows.labels)].double()
+        if 2 * len(rows) > rows.shape[1]:  # the head reads everything
+            return (1 - strength) * before
+        # What the head reads decides answers, and a retrained model's answers on such rows are as sure as any: of that part half as
+        # much is taken. The rest serves nobody but a probe, and goes.
+        basis, _ = torch.linalg.qr(rows.T)
+        return (1 - strength / 2) * (basis @ (basis.T @ before))
+
+    def _differences(self) -> dict[str, Tensor]:
+        """Differences of class means of every reading that has a writer, (width, classes)."""
+        readings = [reading for _, reading in self._with_writers()]
+        with torch.no_grad():
+            forgotten, retained = (
+                [read_all(self.model, readings, batch) for batch in part]
+                for part in (self.rows.forgotten, self.rows.retained)
+            )
+
+        def joined(parts: list[list[Tensor]], i: int) -> Tensor:
+            return torch.cat([part[i].float().cpu() for part in parts])
+
+        return {
+            reading.name: self._between(joined(forgotten, i), joined(retained, i)) for i, reading in enumerate(readings)
+        }
+
+    def _between(self, forgotten: Tensor, retained: Tensor) -> Tensor:
+        return differences(forgotten, self.rows.relabelled, retained, self.rows.labels, self.classes)
+
+    def _read(self, reading: Reading, writer: ProtectedLayer) -> _State:
+        """Both kinds of rows, as they are now."""
+        parts = []
+        for batches in (self.rows.forgotten, self.rows.retained):
+            found = [read_writer(self.model, writer, reading, batch) for batch in batches]
+            parts.append([torch.cat([one.features for one in found]), torch.cat([one.inputs for one in found])])
+        (features, inputs), (kept_features, kept_inputs) = parts
+        x = kept_inputs.double()
+        return _State(self._between(features, kept_features), self._between(inputs, kept_inputs), x.T @ x / len(x))
+
+
+@dataclass(frozen=True)
+class _State:
+    """Differences of class means of a reading, (width, classes), and of its writer's inputs, (in, classes); the second moment of
+    the retained rows' inputs, (in, in)."""
+
+    features: Tensor
+    inputs: Tensor
+    moment: Tensor
+
+
+# ---- for a trainer --------------------------------------------------------------------------------------------------
+
+
+def erase_features(trainer: UNSCTrainer, choose: Choose | None = None) -> list[Erased]:
+    """Erase the features of an unlearned model as its options say, within the leak budget.
+
+    Args:
+        trainer: after its last step; `args.feature_erasure` is "head" or "layers".
+        choose: see `FeatureEraser.erase`.
+
+    Raises:
+        UNSCError: hidden states that the model does not return, no layer to fold into, or sharded weights.
+    """
+    args, plan = trainer.args, trainer.plan
+    assert plan is not None
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    if any(hasattr(parameter, "to_local") for parameter in model.parameters()):
+        raise UNSCError("feature_erasure: sharded weights cannot be folded into; unlearn on one process, or with DDP.")
+    rows = erasure_rows(trainer)
+    answers = trainer.task.label_column is None
+    readings = find_readings(model, args.feature_erasure == "layers", answers, rows.retained[0])
+    folds = Folds(model)
+    eraser = FeatureEraser(
+        model,
+        folding_sites(model, plan.selection.layers),
+        readings,
+        rows,
+        None if answers else head_weights(model, int(model.config.num_labels))[0].cpu(),
+        folds.fold,
+        folds.unfold,
+    )
+    found = eraser.erase(args.erasure_strength, choose)
+    factor = _within_budget(folds, lambda: trainer.held_out_leak().total, args.max_leak)
+    if factor < 1:
+        logger.warning(
+            "Erasure was scaled to %.0f %%: all of it exceeds the leak budget (max_leak %s).",
+            100 * factor,
+            args.max_leak,
+        )
+        found = [replace(one, strength=one.strength * factor) for one in found]
+    return found
+
+
+def _within_budget(folds: Folds, leak: Callable[[], float], limit: float | None) -> float:
+    """The largest scale of all changes, to 1 %, at which the leak keeps the budget; they are left at that scale."""
+    if limit is None or leak() <= limit:
+        return 1.0
+    low, high = 0.0, 1.0
+    while high - low > 0.01:
+        middle = (low + high) / 2
+        folds.scale(middle)
+        low, high = (middle, high) if leak() <= limit else (low, middle)
+    folds.scale(low)
+    return low
+
+
+def erasure_rows(trainer: UNSCTrainer) -> ErasureRows:
+    """Rows that erasure reads: of the training rows to forget and to keep evenly spaced ones, none that is held out."""
+    plan = trainer.plan
+    assert plan is not None
+    forget, retain = trainer._forget_train, trainer._retain_train
+    chosen = evenly(np.arange(len(forget)), _FORGOTTEN_ROWS)
+    batches = partial(row_batches, trainer)
+    forgotten = batches(forget.select(chosen))
+    if plan.pseudo_labels is None:  # a language model: answers are one group
+        retained = batches(retain.select(evenly(np.arange(len(retain)), _FORGOTTEN_ROWS)))
+        counts = [sum(int((b["labels"][:, 1:] != IGNORED).sum()) for b in part) for part in (forgotten, retained)]
+        relabelled, labels = (torch.zeros(count, dtype=torch.long) for count in counts)
+        return ErasureRows(forgotten, retained, relabelled, labels)
+    new = plan.pseudo_labels[torch.from_numpy(chosen)]
+    relabelled = new if new.dim() == 1 else new.argmax(1)
+    known = trainer.task.strata(retain)
+    shared = shared_classes(relabelled, torch.from_numpy(known))
+    kept = [evenly(np.flatnonzero(known == c), _ROWS_PER_CLASS) for c in shared]
+    others = evenly(np.flatnonzero(~np.isin(known, shared)), _OTHER_ROWS)
+    rows = np.sort(np.concatenate([*kept, others]))
+    few = [c for c, part in zip(shared, kept, strict=True) if len(part) < _FEW_ROWS]
+    if few:
+        logger.warning("Class %s has fewer than %d retained rows: its mean is uncertain.", few[0], _FEW_ROWS)
+    return ErasureRows(forgotten, batches(retain.select(rows)), relabelled, torch.from_numpy(known[rows]))
+
+
+def evenly(rows: np.ndarray, limit: int) -> np.ndarray:
+    """At most `limit` of the rows, evenly spaced."""
+    return rows if len(rows) <= limit else rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
+
+
+def row_batches(trainer: UNSCTrainer, rows: Dataset) -> list[dict[str, Any]]:
+    """Rows of a trainer's data, ready for its model, in batches on its device."""
+    prepared, size, device = trainer._prepared(rows), trainer.args.per_device_eval_batch_size, trainer.args.device
+    loader = DataLoader(prepared, batch_size=size, collate_fn=trainer._collate, generator=torch.Generator())
+    return [{name: value.to(device) for name, value in batch.items()} for batch in loader]
