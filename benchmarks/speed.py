@@ -63,13 +63,13 @@ Seconds = dict[str, list[float]]
 
 
 def side_by_side(variants: dict[str, Callable[[], Any]], repeats: int) -> Seconds:
-    """Seconds of each variant, in turn (A B A B ...): whatever else the machine does falls on all alike."""
+    """Processor seconds of each variant, in turn (A B A B ...): what else the machine does counts for little, and falls on all alike."""
     seconds: Seconds = {name: [] for name in variants}
     for _ in range(repeats):
         for name, run in variants.items():
-            started = time.perf_counter()
+            started = time.process_time()
             run()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(time.process_time() - started)
     return seconds
 
 
@@ -175,37 +175,48 @@ def ask_statistics(options: argparse.Namespace) -> dict[str, Any]:
 # ---- b) one step -----------------------------------------------------------------------------------------------------
 
 
-class _Modes(TrainerCallback):
-    """Times optimiser steps that project in turn nothing, gradients, displacements, both."""
-
-    names = ("plain", "gradients", "displacement", "both")
+class _Clock(TrainerCallback):
+    """Processor seconds of each optimiser step, and of the two projections in it."""
 
     def __init__(self, projection: NullSpaceProjection) -> None:
         self.projection = projection
-        self.seconds: Seconds = {name: [] for name in self.names}
+        self.seconds: Seconds = {"step": [], "gradients": [], "displacement": []}
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.mode = self.names[state.global_step % len(self.names)]
-        self._started = time.perf_counter()
+        self._started = time.process_time()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.mode in ("displacement", "both"):
-            self.projection.project_displacements()
+        self.measure("displacement", self.projection.project_displacements)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seconds[self.mode].append(time.perf_counter() - self._started)
+        self.seconds["step"].append(time.process_time() - self._started)
+
+    def measure(self, name: str, run: Callable[[], None]) -> None:
+        started = time.process_time()
+        run()
+        self.seconds[name].append(time.process_time() - started)
 
 
 class _ProjectedTrainer(Trainer):
     """The real Trainer, with the gradient projection where `UNSCTrainer` has it."""
 
-    modes: _Modes
+    clock: _Clock
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
-        if self.modes.mode in ("gradients", "both"):
-            self.modes.projection.project_gradients()
+        self.clock.measure("gradients", self.clock.projection.project_gradients)
         return loss
+
+
+def _step_ratios(seconds: Seconds) -> dict[str, float]:
+    """Of a step with one projection, the other, or both against the same step without them; medians over steps."""
+    rows = list(zip(seconds["step"], seconds["gradients"], seconds["displacement"], strict=True))
+    plain = [step - gradients - displacement for step, gradients, displacement in rows]
+    return {
+        "gradients": statistics.median(1 + row[1] / base for row, base in zip(rows, plain, strict=True)),
+        "displacement": statistics.median(1 + row[2] / base for row, base in zip(rows, plain, strict=True)),
+        "both": statistics.median(row[0] / base for row, base in zip(rows, plain, strict=True)),
+    }
 
 
 def _plain_arguments(folder: str, batch: int, steps: int) -> TrainingArguments:
@@ -237,20 +248,20 @@ def ask_step(options: argparse.Namespace) -> dict[str, Any]:
             projection: NullSpaceProjection = LoraProjection(model, layers, subspace, moments)
         else:
             projection = NullSpaceProjection(layers, subspace)
-        modes = _Modes(projection)
+        clock = _Clock(projection)
         reader = processor(224)
         with tempfile.TemporaryDirectory() as folder:
             trainer = _ProjectedTrainer(
                 model=model,
-                args=_plain_arguments(folder, options.images, len(_Modes.names) * (options.repeats + 1)),
+                args=_plain_arguments(folder, options.images, options.repeats + 1),
                 train_dataset=prepare_dataset(rows, reader, vit_b(), "label"),
                 data_collator=default_collator(reader),
-                callbacks=[modes],
+                callbacks=[clock],
             )
-            trainer.modes = modes
+            trainer.clock = clock
             trainer.train()
-        seconds = {name: values[1:] for name, values in modes.seconds.items()}  # the first round warms up
-        found[kind] = {"seconds": seconds, "ratios": ratios(seconds, "plain")}
+        seconds = {name: values[1:] for name, values in clock.seconds.items()}  # the first step warms up
+        found[kind] = {"seconds": seconds, "ratios": _step_ratios(seconds)}
     return found
 
 
