@@ -18,8 +18,8 @@ demo: $(STAMP) ## The quickstart: train, unlearn, compare, write a model card (a
 	HF_HUB_OFFLINE=1 $(BIN)/accelerate launch --num_processes 1 --num_cpu_threads_per_process 2 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		recipes/unlearn_vit.py --output_dir $(OUTPUT)
 
-test: $(STAMP) ## All tests: offline, on a CPU.
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests
+test: $(STAMP) ## All tests: offline, on a CPU, two at a time.
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile
 
 lint: $(STAMP) ## ruff: lint and format.
 	$(BIN)/ruff check .

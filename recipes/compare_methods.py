@@ -11,7 +11,7 @@ A data set and models of your own, one original for each seed:
         --methods unsc random_label scrub --output_dir outputs/compare
 
 `text` instead of `image` for text classifiers. `--train_original --train_retrained --model_size tiny` trains what is missing.
-A stopped comparison goes on when the same command is given again; several processes with other `--seeds` may share a folder.
+`--jobs 2` spreads the work over two processes of one thread each. A stopped comparison goes on when the same command is given again.
 `--help` after `image` or `text` lists all options.
 """
 

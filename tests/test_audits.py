@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,10 @@ from datasets import Dataset
 from transformers import DefaultDataCollator, PreTrainedModel
 
 from unsc_hf.comparison_report import against, false_alarms, half_interval, judge_method
-from unsc_hf.evaluation.audits import AUDITS, Examination, audit
+from unsc_hf.evaluation.audits import AUDITS, Examination, audit, calibrate, relearning
 from unsc_hf.evaluation.audits.quantisation import rounded
-from unsc_hf.evaluation.audits.relearning import with_fresh_rows
 from unsc_hf.evaluation.audits.similarity import jensen_shannon, linear_cka
-from unsc_hf.evaluation.audits.training import STEPS
+from unsc_hf.evaluation.audits.training import STEPS, with_fresh_rows
 from unsc_hf.evaluation.report import within_band
 from unsc_hf.outputs import Outputs, RowOutputs, collect_outputs
 
@@ -70,8 +70,10 @@ def test_a_model_that_knows_is_told_from_one_that_does_not(
 ) -> None:
     blank = make_vit()
     readings = {}
+    chosen = calibrate(examination(original, original, rows, []), AUDITS.values())
+    assert set(chosen) == {"relearning"}
     for name, model in (("knows", original), ("blank", blank)):
-        exam = examination(model, original, rows, [make_vit(), make_vit()])
+        exam = replace(examination(model, original, rows, [make_vit(), make_vit()]), calibration=chosen)
         readings[name] = {audit.name: audit.run(exam) for audit in AUDITS.values()}
     knows, other = readings["knows"], readings["blank"]
     assert knows["quantisation"]["int8"] > 0.9
@@ -120,6 +122,41 @@ def test_rmia_finds_a_row_that_only_this_model_knows(rows: tuple[Dataset, Datase
     reading = AUDITS["membership"].run(exam)
     assert reading["rmia_auc"] > 0.9
     assert reading["loss_auc"] > 0.95
+
+
+def test_relearning_takes_the_smallest_rate_that_brings_the_original_back(
+    rows: tuple[Dataset, Dataset], original: PreTrainedModel
+) -> None:
+    exam = examination(original, original, rows, [])
+    chosen = relearning.choose_rate(exam)
+    rate, reached = chosen["learning_rate"], chosen["reached"]
+    assert chosen["goal"] == pytest.approx(0.5 * float((exam.outputs.test.logits.argmax(1) == 2)[40:].float().mean()))
+    assert float(list(reached)[-1]) == rate
+    assert reached[f"{rate:g}"] >= chosen["goal"]
+    assert all(best < chosen["goal"] for name, best in reached.items() if float(name) < rate)
+    assert f"learning rate {rate:g}" in chosen["told"]
+    curve = AUDITS["relearning"].run(replace(exam, calibration={"relearning": chosen}))["curve"]
+    assert isinstance(curve, list)
+    assert curve[-1] == reached[f"{rate:g}"]  # the original itself is taught as everybody is
+
+
+def test_relearning_that_cannot_bring_the_original_back_is_no_evidence(
+    rows: tuple[Dataset, Dataset], original: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relearning, "RATES", (1e-4, 1e-3))
+    monkeypatch.setattr(relearning, "ENOUGH", 1.5)  # more than anybody can reach
+    exam = examination(original, original, rows, [])
+    chosen = calibrate(exam, AUDITS.values())
+    assert chosen["relearning"]["learning_rate"] is None
+    assert (
+        "no evidence, in 40 steps no learning rate up to 0.001 brings the original itself back"
+        in chosen["relearning"]["told"]
+    )
+    reading = AUDITS["relearning"].run(replace(exam, calibration=chosen))
+    assert set(reading) == {"area", "steps_to_80", "head_area"}
+    assert all(isinstance(value, float) and math.isnan(value) for value in reading.values())
+    silent = [{"AccDut": 0.0, "AccDrt": 0.9, "audits": {"relearning": reading}}] * 3
+    assert judge_method(silent, silent) == ("suppressed", [])  # what says nothing cannot say "removed"
 
 
 def test_an_attacker_starts_the_forgotten_rows_of_every_head_anew(original: PreTrainedModel) -> None:

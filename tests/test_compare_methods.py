@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +20,16 @@ import torch
 from conftest import learned, tensor_dataset
 from datasets import Dataset, DatasetDict
 from PIL import Image
+from rich.console import Console
 
 from unsc_hf import UNSCConfig, UNSCError, split_dataset
 from unsc_hf.comparison_files import write_comparison
 from unsc_hf.comparison_report import latex, table
+from unsc_hf.desk import Desk
 from unsc_hf.evaluation.audits import AUDITS
+from unsc_hf.jobs import Job, next_job
 from unsc_hf.method_comparison import ComparisonArguments, audit_model, compare_methods
+from unsc_hf.method_desk import MethodDesk
 from unsc_hf.methods import METHODS
 from unsc_hf.unlearning import ImageArguments
 
@@ -82,8 +91,122 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture(scope="module")
-def result(world: World) -> dict[str, Any]:
-    return compare_methods(world.comparison, world.arguments, world.config("whole"))
+def result(world: World) -> Iterator[dict[str, Any]]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as processes that share the work have
+    yield compare_methods(world.comparison, world.arguments, world.config("whole"))
+    torch.set_num_threads(threads)
+
+
+def timeless(found: Any) -> Any:
+    """Without what a clock says."""
+    if isinstance(found, dict):
+        return {key: timeless(value) for key, value in found.items() if key != "seconds"}
+    return [timeless(value) for value in found] if isinstance(found, list) else found
+
+
+def test_several_processes_find_what_one_finds(world: World, result: dict[str, Any]) -> None:
+    said = StringIO()
+    comparison = replace(world.comparison, jobs=2)
+    found = compare_methods(comparison, world.arguments, world.config("spread"), Console(file=said, width=200))
+    assert timeless(found) == timeless(result)
+    lines = said.getvalue().splitlines()
+    count = len(lines)
+    assert all(line.startswith(f"[{i + 1}/{count}] ") for i, line in enumerate(lines))
+    assert any("gradient_ascent, try 3 of 3 on 12 validation rows" in line for line in lines)
+    assert any("on 12 validation rows, relearning: learning rate" in line for line in lines)
+
+
+def test_the_try_that_won_is_not_run_again_and_is_the_same_model(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: dict[str, int] = {}
+
+    def counted(name: str) -> Callable[..., Any]:
+        method = METHODS[name]
+
+        def run(bench: Any, **settings: Any) -> Any:
+            counts[name] = counts.get(name, 0) + 1
+            return method.run(bench, **settings)
+
+        return run
+
+    for name in world.comparison.methods or ():
+        monkeypatch.setitem(METHODS, name, replace(METHODS[name], run=counted(name)))
+    comparison = replace(world.comparison, audits=["membership", "probe", "quantisation", "collateral"])
+    arguments = replace(world.arguments, retrained_model_name_or_path=None)
+    once = compare_methods(comparison, arguments, world.config("once"))
+    # Three tries on the first seed, and a run on the second.
+    assert counts == {"unsc": 4, "gradient_ascent": 4, "masked": 2}
+    kept = Path(world.config("once").output_dir, "_runs", "frog", "_kept")
+    assert list(kept.iterdir()) == []
+    counts.clear()
+    monkeypatch.setattr(MethodDesk, "_take", lambda *_: None)  # nothing was kept: every run is made anew
+    anew = compare_methods(comparison, arguments, world.config("anew"))
+    assert counts == {"unsc": 5, "gradient_ascent": 5, "masked": 2}
+    assert timeless(anew) == timeless(once)
+
+
+_FAILS = """
+from unsc_hf.methods import method
+
+@method("fails")
+def fails(bench):
+    {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        (
+            "raise RuntimeError('first line\\nsecond')",
+            "jobs: 'frog: fails-0' failed, RuntimeError: first line; without jobs",
+        ),
+        ("import os; os.kill(os.getpid(), 9)", r"jobs: the process at 'frog: fails-0' died \(exit code -9"),
+        ("from unsc_hf import UNSCError; raise UNSCError('name: seen; do this.')", "^name: seen; do this.$"),
+    ],
+)
+def test_a_process_that_fails_is_told_in_one_line(world: World, tmp_path: Path, what: str, said: str) -> None:
+    (tmp_path / "fails.py").write_text(_FAILS.format(what))
+    comparison = replace(
+        world.comparison, plugins=[str(tmp_path / "fails.py")], methods=["fails"], audits=["collateral"], seeds=[0],
+        originals=world.originals[:1], no_intervals=True, jobs=1,
+    )  # fmt: skip
+    arguments = replace(world.arguments, retrained_model_name_or_path=None)
+    try:
+        with pytest.raises(UNSCError, match=said) as caught:
+            compare_methods(comparison, arguments, world.config(f"fails-{len(what)}"))
+    finally:
+        METHODS.pop("fails", None)
+    assert "\n" not in str(caught.value)
+    assert not multiprocessing.active_children()
+    place = Path(world.config(f"fails-{len(what)}").output_dir, "_runs", "frog")
+    assert (place / "original-0.json").is_file()  # what was done stays
+    assert not (place / "fails-0.json").exists()
+
+
+def test_a_record_is_made_once_whoever_asks(tmp_path: Path) -> None:
+    made: list[int] = []
+
+    def make() -> dict[str, Any]:
+        made.append(1)
+        time.sleep(0.05)
+        return {"x": 1}
+
+    desk: Any = SimpleNamespace(folder=tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: Desk.record(desk, "one", make), range(8)))
+    assert made == [1]
+    assert found == [{"x": 1}] * 8
+
+
+def test_long_jobs_begin_first_and_a_process_stays_where_it_is() -> None:
+    def job(name: str, place: str, long: bool = False) -> Job:
+        return Job(name, lambda: name, (), place, long)
+
+    ready = [job("a", "seed 0"), job("b", "seed 1"), job("train", "seed 2", long=True)]
+    assert next_job(ready, "seed 1").name == "train"
+    assert next_job(ready[:2], "seed 1").name == "b"
+    assert next_job(ready[:2], "seed 3").name == "a"
 
 
 def test_every_method_and_reference_is_examined_on_every_seed(world: World, result: dict[str, Any]) -> None:
@@ -182,6 +305,7 @@ def test_text_in_a_report_is_escaped(tmp_path: Path) -> None:
     [
         ({"methods": ["unsk"]}, "methods: 'unsk' does not exist; closest: 'unsc'"),
         ({"audits": ["prob"]}, "audits: 'prob' does not exist; closest: 'probe'"),
+        ({"jobs": 0}, "jobs: 0 given; it is a number of processes, at least 1"),
         ({"seeds": [3]}, "seeds: 1 given, an interval needs at least two"),
         ({"originals": ["a", "b", "c"]}, "originals: 3 given for 2 seeds"),
     ],
@@ -203,6 +327,15 @@ def test_a_folder_of_another_comparison_is_refused(world: World, result: dict[st
     config.energy = 0.5
     with pytest.raises(UNSCError, match="holds a comparison with other options"):
         compare_methods(world.comparison, world.arguments, config)
+
+
+def test_a_folder_of_other_models_is_refused(world: World, result: dict[str, Any]) -> None:
+    swapped = replace(world.comparison, originals=world.originals[::-1])
+    with pytest.raises(UNSCError, match=r"other models \(original-0 there, original-1 now\); choose another folder"):
+        compare_methods(swapped, world.arguments, world.config("whole"))
+    fewer = replace(world.arguments, retrained_model_name_or_path=world.references[:3])
+    with pytest.raises(UNSCError, match=r"retrained-2, retrained-3 there, retrained-0, retrained-1, retrained-2 now"):
+        compare_methods(world.comparison, fewer, world.config("whole"))
 
 
 def test_a_reference_that_knows_the_forgotten_class_is_named(world: World) -> None:

@@ -27,7 +27,7 @@ def _space(rows: torch.Tensor, **options: object) -> Subspace:
 def test_thin_factor_is_the_smaller_one_and_equals_the_dense_projector(rank: int, complement: bool) -> None:
     rows = (torch.randn(1, 50, rank) @ torch.randn(1, rank, 12)) if rank else torch.zeros(1, 50, 12)
     layer = _space(rows)["layer"]
-    projector = Projector.from_subspace(layer, torch.float64, torch.device("cpu"))
+    projector = Projector.from_subspace(layer)
     assert projector.complement is complement
     assert projector.factor.shape[-1] == min(rank, 12 - rank)
     kept = layer.basis[0, :, :rank]
@@ -43,7 +43,7 @@ def test_groups_of_different_rank() -> None:
         rows[g] = torch.randn(40, rank) @ torch.randn(rank, 8)
     layer = _space(rows)["layer"]
     assert layer.ranks == (1, 4, 8)
-    projector = Projector.from_subspace(layer, torch.float32, torch.device("cpu"))
+    projector = Projector.from_subspace(layer).to(torch.float32, torch.device("cpu"))
     moved = projector(torch.randn(3, 5, 8))
     assert (moved @ rows.mT).abs().max() < 1e-4
     assert moved[2].abs().max() < 1e-5

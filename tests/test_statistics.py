@@ -20,11 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
+from unsc_hf import UNSCConfig, collecting
 from unsc_hf.data import split_dataset
 from unsc_hf.errors import UNSCError
 from unsc_hf.fingerprint import data_fingerprint, weight_hash
 from unsc_hf.layers import capture_inputs, find_layers
 from unsc_hf.requests import remaining_leak
+from unsc_hf.sketch import RandomTransform, RowSample
 from unsc_hf.statistics import ActivationStatistics, SecondMoment
 
 
@@ -132,6 +134,29 @@ def test_mean_direction_is_seen() -> None:
     assert moment.matrix[0, 0, 0] > 4000
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_blocks_add_up_to_the_product(groups: int, dtype: torch.dtype) -> None:
+    """Wider than a block, and more rows than are multiplied at once."""
+    rows = torch.randn(groups, 1300, 600)
+    moment = SecondMoment.zeros(groups, 600).update(rows[:, :700], dtype).update(rows[:, 700:], dtype)
+    exact = rows.double().mT @ rows.double()
+    error = (moment.matrix - exact).abs().max() / exact.abs().max()
+    assert error <= (1e-14 if dtype == torch.float64 else 1e-6)
+    assert (moment.matrix - moment.matrix.mT).abs().max() <= (1e-10 if dtype == torch.float64 else 1e-2)
+    assert moment.matrix.dtype == torch.float64
+    assert moment.rows == 1300
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_nothing_of_the_size_of_a_moment_is_made_on_the_way(dtype: torch.dtype) -> None:
+    moment, rows = SecondMoment.zeros(1, 1536), torch.randn(1, 40, 1536)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        moment.update(rows, dtype)
+    largest = max(event.self_cpu_memory_usage for event in profile.events())
+    assert 0 < largest < moment.matrix.nbytes / 3
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 3))
 def test_updates_add_up(sizes: list[int], groups: int) -> None:
@@ -142,6 +167,128 @@ def test_updates_add_up(sizes: list[int], groups: int) -> None:
     whole = SecondMoment.zeros(groups, 4).update(torch.cat(chunks, 1))
     assert streamed.rows == whole.rows == sum(sizes)
     torch.testing.assert_close(streamed.matrix, whole.matrix)
+
+
+def _passes(caplog: pytest.LogCaptureFixture) -> int:
+    """How many passes over the data the last collecting took."""
+    told = [record.message for record in caplog.records if record.message.startswith("Statistics of")]
+    return int(told[-1].split(" layer inputs in ")[1].split()[0])
+
+
+@pytest.mark.parametrize("pool_as", [None, "all"])
+@pytest.mark.parametrize("budget", [None, 30])
+def test_several_passes_give_the_bits_of_one(
+    budget: int | None, pool_as: str | None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO", "unsc_hf")
+    in_files: list[int] = []
+    in_file = collecting._in_file
+    monkeypatch.setattr(collecting, "_in_file", lambda tensor: in_files.append(tensor.nbytes) or in_file(tensor))
+    model, data = make_vit(layers=4), _data()
+    options: dict[str, Any] = {"max_rows_per_class": budget, "pool_as": pool_as, "progress": False}
+    one = ActivationStatistics.collect(model, data, **options)
+    assert not caplog.records
+    for limit in ("5MB", "1.36MB", 1_260_000):
+        grouped = ActivationStatistics.collect(model, data, max_memory=limit, **options)
+        assert not grouped.sketch_sizes
+        assert grouped.keys == one.keys
+        assert bool(in_files) == (limit != "5MB")  # where the results do not fit beside the pass
+        for group, by_key in one.moments.items():
+            assert list(grouped.moments[group]) == list(by_key)
+            for key, moment in by_key.items():
+                assert torch.equal(grouped.moments[group][key].matrix, moment.matrix)
+                assert grouped.moments[group][key].rows == moment.rows
+    assert _passes(caplog) >= 4
+    grouped.subspace(energy=0.9)  # moments in files are moments like others
+    assert all(not module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_reading_ahead_changes_nothing(workers: int) -> None:
+    model, data = make_vit(), _data()
+    options: dict[str, Any] = {"batch_size": 3, "max_rows_per_class": 30, "progress": False}
+    state = torch.random.get_rng_state()
+    alone = ActivationStatistics.collect(model, data, **options)
+    ahead = ActivationStatistics.collect(model, data, num_workers=workers, max_memory="1.26MB", **options)
+    for group, by_key in alone.moments.items():
+        for key, moment in by_key.items():
+            assert torch.equal(ahead.moments[group][key].matrix, moment.matrix)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+WIDE = "vit.layers.0.mlp.fc2"
+SKETCHING: dict[str, Any] = {"max_memory": "1.22MB", "sketch_size": 20, "progress": False}
+
+
+def test_inputs_too_wide_for_the_limit_are_sketched(caplog: pytest.LogCaptureFixture) -> None:
+    model, data = make_vit(), _data()
+    whole = ActivationStatistics.collect(model, data, progress=False)
+    sketched = ActivationStatistics.collect(model, data, **SKETCHING)
+    assert sketched.sketch_sizes == {WIDE: 20, "vit.layers.1.mlp.fc2": 20}
+    assert f"{WIDE}: its moment, 96 wide, does not fit in 1.22MB and is sketched with 20 columns." in caplog.messages
+    for group, by_key in whole.moments.items():
+        for key, moment in by_key.items():
+            other = sketched.moments[group][key]
+            assert other.rows == moment.rows
+            if key not in sketched.sketch_sizes:
+                assert torch.equal(other.matrix, moment.matrix)
+                continue
+            omega = RandomTransform.make(96, 20, other.seed).matrix()
+            torch.testing.assert_close(other.products[0], moment.matrix[0] @ omega)
+            torch.testing.assert_close(other.trace[0], moment.matrix[0].trace())
+    alike = ActivationStatistics.collect(model, data, layout=sketched.sketch_sizes, progress=False)
+    assert alike.sketch_sizes == sketched.sketch_sizes
+    with pytest.raises(UNSCError, match="whole in one and sketched"):
+        whole + sketched
+    with pytest.raises(UNSCError, match="max_memory: 'much' is not a size"):
+        ActivationStatistics.collect(model, data, max_memory="much")
+    with pytest.raises(UNSCError, match=r"max_statistics_memory: 1KB cannot hold .*96 wide.* needs "):
+        ActivationStatistics.collect(model, data, max_memory="1KB")
+
+
+def test_sketches_serve_requests_as_moments_do(tmp_path: Path) -> None:
+    model, data = make_vit(), _data()
+    everything = ActivationStatistics.collect(model, data, **SKETCHING)
+    forget, retain = split_dataset(data, indices=[0, 1, 5])
+    everything.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "statistics.json").read_text())["format"].endswith("v2")
+    left = ActivationStatistics.from_pretrained(tmp_path, model).without_rows(model, forget, progress=False)
+    expected = ActivationStatistics.collect(model, retain, **SKETCHING)
+    assert left.sketch_sizes == expected.sketch_sizes == everything.sketch_sizes
+    for group, by_key in expected.moments.items():
+        for key, moment in by_key.items():
+            other = left.moments[group][key]
+            assert other.rows == moment.rows
+            name = "products" if key in expected.sketch_sizes else "matrix"
+            torch.testing.assert_close(getattr(other, name), getattr(moment, name))
+    space = left.subspace(energy=0.5)
+    assert space[WIDE].sketch_size == 20
+    with pytest.raises(UNSCError, match="'ratio' needs the whole moment"):
+        everything.subspace(exclude=["class 1"], rule="ratio", **{"ratio": 2.0})
+
+
+def test_a_sample_of_rows_is_spread_over_all_of_them(tmp_path: Path) -> None:
+    model, data = make_vit(), _data(90)
+    options = {**SKETCHING, "wide_rows": True, "pool_as": "held-out"}
+    statistics = ActivationStatistics.collect(model, data, **options)
+    sample = statistics.moments["held-out"][WIDE]
+    assert isinstance(sample, RowSample)
+    assert sample.rows == 450
+    assert 33 <= sample.kept <= 39
+    inputs: list[torch.Tensor] = []
+    layers = [layer for layer in find_layers(model).layers if layer.name == WIDE]
+    with torch.no_grad(), capture_inputs(layers, lambda layer, x: inputs.append(layer.rows(x)[0])):
+        model(data[:]["pixel_values"])
+    places = torch.cdist(sample.filled, inputs[0]).argmin(1)
+    assert (sample.filled - inputs[0][places]).abs().max() < 1e-4
+    assert len(set((places // 90).tolist())) >= 4  # of five parts of the data
+    weight = torch.randn(1, 4, 96)
+    exact = float((inputs[0].double() @ weight[0].double().T).square().sum())
+    assert sample.energy(weight) == pytest.approx(exact, rel=0.3)
+    with pytest.raises(UNSCError, match="never written"):
+        statistics.save_pretrained(tmp_path)
+    with pytest.raises(UNSCError, match="a sample of rows, not the whole moment"):
+        statistics.subspace()
 
 
 def test_modes_and_hooks_are_restored() -> None:
@@ -181,12 +328,13 @@ def test_round_trip_and_refusals(tmp_path: Path) -> None:
         statistics + fewer
 
 
+@pytest.mark.parametrize("options", [{"progress": False}, SKETCHING], ids=["whole", "sketched"])
 @pytest.mark.parametrize("damage", ["truncate", "json", "shape", "nan", "format", "missing", "swap"])
-def test_damaged_files_are_refused(tmp_path: Path, damage: str) -> None:
+def test_damaged_files_are_refused(tmp_path: Path, damage: str, options: dict[str, Any]) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path / "stats"
-    ActivationStatistics.collect(make_vit(), _data(), progress=False).save_pretrained(folder)
+    ActivationStatistics.collect(make_vit(), _data(), **options).save_pretrained(folder)
     (tensors,) = folder.glob("statistics-*.safetensors")
     meta = folder / "statistics.json"
     if damage == "truncate":
@@ -199,7 +347,8 @@ def test_damaged_files_are_refused(tmp_path: Path, damage: str) -> None:
         meta.write_text(json.dumps({"format": "other"}), encoding="utf-8")
     else:
         content = load_file(tensors)
-        name = next(iter(content))
+        name = next((name for name in content if name.endswith(".trace")), next(iter(content)))
+        name = name.removesuffix(".trace")  # a sketch, where there is one
         if damage == "swap":
             content.pop(name)
         else:
@@ -308,10 +457,11 @@ def _mutated(meta: dict[str, Any], rng: random.Random) -> str:
     return text
 
 
-def test_a_hostile_artefact_is_one_clear_error_or_harmless(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", [{}, {"vit.layers.0.mlp.fc2": 8, "classifier": 3}], ids=["whole", "sketched"])
+def test_a_hostile_artefact_is_one_clear_error_or_harmless(tmp_path: Path, layout: dict[str, int]) -> None:
     model, data = make_vit(hidden=16, layers=1), _data()
     good = tmp_path / "good"
-    statistics = ActivationStatistics.collect(model, data, progress=False)
+    statistics = ActivationStatistics.collect(model, data, layout=layout, progress=False)
     entry = {"rows": 3, "leak": 0.01, "time": "now", "digest": "d", "salt": "s"}
     statistics.bound_to(statistics.fingerprint.weights, [entry]).save_pretrained(good)
     meta = json.loads((good / "statistics.json").read_text())
@@ -375,3 +525,41 @@ def test_statistics_killed_while_saving_are_the_old_or_the_new(tmp_path: Path, m
     fewer.save_pretrained(tmp_path)
     assert ActivationStatistics.from_pretrained(tmp_path).groups() == fewer.groups()
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_float32_products_decide_alike_where_directions_are_large() -> None:
+    model = make_vit()
+    data = tensor_dataset(torch.randn(60, 3, 8, 8), [i % 3 for i in range(60)])
+    exact, coarse = (
+        ActivationStatistics.collect(model, data, dtype=dtype, progress=False).subspace(energy=0.99)
+        for dtype in (torch.float64, torch.float32)
+    )
+    for key, layer in exact.layers.items():
+        other = coarse.layers[key]
+        assert other.ranks == layer.ranks
+        kept, also = (part.basis[0, :, : part.ranks[0]] for part in (layer, other))
+        assert torch.linalg.matrix_norm(kept.mT @ also, 2) == pytest.approx(1, abs=1e-9)
+        assert torch.linalg.svdvals(kept.mT @ also).min() >= 1 - 1e-5
+
+
+def test_products_are_exact_where_the_smallest_directions_count(tmp_path: Path) -> None:
+    def dtype(**options: Any) -> torch.dtype:
+        return UNSCConfig(output_dir=str(tmp_path), **options).product_dtype
+
+    assert dtype() == dtype(statistics_dtype="float32", energy=1.0) == torch.float32
+    assert dtype(energy=1.0) == dtype(subspace_rule="ratio", subspace_ratio=2.0) == torch.float64
+    assert dtype(subspace_merge="concat") == dtype(statistics_dtype="float64") == torch.float64
+
+
+def test_no_tf32_while_statistics_are_collected() -> None:
+    seen = []
+    model = make_vit()
+    model.register_forward_pre_hook(lambda *_: seen.append(torch.get_float32_matmul_precision()))
+    data = tensor_dataset(torch.randn(6, 3, 8, 8), [0, 1, 2] * 2)
+    torch.set_float32_matmul_precision("high")
+    try:
+        ActivationStatistics.collect(model, data, dtype=torch.float32, progress=False)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert set(seen) == {"highest"}

@@ -452,10 +452,10 @@ def test_saved_statistics_spare_the_pass_and_give_the_same_result(
         "collect",
         lambda network, rows, **options: read.append(len(rows)) or collect(network, rows, **options),
     )
+    given = trainer.prepare_unlearning().subspace
     trainer.train()
     monkeypatch.setattr(ActivationStatistics, "collect", collect)
     assert read == [len(trainer._forget_train), len(trainer._retain_held_out)]  # and not the retained rows
-    given = trainer.plan.subspace
     assert not trainer.certify().held_out
     model.load_state_dict(start)
     fresh = ActivationStatistics.collect(model, data.retain, progress=False).subspace(energy=0.9)

@@ -23,6 +23,7 @@ from unsc_hf import ActivationStatistics, UNSCConfig, UNSCTrainer, split_dataset
 from unsc_hf.fingerprint import weight_hash
 from unsc_hf.saving import move_model
 from unsc_hf.sharding import process
+from unsc_hf.sketch import MomentSketch, RowSample
 
 ROWS = 61
 BATCH = 4  # rows of a step, over all processes
@@ -118,6 +119,17 @@ def statistics(folder: Path, dtype: torch.dtype = torch.float64) -> None:
         model, images().with_format("torch", dtype=dtype), max_rows_per_class=40, batch_size=4, progress=False
     )
     moments = {f"{group}.{key}": m.matrix for group, by_key in found.moments.items() for key, m in by_key.items()}
+    for wide_rows in (False, True):  # inputs that do not fit, in several passes
+        part = ActivationStatistics.collect(
+            model, images().with_format("torch", dtype=dtype), max_memory="1.22MB", sketch_size=20, wide_rows=wide_rows,
+            pool_as="all", progress=False,
+        )  # fmt: skip
+        for key, moment in part.moments["all"].items():
+            if isinstance(moment, MomentSketch):
+                moments |= {f"sketch.{key}": moment.products, f"trace.{key}": moment.trace}
+            elif isinstance(moment, RowSample):
+                moments[f"sample.{key}"] = moment.filled.contiguous()
+                moments[f"stands for.{key}"] = torch.tensor([float(moment.rows)])
     folder.mkdir(parents=True, exist_ok=True)
     save_file(moments, folder / f"moments-{process()[0]}.safetensors")
 

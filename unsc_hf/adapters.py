@@ -19,15 +19,17 @@ from transformers import PreTrainedModel
 
 from .errors import UNSCError, closest
 from .layers import LayerSelection, ProtectedLayer, find_layers, plain_name, row_geometry
+from .moments import Moment, SecondMoment
 from .outputs import find_head
 from .projection import NullSpaceProjection
 from .sharding import cut_like, is_sharded, local, own_rows, whole
-from .statistics import SecondMoment
+from .sketch import MomentSketch
 from .subspace import LayerSubspace, Subspace, descending_eigh
 
 logger = logging.getLogger(__name__)
 
 _ADAPTER = "default"
+_LEAST_SHARE = 1e-7  # of the largest singular value: what is smaller is rounding
 
 
 def check_lora_config(config: PeftConfig) -> LoraConfig:
@@ -94,18 +96,42 @@ def add_adapters(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     return adapted
 
 
-def null_space_start(subspace: LayerSubspace, forgotten: SecondMoment, rank: int) -> Tensor:
+def null_space_start(subspace: LayerSubspace, forgotten: Moment, rank: int) -> Tensor:
     """Rows for A, shape (rank, width), float64: the principal directions of the forgotten rows inside the null space.
 
     They are orthogonal, with norm sqrt(width / rank), so that a step of B moves the product as far as the same step of
     full fine-tuning would move W: one learning rate serves both. Rows beyond the capacity are zero, and stay zero.
     """
-    free = subspace.basis[0, :, subspace.ranks[0] :]
-    _, vectors = descending_eigh(free.mT @ forgotten.matrix @ free)
-    used = min(rank, free.shape[1])
     start = torch.zeros(rank, subspace.width, dtype=torch.float64)
-    start[:used] = (free @ vectors[0, :, :used]).mT * math.sqrt(subspace.width / rank)
+    if isinstance(forgotten, SecondMoment) and not subspace.thin:
+        free = subspace.basis[0, :, subspace.ranks[0] :]
+        _, vectors = descending_eigh(free.mT @ forgotten.matrix @ free)
+        used = min(rank, free.shape[1])
+        found = free @ vectors[0, :, :used]
+    else:
+        found = _sketched_start(subspace.basis[0, :, : subspace.ranks[0]], forgotten, rank)
+    start[: found.shape[1]] = found.mT * math.sqrt(subspace.width / rank)
     return start
+
+
+def _sketched_start(kept: Tensor, forgotten: Moment, rank: int) -> Tensor:
+    """Principal directions, shape (width, at most rank), of forgotten rows outside the span of `kept`, where one of the two is
+    known from a sketch: those of (I - S S^T) E with F^ = E E^T."""
+    if isinstance(forgotten, MomentSketch):
+        factor, _ = forgotten.factor()
+    elif isinstance(forgotten, SecondMoment):
+        values, vectors = descending_eigh(forgotten.matrix)
+        factor = vectors[0] * values[0].sqrt()
+    else:
+        raise UNSCError("statistics: a sample of rows gives adapters no start; collect the forgotten rows' moments.")
+    outside = factor - kept @ (kept.mT @ factor)
+    vectors, values, _ = torch.linalg.svd(outside, full_matrices=False)
+    above = int((values > _LEAST_SHARE * torch.linalg.matrix_norm(factor, 2)).sum())
+    found = vectors[:, : min(rank, above, kept.shape[0] - kept.shape[1])]
+    found, _ = torch.linalg.qr(
+        found - kept @ (kept.mT @ found)
+    )  # small values' directions are orthogonal to S up to rounding only
+    return found
 
 
 class LoraProjection(NullSpaceProjection):
@@ -119,7 +145,7 @@ class LoraProjection(NullSpaceProjection):
         model: nn.Module,
         layers: Sequence[ProtectedLayer],
         subspace: Subspace,
-        forgotten: Mapping[str, SecondMoment],
+        forgotten: Mapping[str, Moment],
         identity: bool = False,
     ) -> None:
         """

@@ -251,6 +251,7 @@ def compare(
         return evaluator.evaluate(network, outputs(network), control.held_out_leak().total, seconds)
 
     unsc.prepare_unlearning()  # first: it refuses what cannot work
+    collected = unsc.retained_statistics if controls else None
     original = outputs(unsc.model)
     methods = {"original": evaluator.evaluate(unsc.model, original, 0.0, None)}
     if unsc.forgotten_classes:
@@ -265,7 +266,7 @@ def compare(
     certificate = unsc.certify()
     if pristine is not None:
         for null_space, name in (("random", "random_projector"), ("none", "unprojected")):
-            control = trainer(null_space, deepcopy(pristine), unsc.retained_statistics)
+            control = trainer(null_space, deepcopy(pristine), collected)
             control.train()
             methods[name] = result(control)
     methods["unsc"] = result(unsc)

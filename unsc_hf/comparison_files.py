@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from .comparison_plots import plot_attack, plot_changes, plot_depth, plot_front, plot_relearning
-from .comparison_report import latex, markdown, numbers, summarise, table, titles
+from .comparison_report import latex, markdown, numbers, summarise, table, titles, value
 from .evaluation.audits import AUDITS
 from .files import write_text
 from .html_report import FILE, Picture, Section, write_report
-from .method_comparison import ORIGINAL
+from .method_desk import ORIGINAL
 from .model_card import escape, versions
 from .unlearning import finite
 
 _PICTURES = (
     ("front.png", plot_front, None, "What was kept against what was forgotten; bars are 95 % intervals over seeds."),
     ("per_class.png", plot_changes, None, "Change of every retained class against the original, mean over seeds, in points."),
-    ("depth.png", plot_depth, "probe", "What a linear probe still reads of the forgotten classes in each layer."),
-    ("relearning.png", plot_relearning, "relearning", "How fast the forgotten classes come back from ten examples of each class."),
-    ("attack.png", plot_attack, "membership", "The loss attack on the forgotten training rows; the dotted line is chance."),
+    ("depth.png", plot_depth, "probe.layer_00", "What a linear probe still reads of the forgotten classes in each layer."),
+    ("relearning.png", plot_relearning, "relearning.area", "How fast the forgotten classes come back from ten examples of each class."),
+    ("attack.png", plot_attack, "membership.loss_auc", "The loss attack on the forgotten training rows; the dotted line is chance."),
 )  # fmt: skip
 _WORDS = (
     "'suppressed': the output is gone. 'removed': besides, every audit lies within two standard deviations of at least three "
@@ -51,7 +51,7 @@ def write_comparison(result: dict[str, Any], folder: Path, command: str) -> dict
             write_text(place / file, text)
         pictures = []
         for file, draw, audit, caption in _PICTURES:
-            if audit is None or audit in found["runs"][ORIGINAL][0]["audits"]:
+            if audit is None or value(found["runs"][ORIGINAL][0], audit) is not None:
                 pictures.append(Picture(draw(found, place / file), caption))
         _report(name, result, found, summary, pictures, place, command)
     everything = {**result, "summaries": summaries, "command": command, "versions": versions()}
@@ -84,12 +84,15 @@ def _report(
         for sign in found_signs:
             signs.setdefault(sign, []).append(names.get(method, method))
     points = [f"{sign} ({', '.join(methods)})" for sign, methods in signs.items()]
+    calibration = found.get("calibration", {})
+    told = [f"{AUDITS[audit].title}: {chosen['told']}." for audit, chosen in calibration.items() if audit in AUDITS]
     ours = summary["rows"].get("unsc", {"verdict": ""})
     sections = [
         Section("What was asked", asked),
         Section("Results", ["Percent, mean ± half the 95 % interval over seeds; the membership attack is an AUC (0.5 is chance).", _ALARMS],
                 table=table(summary)),
         Section("Verdicts", [_WORDS], table=verdicts, text_columns=3),
+        Section("How strong the audits are", ["Chosen on the original and validation rows, and the same for every model."] if told else ["Nothing was chosen."], points=told),
         Section("Pictures", pictures=pictures),
         Section("Distance to the retrained models", ["In standard deviations of the retrained models' own spread; between -2 and 2 is within their band."],
                 table=_distances(summary)),

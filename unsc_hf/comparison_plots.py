@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from .comparison_report import half_interval, titles, values
-from .method_comparison import ORIGINAL, RETRAINED
+from .method_desk import ORIGINAL, RETRAINED
 from .plots import BLUE, GREEN, GREY, save, shorten
 
 _MANY_CLASSES = 24
@@ -87,7 +87,7 @@ def _curves(found: Mapping[str, Any], audit: str, key: str) -> dict[str, np.ndar
     records = {**found["runs"], RETRAINED: found["references"]}
     result = {}
     for name, of_name in records.items():
-        known = [record["audits"][audit][key] for record in of_name if audit in record["audits"]]
+        known = [found for record in of_name if (found := record["audits"].get(audit, {}).get(key)) is not None]
         if known:
             result[name] = np.mean(np.asarray(known, dtype=float), axis=0)
     return result

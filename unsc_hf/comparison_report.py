@@ -12,7 +12,7 @@ from scipy import stats
 from .evaluation.audits import AUDITS
 from .evaluation.report import within_band
 from .evaluation.signatures import FORGOTTEN, accuracy_signatures
-from .method_comparison import ORIGINAL, RETRAINED
+from .method_desk import ORIGINAL, RETRAINED
 from .methods import METHODS
 
 _MAIN = {"AccDut": "AccDut", "AccDrt": "AccDrt", "AccDf": "AccDf", "AccDr": "AccDr"}
@@ -66,7 +66,8 @@ def judge_method(
 ) -> tuple[str, list[str]]:
     """ "not forgotten", "suppressed" or "removed", and the audits outside the band of the retrained models.
 
-    "removed" needs three references or more, and every audit with a headline within two standard deviations of them.
+    "removed" needs three references or more, and every audit with a headline that says anything (one at least) within two standard
+    deviations of them.
     """
     forgotten = values(records, "AccDut")
     if not forgotten or float(np.mean(forgotten)) > FORGOTTEN:
@@ -76,12 +77,14 @@ def judge_method(
     paths = [
         f"{name}.{audit.headline}" for name, audit in AUDITS.items() if audit.headline and name in records[0]["audits"]
     ]
-    outside = []
+    outside, heard = [], 0
     for path in paths:
         mine, band = values(records, path), values(references, path)
-        if mine and len(band) >= 3 and not within_band(float(np.mean(mine)), band):
-            outside.append(AUDITS[path.split(".")[0]].title)
-    return ("suppressed" if outside or not paths else "removed"), outside
+        if mine and len(band) >= 3:
+            heard += 1
+            if not within_band(float(np.mean(mine)), band):
+                outside.append(AUDITS[path.split(".")[0]].title)
+    return ("suppressed" if outside or not heard else "removed"), outside
 
 
 def against(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 import PIL.Image
+import pyarrow
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Image, Value
 from torch import nn
@@ -153,7 +154,10 @@ def read_labels(dataset: Dataset, label_column: str | None = None) -> np.ndarray
         UNSCError: missing column or non-integer labels.
     """
     column = find_label_column(dataset, label_column)
-    values = dataset.select_columns([column]).with_format("arrow")[:].column(0).to_pylist()
+    found = dataset.select_columns([column]).with_format("arrow")[:].column(0)
+    if pyarrow.types.is_integer(found.type) and not found.null_count:
+        return found.to_numpy().astype(np.int64)
+    values = found.to_pylist()
     if any(not isinstance(value, int) or isinstance(value, bool) for value in values):
         odd = next(v for v in values if not isinstance(v, int) or isinstance(v, bool))
         raise UNSCError(

@@ -16,7 +16,7 @@ from .config import UNSCConfig
 from .data import Request, class_names, hold_out, read_labels
 from .errors import UNSCError
 from .evaluation.accuracy import macro_accuracy, per_class_accuracy
-from .files import write_text
+from .files import alone, write_text
 from .loading import load_as
 from .methods import Workbench
 from .outputs import Outputs, RowOutputs, collect_outputs
@@ -58,6 +58,7 @@ class Desk:
         splits: rows.
         request: what to forget.
         folder: where records are kept.
+        benches: where the workbench is kept that was used last; desks that share it keep one in all.
     """
 
     def __init__(
@@ -69,13 +70,14 @@ class Desk:
         splits: Splits,
         request: Request,
         folder: Path,
+        benches: dict[str, Workbench] | None = None,
     ) -> None:
         self.seeds, self.originals, self.arguments, self.config = seeds, originals, arguments, config
         self.train, self.test, self.validation, self.names = splits.train, splits.test, splits.validation, splits.names
         self.splits, self.request, self.folder = splits, request, folder
         self.forget, self.retain = request.split(splits.train, config.label_column)
         self.forgotten = sorted(set(read_labels(self.forget, config.label_column).tolist()))
-        self._benches: dict[str, Workbench] = {}
+        self._benches = {} if benches is None else benches
 
     # ---- models -----------------------------------------------------------------------------------------------------
 
@@ -90,19 +92,34 @@ class Desk:
         plan = self.arguments.plan(self._seeded(seed))
         return str(train_model(self.train, plan, self.arguments.references_dir, "original", self.names))
 
+    @property
+    def trains_originals(self) -> bool:
+        """Whether originals are trained where they are not there yet."""
+        given = self.originals or self.arguments.model_name_or_path
+        return self.arguments.train_original or (self.arguments.quickstart and not given)
+
+    @property
+    def trains_references(self) -> bool:
+        """Whether retrained models are."""
+        wanted = self.arguments.train_retrained or self.arguments.quickstart
+        return wanted and not self.arguments.retrained_model_name_or_path
+
+    def reference_numbers(self) -> list[int]:
+        """Of the retrained models: places in the list that was given, or the seeds they are trained with."""
+        if self.trains_references:
+            return list(dict.fromkeys(self.seeds))
+        return list(range(len(self.arguments.retrained_model_name_or_path or ())))
+
+    def reference(self, number: int) -> str:
+        """Folder or id of a retrained model."""
+        if not self.trains_references:
+            return str((self.arguments.retrained_model_name_or_path or ())[number])
+        plan, folder = self.arguments.plan(self._seeded(number)), self.arguments.references_dir
+        return str(train_model(self.retain, plan, folder, "retrained", self.names, vocabulary=self.vocabulary(plan)))
+
     def references(self) -> list[str]:
         """Folders or ids of the retrained models."""
-        given = self.arguments.retrained_model_name_or_path
-        if given:
-            return list(given)
-        if not self.arguments.train_retrained and not self.arguments.quickstart:
-            return []
-        plans = [self.arguments.plan(self._seeded(seed)) for seed in self.seeds]
-        folder = self.arguments.references_dir
-        return [
-            str(train_model(self.retain, plan, folder, "retrained", self.names, vocabulary=self.vocabulary(plan)))
-            for plan in plans
-        ]
+        return [self.reference(number) for number in self.reference_numbers()]
 
     def vocabulary(self, plan: TrainingPlan) -> Dataset | None:
         """Rows that a tokenizer is learned from: a reference must read the same tokens as the original."""
@@ -115,7 +132,7 @@ class Desk:
 
     def bench(self, seed: int, **options: Any) -> Workbench:
         """The workbench of a seed, with other options of `UNSCConfig` where they are given; one at a time is kept."""
-        key = json.dumps([seed, options], sort_keys=True, default=str)
+        key = json.dumps([str(self.folder), seed, options], sort_keys=True, default=str)
         if key not in self._benches:
             self._benches.clear()
             name = self.original(seed)
@@ -131,7 +148,7 @@ class Desk:
     def collect(self, bench: Workbench, model: PreTrainedModel, rows: Dataset, features: bool = True) -> Outputs:
         """Outputs of a model on raw rows."""
         size = self.config.per_device_eval_batch_size
-        return collect_outputs(model, bench.prepared(rows), bench.collate, features=features, batch_size=size)
+        return collect_outputs(model, bench.remembered(rows), bench.collate, features=features, batch_size=size)
 
     def accuracies(self, outputs: RowOutputs) -> dict[str, Any]:
         """AccDut, AccDrt, AccDf, AccDr and test accuracy by class."""
@@ -145,9 +162,11 @@ class Desk:
         }
 
     def record(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What `make` gives, kept in a file: made once."""
+        """What `make` gives, kept in a file: made once, by one process."""
         file = self.folder / f"{name}.json"
         if not file.is_file():
-            write_text(file, json.dumps(finite(make())))
+            with alone(file):
+                if not file.is_file():
+                    write_text(file, json.dumps(finite(make())))
         record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return record

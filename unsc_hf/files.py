@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock
 
 
 def write_beside(path: Path, write: Callable[[Path], None]) -> None:
@@ -19,6 +22,15 @@ def write_beside(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(scratch, path)
     finally:
         Path(scratch).unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """While one process makes `path`, others that would make it too wait here; a process that is killed lets them go on."""
+    locks = path.parent / "_locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(locks / f"{path.name}.lock")):
+        yield
 
 
 def write_text(path: Path, text: str) -> None:

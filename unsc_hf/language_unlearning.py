@@ -32,6 +32,7 @@ from .outputs import Outputs, iterate_outputs
 from .plots import plot_answers, plot_capacity, plot_unlearning
 from .run_report import write_run_report
 from .saving import check_output_folder, finish, has_checkpoint, move_model, resume_from
+from .statistics import ActivationStatistics
 from .tasks import read_answers
 from .text_classification import load_tokenizer
 from .trainer import UNSCTrainer
@@ -287,11 +288,15 @@ def compare_objectives(
 
     methods = {"original": Answers(answers(load_as(AutoModelForCausalLM, original, "model_name_or_path")), leak=0.0)}
     first: UNSCTrainer | None = None
+    collected: ActivationStatistics | None = None
     certificate: dict[str, Any] = {}
     for objective in objectives:
         for null_space in ("retained", "none") if arguments.controls else ("retained",):
             console.print(f"Unlearning: {objective}{'' if null_space == 'retained' else ', no projection'}.")
-            run = trainer(objective, null_space, None if first is None else first.retained_statistics)
+            run = trainer(objective, null_space, collected)
+            run.prepare_unlearning()
+            if collected is None:
+                collected = run.retained_statistics
             resume = resume_from(config.resume_from_checkpoint) if first is None else None
             run.train(resume_from_checkpoint=resume)
             if first is None:

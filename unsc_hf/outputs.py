@@ -66,6 +66,40 @@ def find_head(model: nn.Module, num_labels: int) -> tuple[str, nn.Linear]:
     return heads[-1]
 
 
+_PIECES = 4  # a batch of texts is run in so many, short ones apart from long ones
+
+
+def classify(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits of samples with one label each, and the order in which the samples were run (for whoever watches a layer).
+
+    Texts of a batch are padded to the longest, which on a CPU may double the work: there a batch is run in pieces of like length, each
+    cut after its own last token. What is masked has no influence, so the logits are the same, to rounding. Several processes run the same
+    number of passes each, so there nothing is cut.
+
+    Args:
+        model: its output has `logits`, (batch, labels).
+        inputs: what it reads, (batch, ...) each.
+
+    Returns:
+        Logits (batch, labels) in the order of `inputs`, and the number of the sample that was run first, second, ..., (batch,).
+    """
+    mask = inputs.get("attention_mask")
+    few = mask is None or len(mask) < 2 * _PIECES or process()[1] > 1
+    if few or mask is None or mask.dim() != 2 or mask.device.type != "cpu" or bool(mask.all()):
+        logits: Tensor = model(**inputs).logits
+        return logits, torch.arange(len(logits))
+    order = mask.sum(1).argsort(stable=True)
+    parts = []
+    for rows in order.chunk(_PIECES):
+        end = int(mask[rows].any(0).nonzero().max()) + 1
+        piece = {
+            name: value[rows][:, :end] if value.shape[:2] == mask.shape else value[rows]
+            for name, value in inputs.items()
+        }
+        parts.append(model(**piece).logits)
+    return torch.cat(parts)[order.argsort()], order
+
+
 Reader = Callable[[Tensor, Tensor], Outputs]
 
 
@@ -129,11 +163,17 @@ def iterate_outputs(
         if "labels" not in batch:
             raise UNSCError("label_column: the rows carry no labels; name the column that holds them.")
         inputs.clear()
+        ready = {name: value.to(device) for name, value in batch.items() if name not in NOT_INPUTS}
         with evaluation_mode(model), capture_inputs(heads, keep, strict=False):
-            out = model(**{name: value.to(device) for name, value in batch.items() if name not in NOT_INPUTS})
-        rows = read(out.logits.detach().float().cpu(), batch["labels"].cpu())
-        found = gathered(replace(rows, features=torch.cat(inputs)) if heads else rows, device)
-        yield from found[: len(batches) - turn * world]
+            if batch["labels"].dim() == 1:
+                logits, order = classify(model, ready)
+            else:  # a label for each token
+                logits, order = model(**ready).logits, torch.arange(len(batch["labels"]))
+        rows = read(logits.detach().float().cpu(), batch["labels"].cpu())
+        if heads:
+            seen = torch.cat(inputs)
+            rows = replace(rows, features=seen[order.argsort()] if len(seen) == len(order) else seen)
+        yield from gathered(rows, device)[: len(batches) - turn * world]
 
 
 def collect_outputs(

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from .layers import ProtectedLayer
+from .moments import Moment
 from .sharding import cut_like, gather_like, is_sharded, local, own_rows, summed
-from .statistics import SecondMoment
 from .subspace import LayerSubspace, Subspace
 
 
@@ -34,17 +34,22 @@ class Projector:
     complement: bool
 
     @classmethod
-    def from_subspace(cls, subspace: LayerSubspace, dtype: torch.dtype, device: torch.device) -> Projector:
-        """The thinner factor of the two, in `dtype` on `device`."""
+    def from_subspace(cls, subspace: LayerSubspace) -> Projector:
+        """The thinner factor of the two (of a sketched layer the only one), in float64 as the subspace has it."""
         width = subspace.width
         keep, free = max(subspace.ranks), width - min(subspace.ranks)
-        index = torch.arange(width)
+        complement = keep <= free or subspace.thin
+        index = torch.arange(subspace.basis.shape[-1])
         ranks = torch.tensor(subspace.ranks)[:, None]
-        if keep <= free:
-            factor = (subspace.basis * (index < ranks)[:, None, :])[..., :keep]
+        if complement:
+            factor = subspace.basis[..., :keep] * (index < ranks)[:, None, :keep]
         else:
-            factor = (subspace.basis * (index >= ranks)[:, None, :])[..., width - free :]
-        return cls(factor.to(dtype=dtype, device=device).contiguous(), keep <= free)
+            factor = subspace.basis[..., width - free :] * (index >= ranks)[:, None, width - free :]
+        return cls(factor.contiguous(), complement)
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> Projector:
+        """The same projector in another precision, on another device."""
+        return Projector(self.factor.to(dtype=dtype, device=device), self.complement)
 
     def __call__(self, matrix: Tensor) -> Tensor:
         """`matrix @ P`, shape (groups, out, width), in the cheap order."""
@@ -63,17 +68,20 @@ class NullSpaceProjection:
         """`identity` switches projection off, for controls; displacement and leak are measured all the same."""
         self.layers = [layer for layer in layers if subspace[layer.name].has_capacity]
         self.identity = identity
-        self._subspace = subspace
+        exact: dict[str, Projector] = {}
         shared: dict[tuple[str, torch.dtype, torch.device], Projector] = {}
+        self._exact: dict[str, Projector] = {}
         self._projectors: dict[str, Projector] = {}
         self._start: dict[str, Tensor] = {}
-        self._start_energy: dict[str, tuple[SecondMoment, float]] = {}
+        self._start_energy: dict[str, tuple[Moment, float]] = {}
         for layer in self.layers:
-            weight = local(layer.weight.detach())
-            key = (subspace.module_keys[layer.name], weight.dtype, weight.device)
+            weight, name = local(layer.weight.detach()), subspace.module_keys[layer.name]
+            if name not in exact:
+                exact[name] = Projector.from_subspace(subspace[layer.name])
+            key = (name, weight.dtype, weight.device)
             if key not in shared:
-                shared[key] = Projector.from_subspace(subspace[layer.name], weight.dtype, weight.device)
-            self._projectors[layer.name] = shared[key]
+                shared[key] = exact[name].to(weight.dtype, weight.device)
+            self._exact[layer.name], self._projectors[layer.name] = exact[name], shared[key]
             self._start[layer.name] = weight.clone()
 
     @torch.no_grad()
@@ -99,7 +107,7 @@ class NullSpaceProjection:
             weight, start = local(layer.weight), self._start[layer.name]
             projector = self._projectors[layer.name]
             if dtype is not None and dtype != weight.dtype:
-                projector = Projector.from_subspace(self._subspace[layer.name], dtype, weight.device)
+                projector = self._exact[layer.name].to(dtype, weight.device)
             change = weight.to(projector.factor.dtype) - start
             weight.copy_(_projected(layer, change, projector).add_(start))
 
@@ -140,11 +148,11 @@ class NullSpaceProjection:
         return math.sqrt(moved / start) if start > 0 else 0.0
 
     @torch.no_grad()
-    def leak(self, moments: Mapping[str, SecondMoment], module_keys: Mapping[str, str]) -> Leak:
+    def leak(self, moments: Mapping[str, Moment], module_keys: Mapping[str, str]) -> Leak:
         """Leak of the current displacement on rows with these moments (usually held-out retained rows).
 
         Args:
-            moments: second moment by key.
+            moments: second moment by key, or a sample of rows where the moment did not fit.
             module_keys: key by module name.
         """
         names = [layer.name for layer in self.layers]
@@ -152,10 +160,10 @@ class NullSpaceProjection:
         original: dict[str, float] = {}
         for layer in self.layers:
             moment = moments[module_keys[layer.name]]
-            changed[layer.name] = output_energy(self.change(layer), moment)
+            changed[layer.name] = moment.energy(self.change(layer))
             known = self._start_energy.get(layer.name)
             if known is None or known[0] is not moment:  # W_0 does not change: measured once for the same rows
-                energy = output_energy(self.original(layer), moment)
+                energy = moment.energy(self.original(layer))
                 known = self._start_energy[layer.name] = (moment, energy)
             original[layer.name] = known[1]
         both = self._summed([*changed.values(), *original.values()])
@@ -203,12 +211,6 @@ class Leak:
 
     def to_dict(self) -> dict[str, Any]:
         return {"total": self.total, "per_layer": self.per_layer}
-
-
-def output_energy(matrix: Tensor, moment: SecondMoment) -> float:
-    """tr(M C M^T): summed squared norm of the outputs `M x` over the moment's rows; M has shape (groups, out, width)."""
-    matrix = matrix.double()
-    return float(((matrix @ moment.matrix.to(matrix.device)) * matrix).sum().clamp_min(0))
 
 
 def _share(changed: float, original: float) -> float:

@@ -64,6 +64,9 @@ def open_statistics(
         max_rows_per_class=args.max_rows_per_class,
         max_samples_per_class=args.max_samples_per_class,
         progress=not args.disable_tqdm,
+        num_workers=args.dataloader_num_workers,
+        max_memory=args.max_statistics_memory,
+        sketch_size=args.sketch_size,
     )
     _first_then_all(lambda: statistics.save_pretrained(folder))
     return statistics
@@ -93,8 +96,9 @@ def without_request(
     groups = task.groups(forget)
     if not task.whole_classes:
         return statistics.without_rows(
-            model, forget, groups=groups, prepare=task.prepare, collate_fn=task.default_collator(), progress=False
-        )
+            model, forget, groups=groups, prepare=task.prepare, collate_fn=task.default_collator(), progress=False,
+            max_memory=args.max_statistics_memory,
+        )  # fmt: skip
     return statistics.without_groups(np.unique(groups).tolist(), statistics.fingerprint.refuse_removed(forget))
 
 

@@ -6,14 +6,16 @@ nothing is communicated. Everything here does nothing in a single process.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate
+
+Result = TypeVar("Result")
 
 
 def process() -> tuple[int, int]:
@@ -79,6 +81,24 @@ def gathered(item: Any, device: torch.device) -> list[Any]:
         torch.cuda.set_device(device)  # where the exchange takes place
     dist.all_gather_object(items, item)
     return items
+
+
+def dealt(names: Sequence[str], work: Callable[[str], Result], device: torch.device | str | None) -> dict[str, Result]:
+    """`work` on every name, the processes taking them in turn; each gets all results.
+
+    Args:
+        device: where the exchange takes place; the CPU when None.
+    """
+    rank, world = process()
+    mine = {name: work(name) for name in names[rank::world]}
+    if world == 1:
+        return mine
+    place, results = torch.device("cpu" if device is None else device), dict[str, Result]()
+    for i, name in enumerate(names):
+        told: list[Any] = [mine.get(name)]
+        dist.broadcast_object_list(told, src=i % world, device=place)
+        results[name] = told[0]
+    return results
 
 
 def units_to_shard(model: Any) -> list[str]:

@@ -19,65 +19,24 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
-from tqdm.auto import tqdm
 
+from .collecting import Pass, evenly_spaced, stream
 from .errors import UNSCError, closest, first_line
 from .files import write_beside, write_text
 from .fingerprint import Fingerprint, data_fingerprint, file_hash, weight_hash
-from .layers import NOT_INPUTS, ProtectedLayer, capture_inputs, evaluation_mode, find_layers, row_mask, trace_layers
-from .sharding import is_sharded, process
+from .layers import ProtectedLayer, evaluation_mode, find_layers
+from .memory import parse_size
+from .moments import Moment, full_float32, total_moment
+from .moments import SecondMoment as SecondMoment
+from .sketch import MomentSketch
 
 _FORMAT = "unsc_hf.activation_statistics.v1"
+_WITH_SKETCHES = "unsc_hf.activation_statistics.v2"  # the same where some moments are sketches
 _META = "statistics.json"
 _PENDING = "statistics.pending.json"
-_GOLDEN = 0.6180339887498949
-_ROW_STRIDE = 7919  # a prime: consecutive samples start at unrelated places of the golden sequence
-
-
-@dataclass
-class SecondMoment:
-    """Sum of x x^T over activation rows x.
-
-    Attributes:
-        matrix: float64, shape (groups, width, width); groups is 1 except for grouped convolutions.
-        rows: number of rows summed (per group).
-    """
-
-    matrix: Tensor
-    rows: int = 0
-
-    @classmethod
-    def zeros(cls, groups: int, width: int, device: torch.device | str = "cpu") -> SecondMoment:
-        return cls(torch.zeros(groups, width, width, dtype=torch.float64, device=device))
-
-    def update(self, rows: Tensor, dtype: torch.dtype = torch.float64) -> SecondMoment:
-        """Add rows of shape (groups, n, width), multiplied in `dtype` and summed in float64; returns self."""
-        x = rows.to(dtype)
-        self.matrix += (x.mT @ x).double()
-        self.rows += rows.shape[1]
-        return self
-
-    def __add__(self, other: SecondMoment) -> SecondMoment:
-        return SecondMoment(self.matrix + other.matrix, self.rows + other.rows)
-
-    def __sub__(self, other: SecondMoment) -> SecondMoment:
-        return SecondMoment(self.matrix - other.matrix, self.rows - other.rows)
-
-
-def total_moment(moments: Iterable[SecondMoment]) -> SecondMoment:
-    """Sum of several moments (at least one), without touching them."""
-    items = list(moments)
-    if not items:
-        raise UNSCError("moments: nothing to sum; keep at least one class.")
-    matrix = items[0].matrix.clone()
-    for item in items[1:]:
-        matrix += item.matrix
-    return SecondMoment(matrix, sum(item.rows for item in items))
 
 
 @dataclass
@@ -92,7 +51,7 @@ class ActivationStatistics:
         requests: what was served from these statistics so far, oldest first; see `requests.serve_request`.
     """
 
-    moments: dict[str, dict[str, SecondMoment]]
+    moments: dict[str, dict[str, Moment]]
     module_keys: dict[str, str]
     fingerprint: Fingerprint
     group_names: dict[str, str] = field(default_factory=dict)
@@ -121,11 +80,16 @@ class ActivationStatistics:
         num_workers: int = 0,
         weights: str | None = None,
         progress: bool = True,
+        max_memory: str | int | None = None,
+        sketch_size: int | None = None,
+        layout: Mapping[str, int] | None = None,
+        wide_rows: bool = False,
     ) -> ActivationStatistics:
         """One streaming pass over `dataset` with forward hooks on `model`, in eval mode and without gradients.
 
         Rows are read class by class, so every batch belongs to one class and only that class's moments are on the
         model's device: memory there is one (width, width) float64 matrix per distinct layer input, however long the data.
+        Finished classes' moments are kept in the CPU's memory.
 
         Args:
             model: the model whose activations are recorded; its mode is restored afterwards.
@@ -147,11 +111,22 @@ class ActivationStatistics:
             num_workers: processes that read data.
             weights: `weight_hash(model)`, when already known.
             progress: show a progress bar.
+            max_memory: limit on the extra memory of the pass on the model's device, in each process, as bytes or a size such as
+                "2GB": sums, and what comes and goes while rows are added to them; the forward pass's own memory comes on top.
+                Layers that do not fit together are read in several passes over the data, with the same result to the bit. A layer
+                whose moment alone does not fit is sketched (see `sketch.MomentSketch`), with as many columns as
+                `memory.sketch_columns` says. Where the model is on the CPU, finished moments share that memory: when they would
+                not fit, they are kept in temporary files that the system reads as needed. None sums everything in one pass.
+            sketch_size: columns of every sketch, instead.
+            layout: which modules are sketched, and with how many columns, as `sketch_sizes` of other statistics says; instead of
+                what `max_memory` would choose.
+            wide_rows: where a moment does not fit, keep an evenly spread sample of rows (`sketch.RowSample`) for measuring leaks.
 
         Under `torch.distributed` each process reads its share and the sums are all-reduced.
 
         Raises:
-            UNSCError: no rows, a layer that never runs, or NaN or infinite activations (the layer is named).
+            UNSCError: no rows, a layer that never runs, NaN or infinite activations (the layer is named), or a limit below what the
+                neediest layer needs.
         """
         from .data import default_collator, group_labels, prepare_dataset
 
@@ -172,23 +147,23 @@ class ActivationStatistics:
             layers = find_layers(model, target_modules).layers
 
         members = {
-            group: _evenly_spaced(np.flatnonzero(labels == group), max_samples_per_class)
+            group: evenly_spaced(np.flatnonzero(labels == group), max_samples_per_class)
             for group in sorted(set(labels.tolist()), key=lambda group: (len(group), group))
         }
-        with evaluation_mode(model):
-            moments, keys = _stream(
-                model,
-                prepared,
-                members,
-                layers,
-                collate_fn,
+        with evaluation_mode(model), full_float32():
+            options = Pass(
                 batch_size,
                 max_rows_per_class,
                 dtype,
                 num_workers,
                 progress,
                 pool_as,
+                parse_size(max_memory, "max_memory"),
+                sketch_size,
+                layout,
+                wide_rows,
             )
+            moments, keys = stream(model, prepared, members, layers, collate_fn, options)
         config = getattr(model, "config", None)
         fingerprint = Fingerprint(
             weights=weights or weight_hash(model),
@@ -225,7 +200,7 @@ class ActivationStatistics:
             )
         return key
 
-    def pooled(self, groups: Iterable[str] | None = None) -> dict[str, SecondMoment]:
+    def pooled(self, groups: Iterable[str] | None = None) -> dict[str, Moment]:
         """Moment of each key summed over `groups` (all when None)."""
         chosen = list(self.moments) if groups is None else list(groups)
         return {key: total_moment(self.moments[group][key] for group in chosen) for key in self.keys}
@@ -233,6 +208,13 @@ class ActivationStatistics:
     @property
     def keys(self) -> list[str]:
         return list(dict.fromkeys(self.module_keys.values()))
+
+    @property
+    def sketch_sizes(self) -> dict[str, int]:
+        """Columns of the sketch by name of each module whose moments are sketched."""
+        kinds = next(iter(self.moments.values()))
+        sketched = {key: moment.size for key, moment in kinds.items() if isinstance(moment, MomentSketch)}
+        return {name: sketched[key] for name, key in self.module_keys.items() if key in sketched}
 
     def __add__(self, other: ActivationStatistics) -> ActivationStatistics:
         """Merge statistics of the same model from other rows; equal groups are summed."""
@@ -265,6 +247,7 @@ class ActivationStatistics:
             dtype=getattr(torch, self.fingerprint.dtype),
             max_rows_per_class=self.fingerprint.max_rows_per_class,
             max_samples_per_class=self.fingerprint.max_samples_per_class,
+            layout=self.sketch_sizes,
             **collecting,
         )
         whole = all(
@@ -318,7 +301,7 @@ class ActivationStatistics:
                 )
             if sign < 0 and any(by_key[key].rows > mine[key].rows for key in by_key):
                 raise UNSCError(f"other: class {group!r} has more rows to take out than these statistics hold.")
-            moments[group] = {key: mine[key] + by_key[key] if sign > 0 else mine[key] - by_key[key] for key in mine}
+            moments[group] = {key: mine[key].clone().add_(by_key[key], sign) for key in mine}
             if all(moment.rows == 0 for moment in moments[group].values()):
                 del moments[group]
         both = hashlib.sha256(f"{self.fingerprint.data}{sign:+d}{other.fingerprint.data}".encode()).hexdigest()
@@ -384,22 +367,36 @@ class ActivationStatistics:
         target = Path(folder)
         tensors: dict[str, Tensor] = {}
         rows: dict[str, dict[str, int]] = {}
+        shapes: dict[str, list[int]] = {}
+        sketches: dict[str, dict[str, int]] = {}
         for g, (group, by_key) in enumerate(self.moments.items()):
             for k, key in enumerate(self.keys):
-                upper = torch.triu_indices(*by_key[key].matrix.shape[1:])
-                tensors[f"{g}.{k}"] = by_key[key].matrix[:, upper[0], upper[1]].contiguous().cpu()
+                moment = by_key[key]
+                if isinstance(moment, SecondMoment):
+                    tensors[f"{g}.{k}"] = _pack(moment.matrix.cpu())
+                    shapes[key] = list(moment.matrix.shape[:2])
+                elif isinstance(moment, MomentSketch):
+                    tensors[f"{g}.{k}"] = moment.products.cpu()
+                    tensors[f"{g}.{k}.trace"] = moment.trace.cpu()
+                    shapes[key] = [1, moment.width]
+                    sketches[key] = {"size": moment.size, "seed": moment.seed}
+                else:
+                    raise UNSCError(
+                        "statistics: samples of activation rows are kept to measure leaks, and never written."
+                    )
             rows[group] = {key: by_key[key].rows for key in self.keys}
-        widths = {key: list(moment.matrix.shape[:2]) for key, moment in next(iter(self.moments.values())).items()}
         meta: dict[str, Any] = {
-            "format": _FORMAT,
+            "format": _WITH_SKETCHES if sketches else _FORMAT,
             "fingerprint": asdict(self.fingerprint),
             "module_keys": self.module_keys,
             "group_names": self.group_names,
             "keys": self.keys,
-            "shapes": widths,
+            "shapes": shapes,
             "rows": rows,
             "requests": self.requests,
         }
+        if sketches:
+            meta["sketches"] = sketches
         fresh = target / "statistics-new.safetensors"
         write_beside(fresh, lambda scratch: save_file(tensors, scratch, metadata={"format": "pt"}))
         meta["sha256"] = file_hash(fresh)
@@ -424,9 +421,11 @@ class ActivationStatistics:
             raise UNSCError(f"statistics: {folder} holds no {_META}; collect and save them first.") from error
         except (OSError, ValueError, RecursionError) as error:
             raise UNSCError(f"statistics: {folder} is damaged ({first_line(error)}); collect them again.") from error
-        if not isinstance(meta, dict) or meta.get("format") != _FORMAT:
+        if not isinstance(meta, dict) or meta.get("format") not in (_FORMAT, _WITH_SKETCHES):
             kind = str(meta.get("format"))[:40] if isinstance(meta, dict) else type(meta).__name__
-            raise UNSCError(f"statistics: {folder} has format {kind!r}, this version reads {_FORMAT!r}.")
+            raise UNSCError(
+                f"statistics: {folder} has format {kind!r}, this version reads {_FORMAT!r} and {_WITH_SKETCHES!r}."
+            )
         try:
             _check_meta(meta)
             file = folder / meta["file"]
@@ -438,8 +437,7 @@ class ActivationStatistics:
             tensors, rows = load_file(file), meta["rows"]
             moments = {
                 group: {
-                    key: SecondMoment(_unpack(tensors[f"{g}.{k}"], *meta["shapes"][key]), rows[group][key])
-                    for k, key in enumerate(meta["keys"])
+                    key: _stored_moment(meta, tensors, f"{g}.{k}", group, key) for k, key in enumerate(meta["keys"])
                 }
                 for g, group in enumerate(rows)
             }
@@ -521,6 +519,11 @@ def _check_meta(meta: dict[str, Any]) -> None:
         expect(
             isinstance(shapes[key], list) and len(shapes[key]) == 2 and all(count(n, 1) for n in shapes[key]), "shapes"
         )
+    sketches = meta["sketches"] if meta["format"] == _WITH_SKETCHES else {}
+    expect(isinstance(sketches, dict) and set(sketches) <= set(keys), "sketches")
+    for key, sketch in sketches.items():
+        expect(isinstance(sketch, dict) and count(sketch["size"], 1) and count(sketch["seed"], 0), "sketches")
+        expect(shapes[key][0] == 1 and sketch["size"] <= shapes[key][1], "sketches")
     expect(isinstance(rows, dict) and bool(rows), "rows")
     for by_key in rows.values():
         expect(
@@ -544,161 +547,41 @@ def _check_meta(meta: dict[str, Any]) -> None:
     expect(isinstance(removed, list) and all(isinstance(digest, str) for digest in removed), "fingerprint.removed")
 
 
+def _stored_moment(meta: dict[str, Any], tensors: dict[str, Tensor], name: str, group: str, key: str) -> Moment:
+    """One moment or sketch of an artefact whose JSON has been checked.
+
+    Raises:
+        ValueError, KeyError: a tensor that is not what the JSON says.
+    """
+    (groups, width), rows = meta["shapes"][key], meta["rows"][group][key]
+    sketch = meta["sketches"].get(key) if meta["format"] == _WITH_SKETCHES else None
+    if sketch is None:
+        return SecondMoment(_unpack(tensors[name], groups, width), rows)
+    products, trace = tensors[name], tensors[f"{name}.trace"]
+    for tensor, shape in ((products, (1, width, sketch["size"])), (trace, (1,))):
+        if tensor.dtype != torch.float64 or tuple(tensor.shape) != shape:
+            raise ValueError(f"a sketch has shape {tuple(tensor.shape)} and dtype {tensor.dtype}")
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError("a sketch is not finite")
+    return MomentSketch(products, trace, rows, sketch["seed"])
+
+
+def _pack(matrix: Tensor) -> Tensor:
+    """Upper triangles of symmetric matrices (groups, width, width), row by row: no index of the moment's size is made."""
+    return torch.cat([matrix[:, row, row:] for row in range(matrix.shape[-1])], dim=1)
+
+
 def _unpack(upper: Tensor, groups: int, width: int) -> Tensor:
     """Symmetric matrices (groups, width, width) from their upper triangles."""
     if upper.dtype != torch.float64 or tuple(upper.shape) != (groups, width * (width + 1) // 2):
         raise ValueError(f"a moment has shape {tuple(upper.shape)} and dtype {upper.dtype}")
     if not bool(torch.isfinite(upper).all()):
         raise ValueError("a moment is not finite")
-    matrix = torch.zeros(groups, width, width, dtype=torch.float64)
-    rows, columns = torch.triu_indices(width, width)
-    matrix[:, rows, columns] = upper
-    matrix[:, columns, rows] = upper
+    matrix = torch.empty(groups, width, width, dtype=torch.float64)
+    first = 0
+    for row in range(width):
+        part = upper[:, first : first + width - row]
+        matrix[:, row, row:] = part
+        matrix[:, row:, row] = part
+        first += width - row
     return matrix
-
-
-def _evenly_spaced(rows: np.ndarray, limit: int | None) -> np.ndarray:
-    """At most `limit` of the rows, evenly spaced."""
-    if limit is None or len(rows) <= limit:
-        return rows
-    return rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
-
-
-def _kept_rows(first: int, samples: int, rows_per_sample: int, share: float, device: torch.device) -> Tensor:
-    """Which rows of a batch are used, bool of shape (samples * rows_per_sample,).
-
-    Row r of a class is kept when the fractional part of r times the golden ratio falls below `share`: evenly spread
-    over samples and positions, without randomness, and the same for every batch size.
-    """
-    sample = torch.arange(first, first + samples, dtype=torch.float64, device=device)
-    row = torch.arange(rows_per_sample, dtype=torch.float64, device=device)
-    return ((sample[:, None] * _ROW_STRIDE + row) * _GOLDEN).frac().reshape(-1) < share
-
-
-class _Recorder:
-    """Moments of one group while it streams by, on the model's device."""
-
-    def __init__(
-        self,
-        layers: Sequence[ProtectedLayer],
-        shares: Mapping[str, float],
-        dtype: torch.dtype,
-        device: torch.device,
-        first_sample: int,
-    ) -> None:
-        """`shares`: share of rows used, by layer name; `first_sample`: position in the group of the first sample read."""
-        self.moments = {
-            layer.name: SecondMoment.zeros(layer.geometry.groups, layer.geometry.width, device) for layer in layers
-        }
-        self.shares, self.dtype, self.device = shares, dtype, device
-        self.samples = 0
-        self._next = first_sample
-        self._mask: Tensor | None = None
-
-    def begin(self, samples: int, mask: Tensor | None) -> None:
-        """Announce the next batch."""
-        self.position, self.samples = self._next, samples
-        self._next += samples
-        self._mask = None if mask is None else mask.to(self.device)
-
-    def add(self, layer: ProtectedLayer, x: Tensor) -> None:
-        """Add the rows of one layer's input, without padding and within the budget."""
-        rows = layer.rows(x.detach())
-        keep = row_mask(x, self._mask)
-        share = self.shares[layer.name]
-        if share < 1.0 and rows.shape[1] % self.samples == 0:
-            spread = _kept_rows(self.position, self.samples, rows.shape[1] // self.samples, share, self.device)
-            keep = spread if keep is None else spread & keep
-        self.moments[layer.name].update(rows if keep is None else rows[:, keep], self.dtype)
-
-    def all_reduce(self) -> None:
-        """Sum over processes."""
-        for moment in self.moments.values():
-            dist.all_reduce(moment.matrix)
-            count = torch.tensor(moment.rows, device=self.device)
-            dist.all_reduce(count)
-            moment.rows = int(count)
-
-    def finish(self) -> dict[str, SecondMoment]:
-        """The moments, on the CPU.
-
-        Raises:
-            UNSCError: NaN or infinite activations; a square that is not finite shows on the diagonal.
-        """
-        for name, moment in self.moments.items():
-            if not bool(torch.isfinite(moment.matrix.diagonal(dim1=-2, dim2=-1)).all()):
-                raise UNSCError(
-                    f"model: NaN or infinite activations enter layer {name!r}; check the weights and the data."
-                )
-            moment.matrix = moment.matrix.cpu()
-        return self.moments
-
-
-def _stream(
-    model: nn.Module,
-    dataset: Any,
-    members: Mapping[str, np.ndarray],
-    layers: Sequence[ProtectedLayer],
-    collate_fn: Callable[[list[dict[str, Any]]], dict[str, Any]],
-    batch_size: int,
-    max_rows: int | None,
-    dtype: torch.dtype,
-    num_workers: int,
-    progress: bool,
-    pool_as: str | None,
-) -> tuple[dict[str, dict[str, SecondMoment]], dict[str, str]]:
-    """The pass itself, over `members[group]` rows of each group: moments by group and key, and the key of each module."""
-    device = next(model.parameters()).device
-
-    def forward(batch: Mapping[str, Any]) -> None:
-        model(**{name: value.to(device) for name, value in batch.items() if name not in NOT_INPUTS})
-
-    with torch.no_grad():
-        probe = collate_fn([dataset[i] for i in range(min(2, len(dataset)))])
-        trace = trace_layers(layers, lambda: forward(probe), min(2, len(dataset)))
-    if trace.silent:
-        raise UNSCError(
-            f"target_modules: {len(trace.silent)} layers never ran on the data, the first is {trace.silent[0]!r}."
-        )
-    leaders = [layer for layer in layers if trace.leaders[layer.name] == layer.name]
-
-    rank, world = process()
-    moments: dict[str, dict[str, SecondMoment]] = {}
-    total = sum(len(rows) for rows in members.values())
-    bar = tqdm(total=total, desc="Activation statistics", unit=" rows", disable=not progress or rank > 0)
-    for group, chosen in members.items():
-        mine = np.array_split(np.arange(len(chosen)), world)[rank]
-        shares = {
-            name: 1.0 if max_rows is None else max_rows / (len(chosen) * rows)
-            for name, rows in trace.rows_per_sample.items()
-        }
-        recorder = _Recorder(leaders, shares, dtype, device, first_sample=int(mine[0]) if len(mine) else 0)
-        loader = DataLoader(
-            Subset(dataset, chosen[mine].tolist()),
-            batch_size=batch_size,
-            collate_fn=collate_fn,
-            num_workers=num_workers,
-            generator=torch.Generator(),  # leaves the global random state alone
-        )
-        with torch.no_grad(), capture_inputs(leaders, recorder.add, strict=len(mine) > 0):
-            for batch in loader:
-                recorder.begin(len(next(iter(batch.values()))), batch.get("attention_mask"))
-                forward(batch)
-                bar.update(recorder.samples * world)
-        # A sharded model runs on all processes or on none: whoever has fewer batches runs on as many as the others.
-        batches = [-(-len(part) // batch_size) for part in np.array_split(np.arange(len(chosen)), world)]
-        if any(is_sharded(parameter) for parameter in model.parameters()):
-            with torch.no_grad():
-                for _ in range(max(batches) - batches[rank]):
-                    forward(probe)
-        if world > 1:
-            recorder.all_reduce()
-        current = recorder.finish()
-        if pool_as is None:
-            moments[group] = current
-        elif pool_as not in moments:
-            moments[pool_as] = current
-        else:
-            moments[pool_as] = {key: moments[pool_as][key] + moment for key, moment in current.items()}
-    bar.close()
-    return moments, {layer.name: trace.leaders[layer.name] for layer in layers}

@@ -33,7 +33,7 @@ from .data import (
 from .errors import UNSCError
 from .evaluation.accuracy import macro_accuracy
 from .loading import model_label_names
-from .outputs import Outputs
+from .outputs import Outputs, classify
 from .pseudo_labels import Matching, pseudo_labels, sparse
 
 SOFT_TOKENS = 64  # next tokens kept of a soft pseudo-label over a vocabulary
@@ -104,6 +104,10 @@ class ClassificationTask:
     def groups(self, dataset: Dataset) -> np.ndarray:
         """Group of each row in the statistics."""
         return group_labels(dataset, self._args.label_column)[0]
+
+    def logits(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Of a batch, (batch, labels)."""
+        return classify(model, inputs)[0]
 
     def outputs(self, logits: Tensor, labels: Tensor) -> Outputs:
         """One position per row."""
@@ -211,6 +215,11 @@ class CausalLMTask:
     def groups(self, dataset: Dataset) -> np.ndarray:
         """One group: a language model has no classes."""
         return np.full(len(dataset), "all")
+
+    def logits(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Of a batch, (batch, tokens, vocabulary)."""
+        found: Tensor = model(**inputs).logits
+        return found
 
     def outputs(self, logits: Tensor, labels: Tensor) -> Outputs:
         """One position per labelled token: the logits that predict it."""

@@ -20,6 +20,7 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType, TrainOutput
+from transformers.utils import ModelOutput
 
 from .adapters import LoraProjection, add_adapters, free_names
 from .callbacks import Check, ProjectionCallback, StoppingCallback
@@ -34,6 +35,7 @@ from .fingerprint import data_fingerprint, weight_hash
 from .layers import NOT_INPUTS, LayerSelection, evaluation_mode, find_layers, trace_layers
 from .loading import check_weights, load_as, load_model
 from .model_card import CardContent, public_name, write_card
+from .moments import Moment
 from .objectives import OBJECTIVES, Terms
 from .outputs import Outputs, collect_outputs, iterate_outputs, join_outputs
 from .projection import Leak, NullSpaceProjection
@@ -41,7 +43,8 @@ from .pseudo_labels import Matching
 from .publishing import publish
 from .saving import RESULTS, check_checkpoint, find_checkpoint, mark_checkpoint, unmark_checkpoint
 from .sharding import gathered, reshard, set_trained, units_to_shard
-from .statistics import ActivationStatistics, SecondMoment
+from .sketch import RowSample
+from .statistics import ActivationStatistics
 from .subspace import Subspace, build_subspace, no_capacity_message, no_capacity_reason, randomised
 from .tasks import make_task
 
@@ -65,7 +68,7 @@ class UnlearningPlan:
         selection: the layers that are trained, and why every other parameter is frozen.
         subspace: retained subspace and null space of each layer input.
         projection: projectors and starting weights.
-        held_out: second moments of held-out retained rows, for the leak.
+        held_out: second moments of held-out retained rows, for the leak; where they do not fit, samples of these rows.
         forgotten_classes: class ids that occur among the forget rows but not among the retained ones.
         remaining_classes: class ids that occur among the retained rows.
         pseudo_labels: new label (or distribution) of each forget row that is trained on; None for language models, where
@@ -81,7 +84,7 @@ class UnlearningPlan:
     selection: LayerSelection
     subspace: Subspace
     projection: NullSpaceProjection
-    held_out: dict[str, SecondMoment]
+    held_out: dict[str, Moment]
     forgotten_classes: list[int]
     remaining_classes: list[int]
     pseudo_labels: Tensor | None
@@ -165,6 +168,9 @@ class UNSCTrainer(Trainer):
         self._feature_terms: FeatureTerms | None = None
         self.unlearning_seconds = 0.0
         self._given_statistics = statistics
+        self._retained: ActivationStatistics | None = None
+        self._forget_moments: dict[str, Moment] = {}
+        self._pooled = False
         self.class_names, self.whole_classes = self.task.class_names, self.task.whole_classes
         self.forgotten_classes, self.remaining_classes = self.task.forgotten_classes, self.task.remaining_classes
         if not self.whole_classes and args.target_forget_accuracy is None and unseen_dataset is None:
@@ -199,7 +205,7 @@ class UNSCTrainer(Trainer):
             eval_dataset = {name: prepared(part) for name, part in eval_dataset.items()}
         elif eval_dataset is not None:
             eval_dataset = prepared(eval_dataset)
-        self._prepared = prepared
+        self._prepared: Callable[[Dataset], Any] = prepared
         super().__init__(
             model=model,
             args=args,
@@ -321,6 +327,30 @@ class UNSCTrainer(Trainer):
         return self.plan
 
     @property
+    def retained_statistics(self) -> ActivationStatistics:
+        """Statistics of the retained rows, between `prepare_unlearning` and `train`, which lets go of them.
+
+        Raises:
+            UNSCError: before or after that.
+        """
+        if self._retained is None:
+            raise UNSCError(
+                "retained_statistics: there are none before prepare_unlearning, and train lets go of them; read them in between, "
+                "or collect them with ActivationStatistics.collect."
+            )
+        return self._retained
+
+    @retained_statistics.setter
+    def retained_statistics(self, statistics: ActivationStatistics) -> None:
+        self._retained, self._pooled = statistics, _POOL in statistics.moments
+
+    def _release(self) -> None:
+        """Let go of what only the preparation needed: every moment and basis is as large as a layer's width squared."""
+        assert self.plan is not None
+        self._retained, self._forget_moments = None, {}
+        self.plan.subspace = self.plan.subspace.without_bases()
+
+    @property
     def pseudo_label_strategy(self) -> str:
         """The stated one; else "soft" for whole classes, "matched" for single rows beside unseen ones."""
         if self.args.pseudo_labels is not None:
@@ -391,13 +421,17 @@ class UNSCTrainer(Trainer):
 
     def _subspace(
         self, model: nn.Module, selection: LayerSelection, original: str
-    ) -> tuple[Subspace, dict[str, SecondMoment]]:
+    ) -> tuple[Subspace, dict[str, Moment]]:
         """Retained subspace of each layer input, and the held-out second moments."""
         args = self.args
         started = time.perf_counter()
         per_class = args.subspace_merge == "concat" or args.subspace_rule == "released_ramp"
 
-        def collect(dataset: Dataset, group: str | None) -> ActivationStatistics:
+        given = self._given_statistics
+        if given is not None and not isinstance(given, ActivationStatistics):
+            given = ActivationStatistics.from_pretrained(given)
+
+        def collect(dataset: Dataset, group: str | None, held_out: bool = False) -> ActivationStatistics:
             return ActivationStatistics.collect(
                 model,
                 dataset,
@@ -411,17 +445,24 @@ class UNSCTrainer(Trainer):
                 max_samples_per_class=args.max_samples_per_class,
                 weights=original,
                 progress=not args.disable_tqdm,
+                num_workers=args.dataloader_num_workers,
+                max_memory=args.max_statistics_memory,
+                sketch_size=args.sketch_size,
+                layout=None if given is None else given.sketch_sizes,
+                wide_rows=held_out,
+                dtype=torch.float64
+                if held_out
+                else args.product_dtype,  # a leak is small beside the products it is summed from
             )
 
         forget = collect(self._forget_train, "forget")
-        held_out = collect(self._retain_held_out, "held-out")
+        held_out = collect(self._retain_held_out, "held-out", held_out=True)
         names = [layer.name for layer in selection.layers]
-        if self._given_statistics is None:
+        if given is None:
             retained = collect(self._retain_train, None if per_class else _POOL)
             kept = list(retained.moments)
         else:
-            given = self._given_statistics
-            retained = given if isinstance(given, ActivationStatistics) else ActivationStatistics.from_pretrained(given)
+            retained = given
             retained.check_same_model(original)
             missing = [name for name in names if name not in retained.module_keys]
             if missing:
@@ -443,6 +484,8 @@ class UNSCTrainer(Trainer):
             ratio=args.subspace_ratio,
             merge=args.subspace_merge,
             forget=self._forget_moments,
+            device=args.device,
+            together=True,
         )
         if args.null_space == "random":
             subspace = randomised(subspace, args.seed)
@@ -509,6 +552,7 @@ class UNSCTrainer(Trainer):
         plan = self.prepare_unlearning()
         if checkpoint is not None:
             check_checkpoint(checkpoint, self._run_identity())
+        self._release()
         trained = {layer.weight_name for layer in plan.selection.layers}
         if isinstance(plan.projection, LoraProjection):
             trained = free_names(plan.selection) | (set() if self.args.lora_freeze_a else trained)
@@ -579,28 +623,29 @@ class UNSCTrainer(Trainer):
         retain, labels = inputs.pop("retain", None), inputs.pop("labels")
         args, more = self.args, dict[str, Any]()
         if self._feature_terms is None:
-            outputs = model(**inputs)
+            found = self.task.logits(model, inputs)
         else:
             terms = self._feature_terms
             outputs, more["features"] = terms.forward(model, inputs, labels)
+            found = outputs.logits
             more.update(feature_targets=terms.targets, one_group=terms.answers, feature_weight=args.feature_weight)
-        logits, true, pseudo, samples = self.task.positions(outputs.logits, labels, targets)
+        logits, true, pseudo, samples = self.task.positions(found, labels, targets)
         if self._teacher is not None:
             with torch.no_grad():
-                taught = self._teacher(**inputs).logits
+                taught = self.task.logits(self._teacher, inputs)
             more["teacher"] = self.task.positions(taught, labels, targets)[0]
         if retain is not None:
             kept_inputs = {name: value for name, value in retain.items() if name not in NOT_INPUTS}
-            kept = self.task.outputs(model(**kept_inputs).logits, retain["labels"])
+            kept = self.task.outputs(self.task.logits(model, kept_inputs), retain["labels"])
             more["retain_logits"] = kept.logits
             more["retain_loss"] = nn.functional.cross_entropy(kept.logits.float(), kept.labels)
             if self._teacher is not None:
                 with torch.no_grad():
-                    taught = self._teacher(**kept_inputs).logits
+                    taught = self.task.logits(self._teacher, kept_inputs)
                 more["retain_teacher"] = self.task.outputs(taught, retain["labels"]).logits
         more.update(beta=args.objective_beta, gamma=args.objective_gamma, retain_weight=args.retain_weight)
         loss = OBJECTIVES[args.objective].loss(Terms(logits, true, pseudo, samples, reference, **more))
-        return (loss, outputs) if return_outputs else loss
+        return (loss, ModelOutput(logits=found)) if return_outputs else loss
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         output = super().evaluation_loop(*args, **kwargs)
@@ -673,18 +718,26 @@ class UNSCTrainer(Trainer):
         leak = self.held_out_leak()
         assert self.plan is not None
         model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        keys = self.plan.subspace.module_keys
         logits = self._outputs(model, self._retain_held_out, "Certificate").logits
         certificate = Certificate(
             leak=leak.total,
             leak_per_layer=leak.per_layer,
             drift=logit_drift(self.plan.held_out_logits, logits),
             rows=len(self._retain_held_out),
+            sampled_rows={
+                name: rows.kept
+                for name, rows in (
+                    (layer.name, self.plan.held_out[keys[layer.name]]) for layer in self.plan.projection.layers
+                )
+                if isinstance(rows, RowSample)
+            },
             relative_change=self.plan.projection.relative_change(),
             max_leak=self.args.max_leak,
             stop_reason=self.stop_reason,
             merged=self._merged_drift(model) if isinstance(model, PeftModel) and not self.is_fsdp_enabled else None,
             held_out=self._retain_held_out is not self._retain_train
-            and (self._given_statistics is None or _POOL in self.retained_statistics.moments),
+            and (self._given_statistics is None or self._pooled),
         )
         limit = self.args.max_leak
         if self.args.null_space == "retained" and limit is not None and leak.total > limit:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 
+from .files import alone
 from .fingerprint import data_fingerprint
+from .remembered import Memory, RememberedRows
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ def train_model(
     label_column: str | None = None,
     vocabulary: Dataset | None = None,
 ) -> Path:
-    """Train by `plan` on `dataset`, or find the model that an equal call has left in `folder`.
+    """Train by `plan` on `dataset`, or find the model that an equal call has left in `folder`; one that another process is training is
+    waited for.
 
     Args:
         dataset: training rows.
@@ -84,14 +89,40 @@ def train_model(
     if vocabulary is not None:
         settings["vocabulary"] = data_fingerprint(vocabulary)
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
-    target = Path(folder) / f"{name}-{key}"
-    for found in sorted(Path(folder).glob(f"*-{key}")):  # whatever it was called then
-        if (found / "config.json").is_file():
-            return found
+    found = _trained(Path(folder), key)
+    if found is None:
+        with _one_process(Path(folder) / key):
+            found = _trained(Path(folder), key) or _train(
+                dataset, plan, Path(folder) / f"{name}-{key}", name, labels, label_column, vocabulary, settings
+            )
+    return found
+
+
+def _trained(folder: Path, key: str) -> Path | None:
+    """The model of this key, whatever it was called then."""
+    return next((found for found in sorted(folder.glob(f"*-{key}")) if (found / "config.json").is_file()), None)
+
+
+def _one_process(target: Path) -> AbstractContextManager[None]:
+    """Nobody else trains the same meanwhile; but processes that train it together must not wait for each other."""
+    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return nullcontext() if together else alone(target)
+
+
+def _train(
+    dataset: Dataset,
+    plan: TrainingPlan,
+    target: Path,
+    name: str,
+    labels: Sequence[str],
+    label_column: str | None,
+    vocabulary: Dataset | None,
+    settings: dict[str, Any],
+) -> Path:
     set_seed(plan.seed)
     model, processor = plan.start(dataset if vocabulary is None else vocabulary, labels)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=target.parent))
     try:
         trainer = Trainer(
             model=model,
@@ -110,7 +141,7 @@ def train_model(
                 remove_unused_columns=False,
                 dataloader_pin_memory=torch.cuda.is_available(),
             ),
-            train_dataset=plan.prepare(dataset, processor, model, label_column),
+            train_dataset=RememberedRows(plan.prepare(dataset, processor, model, label_column), Memory()),
             data_collator=plan.collator(processor),
             processing_class=processor,
         )

@@ -90,7 +90,7 @@ def readability(
 
     train, test = taught.layers[name], asked.layers[name]
     (train_in, train_free), (test_in, test_free) = (split_input(x, basis, ranks) for x in (train, test))
-    free = any(rank < basis.shape[-1] for rank in ranks)
+    free = any(rank < basis.shape[-2] for rank in ranks)
     return Readability(probe(train, test), probe(train_in, test_in), probe(train_free, test_free) if free else None)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from datasets import Dataset
@@ -18,15 +18,18 @@ from ..config import UNSCConfig
 from ..errors import UNSCError
 from ..fingerprint import weight_hash
 from ..layers import NOT_INPUTS, LayerSelection, ProtectedLayer, evaluation_mode
-from ..outputs import Outputs
-from ..statistics import ActivationStatistics, SecondMoment
-from ..subspace import Subspace
+from ..moments import Moment
+from ..outputs import Outputs, classify
+from ..remembered import Memory, RememberedRows
+from ..statistics import ActivationStatistics
+from ..subspace import Subspace, randomised
 from ..trainer import UnlearningPlan, UNSCTrainer
 
 _SUBSPACE_OPTIONS = (
     "subspace_rule", "energy", "subspace_rank", "subspace_ratio", "subspace_merge", "target_modules", "max_rows_per_class",
-    "max_samples_per_class", "seed",
+    "max_samples_per_class", "max_statistics_memory", "sketch_size", "statistics_dtype", "seed",
 )  # fmt: skip
+AnyTrainer = TypeVar("AnyTrainer", bound=UNSCTrainer)
 Relabel = Callable[[nn.Module, Iterator[dict[str, Any]], Outputs], Tensor]
 
 
@@ -48,10 +51,11 @@ class Workbench:
     ) -> None:
         self.original, self.forget, self.retain, self.config = original, forget, retain, config
         self._processing_class = processing_class
+        self._memory = Memory()
+        self._read: dict[tuple[str, bool], tuple[Outputs, float]] = {}  # with the seconds that reading took
         self._statistics: ActivationStatistics | None = None
         self._gauge = self._trainer(self.fresh(), UNSCTrainer, {}, ())
-        self._gauge.prepare_unlearning()
-        self._statistics = self._gauge.retained_statistics
+        self._gauge._prepared = self.remembered
         self.forgotten = self._gauge.forgotten_classes
         if not self.forgotten:
             raise UNSCError(
@@ -64,7 +68,14 @@ class Workbench:
 
     @property
     def plan(self) -> UnlearningPlan:
-        """Layers, subspaces and held-out moments that methods are measured with."""
+        """Layers, subspaces and held-out moments that methods are measured with; collected when first asked for.
+
+        Raises:
+            UNSCError: as `UNSCTrainer.prepare_unlearning`.
+        """
+        if self._gauge.plan is None:
+            self._gauge.prepare_unlearning()
+            self._statistics = self._gauge.retained_statistics
         assert self._gauge.plan is not None
         return self._gauge.plan
 
@@ -74,9 +85,13 @@ class Workbench:
         return self._gauge._collate
 
     def prepared(self, rows: Dataset) -> Dataset:
-        """Rows ready for the model."""
+        """Rows ready for the model, prepared whenever they are read."""
         prepared: Dataset = self._gauge.task.prepare(rows)
         return prepared
+
+    def remembered(self, rows: Dataset) -> RememberedRows:
+        """The same, prepared once and kept while there is room."""
+        return self._memory.of(rows, self._gauge.task.prepare)
 
     def fresh(self) -> PreTrainedModel:
         """A copy of the original."""
@@ -85,10 +100,10 @@ class Workbench:
     def _trainer(
         self,
         model: PreTrainedModel,
-        kind: type[UNSCTrainer],
+        kind: type[AnyTrainer],
         options: dict[str, Any],
         callbacks: Sequence[TrainerCallback],
-    ) -> UNSCTrainer:
+    ) -> AnyTrainer:
         config = deepcopy(self.config)
         for name, value in options.items():
             if not hasattr(config, name):
@@ -98,6 +113,7 @@ class Workbench:
         if statistics is not None:  # a start with another head has the same inputs of its layers
             statistics = statistics.bound_to(weight_hash(model), [])
         config.save_strategy, config.push_to_hub = SaveStrategy.NO, False
+        config.dataloader_pin_memory = config.dataloader_pin_memory and torch.cuda.is_available()  # else torch warns
         return kind(
             model=model,
             args=config,
@@ -124,17 +140,41 @@ class Workbench:
             callbacks: Trainer callbacks.
             options: fields of `UNSCConfig`, such as `null_space`, `objective`, `pseudo_labels`, `learning_rate`.
         """
-        bench = self
+        bench, another, plan = self, model is not None, self.plan
 
         class Relabelling(UNSCTrainer):
+            shared_seconds = 0.0  # what it would have taken to read what others had read before
+
             def _subspace(
                 self, model: nn.Module, selection: LayerSelection, original: str
-            ) -> tuple[Subspace, dict[str, SecondMoment]]:
+            ) -> tuple[Subspace, dict[str, Moment]]:
                 if not bench.same_subspace(self.args):
                     return super()._subspace(model, selection, original)
                 self.retained_statistics, self._statistics_seconds = bench._gauge.retained_statistics, 0.0
                 self._forget_moments = bench._gauge._forget_moments
-                return bench.plan.subspace, bench.plan.held_out
+                subspace = plan.subspace
+                if self.args.null_space == "random":
+                    subspace = randomised(subspace, self.args.seed)
+                return subspace, plan.held_out
+
+            def _iterate(
+                self, model: nn.Module, dataset: Dataset, description: str, features: bool = False
+            ) -> Iterator[Outputs]:
+                if another or self.plan is not None:
+                    return super()._iterate(model, dataset, description, features)
+                return iter([self._outputs(model, dataset, description, features)])
+
+            def _outputs(self, model: nn.Module, dataset: Dataset, description: str, features: bool = False) -> Outputs:
+                """Until it has a plan, a trainer reads the original, which says the same of the same rows to every method."""
+                if another or self.plan is not None:
+                    return super()._outputs(model, dataset, description, features)
+                key, started = (str(dataset._fingerprint), features), time.perf_counter()
+                if key in bench._read:
+                    self.shared_seconds += bench._read[key][1]
+                else:
+                    found = super()._outputs(model, dataset, description, features)
+                    bench._read[key] = found, time.perf_counter() - started
+                return bench._read[key][0]
 
             def _targets(self, model: nn.Module, strategy: str, retain: Outputs | None) -> list[dict[str, Tensor]]:
                 targets = super()._targets(model, strategy, retain)
@@ -145,10 +185,11 @@ class Workbench:
                 return targets
 
         trainer = self._trainer(model or self.fresh(), Relabelling, options, callbacks)
+        trainer._prepared = self.remembered
         trainer.train()
         assert trainer.plan is not None
-        needed = self.plan.seconds if trainer.args.null_space == "retained" else {}
-        own = trainer.plan.seconds["pseudo_labels"] + trainer.unlearning_seconds
+        needed = plan.seconds if trainer.args.null_space == "retained" else {}
+        own = trainer.plan.seconds["pseudo_labels"] + trainer.shared_seconds + trainer.unlearning_seconds
         self.seconds = own + needed.get("statistics", 0.0) + needed.get("decomposition", 0.0)
         self.steps, self.stop_reason = trainer.state.global_step, trainer.stop_reason
         self.history = [entry for entry in trainer.state.log_history if "leak" in entry]
@@ -157,9 +198,7 @@ class Workbench:
 
     def same_subspace(self, args: UNSCConfig) -> bool:
         """Whether a run with these options reads the subspace that is already there."""
-        return args.null_space != "random" and all(
-            getattr(args, name) == getattr(self.config, name) for name in _SUBSPACE_OPTIONS
-        )
+        return all(getattr(args, name) == getattr(self.config, name) for name in _SUBSPACE_OPTIONS)
 
     def run(self, run: Callable[..., PreTrainedModel], settings: dict[str, Any]) -> PreTrainedModel:
         """Run a method; `seconds` and `steps` tell what it cost."""
@@ -177,7 +216,7 @@ class Workbench:
         """Batches of rows on the model's device, with "labels"; at most about `limit` rows."""
         generator = torch.Generator().manual_seed(seed)
         loader = DataLoader(
-            self.prepared(rows), batch_size=batch_size, shuffle=shuffle, collate_fn=self.collate, generator=generator
+            self.remembered(rows), batch_size=batch_size, shuffle=shuffle, collate_fn=self.collate, generator=generator
         )
         seen = 0
         for batch in loader:
@@ -211,8 +250,9 @@ class Workbench:
                 seen += len(batch["labels"])
         return {name: value / max(seen, 1) for name, value in total.items()}
 
-    def retained_moments(self) -> dict[str, SecondMoment]:
+    def retained_moments(self) -> dict[str, Moment]:
         """Second moments of the retained rows' inputs, summed over classes, by key of the subspace."""
+        _ = self.plan  # the statistics are collected with it
         statistics = self._gauge.retained_statistics
         return statistics.pooled(self._gauge._kept_groups(statistics))
 
@@ -234,5 +274,5 @@ class Workbench:
 
 def row_loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
     """Summed cross-entropy of a batch against its true labels."""
-    logits = model(**{name: value for name, value in batch.items() if name not in NOT_INPUTS}).logits
+    logits, _ = classify(model, {name: value for name, value in batch.items() if name not in NOT_INPUTS})
     return nn.functional.cross_entropy(logits.float(), batch["labels"], reduction="sum")

@@ -16,7 +16,7 @@ from ..layers import ProtectedLayer, find_layers
 from ..loading import load_as
 from ..methods import Workbench
 from ..plots import BLUE, GREEN, GREY, ORANGE
-from ..subspace import rank_for_energy
+from ..subspace import rank_for_energy, whole_moment
 from .lab import Lab, different, matching, mean, panels, percent, spread
 from .registry import Points, Study, register
 
@@ -65,7 +65,7 @@ def _original(lab: Lab, seed: int) -> dict[str, Any]:
     points = []
     for depth, layer in enumerate(layers):
         basis = subspace[layer.name].basis
-        moment = moments[subspace.module_keys[layer.name]].matrix
+        moment = whole_moment(moments[subspace.module_keys[layer.name]], layer.name).matrix
         values = (basis.transpose(1, 2) @ moment @ basis).diagonal(dim1=1, dim2=2)
         for energy in _ENERGIES:
             ranks = [rank_for_energy(group, energy) for group in values]

@@ -8,9 +8,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from .registry import AUDITS, Audit, Examination, Reading, audit
+from .registry import AUDITS, Audit, Examination, Reading, audit, calibrate
 
 for _module in sorted(found.name for found in pkgutil.iter_modules(__path__)):
     importlib.import_module(f"{__name__}.{_module}")
 
-__all__ = ["AUDITS", "Audit", "Examination", "Reading", "audit"]
+__all__ = ["AUDITS", "Audit", "Examination", "Reading", "audit", "calibrate"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import Dataset
@@ -28,6 +28,7 @@ class Examination:
         forget, retain, test: the rows behind the outputs.
         collect: outputs of a model on rows.
         batches: (rows, batch size, seed) -> endless shuffled batches with "labels", on the model's device.
+        calibration: by audit, what its `calibrate` found on the original; the same for every model of a comparison.
     """
 
     model: PreTrainedModel
@@ -40,6 +41,7 @@ class Examination:
     test: Dataset
     collect: Callable[[PreTrainedModel, Dataset], Outputs]
     batches: Callable[[Dataset, int, int], Iterator[dict[str, Any]]]
+    calibration: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def kept(self) -> list[int]:
@@ -52,6 +54,7 @@ class Examination:
 
 
 Run = Callable[[Examination], Reading]
+Calibrate = Callable[[Examination], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -63,22 +66,30 @@ class Audit:
         title: what tables call it.
         headline: the key that decides whether a model lies within the retrained models' band; None when it decides nothing.
         run: the audit.
+        calibrate: chooses how strong the audit is, once for a comparison, from the original model and validation rows, which stand
+            in the place of test rows then; what it finds is in `Examination.calibration`, and "told" in it is printed.
     """
 
     name: str
     title: str
     headline: str | None
     run: Run
+    calibrate: Calibrate | None = None
 
 
 AUDITS: dict[str, Audit] = {}
 
 
-def audit(title: str, headline: str | None = None) -> Callable[[Run], Run]:
+def audit(title: str, headline: str | None = None, calibrate: Calibrate | None = None) -> Callable[[Run], Run]:
     """Decorator: register a function as an audit."""
 
     def register(run: Run) -> Run:
-        AUDITS[run.__name__] = Audit(run.__name__, title, headline, run)
+        AUDITS[run.__name__] = Audit(run.__name__, title, headline, run, calibrate)
         return run
 
     return register
+
+
+def calibrate(exam: Examination, audits: Iterable[Audit]) -> dict[str, dict[str, Any]]:
+    """What each audit that wants to be calibrated finds on the original, by name."""
+    return {one.name: one.calibrate(exam) for one in audits if one.calibrate is not None}

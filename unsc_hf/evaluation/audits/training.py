@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...layers import NOT_INPUTS, evaluation_mode
+from ...outputs import classify, find_head
 from ..accuracy import macro_accuracy
 from .registry import Examination
 
 STEPS = 40
 EVERY = 5
-LEARNING_RATE = 3e-4
+LEARNING_RATE = 3e-4  # where nothing is calibrated
 BATCH = 64
 TEST_ROWS = 400
 
@@ -38,10 +40,15 @@ def forgotten_rows(exam: Examination) -> Dataset:
 
 
 def fit(
-    exam: Examination, model: PreTrainedModel, parameters: list[nn.Parameter], rows: Dataset, unseen: Dataset
+    exam: Examination,
+    model: PreTrainedModel,
+    parameters: list[nn.Parameter],
+    rows: Dataset,
+    unseen: Dataset,
+    learning_rate: float = LEARNING_RATE,
 ) -> list[float]:
     """Train in place; accuracy on `unseen` (macro over the forgotten classes) before, and after every 5 of 40 steps."""
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
     batches: Iterator[dict[str, Any]] = exam.batches(rows, BATCH, 0)
     curve = []
     for step in range(STEPS + 1):
@@ -52,8 +59,45 @@ def fit(
             break
         batch = next(batches)
         with evaluation_mode(model, gradients=True):  # dropout off: every model is attacked with the same noise, none
-            logits = model(**{name: value for name, value in batch.items() if name not in NOT_INPUTS}).logits
+            logits, _ = classify(model, {name: value for name, value in batch.items() if name not in NOT_INPUTS})
             optimizer.zero_grad()
             nn.functional.cross_entropy(logits.float(), batch["labels"]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return curve
+
+
+def with_fresh_rows(model: PreTrainedModel, forgotten: Sequence[int]) -> PreTrainedModel:
+    """A copy whose head knows nothing of the forgotten classes."""
+    copy = deepcopy(model).requires_grad_(True)
+    _, head = find_head(copy, int(copy.config.num_labels))
+    rows = torch.tensor(list(forgotten))
+    kept = torch.ones(head.out_features, dtype=torch.bool).index_fill(0, rows, False)
+    with torch.no_grad():
+        head.weight[rows] = 0.0
+        if head.bias is not None:
+            head.bias[rows] = head.bias[kept].mean()
+    return copy
+
+
+def fit_head(exam: Examination, shots: int, learning_rate: float) -> list[float]:
+    """The curve when features stay as they are: `shots` examples of every class teach a head whose forgotten rows start anew."""
+    _, head = find_head(with_fresh_rows(exam.model, exam.forgotten), len(exam.kept) + len(exam.forgotten))
+    head = head.float().cpu()
+    parts = (exam.outputs.forget, exam.outputs.retain)
+    features = torch.cat([part.need_features() for part in parts])
+    labels = torch.cat([part.labels for part in parts])
+    rng = np.random.default_rng(0)
+    few = np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:shots] for c in torch.unique(labels)])
+    test = exam.outputs.test
+    unseen = exam.of_forgotten(test.labels)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=0.0)
+    curve = []
+    for step in range(STEPS + 1):
+        if step % EVERY == 0:
+            with torch.no_grad():
+                logits = head(test.need_features()[unseen])
+            curve.append(macro_accuracy(logits, test.labels[unseen], exam.forgotten) or 0.0)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(head(features[few]), labels[few]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return curve

@@ -1,0 +1,92 @@
+"""Running a batch in pieces and keeping prepared rows change nothing but the time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import tensor_dataset
+from datasets import Dataset
+from transformers import BertConfig, BertForSequenceClassification
+
+from unsc_hf.data import prepare_dataset
+from unsc_hf.outputs import classify, collect_outputs
+from unsc_hf.remembered import Memory
+
+
+def bert() -> BertForSequenceClassification:
+    config = BertConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, num_labels=4
+    )
+    return BertForSequenceClassification(config).eval()
+
+
+def texts(rows: int, longest: int) -> dict[str, torch.Tensor]:
+    lengths = torch.randint(1, longest + 1, (rows,))
+    lengths[0] = longest
+    mask = (torch.arange(longest)[None] < lengths[:, None]).long()
+    return {"input_ids": torch.randint(1, 50, (rows, longest)) * mask, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("rows", [3, 8, 29])
+def test_pieces_of_like_length_give_the_logits_and_gradients_of_the_batch(rows: int) -> None:
+    model, batch = bert(), texts(rows, 17)
+    widths: list[int] = []
+    model.bert.embeddings.register_forward_hook(lambda _m, _i, output: widths.append(output.shape[1]))
+    plain = model(**batch).logits
+    logits, order = classify(model, batch)
+    torch.testing.assert_close(logits, plain, atol=2e-6, rtol=1e-5)
+    assert sorted(order.tolist()) == list(range(rows))
+    if rows >= 8:
+        assert widths[-1] == 17
+        assert sum(widths[1:]) < 4 * 17  # short texts are not padded to the longest
+    wanted = torch.autograd.grad(plain.square().sum(), model.classifier.weight)[0]
+    torch.testing.assert_close(
+        torch.autograd.grad(logits.square().sum(), model.classifier.weight)[0], wanted, atol=1e-5, rtol=1e-4
+    )
+
+
+def test_features_stay_beside_their_rows() -> None:
+    model, batch, labels = bert(), texts(40, 11), torch.randint(4, (40,))
+    rows = [
+        {"input_ids": i[:n], "attention_mask": m[:n], "labels": y}
+        for i, m, y, n in zip(
+            batch["input_ids"], batch["attention_mask"], labels, batch["attention_mask"].sum(1), strict=True
+        )
+    ]
+
+    def pad(part: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        names = ("input_ids", "attention_mask")
+        padded = {n: torch.nn.utils.rnn.pad_sequence([r[n] for r in part], batch_first=True) for n in names}
+        return {**padded, "labels": torch.stack([r["labels"] for r in part])}
+
+    found = collect_outputs(model, rows, pad, features=True, batch_size=20)
+    assert torch.equal(found.labels, labels)
+    head = model.classifier
+    torch.testing.assert_close(found.need_features() @ head.weight.T + head.bias, found.logits, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.logits, model(**batch).logits, atol=2e-6, rtol=1e-5)
+
+
+def test_rows_are_prepared_once_up_to_the_budget_and_stay_the_same() -> None:
+    data = tensor_dataset(torch.randn(12, 3, 4, 4), list(range(3)) * 4)
+    read: list[int] = []
+
+    def prepare(rows: Dataset) -> Dataset:
+        def transform(batch: dict[str, Any]) -> dict[str, Any]:
+            read.extend(batch["label"])
+            return {"pixel_values": torch.tensor(batch["pixel_values"]), "labels": batch["label"]}
+
+        return rows.with_format(None).with_transform(transform)
+
+    size = 3 * 4 * 4 * 4 + 64
+    memory = Memory(5 * size)
+    rows, wanted = memory.of(data, prepare), prepare_dataset(data, None, torch.nn.Identity())
+    for _ in range(2):
+        for i in range(12):
+            assert torch.equal(rows[i]["pixel_values"], wanted[i]["pixel_values"])
+            assert rows[i]["labels"] == int(wanted[i]["label"])
+    assert memory.left == 0
+    assert len(read) == 5 + 4 * 7  # five are kept; the others are read each of four times
+    assert memory.of(data.select(range(12)), prepare).__getitems__([3, 1])[0]["labels"] == 0
+    assert memory.of(data, prepare) is rows
