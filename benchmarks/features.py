@@ -60,6 +60,7 @@ COLUMNS = {
 }  # fmt: skip
 ARMS = ("unsc", "default", "band")
 KINDS = ("full", "adapters")
+RELEARNING = 3e-4  # the attacker's learning rate in the recorded comparison
 PHASES = ("bands", "unlearn", "examine")
 AUDITS_HERE = ("probe", "prototype", "relearning", "membership", "readers")
 
@@ -124,17 +125,9 @@ class Desk:
         forget, retain = self.audited
         outputs = RowOutputs(*(collect(model, rows, True) for rows in (forget, retain, self.test)))
         exam = Examination(
-            model,
-            outputs,
-            outputs,
-            [],
-            self.forgotten,
-            forget,
-            retain,
-            self.test,
-            partial(collect, features=False),
-            batches,
-        )
+            model, outputs, outputs, [], self.forgotten, forget, retain, self.test, partial(collect, features=False), batches,
+            {"relearning": {"learning_rate": RELEARNING}},
+        )  # fmt: skip
         kept = exam.kept
         found: dict[str, Any] = {
             "AccDut": macro_accuracy(outputs.test.logits, outputs.test.labels, self.forgotten),
