@@ -272,7 +272,7 @@ def merge(folders: Sequence[str], output: Path, request: Sequence[str], baseline
         lines.append(f"| {titles[name]} | " + " | ".join(cells) + " |")
     note = (
         "Mean ± standard deviation; percent, but for the AUC and seconds (without statistics and audits). Bold: the mean lies "
-        "within two standard deviations of the retrained models' mean."
+        "within two standard deviations of the retrained models' mean. Without ±: one seed."
     )
     title = f"# {', '.join(request)}: forgetting in the features"
     write_text(output / "table.md", "\n".join([title, "", *lines, "", note, ""]))
@@ -292,7 +292,8 @@ def _cell(numbers: Sequence[float], column: str, band: Sequence[float], name: st
     mean, spread = float(np.mean(numbers)), float(np.std(numbers, ddof=1)) if len(numbers) > 1 else 0.0
     if column == "seconds":
         return f"{mean:.0f}"
-    text = f"{mean:.3f} ± {spread:.3f}" if column == "membership.auc" else f"{100 * mean:.1f} ± {100 * spread:.1f}"
+    scale, digits = (1, 3) if column == "membership.auc" else (100, 1)
+    text = f"{scale * mean:.{digits}f}" + (f" ± {scale * spread:.{digits}f}" if len(numbers) > 1 else "")
     judged = len(band) > 1 and column not in ("AccDut", "AccDrt", "leak") and name != "retrained"
     inside = judged and within_band(mean, band)
     return f"**{text}**" if inside else text
