@@ -250,7 +250,7 @@ def test_more_than_half_the_width_may_be_kept_when_asked_for() -> None:
     rows = torch.randn(100, 30, dtype=torch.float64) @ torch.randn(30, 40, dtype=torch.float64)
     space = _space(rows, 36, energy=1.0)
     assert space.ranks == (30,)
-    projector = Projector.from_subspace(space, torch.float64, torch.device("cpu"))
+    projector = Projector.from_subspace(space)
     moved = projector(torch.randn(1, 3, 40, dtype=torch.float64))
     assert (moved[0] @ rows.T).abs().max() < 1e-6
     assert moved.norm() > 0.1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -26,11 +26,20 @@ def write_beside(path: Path, write: Callable[[Path], None]) -> None:
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """While one process makes `path`, others that would make it too wait here; a process that is killed lets them go on."""
+    """While one process makes `path`, others that would make it too wait here; a process that is killed lets them go on. What
+    ends in an error leaves no lock behind."""
     locks = path.parent / "_locks"
     locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(locks / f"{path.name}.lock")):
-        yield
+    lock = locks / f"{path.name}.lock"
+    with FileLock(str(lock)):
+        try:
+            yield
+        except BaseException:
+            lock.unlink(missing_ok=True)
+            for folder in (locks, path.parent):
+                with suppress(OSError):  # others use it
+                    folder.rmdir()
+            raise
 
 
 def write_text(path: Path, text: str) -> None:

@@ -435,7 +435,12 @@ def _ratio_basis(retained: SecondMoment, forgotten: SecondMoment, ratio: float) 
     f = forgotten.matrix / max(forgotten.rows, 1)
     eye = torch.eye(r.shape[-1], dtype=r.dtype, device=r.device)
     scale = r.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(r.dtype).tiny)[:, None, None]
-    chol = torch.linalg.cholesky((r + r.mT) / 2 + _ROUNDING**2 * scale * eye)
+    chol, failed = torch.linalg.cholesky_ex((r + r.mT) / 2 + _ROUNDING**2 * scale * eye)
+    if bool(failed.any()):
+        raise UNSCError(
+            "subspace_rule: 'ratio' divides by the smallest retained energies, which these statistics have rounded away; collect them "
+            "with float64 products (statistics_dtype='float64')."
+        )
     half = torch.linalg.solve_triangular(chol, f, upper=False)
     whitened = torch.linalg.solve_triangular(chol, half.mT, upper=False)
     values, vectors = descending_eigh(whitened)

@@ -49,7 +49,8 @@ class Workbench:
     def __init__(
         self, original: PreTrainedModel, forget: Dataset, retain: Dataset, config: UNSCConfig, processing_class: Any
     ) -> None:
-        self.original, self.forget, self.retain, self.config = original, forget, retain, config
+        self.original, self.forget, self.retain, self.config = original, forget, retain, deepcopy(config)
+        self.config.statistics_dtype = config.statistics_dtype or "float64"  # one set of statistics serves every rule
         self._processing_class = processing_class
         self._memory = Memory()
         self._read: dict[tuple[str, bool], tuple[Outputs, float]] = {}  # with the seconds that reading took
