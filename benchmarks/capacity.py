@@ -1,6 +1,6 @@
 """What well-known models would need, by arithmetic from rates measured now on this machine.
 
-    python benchmarks/capacity.py --threads 2
+    python benchmarks/capacity.py --threads 1
 
 Bytes and operations hold on any machine; seconds are those of this one. Writes JSON and a Markdown table.
 """

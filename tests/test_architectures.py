@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,14 @@ def logits(model: Any, rows: Dataset) -> torch.Tensor:
         return model.eval()(**{name: value for name, value in rows[:].items() if name != "label"}).logits
 
 
+def exact_logits(model: Any, rows: Dataset) -> torch.Tensor:
+    """The float32 weights' logits, computed in float64: what the weights did, without the rounding of two forward passes."""
+    double = copy.deepcopy(model).double().eval()
+    inputs = {name: value for name, value in rows[:].items() if name != "label"}
+    with torch.no_grad():
+        return double(**{k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}).logits
+
+
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.double() - b.double()).norm() / b.double().norm())
 
@@ -180,12 +189,15 @@ def test_full_weights(name: str, tmp_path: Path) -> None:
     model = build(name)
     forget, retain = rows_for(model, name)
     before, before_forget = logits(model, retain), logits(model, forget)
+    exactly_before = exact_logits(model, retain)
     trainer = make_trainer(
         model, (forget, retain), tmp_path, check_steps=100, learning_rate=2e-4, weight_decay=0.1, optim="adamw_torch"
     )
     trainer.train()
     network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    assert relative(logits(network, retain), before) <= 1e-6
+    assert relative(exact_logits(network, retain), exactly_before) <= 1e-6
+    if name != "resnet":  # of which one pass in float32 is itself 6e-7 off
+        assert relative(logits(network, retain), before) <= 1e-6
     assert relative(logits(network, forget), before_forget) > 0.01
     certificate = trainer.certify()
     assert certificate.leak < 1e-5
