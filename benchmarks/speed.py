@@ -332,14 +332,14 @@ def _growth_in_rows(repeats: int) -> Iterator[tuple[int, float]]:
     model, reader = vit(), processor(28)
     for rows in (500, 1000, 2000, 4000):
         data = noise(rows, 28, 10)
-        yield rows, _seconds(lambda data=data: _collect(model, data, reader), repeats)  # type: ignore[misc]
+        yield rows, _seconds(lambda data=data: _collect(model, data, reader), repeats)
 
 
 def _growth_in_classes(repeats: int) -> Iterator[tuple[int, float]]:
     reader = processor(28)
     for classes in (5, 10, 20, 40, 80):
         data, model = noise(2000, 28, classes), vit(labels=classes)
-        yield classes, _seconds(lambda d=data, m=model: _collect(m, d, reader), repeats)  # type: ignore[misc]
+        yield classes, _seconds(lambda d=data, m=model: _collect(m, d, reader), repeats)
 
 
 def _collect(model: Any, data: Dataset, reader: Any) -> ActivationStatistics:
@@ -349,7 +349,7 @@ def _collect(model: Any, data: Dataset, reader: Any) -> ActivationStatistics:
 def _growth_in_width(repeats: int) -> Iterator[tuple[int, float]]:
     for width in (256, 512, 1024, 2048):
         moment = SecondMoment.zeros(1, width).update(torch.randn(1, 2 * width, width, dtype=torch.float64))
-        yield width, _seconds(lambda m=moment: build_subspace({"a": {"k": m}}, {"k": "k"}, energy=0.99), repeats)  # type: ignore[misc]
+        yield width, _seconds(lambda m=moment: build_subspace({"a": {"k": m}}, {"k": "k"}, energy=0.99), repeats)
 
 
 def _growth_in_depth(repeats: int) -> Iterator[tuple[int, float]]:
@@ -370,7 +370,7 @@ def _growth_in_requests(repeats: int) -> Iterator[tuple[int, float]]:
             left.subspace(energy=0.99)
 
     for requests in (1, 2, 4, 8, 16):
-        yield requests, _seconds(lambda n=requests: serve(n), repeats)  # type: ignore[misc]
+        yield requests, _seconds(lambda n=requests: serve(n), repeats)
 
 
 GROWTH = {
