@@ -180,6 +180,14 @@ def exact_logits(model: Any, rows: Dataset) -> torch.Tensor:
         return double(**{k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}).logits
 
 
+def reader(name: str) -> Callable[[Any, Dataset], torch.Tensor]:
+    """How retained logits are compared: in float64, except where fused experts know no float64.
+
+    Float32 passes alone are up to 7e-7 off (a randomly initialised ResNet), too near the limit of 1e-6.
+    """
+    return logits if name == "mixtral" else exact_logits
+
+
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.double() - b.double()).norm() / b.double().norm())
 
@@ -188,8 +196,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_full_weights(name: str, tmp_path: Path) -> None:
     model = build(name)
     forget, retain = rows_for(model, name)
-    # One pass of the ResNet in float32 is itself 6e-7 off, so there float64 tells what the weights did.
-    look = exact_logits if name == "resnet" else logits
+    look = reader(name)
     before, before_forget = look(model, retain), logits(model, forget)
     trainer = make_trainer(
         model, (forget, retain), tmp_path, check_steps=100, learning_rate=2e-4, weight_decay=0.1, optim="adamw_torch"
@@ -219,7 +226,8 @@ def test_adapters(name: str, tmp_path: Path) -> None:
     model = build(name)
     base = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     forget, retain = rows_for(model, name)
-    before, before_forget = logits(model, retain), logits(model, forget)
+    look = reader(name)
+    before, before_forget = look(model, retain), logits(model, forget)
     trainer = make_trainer(
         model,
         (forget, retain),
@@ -233,7 +241,7 @@ def test_adapters(name: str, tmp_path: Path) -> None:
     )
     trainer.train()
     network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    assert relative(logits(network, retain), before) <= 1e-6
+    assert relative(look(network, retain), before) <= 1e-6
     assert relative(logits(network, forget), before_forget) > 0.003
     certificate = trainer.certify()
     assert certificate.leak < 1e-5
@@ -243,7 +251,7 @@ def test_adapters(name: str, tmp_path: Path) -> None:
     loaded = PeftModel.from_pretrained(fresh, tmp_path)
     assert torch.equal(logits(loaded, forget), logits(network, forget))
     merged = loaded.merge_and_unload()
-    assert relative(logits(merged, retain), before) <= 1e-6
+    assert relative(look(merged, retain), before) <= 1e-6
 
 
 def test_mixtral_experts_are_frozen_and_reported() -> None:
