@@ -35,7 +35,13 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch.utils.data import DataLoader
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 
 from unsc_hf import UNSCConfig, UNSCTrainer, split_dataset
 from unsc_hf.comparison import sample_rows
@@ -50,17 +56,16 @@ from unsc_hf.loading import load_as
 from unsc_hf.model_card import versions
 from unsc_hf.outputs import Outputs, RowOutputs, collect_outputs
 from unsc_hf.plots import BLUE, GREEN, GREY, ORANGE
-from unsc_hf.unlearning import finite
+from unsc_hf.unlearning import finite, read_names
 
 COLUMNS = {
-    "AccDut": "AccDut", "AccDrt": "AccDrt", "probe.head": "probe, head's input", "probe.layer_01": "layer 1", "probe.layer_02": "layer 2",
-    "probe.layer_03": "layer 3", "probe.layer_04": "layer 4", "prototype.shots_10": "10-shot prototype", "relearning.area": "relearning area",
+    "AccDut": "AccDut", "AccDrt": "AccDrt", "probe.head": "probe, head's input",
+    **{f"probe.layer_{i:02d}": f"layer {i}" for i in range(1, 13)}, "prototype.shots_10": "10-shot prototype", "relearning.area": "relearning area",
     "membership.auc": "membership AUC", "readers.network": "a network reads", "readers.neighbours": "15 neighbours read",
     "readers.quadratic": "a quadratic reads", "leak": "leak", "seconds": "seconds",
 }  # fmt: skip
 ARMS = ("unsc", "default", "band")
 KINDS = ("full", "adapters")
-RELEARNING = 3e-4  # the attacker's learning rate in the recorded comparison
 PHASES = ("bands", "unlearn", "examine")
 AUDITS_HERE = ("probe", "prototype", "relearning", "membership", "readers")
 
@@ -70,15 +75,19 @@ class Desk:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        files = {part: str(Path(options.dataset_name, f"{part}.parquet")) for part in ("train", "test")}
-        data = load_dataset("parquet", data_files=files)
-        labels = read_labels(data["test"])
-        self.test: Dataset = hold_out(data["test"], 0.2, labels, len(labels), seed=0)[0]  # as comparisons of methods do
-        self.forget, self.retain = split_dataset(data["train"], forget_classes=options.forget)
+        parts = {file.stem: str(file) for file in Path(options.dataset_name).glob("*.parquet")}
+        data = load_dataset("parquet", data_files=parts)
+        self.test: Dataset = data["test"]
+        if "validation" not in data:  # as comparisons of methods do
+            labels = read_labels(data["test"])
+            self.test = hold_out(data["test"], 0.2, labels, len(labels), seed=0)[0]
+        self.forget, self.retain = split_dataset(data["train"], forget_classes=read_names(options.forget))
         self.forgotten = sorted(set(read_labels(self.forget).tolist()))
         self.audited = [sample_rows(rows, read_labels(rows)) for rows in (self.forget, self.retain)]
         self.folder = Path(options.output_dir)
-        self.processor = AutoImageProcessor.from_pretrained(options.originals[0])
+        texts = "text" in data["train"].column_names
+        self.model_class = AutoModelForSequenceClassification if texts else AutoModelForImageClassification
+        self.processor = (AutoTokenizer if texts else AutoImageProcessor).from_pretrained(options.originals[0])
 
     def trainer(self, original: str, seed: int, kind: str, statistics: Any, **options: Any) -> UNSCTrainer:
         """A trainer on a fresh copy of an original, all else at its default."""
@@ -90,7 +99,7 @@ class Desk:
             **options,
         )
         return UNSCTrainer(
-            model=load_as(AutoModelForImageClassification, original, "originals"), args=config, forget_dataset=self.forget,
+            model=load_as(self.model_class, original, "originals"), args=config, forget_dataset=self.forget,
             retain_dataset=self.retain, processing_class=self.processor, statistics=statistics,
             peft_config=LoraConfig(r=8) if kind == "adapters" else None,
         )  # fmt: skip
@@ -101,9 +110,7 @@ class Desk:
         if file.is_file():
             known = {name: Band(**band) for name, band in json.loads(file.read_text(encoding="utf-8")).items()}
             return ProbeBands(trainer, [], known)
-        loads = [
-            partial(load_as, AutoModelForImageClassification, name, "retrained") for name in self.options.retrained
-        ]
+        loads = [partial(load_as, self.model_class, name, "retrained") for name in self.options.retrained]
         found = ProbeBands(trainer, loads)
         write_text(file, json.dumps({name: asdict(band) for name, band in found.bands.items()}, indent=1))
         return found
@@ -126,7 +133,7 @@ class Desk:
         outputs = RowOutputs(*(collect(model, rows, True) for rows in (forget, retain, self.test)))
         exam = Examination(
             model, outputs, outputs, [], self.forgotten, forget, retain, self.test, partial(collect, features=False), batches,
-            {"relearning": {"learning_rate": RELEARNING}},
+            {"relearning": {"learning_rate": self.options.relearning_rate}},
         )  # fmt: skip
         kept = exam.kept
         found: dict[str, Any] = {
@@ -208,7 +215,7 @@ def run(desk: Desk) -> None:
         if "AccDrt" in runs.get(key, {}) or "examine" not in options.phases:
             return
         gauge = desk.trainer(options.originals[seed], seed, "full", None)
-        keep(key, desk.examine(gauge, load_as(AutoModelForImageClassification, name, "retrained")))
+        keep(key, desk.examine(gauge, load_as(desk.model_class, name, "retrained")))
 
     if options.references:
         for i, name in enumerate(options.retrained):
@@ -265,16 +272,17 @@ def merge(folders: Sequence[str], output: Path, request: Sequence[str], baseline
         "full|band": "UNSC, erased into the band", "adapters|unsc": "UNSC in adapters", "adapters|default": "in adapters, erased (default)",
         "adapters|band": "in adapters, erased into the band",
     }  # fmt: skip
+    columns = {c: t for c, t in COLUMNS.items() if any(_numbers(found, c) for found in groups.values())}
     band = {c: _numbers(groups["retrained"], c) for c in COLUMNS} if "retrained" in groups else {}
-    lines = ["| model | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    lines = ["| model | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, found in groups.items():
-        cells = [_cell(_numbers(found, column), column, band.get(column, []), name) for column in COLUMNS]
+        cells = [_cell(_numbers(found, column), column, band.get(column, []), name) for column in columns]
         lines.append(f"| {titles[name]} | " + " | ".join(cells) + " |")
     note = (
         "Mean ± standard deviation; percent, but for the AUC and seconds (without statistics and audits). Bold: the mean lies "
         "within two standard deviations of the retrained models' mean. Without ±: one seed."
     )
-    title = f"# {', '.join(request)}: forgetting in the features"
+    title = f"# {', '.join(Path(word).stem for word in request)}: forgetting in the features"
     write_text(output / "table.md", "\n".join([title, "", *lines, "", note, ""]))
     record = {"request": list(request), "runs": runs, "versions": versions()}
     write_text(output / "features.json", json.dumps(finite(record), indent=1))
@@ -347,6 +355,7 @@ def main() -> None:
     parser.add_argument("--references", action="store_true", help="examine the retrained models too")
     parser.add_argument("--merge", nargs="+", help="folders of finished runs to put together")
     parser.add_argument("--audits", nargs="+", choices=AUDITS_HERE, default=list(AUDITS_HERE))
+    parser.add_argument("--relearning_rate", type=float, default=3e-4, help="as a comparison of methods has found it")
     parser.add_argument("--baseline", help="comparison.json of the same models")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output_dir", required=True)

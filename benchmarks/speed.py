@@ -443,7 +443,8 @@ def child_process(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = UNSCConfig(
             output_dir=folder, use_cpu=True, disable_tqdm=True, report_to="none", max_steps=10, check_steps=5, max_leak=None,
-            per_device_train_batch_size=128 // world, lr_doubling_steps=None, learning_rate=1e-6,
+            per_device_train_batch_size=128 // world, per_device_eval_batch_size=128 // world, lr_doubling_steps=None,
+            learning_rate=1e-6,
         )  # fmt: skip
         trainer = UNSCTrainer(
             vit(256, 6, names, image=64, patch=8, biased_to=names - 1),

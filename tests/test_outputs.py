@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import tensor_dataset
 from datasets import Dataset
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
+from unsc_hf import training
 from unsc_hf.data import prepare_dataset
-from unsc_hf.outputs import classify, collect_outputs
+from unsc_hf.outputs import Outputs, classify, collect_outputs
 from unsc_hf.remembered import Memory
 
 
@@ -90,3 +92,22 @@ def test_rows_are_prepared_once_up_to_the_budget_and_stay_the_same() -> None:
     assert len(read) == 5 + 4 * 7  # five are kept; the others are read each of four times
     assert memory.of(data.select(range(12)), prepare).__getitems__([3, 1])[0]["labels"] == 0
     assert memory.of(data, prepare) is rows
+
+
+def test_references_train_on_the_loss_of_the_whole_batch(tmp_path: Path) -> None:
+    model, batch = bert(), {**texts(29, 17), "labels": torch.randint(4, (29,))}
+    found = []
+    for kind in (training._Trainer, Trainer):
+        trainer = kind(model=model, args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none"))
+        loss = trainer.compute_loss(model, dict(batch))
+        found.append((loss.detach(), torch.autograd.grad(loss, model.bert.encoder.layer[0].output.dense.weight)[0]))
+    for mine, plain in zip(*found, strict=True):
+        torch.testing.assert_close(mine, plain, atol=1e-6, rtol=1e-5)
+
+
+def test_the_first_rows_are_as_many_as_were_asked_for() -> None:
+    outputs = Outputs(torch.randn(9, 4), torch.randn(9, 3), torch.arange(9))
+    assert outputs.first(None).labels.tolist() == list(range(9))
+    for elements, rows in ((3, 1), (8, 2), (11, 2), (100, 9)):
+        part = outputs.first(elements)
+        assert (len(part.logits), len(part.need_features()), part.labels.tolist()) == (rows, rows, list(range(rows)))

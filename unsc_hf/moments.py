@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -37,6 +37,16 @@ def full_float32() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+class Measurable(Protocol):
+    """Sums over rows that tell what a matrix does to them; all that a leak needs."""
+
+    rows: int
+
+    def energy(self, matrix: Tensor) -> float:
+        """tr(M C M^T): summed squared norm of the outputs `M x` over the rows; M has shape (groups, out, width)."""
+        ...
 
 
 class Moment(ABC):

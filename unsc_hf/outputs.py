@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -39,6 +40,13 @@ class Outputs:
         if self.features is None:
             raise TypeError("outputs were collected without features; pass features=True.")
         return self.features
+
+    def first(self, max_elements: int | None) -> Outputs:
+        """The first rows, as many as have `max_elements` logits together and at least one; all when None."""
+        rows = len(self.logits) if max_elements is None else max(1, max_elements // self.logits.shape[1])
+        samples = None if self.samples is None else self.samples[:rows]
+        features = None if self.features is None else self.features[:rows]
+        return Outputs(self.logits[:rows], features, self.labels[:rows], samples)
 
 
 @dataclass(frozen=True)
@@ -123,7 +131,8 @@ def iterate_outputs(
     """Run `model` in eval mode over all rows of a prepared data set, a batch at a time; the model is in eval mode only
     while a batch is computed.
 
-    Several processes take the batches in turn, and all of them get every batch, in its order; so all must iterate to the same point.
+    Several processes share the rows, a batch each at a time, and all of them get every batch, in its order; so all must iterate to the same
+    point.
 
     Args:
         model: its output has `logits`.
@@ -137,12 +146,13 @@ def iterate_outputs(
     """
     device = next(model.parameters()).device
     rank, world = process()
-    batches = [
-        list(range(start, min(start + batch_size, len(dataset)))) for start in range(0, len(dataset), batch_size)
+    # Each turn is cut evenly, so that few rows are shared out as well. In the last one there may be fewer rows than processes: the others
+    # repeat one, since a sharded model runs on all or on none.
+    turns = [
+        np.array_split(np.arange(start, min(start + batch_size * world, len(dataset))), world)
+        for start in range(0, len(dataset), batch_size * world)
     ]
-    turns = range(-(-len(batches) // world))
-    # In the last turn there may be fewer batches than processes: the others repeat one, since a sharded model runs on all or on none.
-    mine = [batches[min(turn * world + rank, len(batches) - 1)] for turn in turns]
+    mine = [(parts[rank] if len(parts[rank]) else parts[0]).tolist() for parts in turns]
     loader = DataLoader(
         dataset,
         batch_sampler=mine,
@@ -173,13 +183,13 @@ def iterate_outputs(
         if heads:
             seen = torch.cat(inputs)
             rows = replace(rows, features=seen[order.argsort()] if len(seen) == len(order) else seen)
-        yield from gathered(rows, device)[: len(batches) - turn * world]
+        yield from gathered(rows, device)[: sum(len(part) > 0 for part in turns[turn])]
 
 
 def collect_outputs(
     model: nn.Module, dataset: Any, collate_fn: Collator, max_elements: int | None = None, **options: Any
 ) -> Outputs:
-    """`iterate_outputs` in one piece; with `max_elements` only the first rows, up to about that many logits."""
+    """`iterate_outputs` in one piece; with `max_elements` only the first rows, as many as have that many logits together."""
     parts: list[Outputs] = []
     elements = 0
     for part in iterate_outputs(model, dataset, collate_fn, **options):
@@ -187,7 +197,7 @@ def collect_outputs(
         elements += part.logits.numel()
         if max_elements is not None and elements >= max_elements:
             break
-    return join_outputs(parts)
+    return join_outputs(parts).first(max_elements)
 
 
 def join_outputs(parts: Sequence[Outputs]) -> Outputs:

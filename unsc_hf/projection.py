@@ -7,7 +7,7 @@ the thinner of the two factors.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from .layers import ProtectedLayer
-from .moments import Moment
+from .moments import Measurable
+from .offload import Shelf, is_large
 from .sharding import cut_like, gather_like, is_sharded, local, own_rows, summed
 from .subspace import LayerSubspace, Subspace
 
@@ -47,6 +48,11 @@ class Projector:
             factor = subspace.basis[..., width - free :] * (index >= ranks)[:, None, width - free :]
         return cls(factor.contiguous(), complement)
 
+    def shelved(self, shelf: Shelf) -> Callable[[], Projector]:
+        """What reads this projector back."""
+        read, complement = shelf.put(self.factor), self.complement
+        return lambda: Projector(read(), complement)
+
     def to(self, dtype: torch.dtype, device: torch.device) -> Projector:
         """The same projector in another precision, on another device."""
         return Projector(self.factor.to(dtype=dtype, device=device), self.complement)
@@ -68,12 +74,12 @@ class NullSpaceProjection:
         """`identity` switches projection off, for controls; displacement and leak are measured all the same."""
         self.layers = [layer for layer in layers if subspace[layer.name].has_capacity]
         self.identity = identity
-        exact: dict[str, Projector] = {}
+        exact: dict[str, Projector] = {}  # in float64, by key of the layer's input
         shared: dict[tuple[str, torch.dtype, torch.device], Projector] = {}
-        self._exact: dict[str, Projector] = {}
+        self._keys: dict[str, str] = {}
         self._projectors: dict[str, Projector] = {}
         self._start: dict[str, Tensor] = {}
-        self._start_energy: dict[str, tuple[Moment, float]] = {}
+        self._start_energy: dict[str, tuple[Measurable, float]] = {}
         for layer in self.layers:
             weight, name = local(layer.weight.detach()), subspace.module_keys[layer.name]
             if name not in exact:
@@ -81,8 +87,18 @@ class NullSpaceProjection:
             key = (name, weight.dtype, weight.device)
             if key not in shared:
                 shared[key] = exact[name].to(weight.dtype, weight.device)
-            self._exact[layer.name], self._projectors[layer.name] = exact[name], shared[key]
+            self._keys[layer.name], self._projectors[layer.name] = name, shared[key]
             self._start[layer.name] = weight.clone()
+        self._exact: dict[str, Callable[[], Projector]] = {
+            name: lambda projector=projector: projector  # type: ignore[misc]
+            for name, projector in exact.items()
+        }
+
+    def shelve(self, shelf: Shelf) -> None:
+        """Put the large float64 projectors away until they are asked for: in a step those in the weights' precision serve."""
+        for name, read in self._exact.items():
+            if is_large(read().factor):
+                self._exact[name] = read().shelved(shelf)
 
     @torch.no_grad()
     def project_gradients(self) -> None:
@@ -107,7 +123,7 @@ class NullSpaceProjection:
             weight, start = local(layer.weight), self._start[layer.name]
             projector = self._projectors[layer.name]
             if dtype is not None and dtype != weight.dtype:
-                projector = self._exact[layer.name].to(dtype, weight.device)
+                projector = self._exact[self._keys[layer.name]]().to(dtype, weight.device)
             change = weight.to(projector.factor.dtype) - start
             weight.copy_(_projected(layer, change, projector).add_(start))
 
@@ -148,7 +164,7 @@ class NullSpaceProjection:
         return math.sqrt(moved / start) if start > 0 else 0.0
 
     @torch.no_grad()
-    def leak(self, moments: Mapping[str, Moment], module_keys: Mapping[str, str]) -> Leak:
+    def leak(self, moments: Mapping[str, Measurable], module_keys: Mapping[str, str]) -> Leak:
         """Leak of the current displacement on rows with these moments (usually held-out retained rows).
 
         Args:

@@ -35,8 +35,9 @@ from .fingerprint import data_fingerprint, weight_hash
 from .layers import NOT_INPUTS, LayerSelection, evaluation_mode, find_layers, trace_layers
 from .loading import check_weights, load_as, load_model
 from .model_card import CardContent, public_name, write_card
-from .moments import Moment
+from .moments import Measurable, Moment
 from .objectives import OBJECTIVES, Terms
+from .offload import Shelf, shelve_moments
 from .outputs import Outputs, collect_outputs, iterate_outputs, join_outputs
 from .projection import Leak, NullSpaceProjection
 from .pseudo_labels import Matching
@@ -68,7 +69,8 @@ class UnlearningPlan:
         selection: the layers that are trained, and why every other parameter is frozen.
         subspace: retained subspace and null space of each layer input.
         projection: projectors and starting weights.
-        held_out: second moments of held-out retained rows, for the leak; where they do not fit, samples of these rows.
+        held_out: second moments of held-out retained rows, for the leak (in `train` the large ones are in a file of `output_dir`); where
+            they do not fit, samples of these rows.
         forgotten_classes: class ids that occur among the forget rows but not among the retained ones.
         remaining_classes: class ids that occur among the retained rows.
         pseudo_labels: new label (or distribution) of each forget row that is trained on; None for language models, where
@@ -84,7 +86,7 @@ class UnlearningPlan:
     selection: LayerSelection
     subspace: Subspace
     projection: NullSpaceProjection
-    held_out: dict[str, Moment]
+    held_out: dict[str, Measurable]
     forgotten_classes: list[int]
     remaining_classes: list[int]
     pseudo_labels: Tensor | None
@@ -345,10 +347,14 @@ class UNSCTrainer(Trainer):
         self._retained, self._pooled = statistics, _POOL in statistics.moments
 
     def _release(self) -> None:
-        """Let go of what only the preparation needed: every moment and basis is as large as a layer's width squared."""
+        """Let go of what only the preparation needed, and put away what only checks need: every moment and basis is as large as a
+        layer's width squared."""
         assert self.plan is not None
         self._retained, self._forget_moments = None, {}
         self.plan.subspace = self.plan.subspace.without_bases()
+        shelf = Shelf(str(self.args.output_dir))
+        self.plan.held_out = shelve_moments(self.plan.held_out, shelf)
+        self.plan.projection.shelve(shelf)
 
     @property
     def pseudo_label_strategy(self) -> str:
@@ -421,7 +427,7 @@ class UNSCTrainer(Trainer):
 
     def _subspace(
         self, model: nn.Module, selection: LayerSelection, original: str
-    ) -> tuple[Subspace, dict[str, Moment]]:
+    ) -> tuple[Subspace, dict[str, Measurable]]:
         """Retained subspace of each layer input, and the held-out second moments."""
         args = self.args
         started = time.perf_counter()

@@ -18,7 +18,7 @@ from ..config import UNSCConfig
 from ..errors import UNSCError
 from ..fingerprint import weight_hash
 from ..layers import NOT_INPUTS, LayerSelection, ProtectedLayer, evaluation_mode
-from ..moments import Moment
+from ..moments import Measurable, Moment
 from ..outputs import Outputs, classify
 from ..remembered import Memory, RememberedRows
 from ..statistics import ActivationStatistics
@@ -148,7 +148,7 @@ class Workbench:
 
             def _subspace(
                 self, model: nn.Module, selection: LayerSelection, original: str
-            ) -> tuple[Subspace, dict[str, Moment]]:
+            ) -> tuple[Subspace, dict[str, Measurable]]:
                 if not bench.same_subspace(self.args):
                     return super()._subspace(model, selection, original)
                 self.retained_statistics, self._statistics_seconds = bench._gauge.retained_statistics, 0.0
