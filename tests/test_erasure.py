@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from unsc_hf import UNSCError
-from unsc_hf.erasure import LowRank, differences, least_leak, output_shifts, ridged, shared_classes
+from unsc_hf.erasure import LowRank, differences, least_leak, output_shifts, ridged, shared_pairs
 
 
 def _moment(width: int) -> torch.Tensor:
@@ -39,17 +39,18 @@ def test_constraints_that_repeat_each_other() -> None:
 
 
 def test_a_linear_reader_finds_no_difference_of_means_between_the_rows_of_a_class() -> None:
-    """Two classes; forgotten rows of each differ from its retained rows by a shift of their own."""
-    width, rows = 10, 4000
-    centres, shifts = 3 * torch.randn(2, width), 2 * torch.randn(2, width)
-    labels, relabelled = torch.arange(rows) % 2, torch.arange(rows) % 2
+    """Two classes; rows of two forgotten classes differ from the retained rows of each by a shift of their own."""
+    width, rows = 10, 8000
+    centres, shifts = 3 * torch.randn(2, width), 2 * torch.randn(2, 2, width)
+    labels, relabelled, own = torch.arange(rows) % 2, torch.arange(rows) % 2, torch.arange(rows) // 2 % 2
     retained = centres[labels] + torch.randn(rows, width)
-    forgotten = (centres + shifts)[relabelled] + torch.randn(rows, width)
-    found = differences(forgotten, relabelled, retained, labels, [0, 1])
-    assert torch.allclose(found.T.float(), shifts, atol=0.2)
+    forgotten = centres[relabelled] + shifts[own, relabelled] + torch.randn(rows, width)
+    pairs = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    found = differences(forgotten, own, relabelled, retained, labels, pairs)
+    assert torch.allclose(found.T.float(), shifts.reshape(4, width), atol=0.2)
     change = least_leak(found, -found, (retained.T @ retained).double() / rows).dense()  # the layer is the identity
     after_f, after_r = (x.double() + x.double() @ change.T for x in (forgotten, retained))
-    left = differences(after_f, relabelled, after_r, labels, [0, 1])
+    left = differences(after_f, own, relabelled, after_r, labels, pairs)
     assert float(left.norm()) < 1e-6 * float(found.norm())
     apart = (after_r[labels == 0].mean(0) - after_r[labels == 1].mean(0)).norm()
     assert float(apart) > 0.3 * float((centres[0] - centres[1]).norm())  # the classes stay apart
@@ -64,15 +65,19 @@ def test_shifts_of_the_output_that_move_the_features() -> None:
 
 
 def test_classes_with_enough_rows_of_both_kinds() -> None:
-    relabelled = torch.tensor([0] * 60 + [1] * 39 + [2])
-    assert shared_classes(relabelled, torch.tensor([0, 1, 2])) == [0, 1]
-    assert shared_classes(relabelled, torch.tensor([1, 2])) == [1]
+    relabelled, own = torch.tensor([0] * 60 + [1] * 39 + [2]), torch.full((100,), 9)
+    assert shared_pairs(own, relabelled, torch.tensor([0, 1, 2])) == [(9, 0), (9, 1)]
+    assert shared_pairs(own, relabelled, torch.tensor([1, 2])) == [(9, 1)]
+    both = shared_pairs(
+        torch.cat([own, torch.full((10,), 5)]), torch.cat([relabelled, torch.full((10,), 2)]), torch.arange(3)
+    )
+    assert both == [(5, 2), (9, 0), (9, 1)]  # a small class counts by its own rows
     with pytest.raises(UNSCError, match="pseudo_labels: no retained class takes two of the 100 forgotten rows"):
-        shared_classes(relabelled, torch.tensor([2, 3]))
+        shared_pairs(own, relabelled, torch.tensor([2, 3]))
     spread = torch.cat([torch.arange(40).repeat(5), torch.full((3,), 7), torch.full((2,), 9)])
-    few = shared_classes(spread, torch.arange(40))  # none takes 5 %
+    few = shared_pairs(torch.zeros_like(spread), spread, torch.arange(40))  # none takes 5 %
     assert len(few) == 8
-    assert {7, 9} <= set(few)
+    assert {(0, 7), (0, 9)} <= set(few)
 
 
 def test_ridge_makes_few_rows_invertible() -> None:

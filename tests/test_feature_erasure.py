@@ -18,7 +18,7 @@ from test_causal_lm import make_lm, token_data  # noqa: F401
 from test_trainer import make_trainer
 
 from unsc_hf import UNSCConfig, UNSCError, split_dataset
-from unsc_hf.erasure import LowRank, differences, shared_classes
+from unsc_hf.erasure import LowRank, differences, shared_pairs
 from unsc_hf.feature_erasure import erasure_rows
 from unsc_hf.folding import Folds, folding_sites
 from unsc_hf.layers import find_layers
@@ -246,6 +246,6 @@ def test_a_writer_keeps_what_it_wrote_for_an_earlier_reading(tmp_path: Path) -> 
     forgotten, kept = (
         torch.cat([reading.rows(network, batch) for batch in part]).detach() for part in (rows.forgotten, rows.retained)
     )
-    classes = shared_classes(rows.relabelled, rows.labels)
-    now = float(differences(forgotten, rows.relabelled, kept, rows.labels, classes).norm())
+    pairs = shared_pairs(rows.own, rows.relabelled, rows.labels)
+    now = float(differences(forgotten, rows.own, rows.relabelled, kept, rows.labels, pairs).norm())
     assert now == pytest.approx(erased["layer_02"].after, rel=0.05)

@@ -8,8 +8,8 @@ the means of its *input* rows, one column for each class, and `shifts` by how mu
     dW = argmin tr(dW C dW^T)  subject to  dW inputs = shifts,   so   dW = shifts (inputs^T C^-1 inputs)^-1 inputs^T C^-1,
 
 where C is the second moment of the retained rows: of all changes that do this, the one with the least leak. Its rank is the number of
-columns. Differences are taken *between rows of one class and the forgotten rows that are re-labelled to it*: what tells the
-retained classes from each other stays.
+columns. Differences are taken *between rows of one class and the rows of one forgotten class that are re-labelled to it*: what
+tells the retained classes from each other stays.
 """
 
 from __future__ import annotations
@@ -69,44 +69,54 @@ def least_leak(inputs: Tensor, shifts: Tensor, moment: Tensor, ridge: float = RI
     return LowRank(shifts.double() @ inner @ mixed.T, right)
 
 
-def shared_classes(relabelled: Tensor, retained: Tensor, share: float = SHARE) -> list[int]:
-    """Classes to which at least `share` of the forgotten rows are re-labelled, and which retained rows have too.
+Pair = tuple[int, int]  # a forgotten class, and the retained class that rows of it are re-labelled to
 
-    Where rows are spread over so many classes that none takes as much, the few that take most.
+
+def shared_pairs(own: Tensor, relabelled: Tensor, retained: Tensor, share: float = SHARE) -> list[Pair]:
+    """Pairs of a forgotten class and a retained one to which at least `share` of its rows are re-labelled.
+
+    Where rows of a class are spread over so many others that none takes as much, the few that take most.
 
     Args:
-        relabelled: new labels of the forgotten rows, (rows,).
+        own: true labels of the forgotten rows, (rows,).
+        relabelled: their new labels, (rows,).
         retained: labels of the retained rows, (rows,).
 
     Raises:
         UNSCError: no class has two rows of either kind.
     """
-    ids, counts = torch.unique(relabelled, return_counts=True)
-    there = torch.isin(ids, retained) & (counts >= 2)
-    ids, counts = ids[there], counts[there]
-    if len(ids) == 0:
+    found: list[Pair] = []
+    for c in torch.unique(own).tolist():
+        mine = relabelled[own == c]
+        ids, counts = torch.unique(mine, return_counts=True)
+        there = torch.isin(ids, retained) & (counts >= 2)
+        ids, counts = ids[there], counts[there]
+        enough = counts >= share * len(mine)
+        if len(ids) and not bool(enough.any()):
+            enough = torch.zeros_like(enough).index_fill(0, counts.topk(min(_FEW, len(counts))).indices, True)
+        found += [(c, k) for k in ids[enough].tolist()]
+    if not found:
         raise UNSCError(
             f"pseudo_labels: no retained class takes two of the {len(relabelled)} forgotten rows that were read, so there is no class "
             "mean to move them to; use pseudo_labels='top1'."
         )
-    enough = counts >= share * len(relabelled)
-    if not bool(enough.any()):
-        enough = torch.zeros_like(enough).index_fill(0, counts.topk(min(_FEW, len(counts))).indices, True)
-    found: list[int] = ids[enough].tolist()
     return found
 
 
 def differences(
-    forgotten: Tensor, relabelled: Tensor, retained: Tensor, labels: Tensor, classes: Iterable[int]
+    forgotten: Tensor, own: Tensor, relabelled: Tensor, retained: Tensor, labels: Tensor, pairs: Iterable[Pair]
 ) -> Tensor:
-    """Means of the forgotten rows of a class minus those of its retained rows, a column for each class: (width, classes).
+    """Means of the forgotten rows of a pair minus those of the retained rows of its new class, a column each: (width, pairs).
 
     Args:
         forgotten, retained: rows, (rows, width).
-        relabelled, labels: their classes, (rows,).
-        classes: see `shared_classes`.
+        own, relabelled, labels: true and new classes of the former, classes of the latter, (rows,).
+        pairs: see `shared_pairs`.
     """
-    columns = [forgotten[relabelled == c].double().mean(0) - retained[labels == c].double().mean(0) for c in classes]
+    columns = [
+        forgotten[(own == c) & (relabelled == k)].double().mean(0) - retained[labels == k].double().mean(0)
+        for c, k in pairs
+    ]
     return torch.stack(columns, 1)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .adapters import head_weights
-from .erasure import LowRank, differences, least_leak, output_shifts, shared_classes
+from .erasure import LowRank, differences, least_leak, output_shifts, shared_pairs
 from .errors import UNSCError
 from .folding import Folds, folding_sites
 from .layers import ProtectedLayer
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_FORGOTTEN_ROWS = 600  # forgotten rows that are read, and retained ones of a language model
+_FORGOTTEN_ROWS = 600  # forgotten rows that are read, and retained ones of a language model ...
+_FORGOTTEN_ROWS_PER_CLASS = 100  # ... more where many classes are forgotten
 _ROWS_PER_CLASS = 150  # retained rows of each class that forgotten rows are re-labelled to ...
 _OTHER_ROWS = 300  # ... and of the others together: they count in the leak
 _FEW_ROWS = 20
@@ -52,12 +53,13 @@ class ErasureRows:
 
     Attributes:
         forgotten, retained: batches.
-        relabelled: the class each forgotten reading row is re-labelled to, (rows,).
+        own, relabelled: the class of each forgotten reading row and the one it is re-labelled to, (rows,).
         labels: classes of the retained reading rows, (rows,).
     """
 
     forgotten: Sequence[Batch]
     retained: Sequence[Batch]
+    own: Tensor
     relabelled: Tensor
     labels: Tensor
 
@@ -103,7 +105,7 @@ class FeatureEraser:
     done: list[Erased] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.classes = shared_classes(self.rows.relabelled, self.rows.labels)
+        self.pairs = shared_pairs(self.rows.own, self.rows.relabelled, self.rows.labels)
         self._writers: dict[str, ProtectedLayer] = {}
         for reading in self.readings:
             writer = find_writer(self.model, self.sites, reading, self.rows.retained[0])
@@ -183,7 +185,7 @@ class FeatureEraser:
         return [(reading.name, reading) for reading in self.readings if reading.name in self._writers]
 
     def _target(self, reading: Reading, before: Tensor, strength: float) -> Tensor:
-        """Differences of class means (width, classes) that shall be left of those before."""
+        """Differences of class means (width, pairs) that shall be left of those before."""
         if reading.state is not None or self.head_rows is None:
             return (1 - strength) * before
         rows = self.head_rows[torch.unique(self.rows.labels)].double()
@@ -195,7 +197,7 @@ class FeatureEraser:
         return (1 - strength / 2) * (basis @ (basis.T @ before))
 
     def _differences(self) -> dict[str, Tensor]:
-        """Differences of class means of every reading that has a writer, (width, classes)."""
+        """Differences of class means of every reading that has a writer, (width, pairs)."""
         readings = [reading for _, reading in self._with_writers()]
         with torch.no_grad():
             forgotten, retained = (
@@ -211,7 +213,8 @@ class FeatureEraser:
         }
 
     def _between(self, forgotten: Tensor, retained: Tensor) -> Tensor:
-        return differences(forgotten, self.rows.relabelled, retained, self.rows.labels, self.classes)
+        rows = self.rows
+        return differences(forgotten, rows.own, rows.relabelled, retained, rows.labels, self.pairs)
 
     def _read(self, reading: Reading, writer: ProtectedLayer) -> _State:
         """Both kinds of rows, as they are now."""
@@ -226,7 +229,7 @@ class FeatureEraser:
 
 @dataclass(frozen=True)
 class _State:
-    """Differences of class means of a reading, (width, classes), and of its writer's inputs, (in, classes); the second moment of
+    """Differences of class means of a reading, (width, pairs), and of its writer's inputs, (in, pairs); the second moment of
     the retained rows' inputs, (in, in)."""
 
     features: Tensor
@@ -295,25 +298,26 @@ def erasure_rows(trainer: UNSCTrainer) -> ErasureRows:
     plan = trainer.plan
     assert plan is not None
     forget, retain = trainer._forget_train, trainer._retain_train
-    chosen = evenly(np.arange(len(forget)), _FORGOTTEN_ROWS)
+    limit = max(_FORGOTTEN_ROWS, _FORGOTTEN_ROWS_PER_CLASS * len(trainer.forgotten_classes))
+    chosen = evenly(np.arange(len(forget)), limit)
     batches = partial(row_batches, trainer)
     forgotten = batches(forget.select(chosen))
     if plan.pseudo_labels is None:  # a language model: answers are one group
         retained = batches(retain.select(evenly(np.arange(len(retain)), _FORGOTTEN_ROWS)))
         counts = [sum(int((b["labels"][:, 1:] != IGNORED).sum()) for b in part) for part in (forgotten, retained)]
         relabelled, labels = (torch.zeros(count, dtype=torch.long) for count in counts)
-        return ErasureRows(forgotten, retained, relabelled, labels)
+        return ErasureRows(forgotten, retained, relabelled, relabelled, labels)
     new = plan.pseudo_labels[torch.from_numpy(chosen)]
     relabelled = new if new.dim() == 1 else new.argmax(1)
-    known = trainer.task.strata(retain)
-    shared = shared_classes(relabelled, torch.from_numpy(known))
+    known, own = trainer.task.strata(retain), torch.from_numpy(trainer.task.strata(forget)[chosen])
+    shared = sorted({new for _, new in shared_pairs(own, relabelled, torch.from_numpy(known))})
     kept = [evenly(np.flatnonzero(known == c), _ROWS_PER_CLASS) for c in shared]
     others = evenly(np.flatnonzero(~np.isin(known, shared)), _OTHER_ROWS)
     rows = np.sort(np.concatenate([*kept, others]))
     few = [c for c, part in zip(shared, kept, strict=True) if len(part) < _FEW_ROWS]
     if few:
         logger.warning("Class %s has fewer than %d retained rows: its mean is uncertain.", few[0], _FEW_ROWS)
-    return ErasureRows(forgotten, batches(retain.select(rows)), relabelled, torch.from_numpy(known[rows]))
+    return ErasureRows(forgotten, batches(retain.select(rows)), own, relabelled, torch.from_numpy(known[rows]))
 
 
 def evenly(rows: np.ndarray, limit: int) -> np.ndarray:

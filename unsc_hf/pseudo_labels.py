@@ -19,6 +19,8 @@ from torch import Tensor
 from .errors import UNSCError
 from .outputs import Outputs
 
+_MOST_LABELS = 2_000  # of a classifier; a language model's vocabulary is larger
+
 STRATEGIES = ("top1", "soft", "second", "random", "nearest_mean", "matched")
 
 
@@ -85,31 +87,48 @@ def pseudo_labels(
 
 @dataclass(frozen=True)
 class Matching:
-    """How well rows are known: margins of the rows to forget, and probabilities that unseen rows give their true labels.
+    """How well rows are known: margins of the rows to forget, and what the original model says of unseen rows.
 
     Attributes:
         margins: sorted, (forget rows,).
-        unseen: probabilities of the true labels of unseen rows under the original model, sorted, (unseen rows,).
+        unseen: probabilities of the true labels of unseen rows, sorted, (unseen rows,).
+        shapes: how each of these rows, in the same order, shares the rest among its other labels, the largest share first,
+            (unseen rows, labels - 1); None where there are too many labels to keep that.
     """
 
     margins: Tensor
     unseen: Tensor
+    shapes: Tensor | None = None
 
     @classmethod
     def of(cls, forget: Iterable[Outputs], unseen: Iterable[Outputs]) -> Matching:
         """From the original model's outputs, batch by batch."""
         margins = torch.cat([margin(part) for part in forget]).sort().values
-        known = [part.logits.double().softmax(1).gather(1, part.labels[:, None])[:, 0] for part in unseen]
-        return cls(margins, torch.cat(known).sort().values)
+        known, shapes = [], []
+        for part in unseen:
+            known.append(part.logits.double().softmax(1).gather(1, part.labels[:, None])[:, 0])
+            if part.logits.shape[1] <= _MOST_LABELS:
+                shapes.append(_others(part).sort(1, descending=True).values[:, :-1])
+        probabilities, order = torch.cat(known).sort()
+        return cls(margins, probabilities, torch.cat(shapes)[order] if shapes else None)
 
     def labels(self, forget: Outputs) -> Tensor:
         """Distributions (rows, labels): the row at some quantile of the margins gives its true label the probability at
-        the same quantile of the unseen rows; the rest is shared as the original shares it among the other labels."""
+        the same quantile of the unseen rows. The rest goes to the other labels in the original's order for this row, in shares as large as
+        those of that unseen row: loss, confidence and entropy together, all that an attacker reads off an answer, are then
+        distributed as they are on unseen rows. (Where there are too many labels, the rest is shared as the original shares it.)"""
         place = torch.searchsorted(self.margins, margin(forget), right=True).double() - 0.5
         index = (place / len(self.margins) * len(self.unseen)).long().clamp(0, len(self.unseen) - 1)
         true = self.unseen[index]
-        others = forget.logits.double().scatter(1, forget.labels[:, None], -torch.inf).softmax(1)
+        others = _others(forget)
+        if self.shapes is not None:
+            others = torch.zeros_like(others).scatter(1, others.argsort(1, descending=True)[:, :-1], self.shapes[index])
         return (others * (1 - true)[:, None]).scatter(1, forget.labels[:, None], true[:, None]).float()
+
+
+def _others(outputs: Outputs) -> Tensor:
+    """Probabilities of the other labels, beside each other: (rows, labels), float64, zero at the true label."""
+    return outputs.logits.double().scatter(1, outputs.labels[:, None], -torch.inf).softmax(1)
 
 
 def margin(outputs: Outputs) -> Tensor:
