@@ -25,10 +25,11 @@ from rich.console import Console
 from unsc_hf import UNSCConfig, UNSCError, split_dataset
 from unsc_hf.comparison_files import write_comparison
 from unsc_hf.comparison_report import latex, table
-from unsc_hf.desk import Desk
+from unsc_hf.data import Request
+from unsc_hf.desk import Desk, read_splits
 from unsc_hf.evaluation.audits import AUDITS
 from unsc_hf.jobs import Job, next_job
-from unsc_hf.method_comparison import ComparisonArguments, audit_model, compare_methods
+from unsc_hf.method_comparison import ComparisonArguments, _requests, audit_model, compare_methods
 from unsc_hf.method_desk import MethodDesk
 from unsc_hf.methods import METHODS
 from unsc_hf.unlearning import ImageArguments
@@ -307,6 +308,7 @@ def test_text_in_a_report_is_escaped(tmp_path: Path) -> None:
         ({"audits": ["prob"]}, "audits: 'prob' does not exist; closest: 'probe'"),
         ({"jobs": 0}, "jobs: 0 given; it is a number of processes, at least 1"),
         ({"seeds": [3]}, "seeds: 1 given, an interval needs at least two"),
+        ({"seeds": [0, 0, 1]}, r"seeds: \[0, 0, 1\] names one twice"),
         ({"originals": ["a", "b", "c"]}, "originals: 3 given for 2 seeds"),
     ],
 )
@@ -327,6 +329,58 @@ def test_a_folder_of_another_comparison_is_refused(world: World, result: dict[st
     config.energy = 0.5
     with pytest.raises(UNSCError, match="holds a comparison with other options"):
         compare_methods(world.comparison, world.arguments, config)
+
+
+def test_forget_sets_are_told_apart_and_not_mixed_up(world: World, tmp_path: Path) -> None:
+    long = "+".join(f"class {i:03d}" for i in range(20))
+    names = [f"class {i:03d}" for i in range(22)]
+    sets = [f"{long}+class 020", f"{long}+class 021"]
+    found = _requests(ComparisonArguments(forget_sets=sets), world.arguments, names, range(22))
+    assert [asked.forget_classes for asked in found.values()] == [(*range(20), 20), (*range(20), 21)]
+    assert all(len(folder) < 100 for folder in found)
+    with pytest.raises(UNSCError, match="forget_sets: 'class 001' names two of them"):
+        _requests(
+            ComparisonArguments(forget_sets=["class 001", "1", "class 001 "]),
+            world.arguments,
+            [*names, "class 001 "],
+            range(23),
+        )
+
+    file, config = tmp_path / "set.txt", world.config("files")
+    comparison = replace(world.comparison, methods=["masked"], audits=["collateral"], forget_sets=[str(file)])
+    file.write_text("frog")
+    compare_methods(comparison, world.arguments, config)
+    file.write_text("dog")
+    with pytest.raises(UNSCError, match=r"forget_sets: 'set' stands for the classes \[2\] in .*, and for \[1\] now"):
+        compare_methods(comparison, world.arguments, config)
+
+
+def test_a_comparison_is_launched_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UNSCError, match="a comparison was launched as 2 processes; start it once"):
+        compare_methods(world.comparison, world.arguments, world.config("refused"))
+
+
+def test_models_are_trained_on_the_named_column_of_bare_ids(tmp_path: Path) -> None:
+    rows = tensor_dataset(torch.randn(12, 3, 8, 8), [0, 1, 2] * 4, ["a", "b", "c"])
+    rows = rows.rename_column("label", "fine").add_column("coarse", [0, 1] * 6)
+    arguments = Prepared(
+        data=DatasetDict(train=rows, test=rows), train_original=True, model_size="tiny", references_dir=str(tmp_path)
+    )
+    asked: list[tuple[Any, ...]] = []
+
+    def train(*given: Any) -> Path:
+        asked.append(given)
+        return tmp_path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unsc_hf.desk.train_model", train)
+        config = UNSCConfig(output_dir=str(tmp_path), use_cpu=True, label_column="coarse")
+        splits = read_splits(arguments, config)
+        assert splits.names == ["0", "1"]
+        desk = Desk([0], None, arguments, config, splits, Request(forget_classes=(1,)), tmp_path)
+        desk.original(0)
+    assert asked[0][4:6] == (["0", "1"], "coarse")
 
 
 def test_a_folder_of_other_models_is_refused(world: World, result: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import learned, tensor_dataset
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, Value
 from transformers import PreTrainedModel
 
 from unsc_hf import UNSCConfig, UNSCError, split_dataset
@@ -19,6 +19,7 @@ from unsc_hf.methods.masked import LOW
 from unsc_hf.methods.salun import GradientMask
 from unsc_hf.objectives import OBJECTIVES, Terms
 from unsc_hf.outputs import collect_outputs
+from unsc_hf.text_classification import build_bert
 
 FORGOTTEN = 2
 
@@ -289,3 +290,20 @@ def test_requests_of_single_rows_and_unknown_settings_are_refused(
     forget, retain = split_dataset(separable_data(20), indices=[0, 1, 30])
     with pytest.raises(UNSCError, match="whole classes"):
         Workbench(bench.original, forget, retain, bench.config, None)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_runs_on_texts_of_all_lengths(name: str, tmp_path: Path) -> None:
+    """A batch of texts may run in pieces of like length, which whoever watches its layers has to expect."""
+    words = [" ".join(["word", "other", "third"][i % 3] for i in range(1 + 7 * row % 23)) for row in range(60)]
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["cat", "dog", "frog"])})
+    data = Dataset.from_dict({"text": words, "label": [row % 3 for row in range(60)]}, features=features)
+    model, tokenizer = build_bert(data, ["text"], "tiny", 100, 32, ["cat", "dog", "frog"])
+    forget, retain = split_dataset(data, forget_classes=["frog"])
+    config = UNSCConfig(
+        output_dir=str(tmp_path), disable_tqdm=True, report_to="none", use_cpu=True, energy=0.5, max_steps=2,
+        check_steps=2, learning_rate=1e-3, max_leak=None,
+    )  # fmt: skip
+    bench = Workbench(model, forget, retain, config, tokenizer)
+    found = bench.run(METHODS[name].run, dict(METHODS[name].settings[0]))
+    assert collect_outputs(found, bench.prepared(retain), bench.collate).logits.isfinite().all()

@@ -20,6 +20,7 @@ from .errors import UNSCError, closest
 from .files import write_text
 from .fingerprint import data_fingerprint
 from .html_report import FILE, Picture, Section, write_report
+from .jobs import one_process
 from .model_card import versions
 from .plots import save
 from .plugins import load_plugins
@@ -81,6 +82,7 @@ def run_studies(
     Raises:
         UNSCError: unknown names, or a folder with points of other models, data or options.
     """
+    one_process("a study")
     ablation.check()
     console = console or Console()
     if config.disable_tqdm:

@@ -40,7 +40,10 @@ class Splits:
 def read_splits(arguments: ClassificationArguments, config: UNSCConfig) -> Splits:
     """The data set's splits; without a validation split, a fifth of the test rows becomes one."""
     data = arguments.load(config)
-    names = class_names(data["train"], config.label_column) or []
+    train = data["train"]
+    names = class_names(train, config.label_column)
+    if names is None:  # bare ids
+        names = [str(i) for i in range(int(read_labels(train, config.label_column).max()) + 1)]
     if "validation" in data:
         return Splits(data["train"], data["validation"], data["test"], names)
     labels = read_labels(data["test"], config.label_column)
@@ -90,7 +93,8 @@ class Desk:
         if not self.arguments.train_original and not self.arguments.quickstart:
             raise UNSCError("originals: not given; name the models to unlearn, or use train_original.")
         plan = self.arguments.plan(self._seeded(seed))
-        return str(train_model(self.train, plan, self.arguments.references_dir, "original", self.names))
+        folder, column = self.arguments.references_dir, self.config.label_column
+        return str(train_model(self.train, plan, folder, "original", self.names, column))
 
     @property
     def trains_originals(self) -> bool:
@@ -115,7 +119,8 @@ class Desk:
         if not self.trains_references:
             return str((self.arguments.retrained_model_name_or_path or ())[number])
         plan, folder = self.arguments.plan(self._seeded(number)), self.arguments.references_dir
-        return str(train_model(self.retain, plan, folder, "retrained", self.names, vocabulary=self.vocabulary(plan)))
+        column, vocabulary = self.config.label_column, self.vocabulary(plan)
+        return str(train_model(self.retain, plan, folder, "retrained", self.names, column, vocabulary))
 
     def references(self) -> list[str]:
         """Folders or ids of the retrained models."""

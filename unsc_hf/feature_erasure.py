@@ -143,6 +143,10 @@ class FeatureEraser:
             self.done.append(Erased(name, writer.name, share, float(before[name].norm()), float(after.norm())))
         return self.done
 
+    def left(self) -> dict[str, float]:
+        """Norms of the differences as they are now, by reading."""
+        return {name: float(found.norm()) for name, found in self._differences().items()}
+
     def _approach(self, reading: Reading, writer: ProtectedLayer, target: Tensor) -> tuple[int, Tensor]:
         """Fold until the differences are `target`, as nearly as the tail's bends allow.
 
@@ -276,7 +280,8 @@ def erase_features(trainer: UNSCTrainer, choose: Choose | None = None) -> list[E
             100 * factor,
             args.max_leak,
         )
-        found = [replace(one, strength=one.strength * factor) for one in found]
+        left = eraser.left()
+        found = [replace(one, strength=one.strength * factor, after=left[one.reading]) for one in found]
     return found
 
 
@@ -298,8 +303,10 @@ def erasure_rows(trainer: UNSCTrainer) -> ErasureRows:
     plan = trainer.plan
     assert plan is not None
     forget, retain = trainer._forget_train, trainer._retain_train
-    limit = max(_FORGOTTEN_ROWS, _FORGOTTEN_ROWS_PER_CLASS * len(trainer.forgotten_classes))
-    chosen = evenly(np.arange(len(forget)), limit)
+    mine = trainer.task.strata(forget)
+    gone = np.unique(mine)
+    limit = max(_FORGOTTEN_ROWS // len(gone), _FORGOTTEN_ROWS_PER_CLASS)
+    chosen = np.sort(np.concatenate([evenly(np.flatnonzero(mine == c), limit) for c in gone]))
     batches = partial(row_batches, trainer)
     forgotten = batches(forget.select(chosen))
     if plan.pseudo_labels is None:  # a language model: answers are one group
@@ -309,8 +316,15 @@ def erasure_rows(trainer: UNSCTrainer) -> ErasureRows:
         return ErasureRows(forgotten, retained, relabelled, relabelled, labels)
     new = plan.pseudo_labels[torch.from_numpy(chosen)]
     relabelled = new if new.dim() == 1 else new.argmax(1)
-    known, own = trainer.task.strata(retain), torch.from_numpy(trainer.task.strata(forget)[chosen])
-    shared = sorted({new for _, new in shared_pairs(own, relabelled, torch.from_numpy(known))})
+    known, own = trainer.task.strata(retain), torch.from_numpy(mine[chosen])
+    pairs = shared_pairs(own, relabelled, torch.from_numpy(known))
+    alone = sorted(set(gone.tolist()) - {c for c, _ in pairs})
+    if alone:
+        logger.warning(
+            "Class %s is not erased: fewer than two of its rows have the same new label, so there is no mean to move.",
+            alone[0],
+        )
+    shared = sorted({new for _, new in pairs})
     kept = [evenly(np.flatnonzero(known == c), _ROWS_PER_CLASS) for c in shared]
     others = evenly(np.flatnonzero(~np.isin(known, shared)), _OTHER_ROWS)
     rows = np.sort(np.concatenate([*kept, others]))

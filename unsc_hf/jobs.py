@@ -42,6 +42,17 @@ class Job:
     long: bool = False
 
 
+def one_process(what: str) -> None:
+    """Refuse to be one of several processes that a launcher started: they would wait for each other's files.
+
+    Raises:
+        UNSCError: saying what to do instead.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1:
+        raise UNSCError(f"{what} was launched as {world} processes; start it once (--jobs spreads a comparison).")
+
+
 Make = Callable[[], Sequence[Job]]
 
 

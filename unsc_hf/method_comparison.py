@@ -19,13 +19,15 @@ from .errors import UNSCError, closest
 from .evaluation.audits import AUDITS
 from .files import alone, write_text
 from .fingerprint import data_fingerprint
-from .jobs import Job, run_jobs
+from .jobs import Job, one_process, run_jobs
 from .method_desk import MethodDesk
 from .methods import METHODS, Workbench
 from .model_card import public_name
+from .outputs import RowOutputs
 from .plugins import load_plugins
 from .unlearning import ClassificationArguments, read_names
 
+_LONGEST_NAME = 80  # of a folder, before a hash tells it from others that begin alike
 _RECORDS = 2  # changes with what records hold: those of older versions cannot be gone on with
 _STRANGERS = 0.8  # leak above which two models hardly share an ancestor; unprojected unlearning stays far below
 
@@ -64,6 +66,7 @@ class ComparisonArguments:
         Raises:
             UNSCError: naming what exists.
         """
+        one_process("a comparison")
         load_plugins(self.plugins)
         for option, known in (("methods", METHODS), ("audits", AUDITS)):
             for name in getattr(self, option) or ():
@@ -71,9 +74,11 @@ class ComparisonArguments:
                     raise UNSCError(
                         f"{option}: {name!r} does not exist; closest: {closest(name, known)}; all: {', '.join(known)}."
                     )
-        if len(set(self.seeds)) < 2 and not self.no_intervals:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise UNSCError(f"seeds: {self.seeds} names one twice; give each once.")
+        if len(self.seeds) < 2 and not self.no_intervals:
             raise UNSCError(
-                f"seeds: {len(set(self.seeds))} given, an interval needs at least two (better three); give more, or no_intervals."
+                f"seeds: {len(self.seeds)} given, an interval needs at least two (better three); give more, or no_intervals."
             )
         if self.jobs is not None and self.jobs < 1:
             raise UNSCError(f"jobs: {self.jobs} given; it is a number of processes, at least 1.")
@@ -154,6 +159,8 @@ def _compare(
     """Do what has no record yet; returns what was found by forget set."""
     desks = _desks(comparison, arguments, config, splits, audited)
     _check_folder(Path(str(config.output_dir)), comparison, arguments, config, splits)
+    for name, desk in desks.items():
+        desk.check_classes(name)
     jobs = [job for desk in desks.values() for job in desk.jobs()]
     if not any(desk.reference_numbers() for desk in desks.values()):
         console.print("No retrained references: nothing can be said about 'removed', and no band is drawn.")
@@ -178,9 +185,10 @@ def _desks(
     audits = [AUDITS[name] for name in comparison.audits or AUDITS]
     present = read_labels(splits.train, config.label_column).tolist()
     benches: dict[str, Workbench] = {}
+    read: dict[str, RowOutputs] = {}
     return {
         name: MethodDesk(
-            methods, audits, audited, comparison.seeds, comparison.originals, arguments, config, splits, request,
+            methods, audits, audited, read, comparison.seeds, comparison.originals, arguments, config, splits, request,
             Path(str(config.output_dir), "_runs", name), benches,
         )
         for name, request in _requests(comparison, arguments, splits.names, present).items()
@@ -192,6 +200,7 @@ def _jobs(
 ) -> list[Job]:
     """All jobs of a comparison, in a process that knows nothing yet."""
     load_plugins(comparison.plugins)
+    config.dataloader_num_workers = 0  # a process that works for another may have none of its own
     desks = _desks(comparison, arguments, config, read_splits(arguments, config), audited)
     return [job for desk in desks.values() for job in desk.jobs(everything=True)]
 
@@ -213,7 +222,15 @@ def _requests(
             for text in comparison.forget_sets
         }
     found = {name: Request(forget_classes=tuple(resolve_classes(c, names, present))) for name, c in sets.items()}
-    return {"".join(c if c.isalnum() or c in "+-_ " else "_" for c in name)[:80]: r for name, r in found.items()}
+    folders: dict[str, Request] = {}
+    for name, asked in found.items():
+        folder = "".join(c if c.isalnum() or c in "+-_ " else "_" for c in name)
+        if len(folder) > _LONGEST_NAME:
+            folder = f"{folder[:_LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        if folder in folders:
+            raise UNSCError(f"forget_sets: {folder!r} names two of them; give the files other names.")
+        folders[folder] = asked
+    return folders
 
 
 def _check_folder(

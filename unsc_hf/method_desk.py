@@ -21,7 +21,7 @@ from .desk import Desk
 from .errors import UNSCError
 from .evaluation.accuracy import macro_accuracy
 from .evaluation.audits import Audit, Examination, calibrate
-from .files import alone, write_beside
+from .files import alone, write_beside, write_text
 from .jobs import Job
 from .loading import load_as
 from .methods import Method, Workbench
@@ -39,15 +39,23 @@ class MethodDesk(Desk):
     Args:
         methods, audits: what is run.
         audited: a model that is examined beside the methods, made by anybody.
+        read: where outputs that were read are kept; desks that share it keep those of one in all.
         parts: as `Desk`.
     """
 
-    def __init__(self, methods: Sequence[Method], audits: Sequence[Audit], audited: str | None, *parts: Any) -> None:
+    def __init__(
+        self,
+        methods: Sequence[Method],
+        audits: Sequence[Audit],
+        audited: str | None,
+        read: dict[str, RowOutputs],
+        *parts: Any,
+    ) -> None:
         super().__init__(*parts)
         self.methods, self.audits, self.audited = methods, audits, audited
         column = self.config.label_column
         self.samples = [sample_rows(rows, read_labels(rows, column)) for rows in (self.forget, self.retain)]
-        self._outputs: dict[str, RowOutputs] = {}
+        self._outputs = read
 
     # ---- jobs -------------------------------------------------------------------------------------------------------
 
@@ -175,6 +183,22 @@ class MethodDesk(Desk):
                     f"output_dir: {self.folder} holds a comparison with other models ({there[0]} there, {there[1]} now); choose another folder."
                 )
 
+    def check_classes(self, name: str) -> None:
+        """Refuse a folder whose records are of other classes under the same name.
+
+        Raises:
+            UNSCError: naming both.
+        """
+        file = self.folder / "classes.json"
+        with alone(file):
+            if not file.is_file():
+                write_text(file, json.dumps(self.forgotten))
+        there = json.loads(file.read_text(encoding="utf-8"))
+        if there != self.forgotten:
+            raise UNSCError(
+                f"forget_sets: {name!r} stands for the classes {there} in {self.folder}, and for {self.forgotten} now; choose another folder."
+            )
+
     def _beside(self) -> list[str] | None:
         """Names of the references that were given; of trained ones there are more with every seed."""
         if self.trains_references:
@@ -183,14 +207,17 @@ class MethodDesk(Desk):
 
     def outputs(self, name: str) -> RowOutputs:
         """Outputs of "original-0" or "retrained-0" on sampled training rows and all test rows; collected once, by one process."""
-        if name not in self._outputs:
+        key = str(self.folder / name)
+        if key not in self._outputs:
+            for other in [k for k in self._outputs if Path(k).parent != self.folder]:
+                del self._outputs[other]
             file = self.folder / "_outputs" / f"{name}.safetensors"
             if not file.is_file():
                 with alone(file):
                     if not file.is_file():
                         write_beside(file, partial(save_file, _flat(self._collected(name))))
-            self._outputs[name] = _unflat(load_file(file))
-        return self._outputs[name]
+            self._outputs[key] = _unflat(load_file(file))
+        return self._outputs[key]
 
     def _collected(self, name: str) -> RowOutputs:
         kind, _, number = name.rpartition("-")

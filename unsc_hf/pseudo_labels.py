@@ -19,7 +19,7 @@ from torch import Tensor
 from .errors import UNSCError
 from .outputs import Outputs
 
-_MOST_LABELS = 2_000  # of a classifier; a language model's vocabulary is larger
+_MOST_SHARES = 2**24  # numbers that say how unseen rows share what is not their true label's
 
 STRATEGIES = ("top1", "soft", "second", "random", "nearest_mean", "matched")
 
@@ -32,7 +32,7 @@ def pseudo_labels(
     retain: Outputs | None = None,
     matching: Matching | None = None,
     temperature: float = 1.0,
-    seed: int = 0,
+    seed: int | torch.Generator = 0,
 ) -> Tensor:
     """Labels for the forget rows; but for "matched" never a row's own label and never a class that does not remain.
 
@@ -45,7 +45,7 @@ def pseudo_labels(
         retain: outputs on retained rows, for "nearest_mean".
         matching: for "matched".
         temperature: of "soft"; towards 0 it becomes "top1".
-        seed: for "random".
+        seed: for "random"; a generator goes on where it was.
 
     Returns:
         int64 ids of shape (rows,), or for "soft" and "matched" a float32 distribution of shape (rows, labels).
@@ -75,7 +75,8 @@ def pseudo_labels(
     if strategy == "soft":
         return (_masked(forget.logits, allowed) / temperature).softmax(1)
     if strategy == "random":
-        noise = torch.rand(rows, classes, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
+        noise = torch.rand(rows, classes, generator=generator)
         return _masked(noise, allowed).argmax(1)
     if retain is None:
         raise UNSCError("pseudo_labels: 'nearest_mean' needs outputs on retained rows.")
@@ -93,7 +94,7 @@ class Matching:
         margins: sorted, (forget rows,).
         unseen: probabilities of the true labels of unseen rows, sorted, (unseen rows,).
         shapes: how each of these rows, in the same order, shares the rest among its other labels, the largest share first,
-            (unseen rows, labels - 1); None where there are too many labels to keep that.
+            (unseen rows, labels - 1), float32; None where that is too much to keep.
     """
 
     margins: Tensor
@@ -101,28 +102,36 @@ class Matching:
     shapes: Tensor | None = None
 
     @classmethod
-    def of(cls, forget: Iterable[Outputs], unseen: Iterable[Outputs]) -> Matching:
-        """From the original model's outputs, batch by batch."""
+    def of(cls, forget: Iterable[Outputs], unseen: Iterable[Outputs], shapes: bool = True) -> Matching:
+        """From the original model's outputs, batch by batch.
+
+        Args:
+            forget, unseen: outputs on these rows.
+            shapes: keep how unseen rows share the rest, where that is not too much.
+        """
         margins = torch.cat([margin(part) for part in forget]).sort().values
-        known, shapes = [], []
+        known, shares = list[Tensor](), list[Tensor]()
         for part in unseen:
             known.append(part.logits.double().softmax(1).gather(1, part.labels[:, None])[:, 0])
-            if part.logits.shape[1] <= _MOST_LABELS:
-                shapes.append(_others(part).sort(1, descending=True).values[:, :-1])
+            if shapes:
+                shares.append(_others(part).sort(1, descending=True).values[:, :-1].float())
+                shapes = sum(share.numel() for share in shares) <= _MOST_SHARES
         probabilities, order = torch.cat(known).sort()
-        return cls(margins, probabilities, torch.cat(shapes)[order] if shapes else None)
+        return cls(margins, probabilities, torch.cat(shares)[order] if shapes else None)
 
     def labels(self, forget: Outputs) -> Tensor:
         """Distributions (rows, labels): the row at some quantile of the margins gives its true label the probability at
         the same quantile of the unseen rows. The rest goes to the other labels in the original's order for this row, in shares as large as
         those of that unseen row: loss, confidence and entropy together, all that an attacker reads off an answer, are then
-        distributed as they are on unseen rows. (Where there are too many labels, the rest is shared as the original shares it.)"""
+        distributed as they are on unseen rows. (Without `shapes` the rest is shared as the original shares it.)"""
         place = torch.searchsorted(self.margins, margin(forget), right=True).double() - 0.5
         index = (place / len(self.margins) * len(self.unseen)).long().clamp(0, len(self.unseen) - 1)
         true = self.unseen[index]
         others = _others(forget)
         if self.shapes is not None:
-            others = torch.zeros_like(others).scatter(1, others.argsort(1, descending=True)[:, :-1], self.shapes[index])
+            others = torch.zeros_like(others).scatter(
+                1, others.argsort(1, descending=True)[:, :-1], self.shapes[index].double()
+            )
         return (others * (1 - true)[:, None]).scatter(1, forget.labels[:, None], true[:, None]).float()
 
 

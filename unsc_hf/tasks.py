@@ -199,6 +199,7 @@ class CausalLMTask:
         self.remaining_classes: list[int] = []
         self.class_names: list[str] = []
         self._vocabulary = int(model.get_output_embeddings().weight.shape[0])
+        self._random = torch.Generator().manual_seed(args.seed)  # goes on from batch to batch, however they are cut
 
     def default_collator(self) -> Any:
         """Pads token ids, masks and labels of prepared rows."""
@@ -235,7 +236,7 @@ class CausalLMTask:
             range(self._vocabulary),
             matching=matching,
             temperature=self._args.pseudo_label_temperature,
-            seed=self._args.seed + len(forget.labels),
+            seed=self._random,
         )
         packed = found[:, None] if found.dim() == 1 else sparse(found, SOFT_TOKENS)
         each = -F.cross_entropy(forget.logits, forget.labels, reduction="none")

@@ -350,7 +350,7 @@ class UNSCTrainer(Trainer):
         """Let go of what only the preparation needed, and put away what only checks need: every moment and basis is as large as a
         layer's width squared."""
         assert self.plan is not None
-        self._retained, self._forget_moments = None, {}
+        self._retained, self._forget_moments, self._unseen_read = None, {}, None
         self.plan.subspace = self.plan.subspace.without_bases()
         shelf = Shelf(str(self.args.output_dir))
         self.plan.held_out = shelve_moments(self.plan.held_out, shelf)
@@ -369,7 +369,8 @@ class UNSCTrainer(Trainer):
         """Targets of every forget row that is trained on, from the original model."""
         matching = None
         if strategy == "matched" and self._unseen is not None:
-            matching = Matching.of(self._iterate(model, self._forget_train, "Margins"), self._unseen_outputs(model))
+            margins, unseen = self._iterate(model, self._forget_train, "Margins"), self._unseen_outputs(model)
+            matching = Matching.of(margins, unseen, shapes=self.task.label_column is not None)
         parts = self._iterate(model, self._forget_train, "Pseudo-labels", features=retain is not None)
         if self.task.label_column is not None:
             return self.task.targets(strategy, join_outputs(list(parts)), retain, matching)

@@ -104,6 +104,8 @@ def train_model(
         UNSCError: a base model that cannot be loaded, an unknown size, or inputs that do not fit.
     """
     settings = {"plan": asdict(plan), "labels": list(labels), "data": data_fingerprint(dataset)}
+    if label_column is not None:
+        settings["label_column"] = label_column
     if vocabulary is not None:
         settings["vocabulary"] = data_fingerprint(vocabulary)
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from ..layers import NOT_INPUTS, evaluation_mode
 from ..outputs import Outputs
 from .registry import LEARNING_RATES, method
-from .workbench import Workbench, row_loss
+from .workbench import Workbench
 
 BOUND = 0.1  # of the inputs' range, as in the paper
 
@@ -31,8 +31,9 @@ def boundary_shrink(bench: Workbench, **settings: Any) -> PreTrainedModel:
 
 
 def _attacked(model: nn.Module, batch: dict[str, Any]) -> Tensor:
-    """Logits after one step of the fast gradient sign method on what the input embedding gives (any modality)."""
-    seen: list[Tensor] = []
+    """Logits after one step of the fast gradient sign method on what the input embedding gives (any modality). The batch runs in one
+    piece, since the step is one of all its embeddings."""
+    inputs, seen = {name: value for name, value in batch.items() if name not in NOT_INPUTS}, list[Tensor]()
 
     def watch(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         seen.append(output.detach().requires_grad_())
@@ -44,13 +45,14 @@ def _attacked(model: nn.Module, batch: dict[str, Any]) -> Tensor:
     embedding = model.get_input_embeddings()  # type: ignore[operator]
     handle = embedding.register_forward_hook(watch)
     try:
-        (gradient,) = torch.autograd.grad(row_loss(model, batch), seen[0])
+        loss = nn.functional.cross_entropy(model(**inputs).logits.float(), batch["labels"], reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, seen[0])
     finally:
         handle.remove()
     handle = embedding.register_forward_hook(move)
     try:
         with torch.no_grad():
-            logits: Tensor = model(**{name: value for name, value in batch.items() if name not in NOT_INPUTS}).logits
+            logits: Tensor = model(**inputs).logits
     finally:
         handle.remove()
     return logits.float().cpu()
