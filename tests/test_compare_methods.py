@@ -338,13 +338,12 @@ def test_forget_sets_are_told_apart_and_not_mixed_up(world: World, tmp_path: Pat
     found = _requests(ComparisonArguments(forget_sets=sets), world.arguments, names, range(22))
     assert [asked.forget_classes for asked in found.values()] == [(*range(20), 20), (*range(20), 21)]
     assert all(len(folder) < 100 for folder in found)
-    with pytest.raises(UNSCError, match="forget_sets: 'class 001' names two of them"):
-        _requests(
-            ComparisonArguments(forget_sets=["class 001", "1", "class 001 "]),
-            world.arguments,
-            [*names, "class 001 "],
-            range(23),
-        )
+    twice = [tmp_path / "a" / "pets.txt", tmp_path / "b" / "pets.txt"]
+    for path, name in zip(twice, names, strict=False):
+        path.parent.mkdir()
+        path.write_text(name)
+    with pytest.raises(UNSCError, match="forget_sets: 'pets' names two of them"):
+        _requests(ComparisonArguments(forget_sets=[str(path) for path in twice]), world.arguments, names, range(22))
 
     file, config = tmp_path / "set.txt", world.config("files")
     comparison = replace(world.comparison, methods=["masked"], audits=["collateral"], forget_sets=[str(file)])
@@ -356,9 +355,10 @@ def test_forget_sets_are_told_apart_and_not_mixed_up(world: World, tmp_path: Pat
 
 
 def test_a_comparison_is_launched_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = world.config("launched")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UNSCError, match="a comparison was launched as 2 processes; start it once"):
-        compare_methods(world.comparison, world.arguments, world.config("refused"))
+        compare_methods(world.comparison, world.arguments, config)
 
 
 def test_models_are_trained_on_the_named_column_of_bare_ids(tmp_path: Path) -> None:

@@ -213,23 +213,20 @@ def _requests(
         request = arguments.request()
         if request is None or request.forget_classes is None:
             raise UNSCError("forget_classes: not given; name the classes to forget (or forget_sets, several at once).")
-        sets = {"+".join(str(c) for c in request.forget_classes): list(request.forget_classes)}
+        sets = [("+".join(str(c) for c in request.forget_classes), list(request.forget_classes))]
     else:
-        sets = {
-            Path(text).stem if text.endswith(".txt") else text: read_names(
-                [text] if text.endswith(".txt") else text.split("+")
-            )
+        sets = [
+            (Path(text).stem, read_names([text])) if text.endswith(".txt") else (text, text.split("+"))
             for text in comparison.forget_sets
-        }
-    found = {name: Request(forget_classes=tuple(resolve_classes(c, names, present))) for name, c in sets.items()}
+        ]
     folders: dict[str, Request] = {}
-    for name, asked in found.items():
+    for name, classes in sets:
         folder = "".join(c if c.isalnum() or c in "+-_ " else "_" for c in name)
         if len(folder) > _LONGEST_NAME:
             folder = f"{folder[:_LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         if folder in folders:
             raise UNSCError(f"forget_sets: {folder!r} names two of them; give the files other names.")
-        folders[folder] = asked
+        folders[folder] = Request(forget_classes=tuple(resolve_classes(classes, names, present)))
     return folders
 
 
