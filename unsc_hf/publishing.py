@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 # Weights of other runs or formats: left in the repository they would still remember.
 _STALE = (*WEIGHTS, "pytorch_model*.bin", "pytorch_model.bin.index.json", "adapter_model.bin", "tf_model.h5", "flax_model.msgpack")  # fmt: skip
-_VOCABULARY = ("tokenizer*", "vocab.*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json")
+_VOCABULARY = ("tokenizer.json", "vocab.*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy")
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
 _TRIES = 3
