@@ -64,7 +64,7 @@ def test_a_run_that_stopped_where_it_was_to_save_can_be_resumed(
         model = make_vit()
         model.load_state_dict(original.state_dict())
         trainer = make_trainer(
-            model, data, tmp_path, energy=0.9, max_steps=60, learning_rate=3e-3, check_steps=2, save_strategy="steps", save_steps=2,
+            model, data, tmp_path, energy=0.9, max_steps=60, learning_rate=1e-3, check_steps=2, save_strategy="steps", save_steps=2,
             target_forget_accuracy=0.3,
         )  # fmt: skip
         trainer.train(resume_from_checkpoint=resume)
