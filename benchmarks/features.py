@@ -96,6 +96,7 @@ class Desk:
             seed=seed,
             use_cpu=True,
             disable_tqdm=True,
+            **({} if self.options.max_leak is None else {"max_leak": self.options.max_leak}),
             **options,
         )
         return UNSCTrainer(
@@ -356,6 +357,7 @@ def main() -> None:
     parser.add_argument("--merge", nargs="+", help="folders of finished runs to put together")
     parser.add_argument("--audits", nargs="+", choices=AUDITS_HERE, default=list(AUDITS_HERE))
     parser.add_argument("--relearning_rate", type=float, default=3e-4, help="as a comparison of methods has found it")
+    parser.add_argument("--max_leak", type=float, help="another leak budget than the default")
     parser.add_argument("--baseline", help="comparison.json of the same models")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output_dir", required=True)
