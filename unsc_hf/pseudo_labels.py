@@ -19,8 +19,6 @@ from torch import Tensor
 from .errors import UNSCError
 from .outputs import Outputs
 
-_MOST_SHARES = 2**24  # numbers that say how unseen rows share what is not their true label's
-
 STRATEGIES = ("top1", "soft", "second", "random", "nearest_mean", "matched")
 
 
@@ -88,56 +86,31 @@ def pseudo_labels(
 
 @dataclass(frozen=True)
 class Matching:
-    """How well rows are known: margins of the rows to forget, and what the original model says of unseen rows.
+    """How well rows are known: margins of the rows to forget, and probabilities that unseen rows give their true labels.
 
     Attributes:
         margins: sorted, (forget rows,).
-        unseen: probabilities of the true labels of unseen rows, sorted, (unseen rows,).
-        shapes: how each of these rows, in the same order, shares the rest among its other labels, the largest share first,
-            (unseen rows, labels - 1), float32; None where that is too much to keep.
+        unseen: probabilities of the true labels of unseen rows under the original model, sorted, (unseen rows,).
     """
 
     margins: Tensor
     unseen: Tensor
-    shapes: Tensor | None = None
 
     @classmethod
-    def of(cls, forget: Iterable[Outputs], unseen: Iterable[Outputs], shapes: bool = True) -> Matching:
-        """From the original model's outputs, batch by batch.
-
-        Args:
-            forget, unseen: outputs on these rows.
-            shapes: keep how unseen rows share the rest, where that is not too much.
-        """
+    def of(cls, forget: Iterable[Outputs], unseen: Iterable[Outputs]) -> Matching:
+        """From the original model's outputs, batch by batch."""
         margins = torch.cat([margin(part) for part in forget]).sort().values
-        known, shares = list[Tensor](), list[Tensor]()
-        for part in unseen:
-            known.append(part.logits.double().softmax(1).gather(1, part.labels[:, None])[:, 0])
-            if shapes:
-                shares.append(_others(part).sort(1, descending=True).values[:, :-1].float())
-                shapes = sum(share.numel() for share in shares) <= _MOST_SHARES
-        probabilities, order = torch.cat(known).sort()
-        return cls(margins, probabilities, torch.cat(shares)[order] if shapes else None)
+        known = [part.logits.double().softmax(1).gather(1, part.labels[:, None])[:, 0] for part in unseen]
+        return cls(margins, torch.cat(known).sort().values)
 
     def labels(self, forget: Outputs) -> Tensor:
         """Distributions (rows, labels): the row at some quantile of the margins gives its true label the probability at
-        the same quantile of the unseen rows. The rest goes to the other labels in the original's order for this row, in shares as large as
-        those of that unseen row: loss, confidence and entropy together, all that an attacker reads off an answer, are then
-        distributed as they are on unseen rows. (Without `shapes` the rest is shared as the original shares it.)"""
+        the same quantile of the unseen rows; the rest is shared as the original shares it among the other labels."""
         place = torch.searchsorted(self.margins, margin(forget), right=True).double() - 0.5
         index = (place / len(self.margins) * len(self.unseen)).long().clamp(0, len(self.unseen) - 1)
         true = self.unseen[index]
-        others = _others(forget)
-        if self.shapes is not None:
-            others = torch.zeros_like(others).scatter(
-                1, others.argsort(1, descending=True)[:, :-1], self.shapes[index].double()
-            )
+        others = forget.logits.double().scatter(1, forget.labels[:, None], -torch.inf).softmax(1)
         return (others * (1 - true)[:, None]).scatter(1, forget.labels[:, None], true[:, None]).float()
-
-
-def _others(outputs: Outputs) -> Tensor:
-    """Probabilities of the other labels, beside each other: (rows, labels), float64, zero at the true label."""
-    return outputs.logits.double().scatter(1, outputs.labels[:, None], -torch.inf).softmax(1)
 
 
 def margin(outputs: Outputs) -> Tensor:

@@ -369,8 +369,7 @@ class UNSCTrainer(Trainer):
         """Targets of every forget row that is trained on, from the original model."""
         matching = None
         if strategy == "matched" and self._unseen is not None:
-            margins, unseen = self._iterate(model, self._forget_train, "Margins"), self._unseen_outputs(model)
-            matching = Matching.of(margins, unseen, shapes=self.task.label_column is not None)
+            matching = Matching.of(self._iterate(model, self._forget_train, "Margins"), self._unseen_outputs(model))
         parts = self._iterate(model, self._forget_train, "Pseudo-labels", features=retain is not None)
         if self.task.label_column is not None:
             return self.task.targets(strategy, join_outputs(list(parts)), retain, matching)
