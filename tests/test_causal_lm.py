@@ -250,6 +250,18 @@ def test_targets_leave_the_true_token_out(token_data: Data, tmp_path: Path) -> N
         assert samples.max() == len(rows) - 1
 
 
+def test_random_labels_do_not_depend_on_how_batches_are_cut(token_data: Data, tmp_path: Path) -> None:
+    labels = []
+    for size in (3, 256):
+        trainer = make_trainer(
+            make_lm(), token_data, tmp_path / str(size), pseudo_labels="random", per_device_eval_batch_size=size
+        )
+        trainer.prepare_unlearning()
+        rows = trainer.train_dataset
+        labels.append(torch.cat([rows[i]["pseudo_labels"] for i in range(len(rows))]))
+    assert torch.equal(*labels)
+
+
 # ---- the promise ----------------------------------------------------------------------------------------------------
 
 

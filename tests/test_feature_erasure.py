@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import learned, make_vit
+from conftest import learned, make_vit, tensor_dataset
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from test_architectures import build, logits, relative, rows_for
+from test_architectures import NAMES, build, logits, relative, rows_for
 from test_causal_lm import make_lm, token_data  # noqa: F401
 from test_trainer import make_trainer
 
@@ -116,6 +116,38 @@ def test_the_budget_bounds_what_is_erased(tmp_path: Path, caplog: pytest.LogCapt
     assert trainer.certify().leak <= 1e-3
     assert "Erasure was scaled to" in caplog.text
     assert all(one.strength < 0.5 for one in trainer.erased)
+    # What is said to be left is left, of changes that were scaled down.
+    rows = erasure_rows(trainer)
+    network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    pairs = shared_pairs(rows.own, rows.relabelled, rows.labels)
+    readings = {reading.name: reading for reading in find_readings(network, True, False, rows.retained[0])}
+    for one in trainer.erased:
+        forgotten, kept = (
+            torch.cat([readings[one.reading].rows(network, batch) for batch in part]).detach()
+            for part in (rows.forgotten, rows.retained)
+        )
+        now = differences(forgotten, rows.own, rows.relabelled, kept, rows.labels, pairs).norm()
+        assert one.after == pytest.approx(float(now), rel=1e-3)
+
+
+def test_a_small_class_is_read_beside_a_large_one_or_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = build("vit")
+    _, retain = rows_for(model, "vit")
+    side = retain[0]["pixel_values"].shape[-1]
+
+    def rows(small: int) -> Any:
+        labels = [2] * 700 + [3] * small
+        forget = tensor_dataset(torch.randn(len(labels), 3, side, side), labels, NAMES)
+        trainer = make_trainer(model, (forget, retain), tmp_path, pseudo_labels="top1", max_leak=None)
+        trainer.prepare_unlearning()
+        return erasure_rows(trainer)
+
+    read = rows(20)
+    assert int((read.own == 3).sum()) > 10  # all that are not held out, not a share of the 720
+    assert 3 in {own for own, _ in shared_pairs(read.own, read.relabelled, read.labels)}
+    caplog.clear()
+    rows(2)  # one is held out, and one has no mean
+    assert "Class 3 is not erased" in caplog.text
 
 
 @pytest.mark.parametrize("lora", [{}, {"use_rslora": True, "lora_alpha": 16}])

@@ -197,6 +197,7 @@ def test_only_public_files_leave(hub: Hub, call: Call, finished: Path) -> None:
         ("results.json", '{"token": "my-own-secret"}', "holds the token"),
         ("report.html", "<p>{cwd}/data/train.parquet</p>", "names a folder of this machine"),
         ("config.json", '{"_name_or_path": "/home/jane/models/vit"}', "names a folder of this machine"),
+        ("tokenizer_config.json", '{"name_or_path": "/home/jane/models/bert"}', "names a folder of this machine"),
         ("results.json", '{"data": "C:\\\\Users\\\\jane\\\\x"}', "names a folder of this machine"),
         ("README.md", "---\ntags: [a\n---\n# x", "its metadata cannot be read"),
     ],

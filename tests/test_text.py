@@ -117,7 +117,7 @@ def test_rows_by_a_columns_value() -> None:
     assert set(both["user"]) == {1}
     assert set(both["label"]) == {2}
     assert len(Request(indices=(0, 5)).split(data).forget) == 2
-    with pytest.raises(UNSCError, match="no row has user '9'; closest"):
+    with pytest.raises(UNSCError, match="no row has user '9'; closest: '"):
         split_dataset(data, column_values={"user": [9]})
     with pytest.raises(UNSCError, match="no column 'owner'"):
         split_dataset(data, column_values={"owner": [9]})

@@ -304,7 +304,7 @@ def _rows_by_value(dataset: Dataset, column_values: Mapping[str, Any]) -> np.nda
         absent = sorted(accepted - set(found.tolist()))
         if absent:
             raise UNSCError(
-                f"column_values: no row has {column} {absent[0]!r}; closest: {closest(absent[0], set(found))}."
+                f"column_values: no row has {column} {absent[0]!r}; closest: {closest(absent[0], set(found.tolist()))}."
             )
         chosen &= np.isin(found, sorted(accepted))
     return chosen

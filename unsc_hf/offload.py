@@ -51,7 +51,7 @@ class Shelf:
             file.flush()
         except OSError as error:
             raise UNSCError(
-                f"output_dir: {format_size(array.nbytes)} of a run's moments do not fit into {self._folder} "
+                f"output_dir: {format_size(array.nbytes)} of a run's moments cannot be put into {self._folder} "
                 f"({error.strerror}); make room, or choose another folder."
             ) from error
         return lambda: torch.from_numpy(np.array(np.memmap(file, dtype, "r", place, shape)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -90,8 +91,7 @@ class NullSpaceProjection:
             self._keys[layer.name], self._projectors[layer.name] = name, shared[key]
             self._start[layer.name] = weight.clone()
         self._exact: dict[str, Callable[[], Projector]] = {
-            name: lambda projector=projector: projector  # type: ignore[misc]
-            for name, projector in exact.items()
+            name: partial(Projector, projector.factor, projector.complement) for name, projector in exact.items()
         }
 
     def shelve(self, shelf: Shelf) -> None:
