@@ -9,7 +9,8 @@
 A request is classes joined by "+", a text file with one class a line, or `rows:N` for N training rows drawn with seed 0.
 For each request and seed an original (shared by all requests) and a retrained model are trained, or taken from
 `--references_dir`; with `--originals` nothing is trained. The original is unlearned with full weights and, unless
-`--no_adapters`, in LoRA adapters. Other options are the recipe's; unlearning uses the package's defaults, but for `--objective`. Nothing is chosen on the test set. Every finished run is kept in
+`--no_adapters`, in LoRA adapters. Other options are the recipe's; unlearning uses the package's defaults, but for `--objective` and
+`--retain_weight`. Nothing is chosen on the test set. Every finished run is kept in
 `OUT/_runs`, so a stopped benchmark goes on where it was.
 """
 
@@ -107,6 +108,7 @@ def one_run(
         "steps": result.trainer.state.global_step,
         "adapter_share": trained / total if arguments.use_peft else None,
         "objective": config.objective,
+        "retain_weight": config.retain_weight,
         "seconds": {**plan.seconds, "unlearning": result.trainer.unlearning_seconds},
     }
 
@@ -164,7 +166,8 @@ def main() -> None:
     own.add_argument("--retrained", nargs="+", help="with --originals: references for the one request given")
     own.add_argument("--no_adapters", action="store_true")
     own.add_argument("--only_train", action="store_true", help="train originals and references, then stop")
-    own.add_argument("--objective", default="unsc", help="of requests of whole classes; single rows always take unsc")
+    own.add_argument("--objective", default="unsc")
+    own.add_argument("--retain_weight", type=float, default=1.0)
     own.add_argument("--threads", type=int, default=2)
     own.add_argument("--output_dir", required=True)
     options = vars(parser.parse_args(sys.argv[2:]))
@@ -174,11 +177,13 @@ def main() -> None:
         parser.error("--originals: give one model for each of --seeds")
     if references and (not given or len(requests) > 1):
         parser.error("--retrained: needs --originals and belongs to one request")
-    objective = options.pop("objective")
+    objective, retain_weight = options.pop("objective"), options.pop("retain_weight")
     only_train, threads, folder = options.pop("only_train"), options.pop("threads"), Path(options.pop("output_dir"))
     torch.set_num_threads(threads)
     arguments = kinds[sys.argv[1]](**options)
-    config = UNSCConfig(output_dir=str(folder / "_scratch"), disable_tqdm=True)
+    config = UNSCConfig(
+        output_dir=str(folder / "_scratch"), disable_tqdm=True, objective=objective, retain_weight=retain_weight
+    )
     data = arguments.load(config)
     results: dict[str, dict[str, list[dict[str, Any]]]] = {}
     lines: list[str] = []
@@ -196,7 +201,7 @@ def main() -> None:
                 if not kept.is_file():
                     run = one_run(
                         replace(arguments, use_peft=mode == "lora"),
-                        replace(config, seed=seed, objective=objective if request.forget_classes else "unsc"),
+                        replace(config, seed=seed),
                         request,
                         data,
                         original,

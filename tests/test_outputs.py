@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import tensor_dataset
@@ -12,7 +14,9 @@ from datasets import Dataset
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 from unsc_hf import training
+from unsc_hf.comparison import sample_rows
 from unsc_hf.data import prepare_dataset
+from unsc_hf.evaluation.audits import probe
 from unsc_hf.outputs import Outputs, classify, collect_outputs
 from unsc_hf.remembered import Memory
 
@@ -47,6 +51,30 @@ def test_pieces_of_like_length_give_the_logits_and_gradients_of_the_batch(rows: 
     torch.testing.assert_close(
         torch.autograd.grad(logits.square().sum(), model.classifier.weight)[0], wanted, atol=1e-5, rtol=1e-4
     )
+
+
+def test_probed_hidden_states_stay_beside_their_labels() -> None:
+    model, batch, labels = bert(), texts(40, 11), torch.arange(40)
+    exam: Any = SimpleNamespace(model=model, batches=lambda rows, size, seed: iter([{**batch, "labels": labels}]))
+    states, found = probe._hidden_states(exam, [labels], 40)
+    assert sorted(found.tolist()) == list(range(40))
+    with torch.no_grad():
+        whole = model(**batch, output_hidden_states=True).hidden_states
+    assert len(states) == len(whole) == 3
+    for state, expected in zip(states, whole, strict=True):
+        pooled = probe._pool(expected, batch["attention_mask"])
+        torch.testing.assert_close(state, pooled[found], atol=2e-6, rtol=1e-5)
+
+
+def test_of_many_classes_fewer_rows_are_audited() -> None:
+    labels = np.repeat(np.arange(30), 40)
+    rows = tensor_dataset(torch.randn(1200, 1), labels.tolist())
+    assert len(sample_rows(rows, labels)) == 1200
+    few = sample_rows(rows, labels, 300)
+    assert np.bincount(np.asarray(few["label"][:])).tolist() == [10] * 30
+    again = sample_rows(rows, labels, 300)
+    assert torch.equal(torch.as_tensor(few["pixel_values"][:]), torch.as_tensor(again["pixel_values"][:]))
+    assert len(sample_rows(rows, labels, 10**6)) == 1200
 
 
 def test_features_stay_beside_their_rows() -> None:

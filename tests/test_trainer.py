@@ -25,6 +25,7 @@ from transformers import (
 
 from unsc_hf import ActivationStatistics, UNSCConfig, UNSCError, UNSCTrainer, split_dataset
 from unsc_hf.callbacks import Check
+from unsc_hf.evaluation.membership import exposure
 from unsc_hf.fingerprint import weight_hash
 from unsc_hf.image_classification import load_image_dataset
 from unsc_hf.layers import capture_inputs, find_layers
@@ -396,14 +397,15 @@ class Stop(TrainerCallback):
         control.should_training_stop = state.global_step >= self.step
 
 
+@pytest.mark.parametrize("rows", [False, True])
 @pytest.mark.parametrize("step", [2, 5])
 def test_resumed_run_ends_at_the_same_weights(
-    step: int, separable_data: Callable[[int], Dataset], tmp_path: Path
+    step: int, rows: bool, separable_data: Callable[[int], Dataset], tmp_path: Path
 ) -> None:
     train = separable_data(30)
     model = learned(train)
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    data = split_dataset(train, forget_classes=[2])
+    data = split_dataset(train, indices=range(0, 92, 4)) if rows else split_dataset(train, forget_classes=[2])
     options: dict[str, Any] = {
         "energy": 0.9,
         "max_steps": 7,
@@ -413,17 +415,25 @@ def test_resumed_run_ends_at_the_same_weights(
         "max_leak": 0.5,
         "per_device_train_batch_size": 5,
     }
+    if rows:
+        unseen = with_odd_labels(separable_data(30), 60)
+        options |= {"target_forget_accuracy": None, "trainer_kwargs": {"unseen_dataset": unseen}}
 
-    whole = make_trainer(model, data, tmp_path / "whole", **options)
-    whole.train()
+    def run(folder: str, resume: bool = False, **more: Any) -> UNSCTrainer:
+        trainer = make_trainer(model, data, tmp_path / folder, **options, **more)
+        if rows:
+            trainer.prepare_unlearning().target = -1.0  # never reached, so that all steps are taken
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    whole = run("whole")
     expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert whole.state.global_step == 7
 
     model.load_state_dict(start)
-    make_trainer(model, data, tmp_path / "parts", callbacks=[Stop(step)], **options).train()
+    run("parts", callbacks=[Stop(step)])
     model.load_state_dict(start)
-    rest = make_trainer(model, data, tmp_path / "parts", **options)
-    rest.train(resume_from_checkpoint=True)
+    rest = run("parts", resume=True)
     assert rest.state.global_step == 7
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
@@ -726,6 +736,41 @@ def test_single_rows_stop_when_they_look_like_unseen_ones(
     if checks[0]["exposure"] > target + 0.1:
         assert checks[-1]["exposure"] >= target - 0.1
     assert checks[-1]["retain_accuracy"] > 0.9
+
+
+def test_single_rows_are_matched_with_what_the_model_knows_of_unseen_ones_now(
+    separable_data: Callable[[int], Dataset], tmp_path: Path
+) -> None:
+    """A model that forgets may know unseen rows less well than before; that is what forgotten rows are held against, and taught."""
+    train, unseen = separable_data(30), with_odd_labels(separable_data(30), 24)
+    data = split_dataset(train, indices=range(0, 92, 4))
+    trainer = make_trainer(
+        learned(train), data, tmp_path, target_forget_accuracy=None, energy=0.5, max_steps=40, max_leak=None, check_steps=10,
+        objective="unsc_retain", lr_doubling_steps=2, trainer_kwargs={"unseen_dataset": unseen},
+    )  # fmt: skip
+    trainer.prepare_unlearning().target = -1.0  # never reached
+    before = trainer.plan.pseudo_labels
+    trainer.train()
+    assert trainer.plan is not None
+    assert trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(
+        10 * trainer.args.learning_rate
+    )  # and not 2**20 times it
+
+    def losses(rows: Dataset) -> torch.Tensor:
+        found = logits(trainer.model, rows).double()
+        return torch.nn.functional.cross_entropy(found, torch.as_tensor(rows["label"][:]), reduction="none")
+
+    now = losses(unseen).sort().values
+    last = [entry for entry in trainer.state.log_history if "exposure" in entry][-1]
+    assert last["exposure"] == pytest.approx(exposure(losses(data[0]), now), abs=1e-6)
+    assert abs(exposure(losses(data[0]), trainer.plan.unseen_losses) - last["exposure"]) > 0.01
+    labels = data[0]["label"][:]
+    _, _, targets = trainer._matched
+    known = (-now).exp()
+    for row, label, old in zip(targets, labels, before, strict=True):
+        assert float((known - row[label]).abs().min()) < 1e-5
+        assert float(row.sum()) == pytest.approx(1, abs=1e-5)
+        assert not torch.equal(row, old)
 
 
 def test_rows_that_look_like_unseen_ones_are_hardly_moved(

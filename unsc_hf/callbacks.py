@@ -88,8 +88,11 @@ class StoppingCallback(TrainerCallback):
         self.reason = "max_steps"
         self._checked_at = state.global_step
         self._within_budget = self.projection.snapshot()
+        check = (
+            self.check()
+        )  # also where a run is resumed: targets that follow the model are those of the checkpoint again
         if state.global_step == 0:
-            self._log(self.check())
+            self._log(check)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # Also before a checkpoint is written, so that what is saved is always within the budget.

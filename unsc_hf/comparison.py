@@ -140,10 +140,11 @@ def row_accuracy(outputs: Outputs) -> float:
     return float((outputs.logits.argmax(-1) == outputs.labels).float().mean())
 
 
-def sample_rows(rows: Dataset, labels: np.ndarray) -> Dataset:
-    """Up to 500 rows of each class, always the same ones."""
-    rng = np.random.default_rng(0)
-    chosen = [rng.permutation(np.flatnonzero(labels == c))[:_AUDIT_ROWS_PER_CLASS] for c in np.unique(labels)]
+def sample_rows(rows: Dataset, labels: np.ndarray, most: int | None = None) -> Dataset:
+    """Up to 500 rows of each class, always the same ones; of many classes fewer, so that there are about `most` in all."""
+    rng, classes = np.random.default_rng(0), np.unique(labels)
+    each = _AUDIT_ROWS_PER_CLASS if most is None else min(_AUDIT_ROWS_PER_CLASS, -(-most // len(classes)))
+    chosen = [rng.permutation(np.flatnonzero(labels == c))[:each] for c in classes]
     return rows.select(np.sort(np.concatenate(chosen)))
 
 

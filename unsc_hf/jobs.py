@@ -20,6 +20,8 @@ _ONE_THREAD = {
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),  # glibc gives larger arrays back at once, and asks for cleared pages again
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
 }
 
 

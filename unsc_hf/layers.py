@@ -24,7 +24,7 @@ from .errors import UNSCError, closest
 from .sharding import reshard
 
 # Fields of a batch that are not inputs of the model.
-NOT_INPUTS = ("labels", "pseudo_labels", "reference", "retain")
+NOT_INPUTS = ("labels", "pseudo_labels", "reference", "target_row", "retain")
 
 
 @dataclass(frozen=True)

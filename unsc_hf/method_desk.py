@@ -30,6 +30,7 @@ from .outputs import Outputs, RowOutputs
 
 ORIGINAL, RETRAINED = "original", "retrained"
 _FORGOTTEN = 0.01  # AccDut at or below which a class counts as forgotten
+_ROWS = 5000  # training rows to forget, and to keep, that every model is read on
 _KNOWN = 0.05  # a reference that recognises this much of the forgotten classes was trained on them
 
 
@@ -54,7 +55,7 @@ class MethodDesk(Desk):
         super().__init__(*parts)
         self.methods, self.audits, self.audited = methods, audits, audited
         column = self.config.label_column
-        self.samples = [sample_rows(rows, read_labels(rows, column)) for rows in (self.forget, self.retain)]
+        self.samples = [sample_rows(rows, read_labels(rows, column), _ROWS) for rows in (self.forget, self.retain)]
         self._outputs = read
 
     # ---- jobs -------------------------------------------------------------------------------------------------------

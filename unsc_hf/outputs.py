@@ -91,21 +91,27 @@ def classify(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tenso
     Returns:
         Logits (batch, labels) in the order of `inputs`, and the number of the sample that was run first, second, ..., (batch,).
     """
+    found = [(rows, model(**piece).logits) for rows, piece in pieces(inputs)]
+    if len(found) == 1:
+        return found[0][1], found[0][0]
+    order = torch.cat([rows for rows, _ in found])
+    return torch.cat([logits for _, logits in found])[order.argsort()], order
+
+
+def pieces(inputs: dict[str, Tensor]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """A batch in pieces of like length where that spares padding, each with the numbers of its samples; else the batch."""
     mask = inputs.get("attention_mask")
     few = mask is None or len(mask) < 2 * _PIECES or process()[1] > 1
     if few or mask is None or mask.dim() != 2 or mask.device.type != "cpu" or bool(mask.all()):
-        logits: Tensor = model(**inputs).logits
-        return logits, torch.arange(len(logits))
-    order = mask.sum(1).argsort(stable=True)
-    parts = []
-    for rows in order.chunk(_PIECES):
+        yield torch.arange(len(next(iter(inputs.values())))), inputs
+        return
+    for rows in mask.sum(1).argsort(stable=True).chunk(_PIECES):
         end = int(mask[rows].any(0).nonzero().max()) + 1
         piece = {
             name: value[rows][:, :end] if value.shape[:2] == mask.shape else value[rows]
             for name, value in inputs.items()
         }
-        parts.append(model(**piece).logits)
-    return torch.cat(parts)[order.argsort()], order
+        yield rows, piece
 
 
 Reader = Callable[[Tensor, Tensor], Outputs]

@@ -89,8 +89,8 @@ class Matching:
     """How well rows are known: margins of the rows to forget, and probabilities that unseen rows give their true labels.
 
     Attributes:
-        margins: sorted, (forget rows,).
-        unseen: probabilities of the true labels of unseen rows under the original model, sorted, (unseen rows,).
+        margins: under the original model, sorted, (forget rows,).
+        unseen: probabilities of the true labels of unseen rows, sorted, (unseen rows,).
     """
 
     margins: Tensor

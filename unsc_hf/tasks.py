@@ -136,7 +136,7 @@ class ClassificationTask:
 
     def collate_targets(self, batch: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
         """Add the targets of `rows` to their batch."""
-        for name in ("pseudo_labels", "reference"):
+        for name in {"pseudo_labels", "reference", "target_row"} & set(rows[0]):
             batch[name] = torch.stack([row[name] for row in rows])
 
     def positions(self, logits: Tensor, labels: Tensor, pseudo: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

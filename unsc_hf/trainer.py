@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ _VALIDATION_ROWS = 50  # forget rows wanted for validation where whole classes a
 _MOST_HELD_OUT = 0.4  # ... but never more than this share of them
 _MOST_LOGITS = 50_000_000  # held-out logits kept for the drift; a language model gives them for every token
 _CURVE_ROWS = 300  # held-out retained rows that a check reads: they draw a curve, nothing is decided by them
+_SETTLED = 10.0  # times the stated learning rate, where a run ends by settling
 _MUCH_LOST = 0.02  # of the accuracy on held-out retained rows: worth a warning
 _POOL = "retain"  # the one group of statistics whose classes need not be told apart
 
@@ -79,7 +81,8 @@ class UnlearningPlan:
         held_out_logits: the original model's logits on the held-out retained rows.
         target: unlearning stops when the forget rows are known no better than this: a share of them that is recognised, or of
             single rows of a classifier their exposure (see `evaluation.membership.exposure`).
-        unseen_losses: of the unseen rows under the original model, sorted, where exposure is the target.
+        unseen_losses: of the unseen rows under the original model, sorted, where exposure is the target; with rehearsal
+            checks read them anew.
         seconds: time spent on "statistics", "decomposition" and "pseudo_labels".
     """
 
@@ -182,6 +185,7 @@ class UNSCTrainer(Trainer):
             )
         self._unseen, self._forgotten_rows = unseen_dataset, len(forget_dataset)
         self._unseen_read: list[Outputs] | None = None
+        self._matched: tuple[Matching, Outputs, Tensor] | None = None  # and the targets as they are now
         fraction, limit, seed = args.validation_fraction, args.max_validation_rows, args.seed
         strata = self.task.strata
         # Whole classes generalise, so a part of their rows is kept aside to see it; single rows must each be unlearned.
@@ -372,7 +376,12 @@ class UNSCTrainer(Trainer):
             matching = Matching.of(self._iterate(model, self._forget_train, "Margins"), self._unseen_outputs(model))
         parts = self._iterate(model, self._forget_train, "Pseudo-labels", features=retain is not None)
         if self.task.label_column is not None:
-            return self.task.targets(strategy, join_outputs(list(parts)), retain, matching)
+            outputs = join_outputs(list(parts))
+            targets = self.task.targets(strategy, outputs, retain, matching)
+            if matching is not None:  # they follow the model, so a batch says whose they are
+                self._matched = matching, outputs, torch.stack([row["pseudo_labels"] for row in targets])
+                targets = [{**row, "target_row": torch.tensor(i)} for i, row in enumerate(targets)]
+            return targets
         return [target for part in parts for target in self.task.targets(strategy, part, retain, matching)]
 
     def _unseen_outputs(self, model: nn.Module) -> Iterable[Outputs]:
@@ -595,12 +604,15 @@ class UNSCTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """With a constant schedule the learning rate doubles every `lr_doubling_steps` steps: whatever the model's scale,
-        the target comes within reach, and the leak budget ends a run that goes too far."""
+        the target comes within reach, and the leak budget ends a run that goes too far. Rows that shall look like unseen ones, beside
+        rehearsed ones, are not pushed out of reach, they settle: for them the rate grows to ten times the stated one and stays there."""
         doubling = self.args.lr_doubling_steps
         if doubling is None or self.lr_scheduler is not None or self.args.lr_scheduler_type != SchedulerType.CONSTANT:
             return super().create_scheduler(num_training_steps, optimizer)
         inner = self.optimizer if optimizer is None else optimizer
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(inner, _Doubling(doubling))
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            inner, _Doubling(doubling, _SETTLED if self._follows else math.inf)
+        )
         return self.lr_scheduler
 
     def training_step(
@@ -625,7 +637,10 @@ class UNSCTrainer(Trainer):
             return super().compute_loss(model, inputs, return_outputs, None)
         quiet(model)
         inputs = dict(inputs)
-        targets, reference = inputs.pop("pseudo_labels"), inputs.pop("reference")
+        targets, reference, rows = inputs.pop("pseudo_labels"), inputs.pop("reference"), inputs.pop("target_row", None)
+        if self._matched is not None and self._follows:
+            assert rows is not None
+            targets = self._matched[2][rows.cpu()].to(targets)
         retain, labels = inputs.pop("retain", None), inputs.pop("labels")
         args, more = self.args, dict[str, Any]()
         if self._feature_terms is None:
@@ -666,7 +681,7 @@ class UNSCTrainer(Trainer):
             limit = self.args.max_validation_rows
             rows = [part.select(np.linspace(0, len(part) - 1, min(len(part), limit)).astype(int)) for part in rows]
         forget, retain = (self.task.measure(self._iterate(self.model, part, "Check")) for part in rows)
-        unseen = self.plan.unseen_losses if self.plan is not None else None
+        unseen = None if self.plan is None else self._now_unseen() if self._follows else self.plan.unseen_losses
         check = Check(
             forget_accuracy=forget.accuracy,
             forget_loss=forget.loss,
@@ -677,6 +692,29 @@ class UNSCTrainer(Trainer):
         # One process decides for all: rounding must not let them disagree on stopping.
         decided: Check = gathered(check, self.args.device)[0]
         return decided
+
+    @property
+    def _follows(self) -> bool:
+        """Whether single rows are held against unseen ones as the model knows them now, not as the original did.
+
+        A model that loses some accuracy while it forgets knows unseen rows less well, and so must forgotten ones be. Only where retained rows
+        are rehearsed: nothing else would keep both from being forgotten together.
+        """
+        return self.plan is not None and self.plan.unseen_losses is not None and OBJECTIVES[self.args.objective].retain
+
+    def _now_unseen(self) -> Tensor:
+        """Losses of unseen rows under the model as it is now, sorted; the targets of the forget rows follow them."""
+        assert self._unseen is not None
+        chosen = np.linspace(0, len(self._unseen) - 1, min(len(self._unseen), self.args.max_validation_rows)).astype(
+            int
+        )
+        found = self.task.measure(self._iterate(self.model, self._unseen.select(chosen), "Unseen rows"))
+        assert found.losses is not None
+        losses = found.losses.sort().values
+        if self._matched is not None:
+            matching, outputs, _ = self._matched
+            self._matched = matching, outputs, replace(matching, unseen=(-losses).exp().flip(0)).labels(outputs)
+        return losses
 
     def _check_outcome(self, frozen: str, trained: set[str]) -> None:
         """Guards against silent no-ops and silent damage."""
@@ -885,9 +923,10 @@ class _Doubling:
     """Factor of the learning rate by step."""
 
     steps: int
+    most: float = math.inf
 
     def __call__(self, step: int) -> float:
-        return float(2.0 ** (step / self.steps))
+        return float(min(2.0 ** (step / self.steps), self.most))
 
 
 def _forget_fraction(args: UNSCConfig, forget: Dataset) -> float:

@@ -7,6 +7,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from ...layers import NOT_INPUTS, evaluation_mode
+from ...outputs import pieces
 from ..probes import linear_probe
 from .registry import Examination, Reading, audit
 
@@ -46,15 +47,15 @@ def _hidden_states(exam: Examination, parts: list[Dataset], rows: int) -> tuple[
     for part in parts:
         seen, wanted = 0, min(rows // len(parts), len(part))
         for batch in exam.batches(part, 128, 0):
-            with evaluation_mode(exam.model):
-                inputs = {name: value for name, value in batch.items() if name not in NOT_INPUTS}
-                states = exam.model(**inputs, output_hidden_states=True).hidden_states or ()
-            mask = batch.get("attention_mask")
-            layers = layers or [[] for _ in states]
-            for kept, state in zip(layers, states, strict=True):
-                kept.append(_pool(state, mask).float().cpu())
-            labels.append(batch["labels"].cpu())
-            seen += len(labels[-1])
+            known = batch["labels"].cpu()
+            for chosen, piece in pieces({name: value for name, value in batch.items() if name not in NOT_INPUTS}):
+                with evaluation_mode(exam.model):
+                    states = exam.model(**piece, output_hidden_states=True).hidden_states or ()
+                layers = layers or [[] for _ in states]
+                for kept, state in zip(layers, states, strict=True):
+                    kept.append(_pool(state, piece.get("attention_mask")).float().cpu())
+                labels.append(known[chosen])
+            seen += len(known)
             if seen >= wanted:
                 break
     return [torch.cat(kept) for kept in layers], torch.cat(labels)
