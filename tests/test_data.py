@@ -128,3 +128,22 @@ def test_relabelled_rows_keep_their_order() -> None:
     assert int(relabelled[3]["pseudo_labels"]) == 6
     assert [int(row["pseudo_labels"]) for row in relabelled.__getitems__([4, 0])] == [5, 9]
     assert torch.equal(relabelled.__getitems__([4])[0]["pixel_values"], base[4]["pixel_values"])
+
+
+def test_retained_rows_are_drawn_anew_for_each_epoch_and_the_same_again() -> None:
+    base = tensor_dataset(torch.randn(20, 3, 2, 2), [0] * 20)
+    retained = tensor_dataset(torch.randn(50, 3, 2, 2), [1] * 50)
+    targets = [{"pseudo_labels": torch.tensor(1)}] * 20
+
+    def drawn(rows: RelabelledDataset) -> torch.Tensor:
+        return torch.stack([row["retain"]["pixel_values"] for row in rows.__getitems__(list(range(20)))])
+
+    first, again, other = (RelabelledDataset(base, targets, retained, seed) for seed in (3, 3, 4))
+    epoch = drawn(first)
+    assert torch.equal(epoch, drawn(first))  # however often, and whoever else draws numbers
+    assert torch.equal(epoch, drawn(again))
+    assert not torch.equal(epoch, drawn(other))
+    first.begin_epoch(1)
+    assert not torch.equal(epoch, drawn(first))
+    first.begin_epoch(0)
+    assert torch.equal(epoch, drawn(first))

@@ -415,9 +415,13 @@ def test_resumed_run_ends_at_the_same_weights(
         "max_leak": 0.5,
         "per_device_train_batch_size": 5,
     }
-    if rows:
+    if rows:  # targets that follow the model, and rehearsed rows, are found again
         unseen = with_odd_labels(separable_data(30), 60)
-        options |= {"target_forget_accuracy": None, "trainer_kwargs": {"unseen_dataset": unseen}}
+        options |= {
+            "objective": "unsc_retain",
+            "target_forget_accuracy": None,
+            "trainer_kwargs": {"unseen_dataset": unseen},
+        }
 
     def run(folder: str, resume: bool = False, **more: Any) -> UNSCTrainer:
         trainer = make_trainer(model, data, tmp_path / folder, **options, **more)

@@ -33,6 +33,18 @@ class ProjectionCallback(TrainerCallback):
         self.projection.project_displacements()
 
 
+class EpochCallback(TrainerCallback):
+    """Tells the training rows which epoch begins: `Trainer` tells samplers, and data sets not in every case."""
+
+    def __init__(self, begin: Callable[[int], None]) -> None:
+        self.begin = begin
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.begin(int((state.epoch or 0.0) + 1e-6))
+
+
 @dataclass(frozen=True)
 class Check:
     """One look at the model while it unlearns.

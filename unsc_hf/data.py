@@ -573,15 +573,26 @@ def _check_dataset(dataset: Any) -> None:
 class RelabelledDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """Rows of a data set with their targets: what a task's `targets` gave for each.
 
-    With `retained`, every row also brings one of those along, drawn anew each time, under "retain".
+    With `retained`, every row also brings one of those along, under "retain": drawn anew for each epoch from `seed`, so that a resumed run
+    meets the same ones, however far batches were read ahead.
     """
 
     def __init__(
-        self, dataset: Dataset, targets: Sequence[dict[str, torch.Tensor]], retained: Dataset | None = None
+        self,
+        dataset: Dataset,
+        targets: Sequence[dict[str, torch.Tensor]],
+        retained: Dataset | None = None,
+        seed: int = 0,
     ) -> None:
         if len(targets) != len(dataset):
             raise RuntimeError(f"{len(targets)} targets for {len(dataset)} rows")
-        self.dataset, self.targets, self.retained = dataset, targets, retained
+        self.dataset, self.targets, self.retained, self.seed = dataset, targets, retained, seed
+        self.begin_epoch(0)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Draw the retained rows of an epoch."""
+        if self.retained is not None:
+            self._drawn = np.random.default_rng([self.seed, epoch]).integers(len(self.retained), size=len(self.dataset))
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -593,7 +604,7 @@ class RelabelledDataset(torch.utils.data.Dataset[dict[str, Any]]):
         rows = self.dataset.__getitems__(indices)
         result = [{**row, **self.targets[i]} for row, i in zip(rows, indices, strict=True)]
         if self.retained is not None:
-            drawn = torch.randint(len(self.retained), (len(indices),)).tolist()
+            drawn = self._drawn[indices].tolist()
             for row, extra in zip(result, self.retained.__getitems__(drawn), strict=True):
                 row["retain"] = extra
         return result

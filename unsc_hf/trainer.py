@@ -24,7 +24,7 @@ from transformers.trainer_utils import EvalLoopOutput, SchedulerType, TrainOutpu
 from transformers.utils import ModelOutput
 
 from .adapters import LoraProjection, add_adapters, free_names
-from .callbacks import Check, ProjectionCallback, StoppingCallback
+from .callbacks import Check, EpochCallback, ProjectionCallback, StoppingCallback
 from .config import REFUSED, UNSCConfig, check_fsdp
 from .data import RelabelledDataset, hold_out
 from .errors import UNSCError
@@ -305,7 +305,7 @@ class UNSCTrainer(Trainer):
         retain = self._outputs(model, self._retain_held_out, "Held-out logits", features=by_mean)
         targets = self._targets(model, strategy, retain if by_mean else None)
         retained = self._prepared(self._retain_train) if OBJECTIVES[args.objective].retain else None
-        self.train_dataset = RelabelledDataset(self._prepared(self._forget_train), targets, retained)
+        self.train_dataset = RelabelledDataset(self._prepared(self._forget_train), targets, retained, args.seed)
         if OBJECTIVES[args.objective].teacher:
             self._teacher = copy.deepcopy(model).requires_grad_(False)
             self._teacher.eval()
@@ -583,7 +583,9 @@ class UNSCTrainer(Trainer):
             self.args.max_leak if self.args.null_space == "retained" else None,
             refine=not self.whole_classes,
         )
-        callbacks: list[TrainerCallback] = [ProjectionCallback(plan.projection), stopping]
+        assert isinstance(self.train_dataset, RelabelledDataset)
+        epochs = EpochCallback(self.train_dataset.begin_epoch)
+        callbacks: list[TrainerCallback] = [ProjectionCallback(plan.projection), stopping, epochs]
         for callback in callbacks:
             self.add_callback(callback)
         started = time.perf_counter()
