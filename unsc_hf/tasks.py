@@ -136,8 +136,9 @@ class ClassificationTask:
 
     def collate_targets(self, batch: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
         """Add the targets of `rows` to their batch."""
-        for name in {"pseudo_labels", "reference", "target_row"} & set(rows[0]):
-            batch[name] = torch.stack([row[name] for row in rows])
+        for name in ("pseudo_labels", "reference", "target_row"):
+            if name in rows[0]:
+                batch[name] = torch.stack([row[name] for row in rows])
 
     def positions(self, logits: Tensor, labels: Tensor, pseudo: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Logits, labels, targets and sample numbers of the labelled positions of a training batch."""
