@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,11 @@ from huggingface_hub import ModelCard
 from test_trainer import make_trainer
 from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
-from unsc_hf import ActivationStatistics, UNSCError
+from unsc_hf import ActivationStatistics, UNSCConfig, UNSCError
+from unsc_hf.comparison import compare
 from unsc_hf.data import Request, default_collator, find_text_columns, load_data, prepare_dataset, split_dataset
-from unsc_hf.text_classification import build_bert, load_text_dataset
+from unsc_hf.loading import own_processor
+from unsc_hf.text_classification import build_bert, load_text_dataset, train_tokenizer
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "unlearn_text.py"
 NAMES = ["greeting", "weather", "money"]
@@ -139,6 +143,62 @@ def test_a_validation_split_comes_along(world: Path, tmp_path: Path) -> None:
     assert {name: len(part) for name, part in data.items()} == {"train": 180, "test": 60, "validation": 60}
     other = load_text_dataset(str(world / "data"), test_split="validation", cache_dir=str(tmp_path))
     assert set(other) == {"train", "test"}
+
+
+def test_equal_texts_give_the_same_tokenizer_in_every_process() -> None:
+    """Models are compared on the same tokens; pieces inside words are no special tokens."""
+    code = (
+        "from test_text import texts; from unsc_hf.text_classification import train_tokenizer; import json;"
+        "print(json.dumps(train_tokenizer(texts(60), ['text'], 90, 16).get_vocab()))"
+    )
+    here = train_tokenizer(texts(60), ["text"], 90, 16)
+    for _ in range(2):
+        found = subprocess.run(
+            [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+        assert json.loads(found.stdout.splitlines()[-1]) == here.get_vocab()
+    assert len(here) == 90
+    assert set(here.all_special_tokens) == {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}
+    assert here.convert_ids_to_tokens(here("##b Hi")["input_ids"])[1:4] != ["##b", "hi", "[SEP]"]
+
+
+def test_a_reference_is_read_with_its_own_tokenizer(world: Path, tmp_path: Path) -> None:
+    """The same model with its tokens numbered otherwise is the same model."""
+    columns, data = ["text"], texts(60)
+    model, tokenizer = build_bert(data, columns, "nano", 100, 16, NAMES)
+    rows = prepare_dataset(data, tokenizer, model)
+    batch = default_collator(tokenizer)([rows[i] for i in range(len(rows))])
+    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(40):
+        loss = model(**batch).loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    vocabulary = tokenizer.get_vocab()
+    moved = list(range(5, len(vocabulary)))
+    numbers = dict(zip(moved, moved[::-1], strict=True))
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for old, new in numbers.items():
+            other.bert.embeddings.word_embeddings.weight[new] = model.bert.embeddings.word_embeddings.weight[old]
+    other.save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    stored = json.loads((tmp_path / "other" / "tokenizer.json").read_text())
+    stored["model"]["vocab"] = {token: numbers.get(i, i) for token, i in vocabulary.items()}
+    (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(stored))
+    assert own_processor(str(tmp_path / "other"), tokenizer).get_vocab() != vocabulary
+    assert own_processor(str(tmp_path), tokenizer) is tokenizer
+    config = UNSCConfig(
+        output_dir=str(tmp_path / "out"), use_cpu=True, disable_tqdm=True, max_steps=2, energy=0.9, max_leak=None
+    )
+    found = compare(
+        model, data, texts(20, 1), Request(forget_classes=(2,)), config, tokenizer, [tmp_path / "other"], controls=False
+    )
+    original, reference = found.methods["original"], found.methods["retrained"]
+    assert original.AccDrt is not None
+    assert original.AccDrt > 0.9
+    for name in ("AccDut", "AccDrt", "AccDf", "AccDr", "mia_auc", "probe_forget"):
+        assert getattr(reference, name) == pytest.approx(getattr(original, name), abs=1e-3), name
 
 
 def test_recipe_forgets_a_class(monkeypatch: pytest.MonkeyPatch, world: Path, tmp_path: Path) -> None:

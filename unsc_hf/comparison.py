@@ -21,14 +21,22 @@ from transformers.trainer_utils import SaveStrategy
 
 from .adapters import head_weights
 from .config import UNSCConfig
-from .data import Request, check_labels_match, hold_out, prepare_dataset, read_labels, split_dataset
+from .data import (
+    Request,
+    check_labels_match,
+    default_collator,
+    hold_out,
+    prepare_dataset,
+    read_labels,
+    split_dataset,
+)
 from .errors import UNSCError, first_line
 from .evaluation.accuracy import macro_accuracy, per_class_accuracy
 from .evaluation.membership import membership_inference
 from .evaluation.probes import linear_probe, prototype_attack
 from .evaluation.report import LABELS, MethodResult, judge, mean_result
 from .feature_bands import ProbeBands
-from .loading import load_as, model_label_names
+from .loading import load_as, model_label_names, own_processor
 from .outputs import Outputs, RowOutputs, collect_outputs
 from .saving import resume_from
 from .trainer import UNSCTrainer
@@ -230,13 +238,13 @@ def compare(
     unsc = trainer("retained", model, statistics)
     evaluator = Evaluator(forget, retain, test, unsc.forgotten_classes, label_column)
 
-    def outputs(network: PreTrainedModel) -> RowOutputs:
+    def outputs(network: PreTrainedModel, processor: Any = processing_class) -> RowOutputs:
         def collect(rows: Dataset) -> Outputs:
-            prepared = prepare_dataset(rows, processing_class, network, label_column, config.text_columns)
+            prepared = prepare_dataset(rows, processor, network, label_column, config.text_columns)
             return collect_outputs(
                 network,
                 prepared,
-                unsc.data_collator,
+                unsc.data_collator if processor is processing_class else default_collator(processor),
                 features=True,
                 batch_size=config.per_device_eval_batch_size,
                 progress=not config.disable_tqdm,
@@ -275,7 +283,8 @@ def compare(
     references = []
     for folder in retrained:
         network = load_as(network_class, str(folder), "retrained_model_name_or_path").to(config.device)
-        references.append(evaluator.evaluate(network, outputs(network), None, _training_seconds(folder)))
+        found = outputs(network, own_processor(str(folder), processing_class))
+        references.append(evaluator.evaluate(network, found, None, _training_seconds(folder)))
         knows = references[-1].AccDut
         if knows is not None and knows > 0.05:
             logger.warning(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import UNSCError, first_line
 
@@ -52,6 +53,22 @@ def load_as(auto_class: Any, name: str, argument: str, **options: Any) -> PreTra
             f"{argument}: {name!r} lacks {len(missing)} weights of {type(model).__name__}, the first is {missing[0]}; they would be random."
         )
     return model
+
+
+def own_processor(name: str, like: Any) -> Any:
+    """The tokenizer or image processor that was saved with a model: another one of the same kind as `like`, or `like` where there is none.
+
+    A model reads its own numbers of tokens; another tokenizer learned from the same texts may number them otherwise.
+    """
+    kind, file = AutoImageProcessor, "preprocessor_config.json"
+    if isinstance(like, PreTrainedTokenizerBase):
+        kind, file = AutoTokenizer, "tokenizer_config.json"
+    if Path(name).is_dir() and not Path(name, file).is_file():
+        return like
+    try:
+        return kind.from_pretrained(name)
+    except (OSError, ValueError):
+        return like
 
 
 def load_to_finetune(auto_class: Any, name: str, labels: Sequence[str]) -> PreTrainedModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from datasets import Dataset, DatasetDict
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
@@ -94,12 +94,25 @@ def texts(dataset: Dataset, columns: Sequence[str]) -> Iterator[str]:
 
 
 def train_tokenizer(dataset: Dataset, columns: Sequence[str], size: int, max_length: int) -> PreTrainedTokenizerFast:
-    """A lower-casing WordPiece tokenizer of at most `size` tokens, learned from the texts of `dataset`."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token=_SPECIAL["unk_token"]))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=list(_SPECIAL.values()), show_progress=False)
-    tokenizer.train_from_iterator(texts(dataset, columns), trainer)
+    """A lower-casing WordPiece tokenizer of at most `size` tokens, learned from the texts of `dataset`; the same texts give the same one.
+
+    Left to itself, training numbers the pieces inside words in the order of a hash table, which differs from process to process, and
+    breaks ties by these numbers. So they are named beforehand, among the special tokens, and what was learned is put into a new tokenizer
+    in which they are pieces like all others.
+    """
+    learner = _word_pieces(models.WordPiece(unk_token=_SPECIAL["unk_token"]))
+    inside = {
+        f"##{letter}"
+        for text in texts(dataset, columns)
+        for word, _ in learner.pre_tokenizer.pre_tokenize_str(learner.normalizer.normalize_str(text))
+        for letter in word[1:]
+    }
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size, special_tokens=[*_SPECIAL.values(), *sorted(inside)], show_progress=False
+    )
+    learner.train_from_iterator(texts(dataset, columns), trainer)
+    tokenizer = _word_pieces(models.WordPiece(learner.get_vocab(), unk_token=_SPECIAL["unk_token"]))
+    tokenizer.add_special_tokens(list(_SPECIAL.values()))
     cls, sep = _SPECIAL["cls_token"], _SPECIAL["sep_token"]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{cls} $A {sep}",
@@ -107,6 +120,13 @@ def train_tokenizer(dataset: Dataset, columns: Sequence[str], size: int, max_len
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in (cls, sep)],
     )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_length, **_SPECIAL)
+
+
+def _word_pieces(model: models.WordPiece) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
 
 
 def build_bert(
@@ -150,6 +170,8 @@ class TextPlan(TrainingPlan):
     text_columns: tuple[str, ...] | None = None
     vocabulary_size: int = 4096
     max_length: int = 64
+
+    inputs: ClassVar[int] = 1
 
     def start(self, dataset: Dataset, labels: Sequence[str]) -> tuple[PreTrainedModel, Any]:
         if self.base_model is None:

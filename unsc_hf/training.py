@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
@@ -44,6 +44,8 @@ class TrainingPlan:
     batch_size: int = 128
     weight_decay: float = 0.05
     seed: int = 0
+
+    inputs: ClassVar[int] = 0  # changes with how rows become numbers: models that were trained before read others
 
     def start(self, dataset: Dataset, labels: Sequence[str]) -> tuple[PreTrainedModel, Any]:
         """The model before training, and its image processor or tokenizer."""
@@ -104,6 +106,8 @@ def train_model(
         UNSCError: a base model that cannot be loaded, an unknown size, or inputs that do not fit.
     """
     settings = {"plan": asdict(plan), "labels": list(labels), "data": data_fingerprint(dataset)}
+    if plan.inputs:
+        settings["inputs"] = plan.inputs
     if label_column is not None:
         settings["label_column"] = label_column
     if vocabulary is not None:
