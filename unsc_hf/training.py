@@ -105,7 +105,7 @@ def train_model(
     Raises:
         UNSCError: a base model that cannot be loaded, an unknown size, or inputs that do not fit.
     """
-    settings = {"plan": asdict(plan), "labels": list(labels), "data": data_fingerprint(dataset)}
+    settings: dict[str, Any] = {"plan": asdict(plan), "labels": list(labels), "data": data_fingerprint(dataset)}
     if plan.inputs:
         settings["inputs"] = plan.inputs
     if label_column is not None:
