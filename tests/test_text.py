@@ -202,7 +202,7 @@ def test_a_reference_is_read_with_its_own_tokenizer(world: Path, tmp_path: Path)
 
 
 def test_recipe_forgets_a_class(monkeypatch: pytest.MonkeyPatch, world: Path, tmp_path: Path) -> None:
-    _run(monkeypatch, world, tmp_path / "out", "--forget_classes", "money", "--max_steps", 60)
+    _run(monkeypatch, world, tmp_path / "out", "--forget_classes", "money", "--max_steps", 200)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     unsc = results["methods"]["unsc"]
     assert results["methods"]["original"]["AccDut"] > 0.9
