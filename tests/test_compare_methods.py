@@ -22,7 +22,7 @@ from datasets import Dataset, DatasetDict
 from PIL import Image
 from rich.console import Console
 
-from unsc_hf import UNSCConfig, UNSCError, split_dataset
+from unsc_hf import UNSCConfig, UNSCError, method_desk, split_dataset
 from unsc_hf.comparison_files import write_comparison
 from unsc_hf.comparison_report import latex, table
 from unsc_hf.data import Request
@@ -459,3 +459,10 @@ def test_a_model_of_anybody_is_audited_beside_its_original(world: World, tmp_pat
     assert runs["muted"][0]["audits"]["probe"] == runs["original"][0]["audits"]["probe"]
     page = (Path(world.config("audited").output_dir) / "frog" / "report.html").read_text()
     assert "muted: suppressed" in page or ">muted<" in page
+
+
+def test_a_mean_of_one_percent_counts_as_forgotten() -> None:
+    """Three of 300 rows, averaged over classes, may come out as 0.010000000000000002."""
+    share = 0.010000000000000002
+    assert method_desk._rank({"AccDut": share, "AccDrt": 0.5}) > method_desk._rank({"AccDut": 0.0, "AccDrt": 0.4})
+    assert method_desk._rank({"AccDut": 0.0101, "AccDrt": 0.9}) < method_desk._rank({"AccDut": 0.0, "AccDrt": 0.4})
