@@ -758,9 +758,8 @@ def test_single_rows_are_matched_with_what_the_model_knows_of_unseen_ones_now(
     before = trainer.plan.pseudo_labels
     trainer.train()
     assert trainer.plan is not None
-    assert trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(
-        10 * trainer.args.learning_rate
-    )  # and not 2**20 times it
+    settled = 10 * trainer.args.learning_rate  # and not 2**20 times it
+    assert trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(settled)
 
     def losses(rows: Dataset) -> torch.Tensor:
         found = logits(trainer.model, rows).double()
@@ -771,9 +770,8 @@ def test_single_rows_are_matched_with_what_the_model_knows_of_unseen_ones_now(
     assert last["exposure"] == pytest.approx(exposure(losses(data[0]), now), abs=1e-6)
     assert abs(exposure(losses(data[0]), trainer.plan.unseen_losses) - last["exposure"]) > 0.01
     labels = data[0]["label"][:]
-    _, _, targets = trainer._matched
     known = (-now).exp()
-    for row, label, old in zip(targets, labels, before, strict=True):
+    for row, label, old in zip(trainer._matched.now, labels, before, strict=True):
         assert float((known - row[label]).abs().min()) < 1e-5
         assert float(row.sum()) == pytest.approx(1, abs=1e-5)
         assert not torch.equal(row, old)

@@ -100,9 +100,8 @@ class StoppingCallback(TrainerCallback):
         self.reason = "max_steps"
         self._checked_at = state.global_step
         self._within_budget = self.projection.snapshot()
-        check = (
-            self.check()
-        )  # also where a run is resumed: targets that follow the model are those of the checkpoint again
+        # Also where a run is resumed: targets that follow the model are those of the checkpoint again.
+        check = self.check()
         if state.global_step == 0:
             self._log(check)
 

@@ -61,11 +61,13 @@ class UNSCConfig(TrainingArguments):
             remaining classes, towards 0 it becomes `"top1"`.
         lr_doubling_steps (`int`, *optional*, defaults to `40`): with the constant schedule the learning rate doubles every so
             many steps, until the target or the leak budget is reached; None keeps it constant. For single rows of a classifier
-            with `"unsc_retain"` it grows to ten times the stated one at most: they are to look like unseen rows, and settle there.
+            with an objective that rehearses retained rows it grows to ten times the stated one at most: they are to look like unseen rows, and
+            settle there.
         target_forget_accuracy (`float`, *optional*): unlearning stops when the accuracy on the forget rows (for whole
             classes: on a validation part of them) is at or below this share. None means 0.002 for whole classes; for single rows
             of a classifier that their losses tell them from `unseen_dataset` no better than chance would (AUC at most 0.5 and a
-            standard deviation, 1 / sqrt(12 rows); with `"unsc_retain"` both as the model knows them then); for answers of a language model the token accuracy on unseen ones, and a point.
+            standard deviation, 1 / sqrt(12 rows); with rehearsal both as the model knows them then); for answers of a language
+            model the token accuracy on unseen ones, and a point.
         max_leak (`float`, defaults to `0.1`): budget on the held-out leak; the last state within it is kept.
         check_steps (`int`, defaults to `5`): optimiser steps between two checks of accuracy and leak.
         validation_fraction (`float`, defaults to `0.1`): share of forget and retain rows held out for these checks. Of whole

@@ -30,7 +30,7 @@ from .outputs import Outputs, RowOutputs
 
 ORIGINAL, RETRAINED = "original", "retrained"
 _FORGOTTEN = 0.01  # AccDut at or below which a class counts as forgotten
-_ROWS = 5000  # training rows to forget, and to keep, that every model is read on
+_ROWS = 5000  # about so many training rows to forget, and to keep, does every model read
 _KNOWN = 0.05  # a reference that recognises this much of the forgotten classes was trained on them
 
 

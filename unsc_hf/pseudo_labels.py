@@ -10,7 +10,7 @@ so they are re-labelled to be known as well as unseen rows are, not as badly as 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -111,6 +111,25 @@ class Matching:
         true = self.unseen[index]
         others = forget.logits.double().scatter(1, forget.labels[:, None], -torch.inf).softmax(1)
         return (others * (1 - true)[:, None]).scatter(1, forget.labels[:, None], true[:, None]).float()
+
+
+@dataclass
+class MatchedTargets:
+    """Targets of matched rows while the model changes.
+
+    Attributes:
+        matching: as the original knew the rows.
+        outputs: the original's, on the rows to forget.
+        now: distributions (rows, labels).
+    """
+
+    matching: Matching
+    outputs: Outputs
+    now: Tensor
+
+    def follow(self, losses: Tensor) -> None:
+        """Match with unseen rows of these losses, sorted, (unseen rows,)."""
+        self.now = replace(self.matching, unseen=(-losses).exp().flip(0)).labels(self.outputs)
 
 
 def margin(outputs: Outputs) -> Tensor:

@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from .data import RelabelledDataset, hold_out
 from .errors import UNSCError
 from .evaluation.certificate import Certificate, LogitDrift, logit_drift
 from .evaluation.membership import exposure, tolerated_exposure
-from .feature_erasure import Choose, Erased, erase_features
+from .feature_erasure import Choose, Erased, erase_features, evenly
 from .feature_terms import FeatureTerms
 from .fingerprint import data_fingerprint, weight_hash
 from .layers import NOT_INPUTS, LayerSelection, evaluation_mode, find_layers, trace_layers
@@ -41,7 +41,7 @@ from .objectives import OBJECTIVES, Terms
 from .offload import Shelf, shelve_moments
 from .outputs import Outputs, collect_outputs, iterate_outputs, join_outputs
 from .projection import Leak, NullSpaceProjection
-from .pseudo_labels import Matching
+from .pseudo_labels import MatchedTargets, Matching
 from .publishing import publish
 from .saving import RESULTS, check_checkpoint, find_checkpoint, mark_checkpoint, unmark_checkpoint
 from .sharding import gathered, reshard, set_trained, units_to_shard
@@ -185,7 +185,7 @@ class UNSCTrainer(Trainer):
             )
         self._unseen, self._forgotten_rows = unseen_dataset, len(forget_dataset)
         self._unseen_read: list[Outputs] | None = None
-        self._matched: tuple[Matching, Outputs, Tensor] | None = None  # and the targets as they are now
+        self._matched: MatchedTargets | None = None
         fraction, limit, seed = args.validation_fraction, args.max_validation_rows, args.seed
         strata = self.task.strata
         # Whole classes generalise, so a part of their rows is kept aside to see it; single rows must each be unlearned.
@@ -379,7 +379,9 @@ class UNSCTrainer(Trainer):
             outputs = join_outputs(list(parts))
             targets = self.task.targets(strategy, outputs, retain, matching)
             if matching is not None:  # they follow the model, so a batch says whose they are
-                self._matched = matching, outputs, torch.stack([row["pseudo_labels"] for row in targets])
+                self._matched = MatchedTargets(
+                    matching, outputs, torch.stack([row["pseudo_labels"] for row in targets])
+                )
                 targets = [{**row, "target_row": torch.tensor(i)} for i, row in enumerate(targets)]
             return targets
         return [target for part in parts for target in self.task.targets(strategy, part, retain, matching)]
@@ -642,7 +644,7 @@ class UNSCTrainer(Trainer):
         targets, reference, rows = inputs.pop("pseudo_labels"), inputs.pop("reference"), inputs.pop("target_row", None)
         if self._matched is not None and self._follows:
             assert rows is not None
-            targets = self._matched[2][rows.cpu()].to(targets)
+            targets = self._matched.now[rows.cpu()].to(targets)
         retain, labels = inputs.pop("retain", None), inputs.pop("labels")
         args, more = self.args, dict[str, Any]()
         if self._feature_terms is None:
@@ -681,7 +683,7 @@ class UNSCTrainer(Trainer):
         rows = [self._forget_validation, self._retain_held_out.select(range(0, len(self._retain_held_out), every))]
         if not self.whole_classes:  # of many single rows a part shows how far all are
             limit = self.args.max_validation_rows
-            rows = [part.select(np.linspace(0, len(part) - 1, min(len(part), limit)).astype(int)) for part in rows]
+            rows = [part.select(evenly(np.arange(len(part)), limit)) for part in rows]
         forget, retain = (self.task.measure(self._iterate(self.model, part, "Check")) for part in rows)
         unseen = None if self.plan is None else self._now_unseen() if self._follows else self.plan.unseen_losses
         check = Check(
@@ -707,15 +709,12 @@ class UNSCTrainer(Trainer):
     def _now_unseen(self) -> Tensor:
         """Losses of unseen rows under the model as it is now, sorted; the targets of the forget rows follow them."""
         assert self._unseen is not None
-        chosen = np.linspace(0, len(self._unseen) - 1, min(len(self._unseen), self.args.max_validation_rows)).astype(
-            int
-        )
-        found = self.task.measure(self._iterate(self.model, self._unseen.select(chosen), "Unseen rows"))
+        unseen = self._unseen.select(evenly(np.arange(len(self._unseen)), self.args.max_validation_rows))
+        found = self.task.measure(self._iterate(self.model, unseen, "Unseen rows"))
         assert found.losses is not None
         losses = found.losses.sort().values
         if self._matched is not None:
-            matching, outputs, _ = self._matched
-            self._matched = matching, outputs, replace(matching, unseen=(-losses).exp().flip(0)).labels(outputs)
+            self._matched.follow(losses)
         return losses
 
     def _check_outcome(self, frozen: str, trained: set[str]) -> None:
