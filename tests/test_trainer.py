@@ -770,6 +770,11 @@ def test_single_rows_are_matched_with_what_the_model_knows_of_unseen_ones_now(
     assert last["exposure"] == pytest.approx(exposure(losses(data[0]), now), abs=1e-6)
     assert abs(exposure(losses(data[0]), trainer.plan.unseen_losses) - last["exposure"]) > 0.01
     labels = data[0]["label"][:]
+    drawn = trainer.train_dataset._drawn.tolist()  # of the last of 20 epochs
+    trainer.train_dataset.begin_epoch(0)
+    assert trainer.train_dataset._drawn.tolist() != drawn
+    trainer.train_dataset.begin_epoch(19)
+    assert trainer.train_dataset._drawn.tolist() == drawn
     known = (-now).exp()
     for row, label, old in zip(trainer._matched.now, labels, before, strict=True):
         assert float((known - row[label]).abs().min()) < 1e-5
