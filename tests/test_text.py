@@ -15,6 +15,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from huggingface_hub import ModelCard
+from rich.console import Console
 from test_trainer import make_trainer
 from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
@@ -22,7 +23,9 @@ from unsc_hf import ActivationStatistics, UNSCConfig, UNSCError
 from unsc_hf.comparison import compare
 from unsc_hf.data import Request, default_collator, find_text_columns, load_data, prepare_dataset, split_dataset
 from unsc_hf.loading import own_processor
+from unsc_hf.method_comparison import ComparisonArguments, compare_methods
 from unsc_hf.text_classification import build_bert, load_text_dataset, train_tokenizer
+from unsc_hf.unlearning import TextArguments
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "unlearn_text.py"
 NAMES = ["greeting", "weather", "money"]
@@ -162,6 +165,22 @@ def test_equal_texts_give_the_same_tokenizer_in_every_process() -> None:
     assert here.convert_ids_to_tokens(here("##b Hi")["input_ids"])[1:4] != ["##b", "hi", "[SEP]"]
 
 
+def renumbered(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Save the same model with its tokens numbered otherwise."""
+    vocabulary = tokenizer.get_vocab()
+    moved = list(range(5, len(vocabulary)))
+    numbers = dict(zip(moved, moved[::-1], strict=True))
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for old, new in numbers.items():
+            other.bert.embeddings.word_embeddings.weight[new] = model.bert.embeddings.word_embeddings.weight[old]
+    other.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    stored = json.loads((folder / "tokenizer.json").read_text())
+    stored["model"]["vocab"] = {token: numbers.get(i, i) for token, i in vocabulary.items()}
+    (folder / "tokenizer.json").write_text(json.dumps(stored))
+
+
 def test_a_reference_is_read_with_its_own_tokenizer(world: Path, tmp_path: Path) -> None:
     """The same model with its tokens numbered otherwise is the same model."""
     columns, data = ["text"], texts(60)
@@ -174,19 +193,8 @@ def test_a_reference_is_read_with_its_own_tokenizer(world: Path, tmp_path: Path)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    vocabulary = tokenizer.get_vocab()
-    moved = list(range(5, len(vocabulary)))
-    numbers = dict(zip(moved, moved[::-1], strict=True))
-    other = copy.deepcopy(model)
-    with torch.no_grad():
-        for old, new in numbers.items():
-            other.bert.embeddings.word_embeddings.weight[new] = model.bert.embeddings.word_embeddings.weight[old]
-    other.save_pretrained(tmp_path / "other")
-    tokenizer.save_pretrained(tmp_path / "other")
-    stored = json.loads((tmp_path / "other" / "tokenizer.json").read_text())
-    stored["model"]["vocab"] = {token: numbers.get(i, i) for token, i in vocabulary.items()}
-    (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(stored))
-    assert own_processor(str(tmp_path / "other"), tokenizer).get_vocab() != vocabulary
+    renumbered(model, tokenizer, tmp_path / "other")
+    assert own_processor(str(tmp_path / "other"), tokenizer).get_vocab() != tokenizer.get_vocab()
     assert own_processor(str(tmp_path), tokenizer) is tokenizer
     config = UNSCConfig(
         output_dir=str(tmp_path / "out"), use_cpu=True, disable_tqdm=True, max_steps=2, energy=0.9, max_leak=None
@@ -199,6 +207,27 @@ def test_a_reference_is_read_with_its_own_tokenizer(world: Path, tmp_path: Path)
     assert original.AccDrt > 0.9
     for name in ("AccDut", "AccDrt", "AccDf", "AccDr", "mia_auc", "probe_forget"):
         assert getattr(reference, name) == pytest.approx(getattr(original, name), abs=1e-3), name
+
+
+def test_a_comparison_of_methods_reads_a_reference_with_its_own_tokenizer(world: Path, tmp_path: Path) -> None:
+    """As above: a reference that is the original with its tokens numbered otherwise is at no distance from it."""
+    model, tokenizer = build_bert(texts(60), ["text"], "nano", 100, 16, NAMES)
+    with torch.no_grad():
+        model.classifier.bias[2] = -9.0  # it has never seen this class
+    model.save_pretrained(tmp_path / "original")
+    tokenizer.save_pretrained(tmp_path / "original")
+    renumbered(model, tokenizer, tmp_path / "other")
+    found = compare_methods(
+        ComparisonArguments(methods=["masked"], audits=["similarity"], seeds=[0], no_intervals=True, originals=[str(tmp_path / "original")]),
+        TextArguments(
+            dataset_name=str(world / "data"), forget_classes=["money"], retrained_model_name_or_path=[str(tmp_path / "other")]
+        ),
+        UNSCConfig(output_dir=str(tmp_path / "out"), use_cpu=True, disable_tqdm=True),
+        Console(quiet=True),
+    )  # fmt: skip
+    distance = found["forget_sets"]["money"]["runs"]["original"][0]["audits"]["similarity"]
+    assert distance["cka_kept"] == pytest.approx(1, abs=1e-5)
+    assert distance["js_kept"] == pytest.approx(0, abs=1e-6)
 
 
 def test_recipe_forgets_a_class(monkeypatch: pytest.MonkeyPatch, world: Path, tmp_path: Path) -> None:
