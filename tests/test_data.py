@@ -13,7 +13,8 @@ from PIL import Image as PILImage
 from transformers import ViTImageProcessor
 
 from unsc_hf import UNSCError, split_dataset
-from unsc_hf.data import RelabelledDataset, hold_out, prepare_dataset, read_labels
+from unsc_hf.data import hold_out, prepare_dataset, read_labels
+from unsc_hf.relabelled import RelabelledDataset
 
 
 def _rows(labels: list[int], names: list[str] | None = None) -> Dataset:

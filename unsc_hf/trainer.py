@@ -26,7 +26,7 @@ from transformers.utils import ModelOutput
 from .adapters import LoraProjection, add_adapters, free_names
 from .callbacks import Check, EpochCallback, ProjectionCallback, StoppingCallback
 from .config import REFUSED, UNSCConfig, check_fsdp
-from .data import RelabelledDataset, hold_out
+from .data import hold_out
 from .errors import UNSCError
 from .evaluation.certificate import Certificate, LogitDrift, logit_drift
 from .evaluation.membership import exposure, tolerated_exposure
@@ -43,6 +43,7 @@ from .outputs import Outputs, collect_outputs, iterate_outputs, join_outputs
 from .projection import Leak, NullSpaceProjection
 from .pseudo_labels import MatchedTargets, Matching
 from .publishing import publish
+from .relabelled import RelabelledDataset
 from .saving import RESULTS, check_checkpoint, find_checkpoint, mark_checkpoint, unmark_checkpoint
 from .sharding import gathered, reshard, set_trained, units_to_shard
 from .sketch import RowSample
