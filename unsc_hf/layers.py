@@ -276,6 +276,17 @@ def capture_inputs(layers: Sequence[ProtectedLayer], on_input: RowCallback, stri
         raise UNSCError(f"target_modules: {len(silent)} layers never ran on the data, the first is {silent[0]!r}.")
 
 
+def quiet(model: nn.Module) -> None:
+    """Dropout off and batch norm on its running statistics, without switching activation checkpointing off.
+
+    Modules that checkpoint look at their own `training` flag, so those alone stay in training mode.
+    """
+    model.eval()
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True
+
+
 @contextmanager
 def evaluation_mode(model: nn.Module, gradients: bool = False) -> Iterator[None]:
     """Eval mode, by default without gradients, inside the block; every module's own mode is restored afterwards."""

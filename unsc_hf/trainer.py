@@ -33,13 +33,14 @@ from .evaluation.membership import exposure, tolerated_exposure
 from .feature_erasure import Choose, Erased, erase_features, evenly
 from .feature_terms import FeatureTerms
 from .fingerprint import data_fingerprint, weight_hash
-from .layers import NOT_INPUTS, LayerSelection, evaluation_mode, find_layers, trace_layers
+from .layers import NOT_INPUTS, LayerSelection, evaluation_mode, find_layers, quiet, trace_layers
 from .loading import check_weights, load_as, load_model
 from .model_card import CardContent, public_name, write_card
 from .moments import Measurable, Moment
 from .objectives import OBJECTIVES, Terms
 from .offload import Shelf, shelve_moments
 from .outputs import Outputs, collect_outputs, iterate_outputs, join_outputs
+from .plan import UnlearningPlan
 from .projection import Leak, NullSpaceProjection
 from .pseudo_labels import MatchedTargets, Matching
 from .publishing import publish
@@ -62,43 +63,6 @@ _CURVE_ROWS = 300  # held-out retained rows that a check reads: they draw a curv
 _SETTLED = 10.0  # times the stated learning rate, where a run ends by settling
 _MUCH_LOST = 0.02  # of the accuracy on held-out retained rows: worth a warning
 _POOL = "retain"  # the one group of statistics whose classes need not be told apart
-
-
-@dataclass
-class UnlearningPlan:
-    """Everything that is fixed before the first step, computed from the original model.
-
-    Attributes:
-        selection: the layers that are trained, and why every other parameter is frozen.
-        subspace: retained subspace and null space of each layer input.
-        projection: projectors and starting weights.
-        held_out: second moments of held-out retained rows, for the leak (in `train` the large ones are in a file of `output_dir`); where
-            they do not fit, samples of these rows.
-        forgotten_classes: class ids that occur among the forget rows but not among the retained ones.
-        remaining_classes: class ids that occur among the retained rows.
-        pseudo_labels: new label (or distribution) of each forget row that is trained on; None for language models, where
-            each answer token has its own.
-        original_weights: hash of the original model's weights.
-        held_out_logits: the original model's logits on the held-out retained rows.
-        target: unlearning stops when the forget rows are known no better than this: a share of them that is recognised, or of
-            single rows of a classifier their exposure (see `evaluation.membership.exposure`).
-        unseen_losses: of the unseen rows under the original model, sorted, where exposure is the target; with rehearsal
-            checks read them anew.
-        seconds: time spent on "statistics", "decomposition" and "pseudo_labels".
-    """
-
-    selection: LayerSelection
-    subspace: Subspace
-    projection: NullSpaceProjection
-    held_out: dict[str, Measurable]
-    forgotten_classes: list[int]
-    remaining_classes: list[int]
-    pseudo_labels: Tensor | None
-    original_weights: str
-    held_out_logits: Tensor
-    target: float
-    unseen_losses: Tensor | None
-    seconds: dict[str, float]
 
 
 class UNSCTrainer(Trainer):
@@ -938,14 +902,3 @@ def _forget_fraction(args: UNSCConfig, forget: Dataset) -> float:
 
 def _cast_floats(batch: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     return {name: value.to(dtype) if value.is_floating_point() else value for name, value in batch.items()}
-
-
-def quiet(model: nn.Module) -> None:
-    """Dropout off and batch norm on its running statistics, without switching activation checkpointing off.
-
-    Modules that checkpoint look at their own `training` flag, so those alone stay in training mode.
-    """
-    model.eval()
-    for module in model.modules():
-        if getattr(module, "gradient_checkpointing", False):
-            module.training = True

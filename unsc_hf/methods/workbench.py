@@ -20,10 +20,11 @@ from ..fingerprint import weight_hash
 from ..layers import NOT_INPUTS, LayerSelection, ProtectedLayer, evaluation_mode
 from ..moments import Measurable, Moment
 from ..outputs import Outputs, classify
+from ..plan import UnlearningPlan
 from ..remembered import Memory, RememberedRows
 from ..statistics import ActivationStatistics
 from ..subspace import Subspace, randomised
-from ..trainer import UnlearningPlan, UNSCTrainer
+from ..trainer import UNSCTrainer
 
 _SUBSPACE_OPTIONS = (
     "subspace_rule", "energy", "subspace_rank", "subspace_ratio", "subspace_merge", "target_modules", "max_rows_per_class",
