@@ -82,7 +82,7 @@ def test_differences_of_class_means_shrink(name: str, place: str, tmp_path: Path
     trainer.train()
     assert {one.reading for one in trainer.erased} >= ({"head"} if place == "head" else {"head", "layer_01"})
     # A ReLU behind the writer of a random ResNet bends the way: three quarters of its differences go in the mean, a half in the
-    # worst of fifty draws, and once in thousands a third. What ends nearer than it began is kept by construction.
+    # worst of ninety draws, and a third has been seen. That none ends further away than it began holds by construction.
     most = 0.9 if name == "resnet" else 0.5
     for one in trainer.erased:
         assert 0 < one.before < math.inf
