@@ -52,7 +52,7 @@ from unsc_hf.evaluation.band import Band
 from unsc_hf.evaluation.report import within_band
 from unsc_hf.feature_bands import ProbeBands
 from unsc_hf.files import write_text
-from unsc_hf.loading import load_as
+from unsc_hf.loading import load_as, own_processor
 from unsc_hf.model_card import versions
 from unsc_hf.outputs import Outputs, RowOutputs, collect_outputs
 from unsc_hf.plots import BLUE, GREEN, GREY, ORANGE
@@ -89,8 +89,10 @@ class Desk:
         self.model_class = AutoModelForSequenceClassification if texts else AutoModelForImageClassification
         self.processor = (AutoTokenizer if texts else AutoImageProcessor).from_pretrained(options.originals[0])
 
-    def trainer(self, original: str, seed: int, kind: str, statistics: Any, **options: Any) -> UNSCTrainer:
-        """A trainer on a fresh copy of an original, all else at its default."""
+    def trainer(
+        self, original: str, seed: int, kind: str, statistics: Any, processor: Any = None, **options: Any
+    ) -> UNSCTrainer:
+        """A trainer on a fresh copy of an original, all else at its default; `processor` is another model's own."""
         config = UNSCConfig(
             output_dir=str(Path(self.options.output_dir, "_work")),
             seed=seed,
@@ -101,7 +103,7 @@ class Desk:
         )
         return UNSCTrainer(
             model=load_as(self.model_class, original, "originals"), args=config, forget_dataset=self.forget,
-            retain_dataset=self.retain, processing_class=self.processor, statistics=statistics,
+            retain_dataset=self.retain, processing_class=processor or self.processor, statistics=statistics,
             peft_config=LoraConfig(r=8) if kind == "adapters" else None,
         )  # fmt: skip
 
@@ -215,7 +217,8 @@ def run(desk: Desk) -> None:
     def examined(key: str, name: str, seed: int) -> None:
         if "AccDrt" in runs.get(key, {}) or "examine" not in options.phases:
             return
-        gauge = desk.trainer(options.originals[seed], seed, "full", None)
+        own = own_processor(name, desk.processor)  # of an unlearned model, which was saved without, the original's
+        gauge = desk.trainer(options.originals[seed], seed, "full", None, own)
         keep(key, desk.examine(gauge, load_as(desk.model_class, name, "retrained")))
 
     if options.references:

@@ -7,6 +7,7 @@ import json
 import runpy
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2For
 from unsc_hf import ActivationStatistics, UNSCConfig, UNSCError
 from unsc_hf.comparison import compare
 from unsc_hf.data import Request, default_collator, find_text_columns, load_data, prepare_dataset, split_dataset
-from unsc_hf.loading import own_processor
+from unsc_hf.feature_bands import ProbeBands
+from unsc_hf.loading import load_as, own_processor
 from unsc_hf.method_comparison import ComparisonArguments, compare_methods
 from unsc_hf.text_classification import build_bert, load_text_dataset, train_tokenizer
 from unsc_hf.unlearning import TextArguments
@@ -228,6 +230,34 @@ def test_a_comparison_of_methods_reads_a_reference_with_its_own_tokenizer(world:
     distance = found["forget_sets"]["money"]["runs"]["original"][0]["audits"]["similarity"]
     assert distance["cka_kept"] == pytest.approx(1, abs=1e-5)
     assert distance["js_kept"] == pytest.approx(0, abs=1e-6)
+
+
+def test_bands_read_a_reference_with_its_own_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe of the original with its tokens numbered otherwise is given the features of the original."""
+    model, tokenizer = build_bert(texts(60), ["text"], "nano", 100, 16, NAMES)
+    model.save_pretrained(tmp_path / "same")
+    tokenizer.save_pretrained(tmp_path / "same")
+    renumbered(model, tokenizer, tmp_path / "other")
+    loads = [
+        partial(load_as, AutoModelForSequenceClassification, str(tmp_path / name), "retrained")
+        for name in ("same", "other")
+    ]
+    given: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        "unsc_hf.feature_bands.linear_probe", lambda *rows, **_: given.extend((rows[0], rows[2])) or 0.5
+    )
+    trainer = make_trainer(
+        model,
+        split_dataset(texts(60), forget_classes=["money"]),
+        tmp_path,
+        trainer_kwargs={"processing_class": tokenizer},
+    )
+    ProbeBands(trainer, loads)
+    same, other = given[: len(given) // 2], given[len(given) // 2 :]
+    assert len(same) == 2
+    for ours, theirs in zip(same, other, strict=True):
+        torch.testing.assert_close(theirs, ours)
+        assert float(ours.std(0).max()) > 1e-3
 
 
 def test_recipe_forgets_a_class(monkeypatch: pytest.MonkeyPatch, world: Path, tmp_path: Path) -> None:

@@ -5,22 +5,26 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from .errors import UNSCError
 from .evaluation.band import Band, choose_strength
 from .evaluation.probes import linear_probe
 from .feature_erasure import Batch, evenly, row_batches
+from .loading import own_processor
 from .readings import Reading, find_readings, read_all
 
 if TYPE_CHECKING:
     from .trainer import UNSCTrainer
 
 logger = logging.getLogger(__name__)
+
+Rows = tuple[Sequence[Batch], Sequence[Batch]]  # that a probe is taught on, and asked about
 
 _ROWS_PER_CLASS = 200  # rows of each class that a probe is taught on
 
@@ -34,13 +38,14 @@ class ProbeBands:
     def __init__(
         self,
         trainer: UNSCTrainer,
-        references: Sequence[Callable[[], nn.Module]],
+        references: Sequence[Callable[[], PreTrainedModel]],
         bands: Mapping[str, Band] | None = None,
     ) -> None:
         """
         Args:
             trainer: of whole classes.
-            references: each gives a retrained model; they are held one at a time.
+            references: each gives a retrained model; they are held one at a time. One that was loaded from a folder or the Hub reads
+                raw rows by the tokenizer or image processor that was saved with it.
             bands: of each reading, where they are known already for the same rows; `references` are not looked at then.
 
         Raises:
@@ -53,24 +58,32 @@ class ProbeBands:
         known, mine = trainer.task.strata(retain), trainer.task.strata(forget)
         kept = [evenly(np.flatnonzero(known == c), _ROWS_PER_CLASS) for c in trainer.remaining_classes]
         gone = [evenly(np.flatnonzero(mine == c), _ROWS_PER_CLASS) for c in trainer.forgotten_classes]
-        batches = partial(row_batches, trainer)
-        taught = [*batches(forget.select(np.concatenate(gone))), *batches(retain.select(np.concatenate(kept)))]
-        self._rows: tuple[Sequence[Batch], Sequence[Batch]] = (taught, batches(trainer._forget_validation))
+        self._parts = (forget.select(np.concatenate(gone)), retain.select(np.concatenate(kept)))
+        self._rows = self._batches(None)
         self.bands = dict(bands) if bands is not None else self._read(references)
 
-    def _read(self, references: Sequence[Callable[[], nn.Module]]) -> dict[str, Band]:
+    def _batches(self, processor: Any) -> Rows:
+        """Rows that a probe is taught on and asked about."""
+        batches = partial(row_batches, self._trainer, processor=processor)
+        return [batch for part in self._parts for batch in batches(part)], batches(self._trainer._forget_validation)
+
+    def _read(self, references: Sequence[Callable[[], PreTrainedModel]]) -> dict[str, Band]:
         """Bands of every reading."""
+        ours = self._trainer.processing_class
         own = len(self._places(self._trainer.model))
         found: dict[str, list[float]] = {}
         for load in references:
             model = load().to(self._trainer.args.device)
+            name = str(model.config._name_or_path or "")
+            theirs = own_processor(name, ours) if name else ours
+            rows = self._rows if theirs is ours else self._batches(theirs)
             places = self._places(model)
             if len(places) != own:
                 raise UNSCError(
                     f"references: a retrained model has {len(places)} places to read, the original {own}; give models of the original's "
                     "shape, or use feature_erasure='head'."
                 )
-            for place, value in zip(places, self._probes(model, places), strict=True):
+            for place, value in zip(places, self._probes(model, places, rows), strict=True):
                 found.setdefault(place.name, []).append(value)
         return {name: Band.of(values) for name, values in found.items()} or {"head": Band.of([])}
 
@@ -84,19 +97,19 @@ class ProbeBands:
 
         def read(strength: float) -> float:
             attempt(strength)
-            (found,) = self._probes(model, [reading])
+            (found,) = self._probes(model, [reading], self._rows)
             logger.info("%s: a probe reads %.3f at strength %.3g.", reading.name, found, strength)
             return found
 
         return choose_strength(read, self.bands[reading.name], trainer.args.erasure_strength)
 
-    def _probes(self, model: nn.Module, readings: Sequence[Reading]) -> list[float]:
+    def _probes(self, model: nn.Module, readings: Sequence[Reading], rows: Rows) -> list[float]:
         """What a probe of each reading says of the held-out forget rows."""
         parts = []
-        for batches in self._rows:
+        for batches in rows:
             with torch.no_grad():
-                rows = [read_all(model, readings, batch) for batch in batches]
-            features = [torch.cat([part[i].float().cpu() for part in rows]) for i in range(len(readings))]
+                read = [read_all(model, readings, batch) for batch in batches]
+            features = [torch.cat([part[i].float().cpu() for part in read]) for i in range(len(readings))]
             parts.append((features, torch.cat([batch["labels"].cpu() for batch in batches])))
         (taught, labels), (asked, unseen) = parts
         found = []

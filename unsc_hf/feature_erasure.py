@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .adapters import head_weights
+from .data import default_collator, prepare_dataset
 from .erasure import LowRank, differences, least_leak, output_shifts, shared_pairs
 from .errors import UNSCError
 from .folding import Folds, folding_sites
@@ -339,8 +340,13 @@ def evenly(rows: np.ndarray, limit: int) -> np.ndarray:
     return rows if len(rows) <= limit else rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
 
 
-def row_batches(trainer: UNSCTrainer, rows: Dataset) -> list[dict[str, Any]]:
-    """Rows of a trainer's data, ready for its model, in batches on its device."""
-    prepared, size, device = trainer._prepared(rows), trainer.args.per_device_eval_batch_size, trainer.args.device
-    loader = DataLoader(prepared, batch_size=size, collate_fn=trainer._collate, generator=torch.Generator())
+def row_batches(trainer: UNSCTrainer, rows: Dataset, processor: Any = None) -> list[dict[str, Any]]:
+    """Rows of a trainer's data in batches on its device, ready for its model, or for one with a `processor` of its own."""
+    args, collate = trainer.args, trainer._collate
+    prepared = trainer._prepared(rows)
+    if processor is not None and trainer.task.prepare(rows).format["type"] == "custom":  # raw images or texts
+        prepared = prepare_dataset(rows, processor, trainer.model, args.label_column, args.text_columns)
+        collate = default_collator(processor)
+    size, device = args.per_device_eval_batch_size, args.device
+    loader = DataLoader(prepared, batch_size=size, collate_fn=collate, generator=torch.Generator())
     return [{name: value.to(device) for name, value in batch.items()} for batch in loader]

@@ -58,8 +58,11 @@ def load_as(auto_class: Any, name: str, argument: str, **options: Any) -> PreTra
 def own_processor(name: str, like: Any) -> Any:
     """The tokenizer or image processor that was saved with a model: another one of the same kind as `like`, or `like` where there is none.
 
-    A model reads its own numbers of tokens; another tokenizer learned from the same texts may number them otherwise.
+    A model reads its own numbers of tokens; another tokenizer learned from the same texts may number them otherwise. Where `like` is
+    None the rows need no processor.
     """
+    if like is None:
+        return None
     kind, file = AutoImageProcessor, "preprocessor_config.json"
     if isinstance(like, PreTrainedTokenizerBase):
         kind, file = AutoTokenizer, "tokenizer_config.json"
