@@ -342,7 +342,8 @@ def evenly(rows: np.ndarray, limit: int) -> np.ndarray:
 
 def row_batches(trainer: UNSCTrainer, rows: Dataset, processor: Any = None) -> list[dict[str, Any]]:
     """Rows of a trainer's data in batches on its device, ready for its model, or for one with a `processor` of its own."""
-    args, collate = trainer.args, trainer._collate
+    args = trainer.args
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]] = trainer._collate
     prepared = trainer._prepared(rows)
     if processor is not None and trainer.task.prepare(rows).format["type"] == "custom":  # raw images or texts
         prepared = prepare_dataset(rows, processor, trainer.model, args.label_column, args.text_columns)
