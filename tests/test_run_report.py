@@ -103,6 +103,11 @@ def test_signatures_over_seeds() -> None:
     assert accuracy_signatures([0.9], [0.87], [0.0]) == [OVER_UNLEARNING]
     assert accuracy_signatures([0.9], [0.9], [0.02]) == [STALLED]
     assert accuracy_signatures([0.9, 0.9], [0.94, 0.88], [0.0, 0.0]) == [UNSTABLE]
+    assert accuracy_signatures([0.9], [0.94, 0.88], [0.0, 0.0]) == [UNSTABLE]
+    assert (
+        accuracy_signatures([0.94, 0.88], [0.93, 0.87], [0.0, 0.0]) == []
+    )  # the originals differ, the method does not
+    assert accuracy_signatures([0.94, 0.88], [0.93, 0.92], [0.0, 0.0]) == [UNSTABLE]
 
 
 def test_a_report_is_made_again_from_a_finished_run(tmp_path: Path) -> None:
