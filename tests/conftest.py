@@ -114,3 +114,10 @@ def shared_folder() -> Path:
     if not (folder / "models" / "fashion_mnist_vit").is_dir():
         pytest.skip("real data and trained models are not here")
     return folder
+
+
+def with_odd_labels(data: Dataset, rows: int) -> Dataset:
+    """The same rows, some with labels that no model would give."""
+    odd = torch.randperm(len(data))[:rows].tolist()
+    labels = [(int(label) + 1) % 3 if i in odd else int(label) for i, label in enumerate(data["label"][:])]
+    return tensor_dataset(torch.stack(list(data["pixel_values"][:])), labels, ["cat", "dog", "frog"])
