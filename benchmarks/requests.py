@@ -9,8 +9,8 @@
 A request is classes joined by "+", a text file with one class a line, or `rows:N` for N training rows drawn with seed 0.
 For each request and seed an original (shared by all requests) and a retrained model are trained, or taken from
 `--references_dir`; with `--originals` nothing is trained. The original is unlearned with full weights and, unless
-`--no_adapters`, in LoRA adapters. Other options are the recipe's; unlearning uses the package's defaults, but for `--objective` and
-`--retain_weight`. Nothing is chosen on the test set. Every finished run is kept in
+`--no_adapters`, in LoRA adapters. Other options are the recipe's; unlearning uses the package's defaults, but for `--objective`,
+`--retain_weight` and `--energy`. Nothing is chosen on the test set. Every finished run is kept in
 `OUT/_runs`, so a stopped benchmark goes on where it was.
 """
 
@@ -109,6 +109,10 @@ def one_run(
         "adapter_share": trained / total if arguments.use_peft else None,
         "objective": config.objective,
         "retain_weight": config.retain_weight,
+        "energy": config.energy,
+        "adapter": {"r": arguments.lora_r, "target_modules": arguments.lora_target_modules}
+        if arguments.use_peft
+        else None,
         "seconds": {**plan.seconds, "unlearning": result.trainer.unlearning_seconds},
     }
 
@@ -168,6 +172,7 @@ def main() -> None:
     own.add_argument("--only_train", action="store_true", help="train originals and references, then stop")
     own.add_argument("--objective", default="unsc")
     own.add_argument("--retain_weight", type=float, default=1.0)
+    own.add_argument("--energy", type=float, default=UNSCConfig.energy)
     own.add_argument("--threads", type=int, default=2)
     own.add_argument("--output_dir", required=True)
     options = vars(parser.parse_args(sys.argv[2:]))
@@ -177,13 +182,11 @@ def main() -> None:
         parser.error("--originals: give one model for each of --seeds")
     if references and (not given or len(requests) > 1):
         parser.error("--retrained: needs --originals and belongs to one request")
-    objective, retain_weight = options.pop("objective"), options.pop("retain_weight")
+    chosen = {name: options.pop(name) for name in ("objective", "retain_weight", "energy")}
     only_train, threads, folder = options.pop("only_train"), options.pop("threads"), Path(options.pop("output_dir"))
     torch.set_num_threads(threads)
     arguments = kinds[sys.argv[1]](**options)
-    config = UNSCConfig(
-        output_dir=str(folder / "_scratch"), disable_tqdm=True, objective=objective, retain_weight=retain_weight
-    )
+    config = UNSCConfig(output_dir=str(folder / "_scratch"), disable_tqdm=True, **chosen)
     data = arguments.load(config)
     results: dict[str, dict[str, list[dict[str, Any]]]] = {}
     lines: list[str] = []
