@@ -265,7 +265,8 @@ def merge(folders: Sequence[str], output: Path, request: Sequence[str], baseline
     runs: dict[str, Any] = from_comparison(baseline) if baseline else {}
     for folder in folders:
         for key, record in json.loads(Path(folder, "runs.json").read_text(encoding="utf-8")).items():
-            runs[key] = {**record, **runs.get(key, {})}
+            if "AccDrt" in record or key in runs:  # others are not examined yet
+                runs[key] = {**record, **runs.get(key, {})}
     groups: dict[str, list[dict[str, Any]]] = {}
     for key in sorted(runs):
         groups.setdefault(key.rsplit("|", 1)[0], []).append(runs[key])
@@ -335,7 +336,8 @@ def _plot(groups: dict[str, list[dict[str, Any]]], titles: dict[str, str], path:
         if len(groups.get("retrained", [])) > 1:
             values = np.asarray([read(one) for one in groups["retrained"]])
             reach = 2 * values.std(ddof=1)
-            axis.axvspan(100 * (values.mean() - reach), 100 * (values.mean() + reach), color=GREEN, alpha=0.13, lw=0)
+            low, high = max(values.mean() - reach, 0.0), min(values.mean() + reach, 1.0)
+            axis.axvspan(100 * low, 100 * high, color=GREEN, alpha=0.13, lw=0)
         axis.set_xlabel(label)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("AccDrt: accuracy on the remaining classes (%)")
