@@ -8,7 +8,7 @@
 
 A request is classes joined by "+", a text file with one class a line, or `rows:N` for N training rows drawn with seed 0.
 For each request and seed an original (shared by all requests) and a retrained model are trained, or taken from
-`--references_dir`; with `--originals` nothing is trained. The original is unlearned with full weights and, unless
+`--references_dir`; with `--originals` nothing is trained but, on `--train_retrained`, the references. The original is unlearned with full weights and, unless
 `--no_adapters`, in LoRA adapters. Other options are the recipe's; unlearning uses the package's defaults, but for `--objective`,
 `--retain_weight` and `--energy`. Nothing is chosen on the test set. Every finished run is kept in
 `OUT/_runs`, so a stopped benchmark goes on where it was.
@@ -56,18 +56,24 @@ def read_request(text: str, data: DatasetDict) -> Request:
 
 
 def models(
-    arguments: ClassificationArguments, config: UNSCConfig, request: Request, data: DatasetDict, seeds: Sequence[int]
+    arguments: ClassificationArguments,
+    config: UNSCConfig,
+    request: Request,
+    data: DatasetDict,
+    seeds: Sequence[int],
+    given: Sequence[str],
 ) -> tuple[list[Path], list[Path]]:
-    """Originals and retrained models, one of each for every seed."""
+    """Originals, unless they are given, and retrained models, one of each for every seed."""
     labels = class_names(data["train"])
     assert labels is not None
     retain = request.split(data["train"]).retain
-    originals, retrained = [], []
+    originals, retrained = [Path(folder) for folder in given], []
     for seed in seeds:
         plan = arguments.plan(replace(config, seed=seed))
         vocabulary = data["train"] if isinstance(plan, TextPlan) else None
         folder = arguments.references_dir
-        originals.append(train_model(data["train"], plan, folder, "original", labels))
+        if not given:
+            originals.append(train_model(data["train"], plan, folder, "original", labels))
         retrained.append(train_model(retain, plan, folder, "retrained", labels, vocabulary=vocabulary))
     return originals, retrained
 
@@ -166,7 +172,7 @@ def main() -> None:
     own = parser.add_argument_group("benchmark")
     own.add_argument("--requests", nargs="+", required=True)
     own.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    own.add_argument("--originals", nargs="+", help="one model for each seed, instead of training them")
+    own.add_argument("--originals", nargs="+", help="one model for each seed, instead of training it")
     own.add_argument("--retrained", nargs="+", help="with --originals: references for the one request given")
     own.add_argument("--no_adapters", action="store_true")
     own.add_argument("--only_train", action="store_true", help="train originals and references, then stop")
@@ -194,9 +200,10 @@ def main() -> None:
         request = read_request(text, data)
         name = Path(text).stem if text.endswith(".txt") else text
         originals, retrained = [Path(folder) for folder in given or ()], [Path(folder) for folder in references or ()]
-        if not given:
-            originals, retrained = models(arguments, config, request, data, seeds)
+        if not given or (arguments.train_retrained and not references):
+            originals, retrained = models(arguments, config, request, data, seeds, given or ())
         if only_train:
+            print(name, *retrained, sep="\n", flush=True)
             continue
         for mode in ("full", "lora") if adapters else ("full",):
             for seed, original in zip(seeds, originals, strict=True):
