@@ -178,10 +178,13 @@ def unlearned(desk: Desk, original: str, seed: int, kind: str, arm: str) -> dict
     if not folder.is_dir():
         first = desk.trainer(original, seed, "full", None)
         first.prepare_unlearning()
+        assert first.plan is not None
         first.retained_statistics.save_pretrained(folder)
+        write_text(desk.folder / f"statistics-{seed}.json", json.dumps(first.plan.seconds))
     trainer = desk.trainer(
         original, seed, kind, str(folder), **({} if arm == "unsc" else {"feature_erasure": desk.options.place})
     )
+    shared = desk.folder / f"statistics-{seed}.json"
     started = time.perf_counter()
     trainer.prepare_unlearning()
     prepared = time.perf_counter() - started
@@ -195,6 +198,9 @@ def unlearned(desk: Desk, original: str, seed: int, kind: str, arm: str) -> dict
     found = {
         "leak": trainer.held_out_leak().total,
         "seconds": prepared + trainer.unlearning_seconds,
+        "statistics_seconds": json.loads(shared.read_text(encoding="utf-8"))["statistics"]
+        if shared.is_file()
+        else None,
         "stopped_by": trainer.stop_reason,
         "steps": trainer.state.global_step,
         "erased": [asdict(one) for one in trainer.erased],
