@@ -129,15 +129,19 @@ class FeatureEraser:
         before = self._differences()
         for name, reading in self._with_writers():
             writer, tried, folded, after = self._writers[name], None, 0, before[name]
+            start = self._start(reading, writer)
 
-            def attempt(share: float, reading: Reading = reading, writer: ProtectedLayer = writer) -> None:
+            def attempt(
+                share: float, reading: Reading = reading, writer: ProtectedLayer = writer, start: _Start = start
+            ) -> None:
                 nonlocal tried, folded, after
                 if share == tried:
                     return
                 for _ in range(folded):
                     self.unfold(writer)
                 tried = share
-                folded, after = self._approach(reading, writer, self._target(reading, before[reading.name], share))
+                target = self._target(reading, before[reading.name], share)
+                folded, after = self._approach(reading, writer, start, target)
 
             share = strength if choose is None else choose(reading, attempt)
             attempt(share)
@@ -148,21 +152,26 @@ class FeatureEraser:
         """Norms of the differences as they are now, by reading."""
         return {name: float(found.norm()) for name, found in self._differences().items()}
 
-    def _approach(self, reading: Reading, writer: ProtectedLayer, target: Tensor) -> tuple[int, Tensor]:
+    def _start(self, reading: Reading, writer: ProtectedLayer) -> _Start:
+        """What every attempt at a reading begins with: taken once, for strengths are tried one after another."""
+        held, moment = self._held(reading, writer)
+        slope = read_writer(self.model, writer, reading, self.rows.forgotten[0], jacobian=True).jacobian
+        assert slope is not None
+        return _Start(held, moment, slope, self._read(reading, writer))
+
+    def _approach(self, reading: Reading, writer: ProtectedLayer, start: _Start, target: Tensor) -> tuple[int, Tensor]:
         """Fold until the differences are `target`, as nearly as the tail's bends allow.
 
         Returns:
             How many changes were folded, and the differences that are left.
         """
-        held, moment = self._held(reading, writer)
-        slope = read_writer(self.model, writer, reading, self.rows.forgotten[0], jacobian=True).jacobian
-        assert slope is not None
-        folded, now = 0, self._read(reading, writer)
+        folded, now = 0, start.state
         near = _NEAR * float(now.features.norm())
         while folded < _PASSES and float((now.features - target).norm()) > near:
-            shifts = output_shifts(slope, target - now.features)
-            still = torch.zeros(len(shifts), sum(part.shape[1] for part in held), dtype=shifts.dtype)
-            change = least_leak(torch.cat([now.inputs, *held], 1), torch.cat([shifts, still], 1), moment + now.moment)
+            shifts = output_shifts(start.slope, target - now.features)
+            still = torch.zeros(len(shifts), sum(part.shape[1] for part in start.held), dtype=shifts.dtype)
+            inputs, moment = torch.cat([now.inputs, *start.held], 1), start.moment + now.moment
+            change = least_leak(inputs, torch.cat([shifts, still], 1), moment)
             for damping in _DAMPING:
                 self.fold(writer, change.scaled(damping))
                 reached = self._read(reading, writer)
@@ -240,6 +249,22 @@ class _State:
     features: Tensor
     inputs: Tensor
     moment: Tensor
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A reading and its writer before any change for it.
+
+    Attributes:
+        held, moment: of the writer's earlier readings; see `_held`.
+        slope: derivative of the mean feature by a constant added to the writer's output, (width, out).
+        state: differences and moment.
+    """
+
+    held: list[Tensor]
+    moment: Tensor
+    slope: Tensor
+    state: _State
 
 
 # ---- for a trainer --------------------------------------------------------------------------------------------------
