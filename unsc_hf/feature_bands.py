@@ -26,7 +26,9 @@ logger = logging.getLogger(__name__)
 
 Rows = tuple[Sequence[Batch], Sequence[Batch]]  # that a probe is taught on, and asked about
 
-_ROWS_PER_CLASS = 200  # rows of each class that a probe is taught on
+_ROWS_PER_CLASS = 200  # rows of each class that a probe is taught on ...
+_ROWS = 4_000  # ... fewer where they would be more than this in all: a probe of 150 classes takes longer than unlearning ...
+_FEWEST_ROWS = 25  # ... but not fewer than these
 
 
 class ProbeBands:
@@ -56,8 +58,10 @@ class ProbeBands:
         self._trainer = trainer
         forget, retain = trainer._forget_train, trainer._retain_train
         known, mine = trainer.task.strata(retain), trainer.task.strata(forget)
-        kept = [evenly(np.flatnonzero(known == c), _ROWS_PER_CLASS) for c in trainer.remaining_classes]
-        gone = [evenly(np.flatnonzero(mine == c), _ROWS_PER_CLASS) for c in trainer.forgotten_classes]
+        classes = len(trainer.remaining_classes) + len(trainer.forgotten_classes)
+        self._per_class = min(max(_ROWS // classes, _FEWEST_ROWS), _ROWS_PER_CLASS)
+        kept = [evenly(np.flatnonzero(known == c), self._per_class) for c in trainer.remaining_classes]
+        gone = [evenly(np.flatnonzero(mine == c), self._per_class) for c in trainer.forgotten_classes]
         self._parts = (forget.select(np.concatenate(gone)), retain.select(np.concatenate(kept)))
         self._rows = self._batches(None)
         self.bands = dict(bands) if bands is not None else self._read(references)
@@ -115,7 +119,7 @@ class ProbeBands:
         found = []
         for train, test in zip(taught, asked, strict=True):
             value = linear_probe(
-                train, labels, test, unseen, self._trainer.forgotten_classes, per_class=_ROWS_PER_CLASS
+                train, labels, test, unseen, self._trainer.forgotten_classes, per_class=self._per_class
             )
             found.append(float("nan") if value is None else value)
         return found
