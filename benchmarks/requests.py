@@ -10,7 +10,7 @@ A request is classes joined by "+", a text file with one class a line, or `rows:
 For each request and seed an original (shared by all requests) and a retrained model are trained, or taken from
 `--references_dir`; with `--originals` nothing is trained but, on `--train_retrained`, the references. The original is unlearned with full weights and, unless
 `--no_adapters`, in LoRA adapters. Other options are the recipe's; unlearning uses the package's defaults, but for `--objective`,
-`--retain_weight` and `--energy`. Nothing is chosen on the test set. Every finished run is kept in
+`--retain_weight`, `--energy` and `--target_modules`. Nothing is chosen on the test set. Every finished run is kept in
 `OUT/_runs`, so a stopped benchmark goes on where it was.
 """
 
@@ -116,6 +116,7 @@ def one_run(
         "objective": config.objective,
         "retain_weight": config.retain_weight,
         "energy": config.energy,
+        "target_modules": config.target_modules,
         "adapter": {"r": arguments.lora_r, "target_modules": arguments.lora_target_modules}
         if arguments.use_peft
         else None,
@@ -179,6 +180,7 @@ def main() -> None:
     own.add_argument("--objective", default="unsc")
     own.add_argument("--retain_weight", type=float, default=1.0)
     own.add_argument("--energy", type=float, default=UNSCConfig.energy)
+    own.add_argument("--target_modules", nargs="+", help="layers that full weights may change, all by default")
     own.add_argument("--threads", type=int, default=2)
     own.add_argument("--output_dir", required=True)
     options = vars(parser.parse_args(sys.argv[2:]))
@@ -188,7 +190,7 @@ def main() -> None:
         parser.error("--originals: give one model for each of --seeds")
     if references and (not given or len(requests) > 1):
         parser.error("--retrained: needs --originals and belongs to one request")
-    chosen = {name: options.pop(name) for name in ("objective", "retain_weight", "energy")}
+    chosen = {name: options.pop(name) for name in ("objective", "retain_weight", "energy", "target_modules")}
     only_train, threads, folder = options.pop("only_train"), options.pop("threads"), Path(options.pop("output_dir"))
     torch.set_num_threads(threads)
     arguments = kinds[sys.argv[1]](**options)
