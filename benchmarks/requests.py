@@ -181,6 +181,9 @@ def main() -> None:
     own.add_argument("--retain_weight", type=float, default=1.0)
     own.add_argument("--energy", type=float, default=UNSCConfig.energy)
     own.add_argument("--target_modules", nargs="+", help="layers that full weights may change, all by default")
+    own.add_argument(
+        "--on_validation", action="store_true", help="report on validation rows: what options are chosen by"
+    )
     own.add_argument("--threads", type=int, default=2)
     own.add_argument("--output_dir", required=True)
     options = vars(parser.parse_args(sys.argv[2:]))
@@ -191,11 +194,16 @@ def main() -> None:
     if references and (not given or len(requests) > 1):
         parser.error("--retrained: needs --originals and belongs to one request")
     chosen = {name: options.pop(name) for name in ("objective", "retain_weight", "energy", "target_modules")}
+    on_validation = options.pop("on_validation")
     only_train, threads, folder = options.pop("only_train"), options.pop("threads"), Path(options.pop("output_dir"))
     torch.set_num_threads(threads)
     arguments = kinds[sys.argv[1]](**options)
     config = UNSCConfig(output_dir=str(folder / "_scratch"), disable_tqdm=True, **chosen)
     data = arguments.load(config)
+    if on_validation:
+        if "validation" not in data:
+            parser.error("--on_validation: the data set has no validation split")
+        data["test"] = data["validation"]
     results: dict[str, dict[str, list[dict[str, Any]]]] = {}
     lines: list[str] = []
     for text in requests:
