@@ -359,7 +359,7 @@ def test_everything_is_written_and_loads(tmp_path: Path) -> None:
         forget_values=["0", "1"],
         unseen_column="person",
         unseen_values=["28", "29"],
-        objectives=["unsc", "npo"],
+        objectives=["npo", "unsc"],
         train_original=True,
         train_retrained=True,
         model_size="nano",
@@ -383,6 +383,8 @@ def test_everything_is_written_and_loads(tmp_path: Path) -> None:
     assert card.data.pipeline_tag == "text-generation"
     assert "AutoTokenizer" in card.text
     assert "ROUGE-L" in card.text
+    assert "| **npo** |" in card.text, "the row of the model that was written"
+    assert "**UNSC" not in card.text.split("## Compared")[1].split("Percent")[0]
     assert not any(f"P{i} " in card.text for i in range(2))
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.vocab_size > 0
     for picture in ("answers.png", "unlearning.png", "capacity.png"):

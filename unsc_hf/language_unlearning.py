@@ -29,7 +29,7 @@ from .loading import load_as
 from .model_card import CardContent, public_name, typed_command, versions, write_card
 from .objectives import OBJECTIVES
 from .outputs import Outputs, iterate_outputs
-from .plots import plot_answers, plot_capacity, plot_unlearning
+from .plots import objective_title, plot_answers, plot_capacity, plot_unlearning
 from .run_report import write_run_report
 from .saving import check_output_folder, finish, has_checkpoint, move_model, resume_from
 from .statistics import ActivationStatistics
@@ -387,7 +387,7 @@ def answers_table(methods: dict[str, Answers]) -> list[list[str]]:
         sets = answers.sets
         rows.append(
             [
-                method.replace("unsc", "UNSC").replace("_", " "),
+                objective_title(method),
                 *(f"{100 * sets[name]['rouge_l']:.1f}" if "rouge_l" in sets[name] else "–" for name in names),
                 f"{100 * sets['forget']['extraction_strength']:.1f}",
                 f"{sets['forget']['loss']:.2f}",
@@ -423,6 +423,7 @@ def _write(
         dataset=dataset,
         dataset_on_hub=not Path(str(arguments.dataset_name)).exists(),
         table=answers_table(result.methods),
+        written=objective_title(trainer.args.objective),
         references=len(result.references),
         certificate=result.certificate,
         verdict="not judged",
@@ -451,6 +452,7 @@ def _write(
         "command": command,
         "versions": versions(),
         "table": content.table,
+        "written": content.written,
         "table_note": TABLE_NOTE,
         "pictures": PICTURES,
     }
@@ -471,7 +473,7 @@ def _print(console: Console, result: LanguageComparison, config: UNSCConfig) -> 
     for i, column in enumerate([*short, "extr.", "loss", "leak", "sec"]):
         table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
     for row in rows:
-        table.add_row(*row, style="bold" if row[0] == "UNSC" else None)
+        table.add_row(*row, style="bold" if row[0] == objective_title(result.trainer.args.objective) else None)
     console.print(table)
     certificate = result.certificate
     console.print(

@@ -61,6 +61,7 @@ class CardContent:
         dataset_on_hub: whether `dataset` is a Hub id, to be linked.
         methods: comparison, empty when none was made.
         table: comparison as text cells, first the header, where it is not one of classifiers.
+        written: first cell of the row that the card is about.
         references: number of retrained models behind the row "retrained".
         certificate: `Certificate.to_dict()`, or None.
         verdict, reason: as `comparison.judge` says.
@@ -92,6 +93,7 @@ class CardContent:
     adapter: bool = False
     forgotten_digest: str = ""
     table: Sequence[Sequence[str]] = ()
+    written: str = "UNSC"
     requests: Sequence[dict[str, Any]] = ()
     task: str = "image-classification"
 
@@ -169,10 +171,10 @@ def _forgotten_text(content: CardContent) -> str:
     return f"{rows} of {len(names)} classes (SHA-256 of their sorted names begins with {digest})."
 
 
-def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
+def _markdown_table(rows: Sequence[Sequence[str]], written: str) -> str:
     header, *body = rows
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    lines += ["| " + " | ".join(f"**{c}**" if row[0] == "UNSC" else c for c in row) + " |" for row in body]
+    lines += ["| " + " | ".join(f"**{c}**" if row[0] == written else c for c in row) + " |" for row in body]
     return "\n".join(lines)
 
 
@@ -283,7 +285,9 @@ def build_card(content: CardContent) -> ModelCard:
         report=content.report,
         adapter_note=_ADAPTER_NOTE if content.adapter else "",
         forgotten=_forgotten_text(content),
-        table=_markdown_table(format_table(methods) if methods else content.table) if methods or content.table else "",
+        table=_markdown_table(format_table(methods) if methods else content.table, content.written)
+        if methods or content.table
+        else "",
         classifier=content.task != "text-generation",
         references_note=references,
         relabelling=_RELABELLING.get(str(content.hyperparameters.get("pseudo_labels")), _RELABELLING["top1"]),

@@ -62,6 +62,11 @@ def plot_per_class(
     return save(figure, path)
 
 
+def objective_title(method: str) -> str:
+    """Name of an objective for readers, with or without "unprojected"."""
+    return method.replace("unsc", "UNSC").replace("_", " ")
+
+
 def plot_answers(methods: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path) -> Path:
     """ROUGE-L of every model's answers, a group of bars for each set of questions.
 
@@ -81,7 +86,7 @@ def plot_answers(methods: Mapping[str, Mapping[str, Mapping[str, float]]], path:
         if objective not in colours:
             colours[objective] = emphasised[objective] if objective in emphasised else next(others, "black")
         faint = 0.35 if objective != method else 1.0  # the same colour, paler, for the run without projection
-        name = method.replace("unsc", "UNSC").replace("_", " ")
+        name = objective_title(method)
         heights = [100 * of_sets[s]["rouge_l"] for s in sets]
         axes.bar(places, heights, width * 0.92, label=name, color=colours[objective], alpha=faint)
     axes.set_xticks(range(len(sets)), [name.replace("_", " ") for name in sets])

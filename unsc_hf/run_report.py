@@ -50,7 +50,7 @@ def write_run_report(results: Mapping[str, Any], folder: str | Path) -> Path:
         Section("What was asked", [f"That {request['model']}, trained on {request['dataset']}, forget {what}."]),
         Section("What happened", points=_happened(results)),
         Section("Verdict", [f"{verdict['word'].capitalize()}: {verdict['reason']}.", _VERDICTS.get(verdict["word"], "")]),
-        Section("Compared with retraining and trivial controls", [str(results.get("table_note") or "")], table=results["table"]),
+        Section("Compared with retraining and trivial controls", [str(results.get("table_note") or "")], table=results["table"], emphasised=(str(results.get("written") or "UNSC"),)),
         Section("Failure signatures", [] if signs else ["None found."], points=signs),
         Section("Pictures", pictures=pictures),
         Section("Certificate", [_MEASURED], table=_certificate(results["certificate"])),
