@@ -108,7 +108,7 @@ def test_the_retained_loss_stays_at_energy_one_and_only_there(finished: dict[str
     assert abs(free["changed"]) > 1e-4
     small = by[0.0, 0.001]
     # Where slopes happen to cancel, what is left is of second order.
-    assert small["changed"] == pytest.approx(small["predicted"], rel=0.1, abs=1e-4 * abs(free["changed"]))
+    assert small["changed"] == pytest.approx(small["predicted"], rel=0.1, abs=5e-4 * abs(free["changed"]))
     leaks = [by[energy, 0.1]["leak"] for energy in first_order.ENERGIES]
     assert leaks == sorted(leaks)
 
