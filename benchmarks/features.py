@@ -174,17 +174,16 @@ def other_readers(outputs: RowOutputs, forgotten: Sequence[int]) -> dict[str, fl
 
 def unlearned(desk: Desk, original: str, seed: int, kind: str, arm: str) -> dict[str, Any]:
     """One run; its model is kept. Seconds are those of everything but the statistics, which all arms share, and the audits."""
-    folder = desk.folder / "_statistics" / str(seed)
+    folder, shared = desk.folder / "_statistics" / str(seed), desk.folder / f"statistics-{seed}.json"
     if not folder.is_dir():
         first = desk.trainer(original, seed, "full", None)
         first.prepare_unlearning()
         assert first.plan is not None
         first.retained_statistics.save_pretrained(folder)
-        write_text(desk.folder / f"statistics-{seed}.json", json.dumps(first.plan.seconds))
+        write_text(shared, json.dumps(first.plan.seconds))
     trainer = desk.trainer(
         original, seed, kind, str(folder), **({} if arm == "unsc" else {"feature_erasure": desk.options.place})
     )
-    shared = desk.folder / f"statistics-{seed}.json"
     started = time.perf_counter()
     trainer.prepare_unlearning()
     prepared = time.perf_counter() - started

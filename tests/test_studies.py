@@ -107,8 +107,10 @@ def test_the_retained_loss_stays_at_energy_one_and_only_there(finished: dict[str
     free = by[0.0, 1.0]
     assert abs(free["changed"]) > 1e-4
     small = by[0.0, 0.001]
-    # Where slopes happen to cancel, what is left is of second order.
-    assert small["changed"] == pytest.approx(small["predicted"], rel=0.1, abs=5e-4 * abs(free["changed"]))
+    # Where slopes happen to cancel, what is left is of second order: a hundredth of what it is at ten times the size.
+    larger = by[0.0, 0.01]
+    second_order = max(abs(larger["changed"] - larger["predicted"]) / 20, 1e-4 * abs(free["changed"]))
+    assert small["changed"] == pytest.approx(small["predicted"], rel=0.1, abs=second_order)
     leaks = [by[energy, 0.1]["leak"] for energy in first_order.ENERGIES]
     assert leaks == sorted(leaks)
 

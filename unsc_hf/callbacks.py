@@ -93,6 +93,7 @@ class StoppingCallback(TrainerCallback):
         self.reason = "max_steps"
         self._within_budget: dict[str, Tensor] | None = None
         self._checked_at = -1
+        self._there_at_start = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -102,6 +103,7 @@ class StoppingCallback(TrainerCallback):
         self._within_budget = self.projection.snapshot()
         # Also where a run is resumed: targets that follow the model are those of the checkpoint again.
         check = self.check()
+        self._there_at_start = check.known <= self.target
         if state.global_step == 0:
             self._log(check)
 
@@ -141,9 +143,17 @@ class StoppingCallback(TrainerCallback):
         control.should_training_stop, control.should_save = True, False
 
     def _step_back(self, above: Mapping[str, Tensor], below: Mapping[str, Tensor]) -> None:
-        """Bisect between a state above the target and one that reached it; every state between lies in the null space."""
+        """Bisect between a state above the target and one that reached it; every state between lies in the null space.
+
+        Where the start has reached it too, the least step that bisection can take is tried first.
+        """
         low, high = 0.0, 1.0
-        for _ in range(_BISECTIONS):
+        if self._there_at_start:
+            least = 2.0**-_BISECTIONS
+            self.projection.restore(_between(above, below, least))
+            if self.check().known <= self.target:
+                low = high = least
+        while high - low > 2.0**-_BISECTIONS:
             middle = (low + high) / 2
             self.projection.restore(_between(above, below, middle))
             if self.check().known <= self.target:
