@@ -131,6 +131,51 @@ def test_the_budget_bounds_what_is_erased(tmp_path: Path, caplog: pytest.LogCapt
         assert one.after == pytest.approx(float(now), rel=1e-3)
 
 
+@pytest.mark.parametrize("budget", ["for some", "for less than the head"])
+def test_chosen_strengths_give_the_head_its_share_of_the_budget_first(
+    budget: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = build("vit")
+    forget, retain = rows_for(start, "vit")
+
+    def run(place: str, max_leak: float | None) -> Any:
+        trainer = make_trainer(
+            copy.deepcopy(start), (forget, retain), tmp_path, check_steps=100, max_steps=3, learning_rate=1e-4,
+            max_leak=max_leak, feature_erasure=place, pseudo_labels="top1",
+        )  # fmt: skip
+        trainer.choose_erasure = lambda reading, attempt: 0.9 if reading.state is None else 0.8
+        trainer.train()
+        return trainer, {one.reading: one for one in trainer.erased}, trainer.held_out_leak().total
+
+    _, every, of_all = run("layers", None)
+    _, _, of_head = run("head", None)
+    limit = (of_head + of_all) / 2 if budget == "for some" else 0.3 * of_head
+    trainer, erased, leak = run("layers", limit)
+    assert 0.5 * limit < leak <= limit
+    hidden = [one for name, one in erased.items() if name != "head"]
+    shares = [one.strength / 0.8 for one in hidden]
+    assert shares == pytest.approx([shares[0]] * len(shares))
+    assert caplog.text.count("% at the head's input: all of it exceeds the leak budget") == 1
+    if budget == "for some":
+        assert erased["head"].strength == 0.9
+        assert erased["head"].after < 1.5 * every["head"].after  # the same target, from another start
+        assert 0 < shares[0] < 1
+    else:
+        assert 0 < erased["head"].strength < 0.9
+        assert shares[0] == 0
+    # What is said to be left is left.
+    rows = erasure_rows(trainer)
+    network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    pairs = shared_pairs(rows.own, rows.relabelled, rows.labels)
+    for reading in find_readings(network, True, False, rows.retained[0]):
+        forgotten, kept = (
+            torch.cat([reading.rows(network, batch) for batch in part]).detach()
+            for part in (rows.forgotten, rows.retained)
+        )
+        now = float(differences(forgotten, rows.own, rows.relabelled, kept, rows.labels, pairs).norm())
+        assert erased[reading.name].after == pytest.approx(now, rel=1e-3)
+
+
 def test_a_small_class_is_read_beside_a_large_one_or_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = build("vit")
     _, retain = rows_for(model, "vit")
@@ -205,7 +250,14 @@ def test_folds_are_exact_and_can_be_taken_back(kind: str) -> None:
     folds.unfold(site)
     folds.scale(0.5)
     assert torch.allclose(run() - before, expected / 2, atol=1e-4)
+    folds.fold(site, change)  # later ones are whole
+    assert torch.allclose(run() - before, 1.5 * expected, atol=1e-4)
     folds.unfold(site)
+    folds.unfold(site)
+    assert torch.allclose(run(), before, atol=1e-6)
+    folds.fold(site, change)
+    folds.fold(site, change)
+    folds.clear()
     assert torch.allclose(run(), before, atol=1e-6)
 
 

@@ -41,6 +41,7 @@ _FEW_ROWS = 20
 _PASSES = 3  # steps of Newton's method: what is behind a writer bends the way
 _NEAR = 0.05  # of the differences before
 _DAMPING = (1.0, 0.5, 0.25)  # shares of a step, until one brings the differences nearer
+_HIDDEN_SHARES = 1 / 16  # how finely the share of hidden states is sought where the budget does not hold all
 
 PLACES = ("none", "head", "layers")
 Batch = Mapping[str, Any]
@@ -108,6 +109,8 @@ class FeatureEraser:
     def __post_init__(self) -> None:
         self.pairs = shared_pairs(self.rows.own, self.rows.relabelled, self.rows.labels)
         self._writers: dict[str, ProtectedLayer] = {}
+        self._folded: dict[str, int] = {}  # changes of each reading
+        self._before: dict[str, Tensor] = {}
         for reading in self.readings:
             writer = find_writer(self.model, self.sites, reading, self.rows.retained[0])
             if writer is not None and writer.geometry.groups == 1:
@@ -126,27 +129,40 @@ class FeatureEraser:
                 do not read is taken out whole.
             choose: instead of `strength`; called with a reading and a function that tries a strength, returns the one to keep.
         """
-        before = self._differences()
-        for name, reading in self._with_writers():
-            writer, tried, folded, after = self._writers[name], None, 0, before[name]
-            start = self._start(reading, writer)
-
-            def attempt(
-                share: float, reading: Reading = reading, writer: ProtectedLayer = writer, start: _Start = start
-            ) -> None:
-                nonlocal tried, folded, after
-                if share == tried:
-                    return
-                for _ in range(folded):
-                    self.unfold(writer)
-                tried = share
-                target = self._target(reading, before[reading.name], share)
-                folded, after = self._approach(reading, writer, start, target)
-
-            share = strength if choose is None else choose(reading, attempt)
-            attempt(share)
-            self.done.append(Erased(name, writer.name, share, float(before[name].norm()), float(after.norm())))
+        self._before = self._differences()
+        pick = choose or (lambda reading, attempt: strength)
+        self.done = [self._erase(reading, pick) for _, reading in self._with_writers()]
         return self.done
+
+    def take_back_last(self) -> None:
+        """Take back what was done for the last reading."""
+        last = self.done.pop()
+        for _ in range(self._folded[last.reading]):
+            self.unfold(self._writers[last.reading])
+
+    def erase_last(self, choose: Choose) -> None:
+        """Erase the last reading again, after the others were changed; see `erase`."""
+        _, reading = self._with_writers()[-1]
+        self.done.append(self._erase(reading, choose))
+
+    def _erase(self, reading: Reading, choose: Choose) -> Erased:
+        name, before = reading.name, self._before[reading.name]
+        writer, tried, after = self._writers[name], None, before
+        start = self._start(reading, writer)
+        self._folded[name] = 0
+
+        def attempt(share: float) -> None:
+            nonlocal tried, after
+            if share == tried:
+                return
+            for _ in range(self._folded[name]):
+                self.unfold(writer)
+            tried = share
+            self._folded[name], after = self._approach(reading, writer, start, self._target(reading, before, share))
+
+        share = choose(reading, attempt)
+        attempt(share)
+        return Erased(name, writer.name, share, float(before.norm()), float(after.norm()))
 
     def left(self) -> dict[str, float]:
         """Norms of the differences as they are now, by reading."""
@@ -298,23 +314,68 @@ def erase_features(trainer: UNSCTrainer, choose: Choose | None = None) -> list[E
         folds.fold,
         folds.unfold,
     )
-    found = eraser.erase(args.erasure_strength, choose)
-    factor = _within_budget(folds, lambda: trainer.held_out_leak().total, args.max_leak)
-    if factor < 1:
-        logger.warning(
-            "Erasure was scaled to %.0f %%: all of it exceeds the leak budget (max_leak %s).",
-            100 * factor,
-            args.max_leak,
-        )
-        left = eraser.left()
-        found = [replace(one, strength=one.strength * factor, after=left[one.reading]) for one in found]
-    return found
+    eraser.erase(args.erasure_strength, choose)
+    return _within_budget(eraser, folds, lambda: trainer.held_out_leak().total, args.max_leak, choose)
 
 
-def _within_budget(folds: Folds, leak: Callable[[], float], limit: float | None) -> float:
-    """The largest scale of all changes, to 1 %, at which the leak keeps the budget; they are left at that scale."""
+def _within_budget(
+    eraser: FeatureEraser, folds: Folds, leak: Callable[[], float], limit: float | None, choose: Choose | None
+) -> list[Erased]:
+    """Scale what was erased until the leak keeps the budget.
+
+    One strength for all readings is scaled as a whole. Chosen strengths stand one on the other: the head's was chosen with all of the hidden
+    states' in place. There the hidden states are scaled alone, and the head's input, which most attacks read, is served first.
+    """
     if limit is None or leak() <= limit:
-        return 1.0
+        return eraser.done
+    hidden, factor, head = 1.0, 1.0, eraser.readings[-1]
+    if choose is not None and len(eraser.done) > 1 and head.state is None and eraser.done[-1].reading == head.name:
+        hidden = _head_first(eraser, folds, leak, limit, partial(eraser.erase_last, choose))
+    if leak() > limit:
+        factor = _scaled(folds, leak, limit)
+    logger.warning(
+        "Erasure was scaled to %.0f %%%s: all of it exceeds the leak budget (max_leak %s).",
+        100 * factor * hidden,
+        "" if hidden == 1 else f" in hidden states, {100 * factor:.0f} % at the head's input",
+        limit,
+    )
+    left = eraser.left()
+    shares = [factor * hidden] * (len(eraser.done) - 1) + [factor]
+    return [
+        replace(one, strength=one.strength * share, after=left[one.reading])
+        for one, share in zip(eraser.done, shares, strict=True)
+    ]
+
+
+def _head_first(
+    eraser: FeatureEraser, folds: Folds, leak: Callable[[], float], limit: float, serve: Callable[[], None]
+) -> float:
+    """The largest share of the hidden states' changes, to a sixteenth, that leaves the budget room for the head's input.
+
+    Args:
+        serve: erases the head's input anew. It is served on return; beyond the budget at worst, where the share is nought.
+    """
+    eraser.take_back_last()
+    low, high = 0.0, 1.0
+    while high - low > _HIDDEN_SHARES:
+        middle = (low + high) / 2
+        folds.scale(middle)
+        fits = leak() <= limit
+        if fits:
+            serve()
+            fits = leak() <= limit
+            eraser.take_back_last()
+        low, high = (middle, high) if fits else (low, middle)
+    if low > 0:
+        folds.scale(low)
+    else:
+        folds.clear()
+    serve()
+    return low
+
+
+def _scaled(folds: Folds, leak: Callable[[], float], limit: float) -> float:
+    """The largest scale of all changes, to 1 %, at which the leak keeps the budget; they are left at that scale."""
     low, high = 0.0, 1.0
     while high - low > 0.01:
         middle = (low + high) / 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from peft import LoraConfig
@@ -35,6 +36,14 @@ def folding_sites(model: nn.Module, layers: Sequence[ProtectedLayer]) -> list[Pr
     return sites
 
 
+@dataclass
+class _Fold:
+    """A change and how much of it is written."""
+
+    change: LowRank
+    factor: float = 1.0
+
+
 class Folds:
     """Changes of several layers, each of which can be taken back or scaled.
 
@@ -45,7 +54,7 @@ class Folds:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._start: dict[str, tuple[Tensor, ...]] = {}
-        self._changes: dict[str, list[LowRank]] = {}
+        self._folds: dict[str, list[_Fold]] = {}
         self._sites: dict[str, ProtectedLayer] = {}
 
     def fold(self, site: ProtectedLayer, change: LowRank) -> None:
@@ -53,18 +62,26 @@ class Folds:
         if site.name not in self._sites:
             self._sites[site.name] = site
             self._start[site.name] = tuple(weight.detach().clone() for weight in self._weights(site))
-        self._changes.setdefault(site.name, []).append(change)
-        self._write(site, 1.0)
+        self._folds.setdefault(site.name, []).append(_Fold(change))
+        self._write(site)
 
     def unfold(self, site: ProtectedLayer) -> None:
         """Take the last change of a site back."""
-        self._changes[site.name].pop()
-        self._write(site, 1.0)
+        self._folds[site.name].pop()
+        self._write(site)
 
     def scale(self, factor: float) -> None:
-        """Write every change times a factor; 1 is what was folded."""
-        for site in self._sites.values():
-            self._write(site, factor)
+        """Write every change so far times a factor; 1 is what was folded, and what is folded later."""
+        for name, site in self._sites.items():
+            for fold in self._folds[name]:
+                fold.factor = factor
+            self._write(site)
+
+    def clear(self) -> None:
+        """Take every change back."""
+        for name, site in self._sites.items():
+            self._folds[name].clear()
+            self._write(site)
 
     @staticmethod
     def _weights(site: ProtectedLayer) -> tuple[nn.Parameter, ...]:
@@ -73,30 +90,25 @@ class Folds:
         return (site.weight,)
 
     @torch.no_grad()
-    def _write(self, site: ProtectedLayer, factor: float) -> None:
-        start, changes = self._start[site.name], self._changes[site.name]
+    def _write(self, site: ProtectedLayer) -> None:
+        start, folds = self._start[site.name], self._folds[site.name]
         if isinstance(site.module, LoraLayer):
-            self._grow(site.name, site.module, start, changes, factor)
+            self._grow(site.name, site.module, start, folds)
             return
         total = site.as_matrix(start[0]).double()
-        for change in changes:
-            total = total + factor * change.dense()[None].to(total.device)
+        for fold in folds:
+            total = total + fold.factor * fold.change.dense()[None].to(total.device)
         site.weight.copy_(site.from_matrix(total))
 
-    def _grow(
-        self, name: str, lora: LoraLayer, start: tuple[Tensor, ...], changes: Sequence[LowRank], factor: float
-    ) -> None:
+    def _grow(self, name: str, lora: LoraLayer, start: tuple[Tensor, ...], folds: Sequence[_Fold]) -> None:
         """A and B with further rows and columns; the trained ones stay as they are."""
         scale = lora.scaling[_ADAPTER]
         a, b = start
-        rows = [a, *(change.right.T.reshape(-1, *a.shape[1:]).to(a) for change in changes)]
-        columns = [
-            b,
-            *(
-                (factor / scale * change.left).reshape(-1, change.left.shape[1], *b.shape[2:]).to(b)
-                for change in changes
-            ),
-        ]
+        rows, columns = [a], [b]
+        for fold in folds:
+            left, right = fold.factor / scale * fold.change.left, fold.change.right
+            rows.append(right.T.reshape(-1, *a.shape[1:]).to(a))
+            columns.append(left.reshape(-1, left.shape[1], *b.shape[2:]).to(b))
         down, up = lora.lora_A[_ADAPTER], lora.lora_B[_ADAPTER]
         down.weight = nn.Parameter(torch.cat(rows), requires_grad=down.weight.requires_grad)
         up.weight = nn.Parameter(torch.cat(columns, 1), requires_grad=up.weight.requires_grad)
