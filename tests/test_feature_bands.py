@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import learned, make_vit
 from datasets import Dataset
 from test_trainer import make_trainer
@@ -84,6 +85,26 @@ def test_bad_references(separable_data: Callable[[int], Dataset], tmp_path: Path
     single = make_trainer(make_vit(), (data.select(range(5)), data.select(range(5, 120))), tmp_path, energy=0.9)
     with pytest.raises(UNSCError, match="bands of a probe need whole classes"):
         ProbeBands(single, [make_vit, make_vit])
+
+
+@pytest.mark.parametrize(("rows", "fewest", "wanted"), [(4_000, 25, None), (60, 5, 20), (60, 25, 25)])
+def test_a_probe_of_many_classes_is_taught_on_fewer_rows_of_each(
+    rows: int,
+    fewest: int,
+    wanted: int | None,
+    separable_data: Callable[[int], Dataset],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("unsc_hf.feature_bands._ROWS", rows)
+    monkeypatch.setattr("unsc_hf.feature_bands._FEWEST_ROWS", fewest)
+    forget, retain = split_dataset(separable_data(40), forget_classes=["frog"])
+    trainer = make_trainer(make_vit(), (forget, retain), tmp_path, feature_erasure="head", energy=0.9)
+    trainer.prepare_unlearning()
+    bands = ProbeBands(trainer, [], {"head": BAND})
+    counts = torch.bincount(torch.cat([batch["labels"] for batch in bands._rows[0]])).tolist()
+    every = [len(trainer._retain_train) // 2] * 2 + [len(trainer._forget_train)]
+    assert counts == [min(number, wanted or number) for number in every]
 
 
 def test_a_comparison_with_retrained_models_chooses_by_their_band(
