@@ -64,6 +64,7 @@ class ProbeBands:
         gone = [evenly(np.flatnonzero(mine == c), self._per_class) for c in trainer.forgotten_classes]
         self._parts = (forget.select(np.concatenate(gone)), retain.select(np.concatenate(kept)))
         self._rows = self._batches(None)
+        self._last: dict[str, float] = {}
         self.bands = dict(bands) if bands is not None else self._read(references)
 
     def _batches(self, processor: Any) -> Rows:
@@ -95,7 +96,7 @@ class ProbeBands:
         return find_readings(model, self._trainer.args.feature_erasure == "layers", False, self._rows[1][0])
 
     def __call__(self, reading: Reading, attempt: Callable[[float], None]) -> float:
-        """The strength for one reading; see `FeatureEraser.erase`."""
+        """The strength for one reading; see `FeatureEraser.erase`. Asked again, it begins with what it chose before."""
         trainer = self._trainer
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
 
@@ -105,7 +106,9 @@ class ProbeBands:
             logger.info("%s: a probe reads %.3f at strength %.3g.", reading.name, found, strength)
             return found
 
-        return choose_strength(read, self.bands[reading.name], trainer.args.erasure_strength)
+        start = self._last.get(reading.name, trainer.args.erasure_strength)
+        self._last[reading.name] = choose_strength(read, self.bands[reading.name], start)
+        return self._last[reading.name]
 
     def _probes(self, model: nn.Module, readings: Sequence[Reading], rows: Rows) -> list[float]:
         """What a probe of each reading says of the held-out forget rows."""

@@ -41,7 +41,7 @@ _FEW_ROWS = 20
 _PASSES = 3  # steps of Newton's method: what is behind a writer bends the way
 _NEAR = 0.05  # of the differences before
 _DAMPING = (1.0, 0.5, 0.25)  # shares of a step, until one brings the differences nearer
-_HIDDEN_SHARES = 1 / 16  # how finely the share of hidden states is sought where the budget does not hold all
+_HIDDEN_SHARES = 1 / 8  # how finely the share of hidden states is sought where the budget does not hold all
 
 PLACES = ("none", "head", "layers")
 Batch = Mapping[str, Any]
@@ -350,22 +350,26 @@ def _within_budget(
 def _head_first(
     eraser: FeatureEraser, folds: Folds, leak: Callable[[], float], limit: float, serve: Callable[[], None]
 ) -> float:
-    """The largest share of the hidden states' changes, to a sixteenth, that leaves the budget room for the head's input.
+    """The largest share of the hidden states' changes, to an eighth, that leaves the budget room for the head's input.
 
     Args:
         serve: erases the head's input anew. It is served on return; beyond the budget at worst, where the share is nought.
     """
     eraser.take_back_last()
-    low, high = 0.0, 1.0
+    low, high, served = 0.0, 1.0, False
     while high - low > _HIDDEN_SHARES:
         middle = (low + high) / 2
-        folds.scale(middle)
-        fits = leak() <= limit
-        if fits:
-            serve()
-            fits = leak() <= limit
+        if served:
             eraser.take_back_last()
-        low, high = (middle, high) if fits else (low, middle)
+        folds.scale(middle)
+        served = leak() <= limit
+        if served:
+            serve()
+        low, high = (middle, high) if served and leak() <= limit else (low, middle)
+    if served and low == middle:
+        return low
+    if served:
+        eraser.take_back_last()
     if low > 0:
         folds.scale(low)
     else:
