@@ -19,7 +19,7 @@ from test_trainer import make_trainer
 
 from unsc_hf import UNSCConfig, UNSCError, split_dataset
 from unsc_hf.erasure import LowRank, differences, shared_pairs
-from unsc_hf.feature_erasure import erasure_rows
+from unsc_hf.feature_erasure import Erased, erasure_rows
 from unsc_hf.folding import Folds, folding_sites
 from unsc_hf.layers import find_layers
 from unsc_hf.readings import Reading, find_readings, find_writer, read_writer
@@ -285,6 +285,34 @@ def test_a_probe_reads_less_and_retained_rows_keep_their_answers(
     predicted = logits(model, retain).argmax(1)
     assert float((predicted == torch.as_tensor(retain[:]["label"])).float().mean()) > 0.95
     assert trainer.erased[0].after < trainer.erased[0].before
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_erasure_that_brings_answers_back_is_said(
+    back: bool,
+    separable_data: Callable[[int], Dataset],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = separable_data(60)
+    model = learned(data)
+    known = copy.deepcopy(model.state_dict())
+    forget, retain = split_dataset(data, forget_classes=["frog"])
+
+    def erase(trainer: Any, choose: Any) -> list[Erased]:
+        if back:
+            now = trainer.model.state_dict()  # nearly back: a run that moved nothing is refused
+            trainer.model.load_state_dict({name: known[name] + 0.01 * (now[name] - known[name]) for name in known})
+        return [Erased("head", "nowhere", 0.3, 1.0, 0.7)]
+
+    monkeypatch.setattr("unsc_hf.trainer.erase_features", erase)
+    trainer = make_trainer(
+        model, (forget, retain), tmp_path, learning_rate=1e-3, max_steps=40, energy=0.9, feature_erasure="head", max_leak=None
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.stop_reason == "target"
+    assert ("Erasing features brought the forgotten rows back: forget accuracy is 1" in caplog.text) == back
 
 
 def test_bad_input(tmp_path: Path) -> None:
