@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from test_trainer import make_trainer
 
 from unsc_hf import UNSCConfig, UNSCError, split_dataset
 from unsc_hf.erasure import LowRank, differences, shared_pairs
-from unsc_hf.feature_erasure import Erased, erasure_rows
+from unsc_hf.feature_erasure import erasure_rows
 from unsc_hf.folding import Folds, folding_sites
 from unsc_hf.layers import find_layers
 from unsc_hf.readings import Reading, find_readings, find_writer, read_writer
@@ -77,7 +78,7 @@ def test_differences_of_class_means_shrink(name: str, place: str, tmp_path: Path
     forget, retain = rows_for(model, name)
     trainer = make_trainer(
         model, (forget, retain), tmp_path, check_steps=100, max_steps=3, learning_rate=1e-4, max_leak=None,
-        feature_erasure=place, erasure_strength=0.9, pseudo_labels="top1",
+        feature_erasure=place, erasure_strength=0.9, pseudo_labels="top1", target_forget_accuracy=0.999,
     )  # fmt: skip
     trainer.train()
     assert {one.reading for one in trainer.erased} >= ({"head"} if place == "head" else {"head", "layer_01"})
@@ -99,7 +100,7 @@ def test_strength_nought_leaves_what_the_head_reads(tmp_path: Path) -> None:
     forget, retain = rows_for(model, "vit")
     trainer = make_trainer(
         model, (forget, retain), tmp_path, check_steps=100, max_steps=3, max_leak=None,
-        feature_erasure="head", erasure_strength=0.0, pseudo_labels="top1",
+        feature_erasure="head", erasure_strength=0.0, pseudo_labels="top1", target_forget_accuracy=0.999,
     )  # fmt: skip
     trainer.train()
     (one,) = trainer.erased
@@ -111,7 +112,7 @@ def test_the_budget_bounds_what_is_erased(tmp_path: Path, caplog: pytest.LogCapt
     forget, retain = rows_for(model, "vit")
     trainer = make_trainer(
         model, (forget, retain), tmp_path, check_steps=100, max_steps=3, learning_rate=1e-4, max_leak=1e-3,
-        feature_erasure="layers", erasure_strength=1.0,
+        feature_erasure="layers", erasure_strength=1.0, target_forget_accuracy=0.999,
     )  # fmt: skip
     trainer.train()
     assert trainer.certify().leak <= 1e-3
@@ -141,7 +142,7 @@ def test_chosen_strengths_give_the_head_its_share_of_the_budget_first(
     def run(place: str, max_leak: float | None) -> Any:
         trainer = make_trainer(
             copy.deepcopy(start), (forget, retain), tmp_path, check_steps=100, max_steps=3, learning_rate=1e-4,
-            max_leak=max_leak, feature_erasure=place, pseudo_labels="top1",
+            max_leak=max_leak, feature_erasure=place, pseudo_labels="top1", target_forget_accuracy=0.999,
         )  # fmt: skip
         trainer.choose_erasure = lambda reading, attempt: 0.9 if reading.state is None else 0.8
         trainer.train()
@@ -158,7 +159,8 @@ def test_chosen_strengths_give_the_head_its_share_of_the_budget_first(
     assert caplog.text.count("% at the head's input: all of it exceeds the leak budget") == 1
     if budget == "for some":
         assert erased["head"].strength == 0.9
-        assert erased["head"].after < 1.5 * every["head"].after  # the same target, from another start
+        # The same target, from another start.
+        assert erased["head"].after < every["head"].after + 0.2 * erased["head"].before
         assert 0 < shares[0] < 1
     else:
         assert 0 < erased["head"].strength < 0.9
@@ -203,6 +205,7 @@ def test_adapters_grow_and_load_as_any_other(lora: dict[str, Any], tmp_path: Pat
     forget, retain = rows_for(model, "vit")
     trainer = make_trainer(
         model, (forget, retain), tmp_path, check_steps=100, max_steps=5, max_leak=None, feature_erasure="layers",
+        target_forget_accuracy=0.999,
         trainer_kwargs={"peft_config": LoraConfig(r=4, **lora)},
     )  # fmt: skip
     trainer.train()
@@ -264,7 +267,7 @@ def test_folds_are_exact_and_can_be_taken_back(kind: str) -> None:
 def test_language_models(token_data: Data, tmp_path: Path) -> None:  # noqa: F811
     trainer = make_trainer(
         make_lm(), token_data, tmp_path, check_steps=100, max_steps=3, max_leak=None, feature_erasure="layers",
-        erasure_strength=0.8, target_forget_accuracy=0.0,
+        erasure_strength=0.8, target_forget_accuracy=0.999,
     )  # fmt: skip
     trainer.train()
     assert all(one.after < 0.5 * one.before for one in trainer.erased)
@@ -287,32 +290,25 @@ def test_a_probe_reads_less_and_retained_rows_keep_their_answers(
     assert trainer.erased[0].after < trainer.erased[0].before
 
 
-@pytest.mark.parametrize("back", [False, True])
-def test_erasure_that_brings_answers_back_is_said(
-    back: bool,
-    separable_data: Callable[[int], Dataset],
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+def test_erasure_does_not_bring_answers_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = separable_data(60)
-    model = learned(data)
-    known = copy.deepcopy(model.state_dict())
-    forget, retain = split_dataset(data, forget_classes=["frog"])
-
-    def erase(trainer: Any, choose: Any) -> list[Erased]:
-        if back:
-            now = trainer.model.state_dict()  # nearly back: a run that moved nothing is refused
-            trainer.model.load_state_dict({name: known[name] + 0.01 * (now[name] - known[name]) for name in known})
-        return [Erased("head", "nowhere", 0.3, 1.0, 0.7)]
-
-    monkeypatch.setattr("unsc_hf.trainer.erase_features", erase)
+    model = build("vit")
+    forget, retain = rows_for(model, "vit")
     trainer = make_trainer(
-        model, (forget, retain), tmp_path, learning_rate=1e-3, max_steps=40, energy=0.9, feature_erasure="head", max_leak=None
+        model, (forget, retain), tmp_path, check_steps=100, max_steps=3, learning_rate=1e-4, max_leak=None,
+        feature_erasure="layers", erasure_strength=0.9, pseudo_labels="top1", target_forget_accuracy=0.5,
     )  # fmt: skip
+    real = trainer._check
+    # A model of which more is known the further it has left the null space.
+    monkeypatch.setattr(trainer, "_check", lambda: replace(found := real(), forget_accuracy=100 * found.leak))
     trainer.train()
-    assert trainer.stop_reason == "target"
-    assert ("Erasing features brought the forgotten rows back: forget accuracy is 1" in caplog.text) == back
+    most = 0.5 + 1 / len(trainer._forget_validation)
+    assert 0.7 * most < 100 * trainer.held_out_leak().total <= most
+    assert "%: all of it brings forgotten rows back" in caplog.text
+    strengths = [one.strength for one in trainer.erased]
+    assert 0 < strengths[0] < 0.9
+    assert strengths == pytest.approx([strengths[0]] * len(strengths))
 
 
 def test_bad_input(tmp_path: Path) -> None:
@@ -348,7 +344,7 @@ def test_a_writer_keeps_what_it_wrote_for_an_earlier_reading(tmp_path: Path) -> 
     forget, retain = rows_for(model, "vit")
     trainer = make_trainer(
         model, (forget, retain), tmp_path, check_steps=100, max_steps=3, learning_rate=1e-4, max_leak=None,
-        feature_erasure="layers", erasure_strength=0.8, pseudo_labels="top1",
+        feature_erasure="layers", erasure_strength=0.8, pseudo_labels="top1", target_forget_accuracy=0.999,
     )  # fmt: skip
     trainer.train()
     erased = {one.reading: one for one in trainer.erased}

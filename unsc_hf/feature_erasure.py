@@ -3,7 +3,8 @@
 `UNSCTrainer` runs it after unlearning when `feature_erasure` says so. For each reading (`readings.py`), first hidden states, then
 the head's input, the layer that writes it gets the change of least leak after which the mean of the forgotten rows lies nearer
 to that of the retained rows of the class they were re-labelled to (`erasure.py`). The changes leave the null space: what they
-cost is in the held-out leak, and the leak budget bounds them.
+cost is in the held-out leak, and the leak budget bounds them. So does the answer: where forgotten rows are nearer to what they resemble, what
+had kept the forgotten class out of the answers may lose its hold.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from .layers import ProtectedLayer
 from .readings import IGNORED, Reading, find_readings, find_writer, read_all, read_writer
 
 if TYPE_CHECKING:
+    from .callbacks import Check
     from .trainer import UNSCTrainer
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ _FEW_ROWS = 20
 _PASSES = 3  # steps of Newton's method: what is behind a writer bends the way
 _NEAR = 0.05  # of the differences before
 _DAMPING = (1.0, 0.5, 0.25)  # shares of a step, until one brings the differences nearer
+_BROUGHT_BACK = 0.005  # how much more of the held-out forget rows may be known after erasure, or one row
 _HIDDEN_SHARES = 1 / 8  # how finely the share of hidden states is sought where the budget does not hold all
 
 PLACES = ("none", "head", "layers")
@@ -287,7 +290,7 @@ class _Start:
 
 
 def erase_features(trainer: UNSCTrainer, choose: Choose | None = None) -> list[Erased]:
-    """Erase the features of an unlearned model as its options say, within the leak budget.
+    """Erase the features of an unlearned model as its options say, within the leak budget and without bringing answers back.
 
     Args:
         trainer: after its last step; `args.feature_erasure` is "head" or "layers".
@@ -314,30 +317,47 @@ def erase_features(trainer: UNSCTrainer, choose: Choose | None = None) -> list[E
         folds.fold,
         folds.unfold,
     )
+    known = max(trainer._check().known, plan.target) + max(_BROUGHT_BACK, 1 / len(trainer._forget_validation))
     eraser.erase(args.erasure_strength, choose)
-    return _within_budget(eraser, folds, lambda: trainer.held_out_leak().total, args.max_leak, choose)
+    return _within_limits(eraser, folds, trainer._check, args.max_leak, known, choose)
 
 
-def _within_budget(
-    eraser: FeatureEraser, folds: Folds, leak: Callable[[], float], limit: float | None, choose: Choose | None
+def _within_limits(
+    eraser: FeatureEraser,
+    folds: Folds,
+    check: Callable[[], Check],
+    max_leak: float | None,
+    most_known: float,
+    choose: Choose | None,
 ) -> list[Erased]:
-    """Scale what was erased until the leak keeps the budget.
+    """Scale what was erased until the leak keeps the budget, and no more than `most_known` of the held-out forget rows is known.
 
     One strength for all readings is scaled as a whole. Chosen strengths stand one on the other: the head's was chosen with all of the hidden
     states' in place. There the hidden states are scaled alone, and the head's input, which most attacks read, is served first.
     """
-    if limit is None or leak() <= limit:
+
+    def spent(found: Check) -> bool:
+        return max_leak is not None and found.leak > max_leak
+
+    def fits() -> bool:
+        found = check()
+        return not spent(found) and found.known <= most_known
+
+    whole = check()
+    if not spent(whole) and whole.known <= most_known:
         return eraser.done
     hidden, factor, head = 1.0, 1.0, eraser.readings[-1]
     if choose is not None and len(eraser.done) > 1 and head.state is None and eraser.done[-1].reading == head.name:
-        hidden = _head_first(eraser, folds, leak, limit, partial(eraser.erase_last, choose))
-    if leak() > limit:
-        factor = _scaled(folds, leak, limit)
+        hidden = _head_first(eraser, folds, fits, partial(eraser.erase_last, choose))
+    if not fits():
+        factor = _scaled(folds, fits)
     logger.warning(
-        "Erasure was scaled to %.0f %%%s: all of it exceeds the leak budget (max_leak %s).",
+        "Erasure was scaled to %.0f %%%s: all of it %s.",
         100 * factor * hidden,
         "" if hidden == 1 else f" in hidden states, {100 * factor:.0f} % at the head's input",
-        limit,
+        f"exceeds the leak budget (max_leak {max_leak})"
+        if spent(whole)
+        else f"brings forgotten rows back ({whole.known:.3g} known on held-out ones, {most_known:.3g} at most)",
     )
     left = eraser.left()
     shares = [factor * hidden] * (len(eraser.done) - 1) + [factor]
@@ -347,13 +367,12 @@ def _within_budget(
     ]
 
 
-def _head_first(
-    eraser: FeatureEraser, folds: Folds, leak: Callable[[], float], limit: float, serve: Callable[[], None]
-) -> float:
-    """The largest share of the hidden states' changes, to an eighth, that leaves the budget room for the head's input.
+def _head_first(eraser: FeatureEraser, folds: Folds, fits: Callable[[], bool], serve: Callable[[], None]) -> float:
+    """The largest share of the hidden states' changes, to an eighth, that leaves room for the head's input.
 
     Args:
-        serve: erases the head's input anew. It is served on return; beyond the budget at worst, where the share is nought.
+        fits: whether what is erased now keeps the limits.
+        serve: erases the head's input anew. It is served on return; beyond the limits at worst, where the share is nought.
     """
     eraser.take_back_last()
     low, high, served = 0.0, 1.0, False
@@ -362,10 +381,10 @@ def _head_first(
         if served:
             eraser.take_back_last()
         folds.scale(middle)
-        served = leak() <= limit
+        served = fits()
         if served:
             serve()
-        low, high = (middle, high) if served and leak() <= limit else (low, middle)
+        low, high = (middle, high) if served and fits() else (low, middle)
     if served and low == middle:
         return low
     if served:
@@ -378,13 +397,13 @@ def _head_first(
     return low
 
 
-def _scaled(folds: Folds, leak: Callable[[], float], limit: float) -> float:
-    """The largest scale of all changes, to 1 %, at which the leak keeps the budget; they are left at that scale."""
+def _scaled(folds: Folds, fits: Callable[[], bool]) -> float:
+    """The largest scale of all changes, to 1 %, that keeps the limits; they are left at that scale."""
     low, high = 0.0, 1.0
     while high - low > 0.01:
         middle = (low + high) / 2
         folds.scale(middle)
-        low, high = (middle, high) if leak() <= limit else (low, middle)
+        low, high = (middle, high) if fits() else (low, middle)
     folds.scale(low)
     return low
 

@@ -389,21 +389,11 @@ class UNSCTrainer(PreparingTrainer):
             )
         if weight_hash(self.model, exclude=trained) != frozen:
             raise RuntimeError("a frozen weight or buffer has changed while unlearning")
-        name = "forget_accuracy" if self.plan.unseen_losses is None else "exposure"
-        known = [entry[name] for entry in self.state.log_history if name in entry]
         if self.stop_reason != "target":
             logger.warning(
                 "Unlearning ended (%s) before the target %s %.3g was reached.",
                 self.stop_reason,
-                name.replace("_", " "),
-                self.plan.target,
-            )
-        elif self.erased and known[-1] > self.plan.target:
-            logger.warning(
-                "Erasing features brought the forgotten rows back: %s is %.3g, above the target %.3g that was reached before. "
-                "Use another erasure_strength, or feature_erasure='head'.",
-                name.replace("_", " "),
-                known[-1],
+                "forget accuracy" if self.plan.unseen_losses is None else "exposure",
                 self.plan.target,
             )
         kept = [entry["retain_accuracy"] for entry in self.state.log_history if "retain_accuracy" in entry]
