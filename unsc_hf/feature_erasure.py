@@ -26,7 +26,7 @@ from .data import default_collator, prepare_dataset
 from .erasure import LowRank, differences, least_leak, output_shifts, shared_pairs
 from .errors import UNSCError
 from .folding import Folds, folding_sites
-from .layers import ProtectedLayer
+from .layers import ProtectedLayer, plain_name
 from .readings import IGNORED, Reading, find_readings, find_writer, read_all, read_writer
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ _PASSES = 3  # steps of Newton's method: what is behind a writer bends the way
 _NEAR = 0.05  # of the differences before
 _DAMPING = (1.0, 0.5, 0.25)  # shares of a step, until one brings the differences nearer
 _BROUGHT_BACK = 0.005  # how much more of the held-out forget rows may be known after erasure, or one row
+_LOWERED = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # logits, in the mean over the rows of a class
 _HIDDEN_SHARES = 1 / 8  # how finely the share of hidden states is sought where the budget does not hold all
 
 PLACES = ("none", "head", "layers")
@@ -330,34 +331,38 @@ def _within_limits(
     most_known: float,
     choose: Choose | None,
 ) -> list[Erased]:
-    """Scale what was erased until the leak keeps the budget, and no more than `most_known` of the held-out forget rows is known.
+    """Scale what was erased until the leak keeps the budget, and see that no more than `most_known` of the held-out forget rows is known.
 
     One strength for all readings is scaled as a whole. Chosen strengths stand one on the other: the head's was chosen with all of the hidden
     states' in place. There the hidden states are scaled alone, and the head's input, which most attacks read, is served first.
+    Answers that came back are lowered in the head, where that changes no feature; where the head may not be changed, less is erased.
     """
 
-    def spent(found: Check) -> bool:
-        return max_leak is not None and found.leak > max_leak
+    def affordable() -> bool:
+        return max_leak is None or check().leak <= max_leak
 
     def fits() -> bool:
         found = check()
-        return not spent(found) and found.known <= most_known
+        return (max_leak is None or found.leak <= max_leak) and found.known <= most_known
 
-    whole = check()
-    if not spent(whole) and whole.known <= most_known:
+    hidden, factor, head, reasons = 1.0, 1.0, eraser.readings[-1], []
+    if not affordable():
+        reasons.append(f"exceeds the leak budget (max_leak {max_leak})")
+        if choose is not None and len(eraser.done) > 1 and head.state is None and eraser.done[-1].reading == head.name:
+            hidden = _head_first(eraser, folds, affordable, partial(eraser.erase_last, choose))
+        if not affordable():
+            factor = _scaled(folds, affordable)
+    known = check().known
+    if known > most_known and not _lower_answers(eraser, folds, fits):
+        reasons.append(f"brings forgotten rows back ({known:.3g} known on held-out ones, {most_known:.3g} at most)")
+        factor *= _scaled(folds, fits)
+    if not reasons:
         return eraser.done
-    hidden, factor, head = 1.0, 1.0, eraser.readings[-1]
-    if choose is not None and len(eraser.done) > 1 and head.state is None and eraser.done[-1].reading == head.name:
-        hidden = _head_first(eraser, folds, fits, partial(eraser.erase_last, choose))
-    if not fits():
-        factor = _scaled(folds, fits)
     logger.warning(
         "Erasure was scaled to %.0f %%%s: all of it %s.",
         100 * factor * hidden,
         "" if hidden == 1 else f" in hidden states, {100 * factor:.0f} % at the head's input",
-        f"exceeds the leak budget (max_leak {max_leak})"
-        if spent(whole)
-        else f"brings forgotten rows back ({whole.known:.3g} known on held-out ones, {most_known:.3g} at most)",
+        " and ".join(reasons),
     )
     left = eraser.left()
     shares = [factor * hidden] * (len(eraser.done) - 1) + [factor]
@@ -365,6 +370,34 @@ def _within_limits(
         replace(one, strength=one.strength * share, after=left[one.reading])
         for one, share in zip(eraser.done, shares, strict=True)
     ]
+
+
+def _lower_answers(eraser: FeatureEraser, folds: Folds, fits: Callable[[], bool]) -> bool:
+    """Lower the logits of the forgotten classes on their rows, in the head, by as little as makes all fit.
+
+    Returns:
+        Whether that was possible; nothing has changed where it was not.
+    """
+    head, rows = eraser.readings[-1], eraser.rows
+    site = next((one for one in eraser.sites if one.name == plain_name(head.head.name)), None)
+    if site is None or eraser.head_rows is None:
+        return False
+    with torch.no_grad():
+        forgotten, retained = (
+            torch.cat([head.rows(eraser.model, batch).double().cpu() for batch in part])
+            for part in (rows.forgotten, rows.retained)
+        )
+    classes = torch.unique(rows.own)
+    means = torch.stack([forgotten[rows.own == c].mean(0) for c in classes.tolist()], 1)
+    lower = torch.zeros(len(eraser.head_rows), len(classes), dtype=torch.float64)
+    lower[classes, torch.arange(len(classes))] = -1.0
+    change = least_leak(means, lower, retained.T @ retained / len(retained))
+    for logits in _LOWERED:
+        folds.fold(site, change.scaled(logits))
+        if fits():
+            return True
+        folds.unfold(site)
+    return False
 
 
 def _head_first(eraser: FeatureEraser, folds: Folds, fits: Callable[[], bool], serve: Callable[[], None]) -> float:
