@@ -379,7 +379,8 @@ def _lower_answers(eraser: FeatureEraser, folds: Folds, fits: Callable[[], bool]
         Whether that was possible; nothing has changed where it was not.
     """
     head, rows = eraser.readings[-1], eraser.rows
-    site = next((one for one in eraser.sites if one.name == plain_name(head.head.name)), None)
+    name = plain_name(head.head.name.removesuffix(".base_layer"))
+    site = next((one for one in eraser.sites if one.name == name), None)
     if site is None or eraser.head_rows is None:
         return False
     with torch.no_grad():
