@@ -335,7 +335,7 @@ def _within_limits(
 
     One strength for all readings is scaled as a whole. Chosen strengths stand one on the other: the head's was chosen with all of the hidden
     states' in place. There the hidden states are scaled alone, and the head's input, which most attacks read, is served first.
-    Answers that came back are lowered in the head, where that changes no feature; where the head may not be changed, less is erased.
+    Answers that came back are lowered in the head, which changes no feature; where the head may not be changed, less is erased.
     """
 
     def affordable() -> bool:
@@ -353,16 +353,30 @@ def _within_limits(
         if not affordable():
             factor = _scaled(folds, affordable)
     known = check().known
-    if known > most_known and not _lower_answers(eraser, folds, fits):
-        reasons.append(f"brings forgotten rows back ({known:.3g} known on held-out ones, {most_known:.3g} at most)")
-        factor *= _scaled(folds, fits)
+    if known > most_known:
+        lowered = _lower_answers(eraser, folds, lambda: check().known <= most_known)
+        if lowered is not None:
+            logger.warning(
+                "Erasure brought %.3g of the held-out forget rows back: the logits of the forgotten classes were lowered in the head, on "
+                "their rows by %g in the mean.",
+                known,
+                lowered,
+            )
+        if not fits():
+            reasons.append(
+                f"exceeds the leak budget (max_leak {max_leak})"
+                if lowered is not None
+                else f"brings forgotten rows back ({known:.3g} known on held-out ones, {most_known:.3g} at most)"
+            )
+            folds.settle()
+            factor *= _scaled(folds, fits)
     if not reasons:
         return eraser.done
     logger.warning(
         "Erasure was scaled to %.0f %%%s: all of it %s.",
         100 * factor * hidden,
         "" if hidden == 1 else f" in hidden states, {100 * factor:.0f} % at the head's input",
-        " and ".join(reasons),
+        " and ".join(dict.fromkeys(reasons)),
     )
     left = eraser.left()
     shares = [factor * hidden] * (len(eraser.done) - 1) + [factor]
@@ -372,17 +386,17 @@ def _within_limits(
     ]
 
 
-def _lower_answers(eraser: FeatureEraser, folds: Folds, fits: Callable[[], bool]) -> bool:
-    """Lower the logits of the forgotten classes on their rows, in the head, by as little as makes all fit.
+def _lower_answers(eraser: FeatureEraser, folds: Folds, gone: Callable[[], bool]) -> float | None:
+    """Lower the logits of the forgotten classes on their rows, in the head, by as little as makes them be `gone`.
 
     Returns:
-        Whether that was possible; nothing has changed where it was not.
+        How far, in the mean over the rows of a class; None where it is not possible, and nothing has changed.
     """
     head, rows = eraser.readings[-1], eraser.rows
     name = plain_name(head.head.name.removesuffix(".base_layer"))
     site = next((one for one in eraser.sites if one.name == name), None)
     if site is None or eraser.head_rows is None:
-        return False
+        return None
     with torch.no_grad():
         forgotten, retained = (
             torch.cat([head.rows(eraser.model, batch).double().cpu() for batch in part])
@@ -395,10 +409,10 @@ def _lower_answers(eraser: FeatureEraser, folds: Folds, fits: Callable[[], bool]
     change = least_leak(means, lower, retained.T @ retained / len(retained))
     for logits in _LOWERED:
         folds.fold(site, change.scaled(logits))
-        if fits():
-            return True
+        if gone():
+            return logits
         folds.unfold(site)
-    return False
+    return None
 
 
 def _head_first(eraser: FeatureEraser, folds: Folds, fits: Callable[[], bool], serve: Callable[[], None]) -> float:

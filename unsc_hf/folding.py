@@ -77,6 +77,11 @@ class Folds:
                 fold.factor = factor
             self._write(site)
 
+    def settle(self) -> None:
+        """Count what is written now as what was folded."""
+        for folds in self._folds.values():
+            folds[:] = [_Fold(fold.change.scaled(fold.factor)) for fold in folds]
+
     def clear(self) -> None:
         """Take every change back."""
         for name, site in self._sites.items():
