@@ -34,6 +34,21 @@ def _batch(rows: Dataset) -> dict[str, Any]:
     return {("labels" if name == "label" else name): torch.as_tensor(value) for name, value in batch.items()}
 
 
+def _left(trainer: Any) -> dict[str, float]:
+    """Norms of the differences of class means as the model has them now, by reading."""
+    rows = erasure_rows(trainer)
+    network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    pairs = shared_pairs(rows.own, rows.relabelled, rows.labels)
+    found = {}
+    for reading in find_readings(network, True, False, rows.retained[0]):
+        forgotten, kept = (
+            torch.cat([reading.rows(network, batch) for batch in part]).detach()
+            for part in (rows.forgotten, rows.retained)
+        )
+        found[reading.name] = float(differences(forgotten, rows.own, rows.relabelled, kept, rows.labels, pairs).norm())
+    return found
+
+
 WRITERS = {
     "vit": ("vit.layers.1.mlp.fc2", {"layer_01": "vit.layers.0.mlp.fc2", "layer_02": "vit.layers.1.mlp.fc2"}),
     "bert": ("bert.pooler.dense", {"layer_01": "bert.encoder.layer.0.output.dense"}),
@@ -120,17 +135,8 @@ def test_the_budget_bounds_what_is_erased(tmp_path: Path, caplog: pytest.LogCapt
     assert "Erasure was scaled to" in caplog.text
     assert all(one.strength < 0.5 for one in trainer.erased)
     # What is said to be left is left, of changes that were scaled down.
-    rows = erasure_rows(trainer)
-    network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    pairs = shared_pairs(rows.own, rows.relabelled, rows.labels)
-    readings = {reading.name: reading for reading in find_readings(network, True, False, rows.retained[0])}
     for one in trainer.erased:
-        forgotten, kept = (
-            torch.cat([readings[one.reading].rows(network, batch) for batch in part]).detach()
-            for part in (rows.forgotten, rows.retained)
-        )
-        now = differences(forgotten, rows.own, rows.relabelled, kept, rows.labels, pairs).norm()
-        assert one.after == pytest.approx(float(now), rel=1e-3)
+        assert one.after == pytest.approx(_left(trainer)[one.reading], rel=1e-3)
 
 
 @pytest.mark.parametrize("budget", ["for some", "for less than the head"])
@@ -169,16 +175,8 @@ def test_chosen_strengths_give_the_head_its_share_of_the_budget_first(
         assert 0 < erased["head"].strength < 0.9
         assert shares[0] == 0
     # What is said to be left is left.
-    rows = erasure_rows(trainer)
-    network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    pairs = shared_pairs(rows.own, rows.relabelled, rows.labels)
-    for reading in find_readings(network, True, False, rows.retained[0]):
-        forgotten, kept = (
-            torch.cat([reading.rows(network, batch) for batch in part]).detach()
-            for part in (rows.forgotten, rows.retained)
-        )
-        now = float(differences(forgotten, rows.own, rows.relabelled, kept, rows.labels, pairs).norm())
-        assert erased[reading.name].after == pytest.approx(now, rel=1e-3)
+    for name, left in _left(trainer).items():
+        assert erased[name].after == pytest.approx(left, rel=1e-3)
 
 
 def test_a_small_class_is_read_beside_a_large_one_or_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -354,7 +352,8 @@ def test_what_two_limits_leave_is_what_is_said(
         feature_erasure="layers", erasure_strength=0.4, pseudo_labels="top1", target_forget_accuracy=0.5,
         trainer_kwargs={"peft_config": LoraConfig(r=4, target_modules=["fc2"])},
     )  # fmt: skip
-    real, whole = trainer._check, []  # type: ignore[var-annotated]
+    real = trainer._check
+    whole: list[float] = []
 
     def check() -> Any:
         """The leak as a share of all that is erased; from a third of it on, forgotten rows are back."""
@@ -411,12 +410,4 @@ def test_a_writer_keeps_what_it_wrote_for_an_earlier_reading(tmp_path: Path) -> 
     trainer.train()
     erased = {one.reading: one for one in trainer.erased}
     assert erased["layer_02"].writer == erased["head"].writer
-    rows = erasure_rows(trainer)
-    network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    (reading,) = (r for r in find_readings(network, True, False, rows.retained[0]) if r.name == "layer_02")
-    forgotten, kept = (
-        torch.cat([reading.rows(network, batch) for batch in part]).detach() for part in (rows.forgotten, rows.retained)
-    )
-    pairs = shared_pairs(rows.own, rows.relabelled, rows.labels)
-    now = float(differences(forgotten, rows.own, rows.relabelled, kept, rows.labels, pairs).norm())
-    assert now == pytest.approx(erased["layer_02"].after, rel=0.05)
+    assert _left(trainer)["layer_02"] == pytest.approx(erased["layer_02"].after, rel=0.05)

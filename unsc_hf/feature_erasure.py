@@ -345,10 +345,10 @@ def _within_limits(
         found = check()
         return (max_leak is None or found.leak <= max_leak) and found.known <= most_known
 
-    hidden, factor, head, reasons = 1.0, 1.0, eraser.readings[-1], []
+    hidden, factor, reasons = 1.0, 1.0, []
     if not affordable():
         reasons.append(f"exceeds the leak budget (max_leak {max_leak})")
-        if choose is not None and len(eraser.done) > 1 and head.state is None and eraser.done[-1].reading == head.name:
+        if choose is not None and len(eraser.done) > 1 and eraser.done[-1].reading == eraser.readings[-1].name:
             hidden = _head_first(eraser, folds, affordable, partial(eraser.erase_last, choose))
         if not affordable():
             factor = _scaled(folds, affordable)
