@@ -28,9 +28,10 @@ from .errors import UNSCError
 from .folding import Folds, folding_sites
 from .layers import ProtectedLayer, plain_name
 from .readings import IGNORED, Reading, find_readings, find_writer, read_all, read_writer
+from .replay import Replay
+from .sharding import gathered
 
 if TYPE_CHECKING:
-    from .callbacks import Check
     from .trainer import UNSCTrainer
 
 logger = logging.getLogger(__name__)
@@ -151,22 +152,28 @@ class FeatureEraser:
 
     def _erase(self, reading: Reading, choose: Choose) -> Erased:
         name, before = reading.name, self._before[reading.name]
-        writer, tried, after = self._writers[name], None, before
+        writer, tried = self._writers[name], None
+        reading = replace(reading, replay=Replay(self.model, writer.module, reading, self.rows.retained[0]))
         start = self._start(reading, writer)
+        found: dict[float, tuple[list[LowRank], Tensor]] = {}
         self._folded[name] = 0
 
         def attempt(share: float) -> None:
-            nonlocal tried, after
+            nonlocal tried
             if share == tried:
                 return
             for _ in range(self._folded[name]):
                 self.unfold(writer)
-            tried = share
-            self._folded[name], after = self._approach(reading, writer, start, self._target(reading, before, share))
+            if share in found:
+                for change in found[share][0]:
+                    self.fold(writer, change)
+            else:
+                found[share] = self._approach(reading, writer, start, self._target(reading, before, share))
+            tried, self._folded[name] = share, len(found[share][0])
 
         share = choose(reading, attempt)
         attempt(share)
-        return Erased(name, writer.name, share, float(before.norm()), float(after.norm()))
+        return Erased(name, writer.name, share, float(before.norm()), float(found[share][1].norm()))
 
     def left(self) -> dict[str, float]:
         """Norms of the differences as they are now, by reading."""
@@ -179,28 +186,33 @@ class FeatureEraser:
         assert slope is not None
         return _Start(held, moment, slope, self._read(reading, writer))
 
-    def _approach(self, reading: Reading, writer: ProtectedLayer, start: _Start, target: Tensor) -> tuple[int, Tensor]:
+    def _approach(
+        self, reading: Reading, writer: ProtectedLayer, start: _Start, target: Tensor
+    ) -> tuple[list[LowRank], Tensor]:
         """Fold until the differences are `target`, as nearly as the tail's bends allow.
 
         Returns:
-            How many changes were folded, and the differences that are left.
+            The changes that were folded, and the differences that are left.
         """
-        folded, now = 0, start.state
+        folded: list[LowRank] = []
+        now = start.state
         near = _NEAR * float(now.features.norm())
-        while folded < _PASSES and float((now.features - target).norm()) > near:
+        while len(folded) < _PASSES and float((now.features - target).norm()) > near:
             shifts = output_shifts(start.slope, target - now.features)
             still = torch.zeros(len(shifts), sum(part.shape[1] for part in start.held), dtype=shifts.dtype)
             inputs, moment = torch.cat([now.inputs, *start.held], 1), start.moment + now.moment
             change = least_leak(inputs, torch.cat([shifts, still], 1), moment)
             for damping in _DAMPING:
-                self.fold(writer, change.scaled(damping))
+                step = change.scaled(damping)
+                self.fold(writer, step)
                 reached = self._read(reading, writer)
                 if float((reached.features - target).norm()) < float((now.features - target).norm()):
                     break
                 self.unfold(writer)
             else:
                 break
-            now, folded = reached, folded + 1
+            now = reached
+            folded.append(step)
         return folded, now.features
 
     def _held(self, reading: Reading, writer: ProtectedLayer) -> tuple[list[Tensor], Tensor]:
@@ -320,13 +332,19 @@ def erase_features(trainer: UNSCTrainer, choose: Choose | None = None) -> list[E
     )
     known = max(trainer._check().known, plan.target) + max(_BROUGHT_BACK, 1 / len(trainer._forget_validation))
     eraser.erase(args.erasure_strength, choose)
-    return _within_limits(eraser, folds, trainer._check, args.max_leak, known, choose)
+
+    def leak() -> float:
+        decided: float = gathered(trainer.held_out_leak().total, args.device)[0]  # one process decides for all
+        return decided
+
+    return _within_limits(eraser, folds, leak, lambda: trainer._check().known, args.max_leak, known, choose)
 
 
 def _within_limits(
     eraser: FeatureEraser,
     folds: Folds,
-    check: Callable[[], Check],
+    leak: Callable[[], float],
+    known: Callable[[], float],
     max_leak: float | None,
     most_known: float,
     choose: Choose | None,
@@ -339,11 +357,10 @@ def _within_limits(
     """
 
     def affordable() -> bool:
-        return max_leak is None or check().leak <= max_leak
+        return max_leak is None or leak() <= max_leak
 
     def fits() -> bool:
-        found = check()
-        return (max_leak is None or found.leak <= max_leak) and found.known <= most_known
+        return affordable() and known() <= most_known
 
     hidden, factor, reasons = 1.0, 1.0, []
     if not affordable():
@@ -352,21 +369,21 @@ def _within_limits(
             hidden = _head_first(eraser, folds, affordable, partial(eraser.erase_last, choose))
         if not affordable():
             factor = _scaled(folds, affordable)
-    known = check().known
-    if known > most_known:
-        lowered = _lower_answers(eraser, folds, lambda: check().known <= most_known)
+    back = known()
+    if back > most_known:
+        lowered = _lower_answers(eraser, folds, lambda: known() <= most_known)
         if lowered is not None:
             logger.warning(
                 "Erasure brought %.3g of the held-out forget rows back: the logits of the forgotten classes were lowered in the head, on "
                 "their rows by %g in the mean.",
-                known,
+                back,
                 lowered,
             )
         if not fits():
             reasons.append(
                 f"exceeds the leak budget (max_leak {max_leak})"
                 if lowered is not None
-                else f"brings forgotten rows back ({known:.3g} known on held-out ones, {most_known:.3g} at most)"
+                else f"brings forgotten rows back ({back:.3g} known on held-out ones, {most_known:.3g} at most)"
             )
             folds.settle()
             factor *= _scaled(folds, fits)

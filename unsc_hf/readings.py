@@ -7,8 +7,8 @@ positions, as the probe audit takes it), and one row per answer token of a langu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .errors import UNSCError
 from .layers import NOT_INPUTS, ProtectedLayer, RowGeometry, capture_inputs, evaluation_mode
 from .outputs import find_head
+from .replay import Replay
 
 IGNORED = -100
 
@@ -29,11 +30,13 @@ class Reading:
         state: index of a hidden state, None for the head's input.
         head: the head.
         answers: whether rows are the answer tokens of a language model.
+        replay: while one layer changes, what the blocks before it gave; None runs all of them.
     """
 
     state: int | None
     head: ProtectedLayer
     answers: bool = False
+    replay: Replay | None = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -75,12 +78,16 @@ class Reading:
 
 
 def read_all(model: nn.Module, readings: Sequence[Reading], batch: Mapping[str, Any]) -> list[Tensor]:
-    """Several readings of one head from a single forward pass; see `Reading.rows`."""
+    """Several readings of one head from a single forward pass; see `Reading.rows`. A single one may replay."""
     seen: list[Tensor] = []
     inputs = {name: value for name, value in batch.items() if name not in NOT_INPUTS}
     if any(reading.state is not None for reading in readings):
         inputs["output_hidden_states"] = True
-    with capture_inputs([readings[0].head], lambda _, x: seen.append(x)):
+    replay = readings[0].replay if len(readings) == 1 else None
+    with (
+        nullcontext() if replay is None else replay(batch),
+        capture_inputs([readings[0].head], lambda _, x: seen.append(x)),
+    ):
         states = getattr(model(**inputs), "hidden_states", None)
     return [
         reading.of_head(seen[-1], batch) if reading.state is None else reading.of_states(model, states, batch)

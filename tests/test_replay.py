@@ -1,0 +1,145 @@
+"""Replayed passes read what whole passes do, run fewer blocks, and give way where a model is not made so."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from test_architectures import build, rows_for
+from test_causal_lm import make_lm, token_data  # noqa: F401
+from test_feature_erasure import Data, _batch
+from torch import Tensor, nn
+
+from unsc_hf import replay as replay_module
+from unsc_hf.causal_lm_data import AnswerCollator
+from unsc_hf.layers import find_layers
+from unsc_hf.readings import find_readings, find_writer, read_writer
+from unsc_hf.replay import Replay
+
+
+def _counted(model: nn.Module) -> Counter[str]:
+    """How often each member of a list of blocks has run."""
+    ran: Counter[str] = Counter()
+    for owner, module in model.named_modules():
+        if isinstance(module, nn.ModuleList):
+            for i, block in enumerate(module):
+                for inner in block.modules():  # a replaced block calls none of its parts
+                    if isinstance(inner, nn.Linear | nn.Conv2d):
+                        inner.register_forward_hook(lambda *_, name=f"{owner}.{i}": ran.update([name]))
+                        break
+    return ran
+
+
+@pytest.mark.parametrize("name", ["vit", "dinov2", "swin", "convnext", "resnet", "bert", "distilbert", "causal_lm"])
+def test_replayed_passes_read_the_same(name: str, token_data: Data) -> None:  # noqa: F811
+    answers = name == "causal_lm"
+    model = (make_lm() if answers else build(name)).eval()
+    rows = token_data[0] if answers else rows_for(model, name)[0]
+    parts = [rows.select(range(start, start + 3)) for start in (0, 3)]
+    batches = [AnswerCollator(1)(list(part.with_format("torch"))) if answers else _batch(part) for part in parts]
+    layers = find_layers(model).layers
+    ran = _counted(model)
+    spared = 0
+    for reading in find_readings(model, not answers, answers, batches[0]):
+        writer = find_writer(model, layers, reading, batches[0])
+        if writer is None:
+            continue
+        near = replace(reading, replay=Replay(model, writer.module, reading, batches[0]))
+        for _ in range(3):
+            whole, passed = [], []
+            for batch in batches:
+                ran.clear()
+                whole.append(read_writer(model, writer, reading, batch, jacobian=True))
+                of_whole = ran.total()
+                ran.clear()
+                passed.append(read_writer(model, writer, near, batch, jacobian=True))
+                spared += of_whole - ran.total()
+            for one, other in zip(whole, passed, strict=True):
+                for part in ("features", "inputs", "jacobian"):
+                    expected, found = getattr(one, part), getattr(other, part)
+                    assert float((expected - found).norm()) <= 1e-5 * float(expected.norm())
+            with torch.no_grad():
+                writer.module.weight += 0.1 * torch.randn_like(writer.module.weight)
+    assert spared > 0
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+class _Listed(nn.Linear):
+    """Gives what no replay can keep."""
+
+    def forward(self, x: Tensor) -> Any:
+        return [super().forward(x)]
+
+
+class _Blocks(nn.Module):
+    """Three blocks; `sums` adds the output of the first to that of the last, `twice` runs them two times, `writes` in place, `lists` gives lists."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.ran = kind, [0, 0, 0]
+        self.blocks = nn.ModuleList((_Listed if kind == "lists" else nn.Linear)(4, 4) for _ in range(3))
+        for i, block in enumerate(self.blocks):
+            block.forward = self._counted(i, block.forward)
+
+    def _counted(self, i: int, run: Any) -> Any:
+        def forward(x: Tensor) -> Any:
+            self.ran[i] += 1
+            return run(x)
+
+        return forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *_ = self.blocks[0](x) if self.kind == "lists" else (self.blocks[0](x),)
+        x, *_ = self.blocks[1](first) if self.kind == "lists" else (self.blocks[1](first),)
+        if self.kind == "writes":
+            x *= 2
+        x, *_ = self.blocks[2](x) if self.kind == "lists" else (self.blocks[2](x),)
+        if self.kind == "twice":
+            x = self.blocks[2](self.blocks[1](self.blocks[0](x)))
+        return x + first if self.kind == "sums" else x
+
+
+class _Whole:
+    """A reading of all that a model gives."""
+
+    state = None
+
+    def rows(self, model: nn.Module, batch: Any) -> Tensor:
+        return model(batch["x"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "replayed"), [("plain", True), ("writes", True), ("sums", False), ("twice", False), ("lists", False)]
+)
+def test_models_that_need_more_than_the_last_block_run_whole(kind: str, replayed: bool) -> None:
+    model, reading, batch = _Blocks(kind), _Whole(), {"x": torch.randn(5, 4)}
+    own = [block.forward for block in model.blocks]
+    again = Replay(model, model.blocks[2], reading, batch)  # type: ignore[arg-type]
+    with torch.no_grad():
+        model.blocks[2].weight.mul_(-3)
+    whole = model(batch["x"])
+    model.ran = [0, 0, 0]
+    for _ in range(2):
+        with again(batch):
+            assert torch.allclose(model(batch["x"]), whole, atol=1e-5)
+    times = 4 if kind == "twice" else 2
+    assert model.ran == ([0, 0, 2] if replayed else [times] * 3)
+    assert [block.forward for block in model.blocks] == own  # what others have put there is theirs
+
+
+def test_what_does_not_fit_in_memory_runs_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, reading = _Blocks("plain"), _Whole()
+    batches = [{"x": torch.randn(5, 4)} for _ in range(3)]
+    monkeypatch.setattr(replay_module, "_MOST_BYTES", 2 * 5 * 4 * 4)
+    again = Replay(model, model.blocks[2], reading, batches[0])  # type: ignore[arg-type]
+    for batch in batches:
+        with again(batch):
+            model(batch["x"])
+    for batch, runs in zip(batches, (0, 0, 1), strict=True):
+        model.ran = [0, 0, 0]
+        with again(batch):
+            assert torch.isfinite(model(batch["x"])).all()
+        assert model.ran == [runs, runs, 1]
