@@ -10,9 +10,16 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from unsc_hf import UNSCError
+from unsc_hf.callbacks import Check
 from unsc_hf.evaluation.accuracy import macro_accuracy, per_class_accuracy
 from unsc_hf.evaluation.certificate import logit_drift
-from unsc_hf.evaluation.membership import attack_features, exposure, membership_inference, tolerated_exposure
+from unsc_hf.evaluation.membership import (
+    attack_features,
+    exposure,
+    membership_inference,
+    tolerated_exposure,
+    tolerated_gap,
+)
 from unsc_hf.evaluation.metrics import LinearProbe, MembershipInference, PrototypeAttack, UnlearningAccuracy
 from unsc_hf.evaluation.probes import linear_probe, prototype_attack
 from unsc_hf.evaluation.report import MethodResult, format_table, judge, mean_result
@@ -164,3 +171,25 @@ def test_tolerated_exposure_is_a_standard_deviation_of_chance() -> None:
     drawn = [exposure(torch.rand(12).double(), unseen) for _ in range(4000)]
     assert np.std(drawn) == pytest.approx(tolerated_exposure(12) - 0.5, rel=0.1)
     assert tolerated_exposure(10**6) == 0.51
+
+
+def test_tolerated_gap_is_a_standard_deviation_of_chance() -> None:
+    drawn = (torch.rand(4000, 40) < 0.8).double().mean(1)
+    assert float(drawn.std()) == pytest.approx(tolerated_gap(0.8, 40), rel=0.1)
+    assert tolerated_gap(0.8, 10**6) == 0.01
+
+
+@pytest.mark.parametrize(
+    ("exposed", "gap", "reached"),
+    [
+        (0.53, -0.1, False),  # losses give them away
+        (0.5, 0.01, False),  # known too often
+        (0.5, 0.0, True),
+        (0.47, 0.05, True),  # known worse than unseen ones already
+        (None, None, False),  # by accuracy
+    ],
+)
+def test_single_rows_are_forgotten_where_neither_losses_nor_accuracy_tell(
+    exposed: float | None, gap: float | None, reached: bool
+) -> None:
+    assert Check(0.9, 0.1, 1.0, 0.0, exposed, gap).reached(0.52) is reached

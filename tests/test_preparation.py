@@ -147,6 +147,7 @@ def test_single_rows_stop_when_they_look_like_unseen_ones(
     trainer.train()
     assert trainer.plan is not None
     checks = [entry for entry in trainer.state.log_history if "leak" in entry]
+    assert all("gap" not in entry for entry in checks)  # without rehearsal accuracy is not pushed
     assert trainer.stop_reason == "target"
     target = trainer.plan.target
     assert target == pytest.approx(0.5 + (12 * rows) ** -0.5)
@@ -180,13 +181,19 @@ def test_single_rows_are_matched_with_what_the_model_knows_of_unseen_ones_now(
     now = losses(unseen).sort().values
     last = [entry for entry in trainer.state.log_history if "exposure" in entry][-1]
     assert last["exposure"] == pytest.approx(exposure(losses(data[0]), now), abs=1e-6)
-    assert abs(exposure(losses(data[0]), trainer.plan.unseen_losses) - last["exposure"]) > 0.01
+    assert abs(exposure(losses(data[0]), trainer.plan.unseen.losses) - last["exposure"]) > 0.01
     labels = data[0]["label"][:]
     drawn = trainer.train_dataset._drawn.tolist()  # of the last of 20 epochs
     trainer.train_dataset.begin_epoch(0)
     assert trainer.train_dataset._drawn.tolist() != drawn
     trainer.train_dataset.begin_epoch(19)
     assert trainer.train_dataset._drawn.tolist() == drawn
+    right = {
+        name: float((logits(trainer.model, part).argmax(1) == torch.as_tensor(part["label"][:])).float().mean())
+        for name, part in (("forgotten", data[0]), ("unseen", unseen))
+    }
+    chance = max(0.01, (right["unseen"] * (1 - right["unseen"]) / len(data[0])) ** 0.5)
+    assert last["gap"] == pytest.approx(right["forgotten"] - right["unseen"] - chance, abs=1e-6)
     known = (-now).exp()
     for row, label, old in zip(trainer._matched.now, labels, before, strict=True):
         assert float((known - row[label]).abs().min()) < 1e-5

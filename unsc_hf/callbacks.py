@@ -55,6 +55,8 @@ class Check:
         retain_accuracy: on held-out retained rows.
         leak: on the same held-out retained rows.
         exposure: of single rows of a classifier, the chance that one is known better than an unseen row.
+        gap: where retained rows are rehearsed, how much more of them are known than of unseen rows, beyond what chance gives
+            (`evaluation.membership.tolerated_gap`).
     """
 
     forget_accuracy: float
@@ -62,11 +64,17 @@ class Check:
     retain_accuracy: float
     leak: float
     exposure: float | None = None
+    gap: float | None = None
 
     @property
     def known(self) -> float:
         """What is compared with the target: exposure where there is one, else accuracy."""
         return self.forget_accuracy if self.exposure is None else self.exposure
+
+    def reached(self, target: float) -> bool:
+        """Whether no more is known than the target, nor single rows more often than unseen ones: unless their losses say by now that they
+        are known worse, when to get them wrong as often too would only make them stand out."""
+        return self.known <= target and (self.gap is None or self.gap <= 0 or self.known <= 1 - target)
 
 
 class StoppingCallback(TrainerCallback):
@@ -103,7 +111,7 @@ class StoppingCallback(TrainerCallback):
         self._within_budget = self.projection.snapshot()
         # Also where a run is resumed: targets that follow the model are those of the checkpoint again.
         check = self.check()
-        self._there_at_start = check.known <= self.target
+        self._there_at_start = check.reached(self.target)
         if state.global_step == 0:
             self._log(check)
 
@@ -130,7 +138,7 @@ class StoppingCallback(TrainerCallback):
             self._stop(control, "leak_budget")
             return
         before, self._within_budget = self._within_budget, self.projection.snapshot()
-        if check.known <= self.target:
+        if check.reached(self.target):
             self._stop(control, "target")
             if self.refine and before is not None:
                 self._step_back(before, self._within_budget)
@@ -151,12 +159,12 @@ class StoppingCallback(TrainerCallback):
         if self._there_at_start:
             least = 2.0**-_BISECTIONS
             self.projection.restore(_between(above, below, least))
-            if self.check().known <= self.target:
+            if self.check().reached(self.target):
                 low = high = least
         while high - low > 2.0**-_BISECTIONS:
             middle = (low + high) / 2
             self.projection.restore(_between(above, below, middle))
-            if self.check().known <= self.target:
+            if self.check().reached(self.target):
                 high = middle
             else:
                 low = middle

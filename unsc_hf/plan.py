@@ -10,6 +10,7 @@ from .layers import LayerSelection
 from .moments import Measurable
 from .projection import NullSpaceProjection
 from .subspace import Subspace
+from .tasks import Measure
 
 
 @dataclass
@@ -29,9 +30,9 @@ class UnlearningPlan:
         original_weights: hash of the original model's weights.
         held_out_logits: the original model's logits on the held-out retained rows.
         target: unlearning stops when the forget rows are known no better than this: a share of them that is recognised, or of
-            single rows of a classifier their exposure (see `evaluation.membership.exposure`).
-        unseen_losses: of the unseen rows under the original model, sorted, where exposure is the target; with rehearsal
-            checks read them anew.
+            single rows of a classifier their exposure (see `evaluation.membership.exposure`), and their accuracy no higher than unseen rows'.
+        unseen: the unseen rows under the original model, losses sorted, where exposure is the target; with rehearsal checks read
+            them anew.
         seconds: time spent on "statistics", "decomposition" and "pseudo_labels".
     """
 
@@ -45,5 +46,5 @@ class UnlearningPlan:
     original_weights: str
     held_out_logits: Tensor
     target: float
-    unseen_losses: Tensor | None
+    unseen: Measure | None
     seconds: dict[str, float]

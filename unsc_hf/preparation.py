@@ -32,7 +32,7 @@ from .pseudo_labels import MatchedTargets, Matching
 from .relabelled import RelabelledDataset
 from .statistics import ActivationStatistics
 from .subspace import Subspace, build_subspace, no_capacity_message, no_capacity_reason, randomised
-from .tasks import Task
+from .tasks import Measure, Task
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ class PreparingTrainer(Trainer):
             self._teacher.eval()
         if OBJECTIVES[args.objective].features:
             self._feature_terms = FeatureTerms(self, model, self._given_statistics)
-        target, unseen_losses = self._target(model)
+        target, unseen = self._target(model)
         self.plan = UnlearningPlan(
             selection=selection,
             subspace=subspace,
@@ -150,7 +150,7 @@ class PreparingTrainer(Trainer):
             original_weights=original,
             held_out_logits=retain.logits,
             target=target,
-            unseen_losses=unseen_losses,
+            unseen=unseen,
             seconds={
                 "statistics": self._statistics_seconds,
                 "decomposition": decomposed - started - self._statistics_seconds,
@@ -222,8 +222,8 @@ class PreparingTrainer(Trainer):
             self._unseen_read = list(self._iterate(model, self._unseen, "Unseen rows"))
         return self._unseen_read
 
-    def _target(self, model: nn.Module) -> tuple[float, Tensor | None]:
-        """When to stop: at the stated accuracy; else where whole classes are gone, or single rows look like unseen ones.
+    def _target(self, model: nn.Module) -> tuple[float, Measure | None]:
+        """When to stop: at the stated accuracy; else where whole classes are gone, or single rows look like unseen ones, which are measured.
 
         Rows that look alike have alike losses; their accuracy says less the fewer they are: of two rows that a model should
         know with 98 %, none has to be got wrong.
@@ -237,7 +237,7 @@ class PreparingTrainer(Trainer):
         self._unseen_read = None
         if unseen.losses is None:
             return unseen.accuracy + _TOKEN_TOLERANCE, None
-        return tolerated_exposure(len(self._forget_validation)), unseen.losses.sort().values
+        return tolerated_exposure(len(self._forget_validation)), unseen.in_order()
 
     def _projection(self, model: nn.Module, selection: LayerSelection, subspace: Subspace) -> NullSpaceProjection:
         identity = self.args.null_space == "none"

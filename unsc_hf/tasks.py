@@ -7,7 +7,7 @@ accuracy and loss are then those of a classifier over the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,10 @@ class Measure:
     accuracy: float
     loss: float
     losses: Tensor | None = None
+
+    def in_order(self) -> Measure:
+        """With its losses sorted."""
+        return self if self.losses is None else replace(self, losses=self.losses.sort().values)
 
 
 class ClassificationTask:

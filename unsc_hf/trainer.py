@@ -29,7 +29,7 @@ from .config import REFUSED, UNSCConfig, check_fsdp
 from .data import hold_out
 from .errors import UNSCError
 from .evaluation.certificate import Certificate, LogitDrift, logit_drift
-from .evaluation.membership import exposure
+from .evaluation.membership import exposure, tolerated_gap
 from .feature_erasure import Choose, Erased, erase_features, evenly
 from .feature_terms import FeatureTerms
 from .fingerprint import data_fingerprint, weight_hash
@@ -49,7 +49,7 @@ from .saving import RESULTS, check_checkpoint, find_checkpoint, mark_checkpoint,
 from .sharding import gathered, reshard, set_trained, units_to_shard
 from .sketch import RowSample
 from .statistics import ActivationStatistics
-from .tasks import make_task
+from .tasks import Measure, make_task
 
 logger = logging.getLogger(__name__)
 
@@ -344,13 +344,19 @@ class UNSCTrainer(PreparingTrainer):
             limit = self.args.max_validation_rows
             rows = [part.select(evenly(np.arange(len(part)), limit)) for part in rows]
         forget, retain = (self.task.measure(self._iterate(self.model, part, "Check")) for part in rows)
-        unseen = None if self.plan is None else self._now_unseen() if self._follows else self.plan.unseen_losses
+        unseen = None if self.plan is None else self._now_unseen() if self._follows else self.plan.unseen
+        exposed = gap = None
+        if unseen is not None and unseen.losses is not None and forget.losses is not None:
+            exposed = exposure(forget.losses, unseen.losses)
+            if self._follows:  # nothing else would hold the rest while rows are pushed to be got wrong
+                gap = forget.accuracy - unseen.accuracy - tolerated_gap(unseen.accuracy, len(forget.losses))
         check = Check(
             forget_accuracy=forget.accuracy,
             forget_loss=forget.loss,
             retain_accuracy=retain.accuracy,
             leak=self.held_out_leak().total,
-            exposure=None if unseen is None or forget.losses is None else exposure(forget.losses, unseen),
+            exposure=exposed,
+            gap=gap,
         )
         # One process decides for all: rounding must not let them disagree on stopping.
         decided: Check = gathered(check, self.args.device)[0]
@@ -363,18 +369,17 @@ class UNSCTrainer(PreparingTrainer):
         A model that loses some accuracy while it forgets knows unseen rows less well, and so must forgotten ones be. Only where retained rows
         are rehearsed: nothing else would keep both from being forgotten together.
         """
-        return self.plan is not None and self.plan.unseen_losses is not None and OBJECTIVES[self.args.objective].retain
+        return self.plan is not None and self.plan.unseen is not None and OBJECTIVES[self.args.objective].retain
 
-    def _now_unseen(self) -> Tensor:
-        """Losses of unseen rows under the model as it is now, sorted; the targets of the forget rows follow them."""
+    def _now_unseen(self) -> Measure:
+        """Unseen rows under the model as it is now, losses sorted; the targets of the forget rows follow them."""
         assert self._unseen is not None
         unseen = self._unseen.select(evenly(np.arange(len(self._unseen)), self.args.max_validation_rows))
-        found = self.task.measure(self._iterate(self.model, unseen, "Unseen rows"))
-        assert found.losses is not None
-        losses = found.losses.sort().values
+        found = self.task.measure(self._iterate(self.model, unseen, "Unseen rows")).in_order()
         if self._matched is not None:
-            self._matched.follow(losses)
-        return losses
+            assert found.losses is not None
+            self._matched.follow(found.losses)
+        return found
 
     def _check_outcome(self, frozen: str, trained: set[str]) -> None:
         """Guards against silent no-ops and silent damage."""
@@ -391,10 +396,11 @@ class UNSCTrainer(PreparingTrainer):
             raise RuntimeError("a frozen weight or buffer has changed while unlearning")
         if self.stop_reason != "target":
             logger.warning(
-                "Unlearning ended (%s) before the target %s %.3g was reached.",
+                "Unlearning ended (%s) before the target %s %.3g%s was reached.",
                 self.stop_reason,
-                "forget accuracy" if self.plan.unseen_losses is None else "exposure",
+                "forget accuracy" if self.plan.unseen is None else "exposure",
                 self.plan.target,
+                ", at the accuracy of unseen rows," if self._follows else "",
             )
         kept = [entry["retain_accuracy"] for entry in self.state.log_history if "retain_accuracy" in entry]
         if kept and self.args.null_space == "retained" and kept[0] - kept[-1] > _MUCH_LOST:

@@ -58,6 +58,12 @@ def tolerated_exposure(rows: int) -> float:
     return 0.5 + max(0.01, (12 * rows) ** -0.5)
 
 
+def tolerated_gap(accuracy: float, rows: int) -> float:
+    """How much more often than unseen rows, which are known with `accuracy`, so many rows are known by chance: a standard deviation,
+    sqrt(accuracy (1 - accuracy) / rows); at least 0.01. To accuse what is known is the gap attack (Yeom et al., arXiv 1709.01604)."""
+    return max(0.01, (accuracy * (1 - accuracy) / rows) ** 0.5)
+
+
 def membership_inference(
     retain_train: tuple[Tensor, Tensor],
     retain_test: tuple[Tensor, Tensor],
