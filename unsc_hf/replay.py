@@ -6,9 +6,11 @@ layer, whose outputs do not change, and, where a hidden state is read, in blocks
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,9 +28,10 @@ _SAME = 1e-4  # of the largest value read
 class Replay:
     """Keeps the outputs of blocks while one module changes, and gives them instead of running the blocks.
 
-    Blocks are the members of each `ModuleList` or `Sequential` on the way to the module. Of those before it only the last output of each list is kept:
-    what came before is consumed by then. Whether this is so for a model is tried when the replay is made: what must not matter is
-    replaced by NaN, and the reading has to come out the same. Where it does not, blocks run as ever.
+    Blocks are the members of each `ModuleList` or `Sequential`, on the way to the module or apart from it (the encoder's, for a pooler). Of those
+    that run before it only the last output of each list is kept: what came before is consumed by then. Whether this is so for a model is tried
+    when the replay is made: what must not matter is replaced by NaN, and the reading has to come out the same. Where it does not, blocks
+    run as ever. In the block that holds the module, the parts that run before it are kept as well, in half of the memory.
     """
 
     def __init__(self, model: nn.Module, module: nn.Module, reading: Reading, batch: Mapping[str, Any]) -> None:
@@ -41,34 +44,40 @@ class Replay:
         """
         self._kept: dict[int, tuple[Mapping[str, Any], list[tuple[nn.Module, Any]]]] = {}
         self._bytes = 0
-        before, after = _blocks(model, module)
-        # What follows the module's blocks matters for the head; for a hidden state as a rule not.
-        for behind in (after, []) if reading.state is not None and after else ([],):
-            self._blocks = [*before, *((block, False) for block in behind)]
-            if not self._blocks or self._agrees(model, reading, batch):
-                return
-        self._blocks = []
+        order = _order(model, lambda: reading.rows(model, batch))
+        for apart, with_parts in product((True, False), repeat=2):
+            before, after, parts = _blocks(model, module, order, apart)
+            self._parts = parts if with_parts else []
+            # What follows the module's blocks matters for the head; for a hidden state as a rule not.
+            for behind in (after, []) if reading.state is not None and after else ([],):
+                self._blocks = [*before, *((block, False) for block in behind)]
+                if (self._blocks or self._parts) and self._agrees(model, reading, batch):
+                    return
+        self._blocks, self._parts = [], []
 
     @contextmanager
     def __call__(self, batch: Mapping[str, Any]) -> Iterator[None]:
         """Inside, a forward pass of `batch` replays what is kept of it, or keeps it."""
-        if not self._blocks or (id(batch) not in self._kept and self._bytes >= _MOST_BYTES):
-            yield
-            return
         if id(batch) in self._kept:
             with ExitStack() as stack:
                 for block, output in self._kept[id(batch)][1]:
                     stack.enter_context(_replaced(block, output))
                 yield
             return
+        wanted = self._blocks + [(part, True) for part in self._parts]
+        if not wanted or self._bytes >= _MOST_BYTES:
+            yield
+            return
         seen: list[tuple[nn.Module, Any]] = []
         with ExitStack() as stack:
-            for block, kept in self._blocks:
+            for block, kept in wanted:
                 stack.callback(block.register_forward_hook(partial(_keep, seen, kept)).remove)
             yield
-        if len(seen) == len(self._blocks) == len({id(block) for block, _ in seen}):  # each ran once
+        if len(seen) == len(wanted) == len({id(block) for block, _ in seen}):  # each ran once
+            if self._bytes + _total(seen) > _MOST_BYTES / 2:  # the rest is for blocks, which spare more
+                seen = [(block, output) for block, output in seen if block not in self._parts]
             self._kept[id(batch)] = (batch, seen)
-            self._bytes += sum(_size(output) for _, output in seen)
+            self._bytes += _total(seen)
 
     def _agrees(self, model: nn.Module, reading: Reading, batch: Mapping[str, Any]) -> bool:
         """Whether a replay reads what a whole pass does."""
@@ -90,21 +99,49 @@ class Replay:
         return False
 
 
-def _blocks(model: nn.Module, module: nn.Module) -> tuple[list[tuple[nn.Module, bool]], list[nn.Module]]:
-    """Blocks before the one that holds `module`, each with whether its output is needed, and those behind it, over all lists."""
-    (path,) = [name for name, one in model.named_modules() if one is module]
+def _order(model: nn.Module, forward: Callable[[], Any]) -> dict[nn.Module, int]:
+    """Modules in the order in which they have run, for those that run once."""
+    ran: list[nn.Module] = []
+    with ExitStack() as stack, evaluation_mode(model):
+        for one in model.modules():
+            stack.callback(one.register_forward_hook(lambda module, *_: ran.append(module)).remove)
+        forward()
+    times = Counter(ran)
+    return {one: i for i, one in enumerate(ran) if times[one] == 1}
+
+
+def _blocks(
+    model: nn.Module, module: nn.Module, order: Mapping[nn.Module, int], apart: bool
+) -> tuple[list[tuple[nn.Module, bool]], list[nn.Module], list[nn.Module]]:
+    """Blocks that run before `module`, each with whether its output is needed, and those behind it, over all lists; and the parts of
+    the block that holds it that run before it.
+
+    Args:
+        order: see `_order`.
+        apart: whether to look at lists too that do not hold the module.
+    """
     before: list[tuple[nn.Module, bool]] = []
     after: list[nn.Module] = []
-    owner = model
-    for part in path.split("."):
-        inside = owner.get_submodule(part)
-        if isinstance(owner, nn.ModuleList | nn.Sequential):
-            blocks = list(owner.children())
-            at = blocks.index(inside)
-            before += [(block, i == at - 1) for i, block in enumerate(blocks[:at])]
-            after += blocks[at + 1 :]
-        owner = inside
-    return before, after
+    parts: list[nn.Module] = []
+
+    def look(owner: nn.Module, inside: bool) -> None:
+        children = list(owner.children())
+        holding = [child for child in children if any(one is module for one in child.modules())]
+        if isinstance(owner, nn.ModuleList | nn.Sequential) and (holding or apart):
+            found = [child for child in children if child in order and child not in holding]
+            first = [child for child in found if order[child] < order[module]]
+            before.extend((child, child is first[-1]) for child in first)
+            after.extend(child for child in found if child not in first)
+            children, inside = holding, True
+        elif inside and holding:
+            parts.extend(child for child in children if child in order and order[child] < order[module])
+            children = holding
+        for child in children:
+            look(child, inside)
+
+    if module in order:
+        look(model, False)
+    return before, after, parts
 
 
 def _keep(seen: list[tuple[nn.Module, Any]], kept: bool, block: nn.Module, _args: Any, output: Any) -> None:
@@ -141,8 +178,12 @@ def _each(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
     raise TypeError(type(output).__name__)
 
 
+def _total(seen: Sequence[tuple[nn.Module, Any]]) -> int:
+    """Bytes that outputs hold."""
+    return sum(_size(output) for _, output in seen)
+
+
 def _size(output: Any) -> int:
-    """Bytes that an output holds."""
     if isinstance(output, Tensor):
         return output.untyped_storage().nbytes()
     return sum(_size(part) for part in output or ())
