@@ -100,7 +100,7 @@ class Replay:
 
 
 def _order(model: nn.Module, forward: Callable[[], Any]) -> dict[nn.Module, int]:
-    """Modules in the order in which they have run, for those that run once."""
+    """Modules in the order in which they end, of those that run once."""
     ran: list[nn.Module] = []
     with ExitStack() as stack, evaluation_mode(model):
         for one in model.modules():
@@ -125,7 +125,7 @@ def _blocks(
     parts: list[nn.Module] = []
 
     def look(owner: nn.Module, inside: bool) -> None:
-        children = list(owner.children())
+        children = [] if owner is module else list(owner.children())
         holding = [child for child in children if any(one is module for one in child.modules())]
         if isinstance(owner, nn.ModuleList | nn.Sequential) and (holding or apart):
             found = [child for child in children if child in order and child not in holding]
