@@ -14,11 +14,11 @@ from unsc_hf.callbacks import Check
 from unsc_hf.evaluation.accuracy import macro_accuracy, per_class_accuracy
 from unsc_hf.evaluation.certificate import logit_drift
 from unsc_hf.evaluation.membership import (
+    accuracy_gap,
     attack_features,
     exposure,
     membership_inference,
     tolerated_exposure,
-    tolerated_gap,
 )
 from unsc_hf.evaluation.metrics import LinearProbe, MembershipInference, PrototypeAttack, UnlearningAccuracy
 from unsc_hf.evaluation.probes import linear_probe, prototype_attack
@@ -173,10 +173,12 @@ def test_tolerated_exposure_is_a_standard_deviation_of_chance() -> None:
     assert tolerated_exposure(10**6) == 0.51
 
 
-def test_tolerated_gap_is_a_standard_deviation_of_chance() -> None:
-    drawn = (torch.rand(4000, 40) < 0.8).double().mean(1)
-    assert float(drawn.std()) == pytest.approx(tolerated_gap(0.8, 40), rel=0.1)
-    assert tolerated_gap(0.8, 10**6) == 0.01
+def test_accuracy_gap_is_that_to_unseen_rows_and_asks_for_no_part_of_a_row() -> None:
+    assert accuracy_gap(0.9, 0.8, 40) == pytest.approx(0.1)
+    assert accuracy_gap(0.7, 0.8, 40) == pytest.approx(-0.1)
+    assert accuracy_gap(1.0, 0.98, 2) == 0  # none of two has to be got wrong
+    assert accuracy_gap(1.0, 0.98, 100) == 0.02
+    assert accuracy_gap(0.5, 0.3, 2) == 0
 
 
 @pytest.mark.parametrize(

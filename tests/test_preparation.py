@@ -15,7 +15,7 @@ from datasets import Dataset
 from test_trainer import Data, logits, make_trainer
 
 from unsc_hf import ActivationStatistics, UNSCConfig, UNSCError, split_dataset
-from unsc_hf.evaluation.membership import exposure
+from unsc_hf.evaluation.membership import accuracy_gap, exposure
 from unsc_hf.loading import model_label_names
 
 
@@ -192,8 +192,8 @@ def test_single_rows_are_matched_with_what_the_model_knows_of_unseen_ones_now(
         name: float((logits(trainer.model, part).argmax(1) == torch.as_tensor(part["label"][:])).float().mean())
         for name, part in (("forgotten", data[0]), ("unseen", unseen))
     }
-    chance = max(0.01, (right["unseen"] * (1 - right["unseen"]) / len(data[0])) ** 0.5)
-    assert last["gap"] == pytest.approx(right["forgotten"] - right["unseen"] - chance, abs=1e-6)
+    expected = accuracy_gap(right["forgotten"], right["unseen"], len(data[0]))
+    assert last["gap"] == pytest.approx(expected, abs=1e-6)
     known = (-now).exp()
     for row, label, old in zip(trainer._matched.now, labels, before, strict=True):
         assert float((known - row[label]).abs().min()) < 1e-5

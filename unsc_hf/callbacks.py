@@ -55,8 +55,7 @@ class Check:
         retain_accuracy: on held-out retained rows.
         leak: on the same held-out retained rows.
         exposure: of single rows of a classifier, the chance that one is known better than an unseen row.
-        gap: where retained rows are rehearsed, how much more of them are known than of unseen rows, beyond what chance gives
-            (`evaluation.membership.tolerated_gap`).
+        gap: where retained rows are rehearsed, how much more of them are known than of unseen rows (`evaluation.membership.accuracy_gap`).
     """
 
     forget_accuracy: float

@@ -29,7 +29,7 @@ from .config import REFUSED, UNSCConfig, check_fsdp
 from .data import hold_out
 from .errors import UNSCError
 from .evaluation.certificate import Certificate, LogitDrift, logit_drift
-from .evaluation.membership import exposure, tolerated_gap
+from .evaluation.membership import accuracy_gap, exposure
 from .feature_erasure import Choose, Erased, erase_features, evenly
 from .feature_terms import FeatureTerms
 from .fingerprint import data_fingerprint, weight_hash
@@ -349,7 +349,7 @@ class UNSCTrainer(PreparingTrainer):
         if unseen is not None and unseen.losses is not None and forget.losses is not None:
             exposed = exposure(forget.losses, unseen.losses)
             if self._follows:  # nothing else would hold the rest while rows are pushed to be got wrong
-                gap = forget.accuracy - unseen.accuracy - tolerated_gap(unseen.accuracy, len(forget.losses))
+                gap = accuracy_gap(forget.accuracy, unseen.accuracy, len(forget.losses))
         check = Check(
             forget_accuracy=forget.accuracy,
             forget_loss=forget.loss,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,10 +59,17 @@ def tolerated_exposure(rows: int) -> float:
     return 0.5 + max(0.01, (12 * rows) ** -0.5)
 
 
-def tolerated_gap(accuracy: float, rows: int) -> float:
-    """How much more often than unseen rows, which are known with `accuracy`, so many rows are known by chance: a standard deviation,
-    sqrt(accuracy (1 - accuracy) / rows); at least 0.01. To accuse what is known is the gap attack (Yeom et al., arXiv 1709.01604)."""
-    return max(0.01, (accuracy * (1 - accuracy) / rows) ** 0.5)
+def accuracy_gap(accuracy: float, unseen: float, rows: int) -> float:
+    """How much more often so many rows are known than unseen ones: what the gap attack lives on (Yeom et al., arXiv 1709.01604).
+
+    Args:
+        accuracy, unseen: on the rows in question, and on those that the model never saw.
+        rows: of the former; as many as `unseen` lets expect, rounded up to a whole row, are not too many.
+
+    Returns:
+        More than nought where too many are known.
+    """
+    return (round(rows * accuracy) - math.ceil(rows * unseen - 1e-3)) / rows
 
 
 def membership_inference(
