@@ -342,6 +342,30 @@ def test_erasure_does_not_bring_answers_back(
         assert float(inputs[rows.own == c].mean(0) @ moved[c]) == pytest.approx(-0.5, rel=0.1)
 
 
+def test_a_strength_that_was_tried_before_is_what_it_was(tmp_path: Path) -> None:
+    start = build("vit")
+    forget, retain = rows_for(start, "vit")
+
+    def run(*strengths: float) -> tuple[Any, torch.Tensor]:
+        def choose(_reading: Reading, attempt: Callable[[float], None]) -> float:
+            for strength in strengths:
+                attempt(strength)
+            return strengths[0]
+
+        trainer = make_trainer(
+            copy.deepcopy(start), (forget, retain), tmp_path, check_steps=100, max_steps=3, learning_rate=1e-4,
+            max_leak=None, feature_erasure="layers", pseudo_labels="top1", target_forget_accuracy=0.999,
+        )  # fmt: skip
+        trainer.choose_erasure = choose
+        trainer.train()
+        return trainer.erased, logits(trainer.model, forget)
+
+    once, expected = run(0.3)
+    again, found = run(0.3, 0.9, 0.6)
+    assert again == once
+    assert torch.equal(found, expected)
+
+
 def test_what_two_limits_leave_is_what_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

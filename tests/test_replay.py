@@ -94,14 +94,17 @@ class _Blocks(nn.Module):
         return forward
 
     def forward(self, x: Tensor) -> Tensor:
-        first, *_ = self.blocks[0](x) if self.kind == "lists" else (self.blocks[0](x),)
-        x, *_ = self.blocks[1](first) if self.kind == "lists" else (self.blocks[1](first),)
-        if self.kind == "writes":
-            x *= 2
-        x, *_ = self.blocks[2](x) if self.kind == "lists" else (self.blocks[2](x),)
-        if self.kind == "twice":
-            x = self.blocks[2](self.blocks[1](self.blocks[0](x)))
+        for _ in range(2 if self.kind == "twice" else 1):
+            first = self._run(0, x)
+            x = self._run(1, first)
+            if self.kind == "writes":
+                x *= 2
+            x = self._run(2, x)
         return x + first if self.kind == "sums" else x
+
+    def _run(self, i: int, x: Tensor) -> Tensor:
+        found = self.blocks[i](x)
+        return found[0] if self.kind == "lists" else found
 
 
 class _Whole:
@@ -113,13 +116,16 @@ class _Whole:
         return model(batch["x"])
 
 
+WHOLE: Any = _Whole()
+
+
 @pytest.mark.parametrize(
     ("kind", "replayed"), [("plain", True), ("writes", True), ("sums", False), ("twice", False), ("lists", False)]
 )
 def test_models_that_need_more_than_the_last_block_run_whole(kind: str, replayed: bool) -> None:
-    model, reading, batch = _Blocks(kind), _Whole(), {"x": torch.randn(5, 4)}
+    model, batch = _Blocks(kind), {"x": torch.randn(5, 4)}
     own = [block.forward for block in model.blocks]
-    again = Replay(model, model.blocks[2], reading, batch)  # type: ignore[arg-type]
+    again = Replay(model, model.blocks[2], WHOLE, batch)
     with torch.no_grad():
         model.blocks[2].weight.mul_(-3)
     whole = model(batch["x"])
@@ -146,8 +152,8 @@ def test_parts_of_the_block_itself_are_replayed_while_memory_lasts(monkeypatch: 
         layer = getattr(block.mlp, name)
         layer.forward = count(name, layer.forward)
     whole = [head.rows(model, batch) for batch in batches]
-    of_a_block = 4 * model.vit.embeddings(batches[0]["pixel_values"]).numel()
-    for limit, spared in ((2**30, True), (2 * of_a_block, False)):
+    of_a_batch = Replay(model, block.mlp.fc2, head, batches[0])._bytes
+    for limit, spared in ((4 * of_a_batch, True), (1.5 * of_a_batch, False)):  # half of it is for blocks
         monkeypatch.setattr(replay_module, "_MOST_BYTES", limit)
         again = replace(head, replay=Replay(model, block.mlp.fc2, head, batches[0]))
         runs.clear()
@@ -158,10 +164,10 @@ def test_parts_of_the_block_itself_are_replayed_while_memory_lasts(monkeypatch: 
 
 
 def test_what_does_not_fit_in_memory_runs_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, reading = _Blocks("plain"), _Whole()
+    model = _Blocks("plain")
     batches = [{"x": torch.randn(5, 4)} for _ in range(3)]
     monkeypatch.setattr(replay_module, "_MOST_BYTES", 2 * 5 * 4 * 4)
-    again = Replay(model, model.blocks[2], reading, batches[0])  # type: ignore[arg-type]
+    again = Replay(model, model.blocks[2], WHOLE, batches[0])
     for batch in batches:
         with again(batch):
             model(batch["x"])

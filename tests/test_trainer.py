@@ -293,6 +293,20 @@ def test_a_few_stubborn_rows_end_a_run_and_many_do_not(
     assert (trainer.stop_reason, trainer.state.global_step) == (reason, steps)
 
 
+def test_a_run_goes_on_while_more_rows_are_known_than_unseen_ones(
+    low_rank_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(trainer: UNSCTrainer) -> Check:
+        return Check(0.9, 0.5, 1.0, 0.0, exposure=0.5, gap=0.1 if trainer.state.global_step < 10 else 0.0)
+
+    monkeypatch.setattr(UNSCTrainer, "_check", check)
+    trainer = make_trainer(
+        make_vit(), low_rank_data, tmp_path, max_steps=30, check_steps=5, target_forget_accuracy=0.52
+    )
+    trainer.train()
+    assert (trainer.stop_reason, trainer.state.global_step) == ("target", 10)
+
+
 def test_a_loss_of_retained_accuracy_is_said(
     low_rank_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .evaluation.membership import accuracy_gap, exposure
 from .projection import NullSpaceProjection
+from .tasks import Measure
 
 _BISECTIONS = 6
 _NEARLY_FORGOTTEN = 0.05  # below this accuracy ...
@@ -64,6 +66,16 @@ class Check:
     leak: float
     exposure: float | None = None
     gap: float | None = None
+
+    @classmethod
+    def of(cls, forget: Measure, retain: Measure, leak: float, unseen: Measure | None, rehearsed: bool) -> Check:
+        """From what was measured; `unseen`, with its losses sorted, where single rows of a classifier are held against unseen ones."""
+        exposed = gap = None
+        if unseen is not None and unseen.losses is not None and forget.losses is not None:
+            exposed = exposure(forget.losses, unseen.losses)
+            if rehearsed:  # nothing else would hold the rest while rows are pushed to be got wrong
+                gap = accuracy_gap(forget.accuracy, unseen.accuracy, len(forget.losses))
+        return cls(forget.accuracy, forget.loss, retain.accuracy, leak, exposed, gap)
 
     @property
     def known(self) -> float:

@@ -29,7 +29,6 @@ from .config import REFUSED, UNSCConfig, check_fsdp
 from .data import hold_out
 from .errors import UNSCError
 from .evaluation.certificate import Certificate, LogitDrift, logit_drift
-from .evaluation.membership import accuracy_gap, exposure
 from .feature_erasure import Choose, Erased, erase_features, evenly
 from .feature_terms import FeatureTerms
 from .fingerprint import data_fingerprint, weight_hash
@@ -345,19 +344,7 @@ class UNSCTrainer(PreparingTrainer):
             rows = [part.select(evenly(np.arange(len(part)), limit)) for part in rows]
         forget, retain = (self.task.measure(self._iterate(self.model, part, "Check")) for part in rows)
         unseen = None if self.plan is None else self._now_unseen() if self._follows else self.plan.unseen
-        exposed = gap = None
-        if unseen is not None and unseen.losses is not None and forget.losses is not None:
-            exposed = exposure(forget.losses, unseen.losses)
-            if self._follows:  # nothing else would hold the rest while rows are pushed to be got wrong
-                gap = accuracy_gap(forget.accuracy, unseen.accuracy, len(forget.losses))
-        check = Check(
-            forget_accuracy=forget.accuracy,
-            forget_loss=forget.loss,
-            retain_accuracy=retain.accuracy,
-            leak=self.held_out_leak().total,
-            exposure=exposed,
-            gap=gap,
-        )
+        check = Check.of(forget, retain, self.held_out_leak().total, unseen, rehearsed=self._follows)
         # One process decides for all: rounding must not let them disagree on stopping.
         decided: Check = gathered(check, self.args.device)[0]
         return decided
