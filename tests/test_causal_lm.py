@@ -402,9 +402,10 @@ def test_bad_requests(tmp_path: Path) -> None:
     base: dict[str, Any] = {"dataset_name": str(folder), "model_name_or_path": "nowhere"}
     for options, message in (
         ({"forget_split": "gone"}, "forget_split: no split 'gone'"),
-        ({"forget_column": "person", "forget_values": ["77"]}, "no row has person '77'"),
+        ({"forget_column": "person", "forget_values": ["77"]}, "^forget_column: no row has person '77'"),
+        ({"unseen_column": "writer", "unseen_values": ["77"]}, "^unseen_column: no column 'writer'"),
         ({"forget_column": "person"}, "goes with forget_values"),
-        ({"forget_indices": ["0", "99"]}, "99 is out of range"),
+        ({"forget_indices": ["0", "99"]}, "^forget_indices: 99 is out of range"),
         ({"forget_indices": ["0", "0"]}, "given more than once"),
         ({"forget_indices": ["x"]}, "no row number"),
         ({"eval_splits": ["mars"]}, "eval_splits: no split 'mars'"),

@@ -318,11 +318,11 @@ def test_requests_in_sequence_from_the_command_line(
     ("arguments", "message"),
     [
         (("--forget_classes", "monye"), "closest: 'money'"),
-        (("--forget_indices", "5", "400"), "400 is out of range"),
+        (("--forget_indices", "5", "400"), "error: forget_indices: 400 is out of range"),
         (("--forget_indices", "5", "5"), "row 5 is given more than once"),
         (("--forget_indices", "5", "--forget_classes", "money"), "choose one way"),
         (("--forget_column", "user"), "goes with forget_values"),
-        (("--forget_column", "user", "--forget_values", "7"), "no row has user '7'"),
+        (("--forget_column", "user", "--forget_values", "7"), "error: forget_column: no row has user '7'"),
         ((), "forget_classes: not given"),
         (("--forget_classes", "money", "--text_columns", "body"), "no column 'body'"),
         (("--forget_classes", "money", "--use_peft", "--lora_target_modules", "querry"), "did you mean"),

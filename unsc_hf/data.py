@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -317,21 +317,33 @@ class Request:
         forget_classes: names or ids.
         indices: row numbers in the training data.
         column_values: values by column.
+        option: what the command line calls the selection, for errors; its name above when None.
     """
 
     forget_classes: tuple[Any, ...] | None = None
     indices: tuple[int, ...] | None = None
     column_values: Mapping[str, Any] | None = None
+    option: str | None = field(default=None, compare=False)
 
     def split(self, dataset: Dataset, label_column: str | None = None) -> Split:
-        """Rows to forget and rows to keep."""
-        return split_dataset(
-            dataset,
-            forget_classes=self.forget_classes,
-            indices=self.indices,
-            column_values=self.column_values,
-            label_column=label_column,
-        )
+        """Rows to forget and rows to keep.
+
+        Raises:
+            UNSCError: as `split_dataset`; it names `option`.
+        """
+        try:
+            return split_dataset(
+                dataset,
+                forget_classes=self.forget_classes,
+                indices=self.indices,
+                column_values=self.column_values,
+                label_column=label_column,
+            )
+        except UNSCError as error:
+            argument, _, what = str(error).partition(": ")
+            if self.option is None or getattr(self, argument, None) is None:
+                raise
+            raise UNSCError(f"{self.option}: {what}") from None
 
 
 def hold_out(dataset: Dataset, fraction: float, labels: np.ndarray, limit: int, seed: int) -> tuple[Dataset, Dataset]:

@@ -131,7 +131,8 @@ def load_language_data(arguments: LanguageArguments) -> LanguageData:
         raise UNSCError("unseen_column: goes with unseen_values; give both.")
     unseen = None
     if arguments.unseen_column is not None:
-        unseen, retain = Request(column_values={arguments.unseen_column: arguments.unseen_values or []}).split(retain)
+        apart = Request(column_values={arguments.unseen_column: arguments.unseen_values or []}, option="unseen_column")
+        unseen, retain = apart.split(retain)
     request = arguments.request()
     if request is not None:
         forget, kept = request.split(forget)

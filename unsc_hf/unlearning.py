@@ -131,9 +131,9 @@ class SharedArguments:
         if classes:
             return Request(forget_classes=tuple(read_names(classes)))
         if self.forget_indices:
-            return Request(indices=read_indices(self.forget_indices))
+            return Request(indices=read_indices(self.forget_indices), option="forget_indices")
         if self.forget_column is not None:
-            return Request(column_values={self.forget_column: self.forget_values or []})
+            return Request(column_values={self.forget_column: self.forget_values or []}, option="forget_column")
         return None
 
     def base_plan(self, seed: int) -> dict[str, Any]:
