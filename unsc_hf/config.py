@@ -54,7 +54,7 @@ class UNSCConfig(TrainingArguments):
         sketch_size (`int`, *optional*): columns of every sketch, instead of as many as the limit allows.
 
     Parameters that control forgetting:
-        pseudo_labels (`str`, *optional*): `"top1"`, `"soft"`, `"second"`, `"random"`, `"nearest_mean"` or `"matched"`; see
+        pseudo_labels (`str`, *optional*): `"top1"`, `"soft"`, `"second"`, `"random"`, `"nearest_mean"`, `"matched"` or `"left_out"`; see
             `unsc_hf.pseudo_labels`. None means `"soft"` for whole classes and `"matched"` for single rows; the paper's is
             `"top1"`.
         pseudo_label_temperature (`float`, defaults to `0.5`): of `"soft"`: 1 is the original's own distribution over the
@@ -281,13 +281,14 @@ class UNSCConfig(TrainingArguments):
         super().__post_init__()
 
 
-def check_fsdp(plugin: Any, objective: str, erasure: str = "none") -> None:
+def check_fsdp(plugin: Any, objective: str, erasure: str = "none", strategy: str | None = None) -> None:
     """Refuse ways of sharding that the projection cannot follow, whether arguments or a launcher asked for them.
 
     Args:
         plugin: accelerate's `FullyShardedDataParallelPlugin`.
         objective: name of the objective.
         erasure: `feature_erasure`.
+        strategy: `pseudo_labels`.
 
     Raises:
         UNSCError: names the option and what to set instead.
@@ -319,6 +320,10 @@ def check_fsdp(plugin: Any, objective: str, erasure: str = "none") -> None:
     if erasure != "none":
         raise UNSCError(
             "feature_erasure: not supported with FSDP, sharded weights cannot be folded into; use DDP (torchrun)."
+        )
+    if strategy == "left_out":
+        raise UNSCError(
+            "pseudo_labels: 'left_out' is not supported with FSDP, it reads an untrained model beside the sharded one; use DDP (torchrun)."
         )
     if OBJECTIVES[objective].teacher:
         raise UNSCError(

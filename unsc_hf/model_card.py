@@ -29,6 +29,7 @@ _RELABELLING = {
     "random": "each forgotten row is re-labelled at random",
     "nearest_mean": "each forgotten row is re-labelled with the remaining class whose mean is nearest",
     "matched": "each forgotten row is re-labelled to be known as well as rows are that the original never saw",
+    "left_out": "each forgotten row is re-labelled to be known as well as equally hard rows are that the original never saw",
 }
 # What loads a model of each task: its class, and the class and name of what prepares its inputs.
 LOADERS = {

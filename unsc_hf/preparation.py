@@ -22,13 +22,14 @@ from .evaluation.membership import tolerated_exposure
 from .feature_terms import FeatureTerms
 from .fingerprint import data_fingerprint
 from .layers import NOT_INPUTS, LayerSelection, evaluation_mode, find_layers, trace_layers
+from .left_out import LeftOut
 from .moments import Measurable, Moment
 from .objectives import OBJECTIVES
 from .offload import Shelf, shelve_moments
 from .outputs import Outputs, collect_outputs, iterate_outputs, join_outputs
 from .plan import UnlearningPlan
 from .projection import NullSpaceProjection
-from .pseudo_labels import MatchedTargets, Matching
+from .pseudo_labels import AS_UNSEEN, MatchedTargets, Matching
 from .relabelled import RelabelledDataset
 from .statistics import ActivationStatistics
 from .subspace import Subspace, build_subspace, no_capacity_message, no_capacity_reason, randomised
@@ -198,9 +199,13 @@ class PreparingTrainer(Trainer):
 
     def _targets(self, model: nn.Module, strategy: str, retain: Outputs | None) -> list[dict[str, Tensor]]:
         """Targets of every forget row that is trained on, from the original model."""
-        matching = None
-        if strategy == "matched" and self._unseen is not None:
-            matching = Matching.of(self._iterate(model, self._forget_train, "Margins"), self._unseen_outputs(model))
+        matching = order = None
+        if strategy == "left_out":
+            order = self._left_out(model)
+        if strategy in AS_UNSEEN and self._unseen is not None:
+            matching = Matching.of(
+                self._iterate(model, self._forget_train, "Margins"), self._unseen_outputs(model), order
+            )
         parts = self._iterate(model, self._forget_train, "Pseudo-labels", features=retain is not None)
         if self.task.label_column is not None:
             outputs = join_outputs(list(parts))
@@ -212,6 +217,22 @@ class PreparingTrainer(Trainer):
                 targets = [{**row, "target_row": torch.tensor(i)} for i, row in enumerate(targets)]
             return targets
         return [target for part in parts for target in self.task.targets(strategy, part, retain, matching)]
+
+    def _left_out(self, model: nn.Module) -> Tensor:
+        """How well each forget row would be known if it had been left out; unseen rows as hard as these take the place of all."""
+        assert self._unseen is not None
+        found = LeftOut.of(
+            model,
+            self._prepared(self._retain_train),
+            self._prepared(self._forget_train),
+            self._prepared(self._unseen),
+            self._collate,
+            batch_size=self.args.per_device_eval_batch_size,
+            seed=self.args.seed,
+            progress=not self.args.disable_tqdm,
+        )
+        self._unseen = self._unseen.select(found.counterparts)
+        return found.order
 
     def _unseen_outputs(self, model: nn.Module) -> Iterable[Outputs]:
         """The original's outputs on unseen rows; a classifier's are small, and read once."""

@@ -3,7 +3,7 @@
 UNSC (arXiv 2404.13588, section 4.2) takes the original model's most likely class among the remaining ones, "top1". Pushed
 towards a single label with full confidence, a row takes retained rows of neighbouring classes with it; the original's own
 distribution over the remaining classes, "soft", asks for no more than that the forgotten class disappears, and its gradient
-vanishes once it has. "matched" serves requests of single rows: a model that never saw a row still gets most such rows right,
+vanishes once it has. "matched" and "left_out" serve requests of single rows: a model that never saw a row still gets most such rows right,
 so they are re-labelled to be known as well as unseen rows are, not as badly as can be. The others exist to be compared.
 """
 
@@ -19,7 +19,8 @@ from torch import Tensor
 from .errors import UNSCError
 from .outputs import Outputs
 
-STRATEGIES = ("top1", "soft", "second", "random", "nearest_mean", "matched")
+STRATEGIES = ("top1", "soft", "second", "random", "nearest_mean", "matched", "left_out")
+AS_UNSEEN = ("matched", "left_out")  # for single rows: they may keep their own label
 
 
 def pseudo_labels(
@@ -32,30 +33,33 @@ def pseudo_labels(
     temperature: float = 1.0,
     seed: int | torch.Generator = 0,
 ) -> Tensor:
-    """Labels for the forget rows; but for "matched" never a row's own label and never a class that does not remain.
+    """Labels for the forget rows; but for `AS_UNSEEN` never a row's own label and never a class that does not remain.
 
     Args:
         strategy: "top1" the most likely remaining class; "second" the second most likely; "soft" the softmax over the
             remaining classes, of logits divided by `temperature`; "random" uniform over them; "nearest_mean" the class whose
-            mean head input over `retain` is nearest (Euclidean); "matched" a distribution that knows the row as well as unseen rows are known.
+            mean head input over `retain` is nearest (Euclidean); "matched" and "left_out" a distribution that knows the row as well as unseen rows are known,
+            rows in the order of their margins, or of how well they would be known if they had been left out (`left_out.py`).
         forget: the original model's outputs on the forget rows, in eval mode.
         remaining: ids of the classes that still occur in the retained data.
         retain: outputs on retained rows, for "nearest_mean".
-        matching: for "matched".
+        matching: for "matched" and "left_out".
         temperature: of "soft"; towards 0 it becomes "top1".
         seed: for "random"; a generator goes on where it was.
 
     Returns:
-        int64 ids of shape (rows,), or for "soft" and "matched" a float32 distribution of shape (rows, labels).
+        int64 ids of shape (rows,), or for "soft" and `AS_UNSEEN` a float32 distribution of shape (rows, labels).
 
     Raises:
         UNSCError: unknown strategy, or too few remaining classes for it.
     """
     if strategy not in STRATEGIES:
         raise UNSCError(f"pseudo_labels: {strategy!r} does not exist; choose from {', '.join(STRATEGIES)}.")
-    if strategy == "matched":
+    if strategy in AS_UNSEEN:
         if matching is None:
-            raise UNSCError("pseudo_labels: 'matched' needs unseen_dataset, rows that the original model never saw.")
+            raise UNSCError(
+                f"pseudo_labels: {strategy!r} needs unseen_dataset, rows that the original model never saw."
+            )
         return matching.labels(forget)
     rows, classes = forget.logits.shape
     allowed = torch.zeros(rows, classes, dtype=torch.bool)
@@ -91,22 +95,28 @@ class Matching:
     Attributes:
         margins: under the original model, sorted, (forget rows,).
         unseen: probabilities of the true labels of unseen rows, sorted, (unseen rows,).
+        order: by what the rows are put in order instead of their margins, the larger, the better known; of all rows, in theirs.
     """
 
     margins: Tensor
     unseen: Tensor
+    order: Tensor | None = None
 
     @classmethod
-    def of(cls, forget: Iterable[Outputs], unseen: Iterable[Outputs]) -> Matching:
+    def of(cls, forget: Iterable[Outputs], unseen: Iterable[Outputs], order: Tensor | None = None) -> Matching:
         """From the original model's outputs, batch by batch."""
         margins = torch.cat([margin(part) for part in forget]).sort().values
         known = [part.logits.double().softmax(1).gather(1, part.labels[:, None])[:, 0] for part in unseen]
-        return cls(margins, torch.cat(known).sort().values)
+        return cls(margins, torch.cat(known).sort().values, order)
 
     def labels(self, forget: Outputs) -> Tensor:
-        """Distributions (rows, labels): the row at some quantile of the margins gives its true label the probability at
-        the same quantile of the unseen rows; the rest is shared as the original shares it among the other labels."""
-        place = torch.searchsorted(self.margins, margin(forget), right=True).double() - 0.5
+        """Distributions (rows, labels): the row at some quantile of the margins, or of `order`, gives its true label the probability at
+        the same quantile of the unseen rows; the rest is shared as the original shares it among the other labels. With `order`, of all
+        rows at once."""
+        if self.order is None:
+            place = torch.searchsorted(self.margins, margin(forget), right=True).double() - 0.5
+        else:
+            place = self.order.argsort().argsort().double() + 0.5
         index = (place / len(self.margins) * len(self.unseen)).long().clamp(0, len(self.unseen) - 1)
         true = self.unseen[index]
         others = forget.logits.double().scatter(1, forget.labels[:, None], -torch.inf).softmax(1)

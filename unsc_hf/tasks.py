@@ -34,7 +34,7 @@ from .errors import UNSCError
 from .evaluation.accuracy import macro_accuracy
 from .loading import model_label_names
 from .outputs import Outputs, classify
-from .pseudo_labels import Matching, pseudo_labels, sparse
+from .pseudo_labels import AS_UNSEEN, Matching, pseudo_labels, sparse
 
 SOFT_TOKENS = 64  # next tokens kept of a soft pseudo-label over a vocabulary
 
@@ -133,7 +133,7 @@ class ClassificationTask:
             seed=self._args.seed,
         )
         hard = found if found.dim() == 1 else found.argmax(1)
-        if strategy != "matched" and bool((hard == forget.labels).any()):
+        if strategy not in AS_UNSEEN and bool((hard == forget.labels).any()):
             raise RuntimeError("a pseudo-label equals the row's own label")
         reference = -F.cross_entropy(forget.logits, forget.labels, reduction="none")
         return [{"pseudo_labels": label, "reference": value} for label, value in zip(found, reference, strict=True)]
@@ -191,9 +191,9 @@ class CausalLMTask:
     def __init__(
         self, model: PreTrainedModel, args: UNSCConfig, forget: Dataset, retain: Dataset, processing_class: Any
     ) -> None:
-        if args.pseudo_labels == "nearest_mean":
+        if args.pseudo_labels in ("nearest_mean", "left_out"):
             raise UNSCError(
-                "pseudo_labels: 'nearest_mean' needs classes; a language model has 'top1', 'soft', 'second', 'random'."
+                f"pseudo_labels: {args.pseudo_labels!r} needs classes; a language model has 'top1', 'soft', 'second', 'random', 'matched'."
             )
         if args.subspace_merge == "concat" or args.subspace_rule == "released_ramp":
             raise UNSCError(

@@ -142,6 +142,11 @@ class UNSCTrainer(PreparingTrainer):
                 "unseen_dataset: not given, but single rows are to be forgotten, not whole classes; give rows that the "
                 "model never saw (a validation split), or set target_forget_accuracy."
             )
+        if args.pseudo_labels == "left_out" and (self.whole_classes or unseen_dataset is None):
+            raise UNSCError(
+                "pseudo_labels: 'left_out' is for single rows that share their class with retained ones, held against unseen_dataset; "
+                + ("use 'soft' for whole classes." if self.whole_classes else "give rows that the model never saw.")
+            )
         self._unseen, self._forgotten_rows = unseen_dataset, len(forget_dataset)
         self._unseen_read: list[Outputs] | None = None
         self._matched: MatchedTargets | None = None
@@ -199,7 +204,7 @@ class UNSCTrainer(PreparingTrainer):
         Upstream shards when training begins, and finds that done.
         """
         plugin = self.accelerator.state.fsdp_plugin
-        check_fsdp(plugin, self.args.objective, self.args.feature_erasure)
+        check_fsdp(plugin, self.args.objective, self.args.feature_erasure, self.args.pseudo_labels)
         if plugin.transformer_cls_names_to_wrap is None:
             plugin.transformer_cls_names_to_wrap = units_to_shard(self.model)
         grouped = [layer.name for layer in find_layers(self.model).layers if layer.geometry.groups > 1]

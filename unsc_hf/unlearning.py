@@ -141,8 +141,8 @@ class SharedArguments:
         return {
             "size": self.model_size,
             "base_model": None if self.model_size else self.model_name_or_path,
-            "epochs": self.train_epochs,
-            "learning_rate": self.train_learning_rate,
+            "epochs": float(self.train_epochs),
+            "learning_rate": float(self.train_learning_rate),
             "batch_size": self.train_batch_size,
             "seed": seed,
         }
