@@ -10,7 +10,7 @@ A request is classes joined by "+", a text file with one class a line, or `rows:
 For each request and seed an original (shared by all requests) and a retrained model are trained, or taken from
 `--references_dir`; with `--originals` nothing is trained but, on `--train_retrained`, the references. The original is unlearned with full weights and, unless
 `--no_adapters`, in LoRA adapters. Other options are the recipe's; unlearning uses the package's defaults, but for `--objective`,
-`--retain_weight`, `--energy` and `--target_modules`. Nothing is chosen on the test set. Every finished run is kept in
+`--retain_weight`, `--pseudo_labels`, `--energy` and `--target_modules`. Nothing is chosen on the test set. Every finished run is kept in
 `OUT/_runs`, so a stopped benchmark goes on where it was.
 """
 
@@ -115,6 +115,7 @@ def one_run(
         "adapter_share": trained / total if arguments.use_peft else None,
         "objective": config.objective,
         "retain_weight": config.retain_weight,
+        "pseudo_labels": result.trainer.pseudo_label_strategy,
         "energy": config.energy,
         "target_modules": config.target_modules,
         "adapter": {"r": arguments.lora_r, "target_modules": arguments.lora_target_modules}
@@ -179,6 +180,7 @@ def main() -> None:
     own.add_argument("--only_train", action="store_true", help="train originals and references, then stop")
     own.add_argument("--objective", default="unsc")
     own.add_argument("--retain_weight", type=float, default=1.0)
+    own.add_argument("--pseudo_labels", help="how rows are re-labelled, by default as the package does")
     own.add_argument("--energy", type=float, default=UNSCConfig.energy)
     own.add_argument("--target_modules", nargs="+", help="layers that full weights may change, all by default")
     own.add_argument(
@@ -193,7 +195,9 @@ def main() -> None:
         parser.error("--originals: give one model for each of --seeds")
     if references and (not given or len(requests) > 1):
         parser.error("--retrained: needs --originals and belongs to one request")
-    chosen = {name: options.pop(name) for name in ("objective", "retain_weight", "energy", "target_modules")}
+    chosen = {
+        name: options.pop(name) for name in ("objective", "retain_weight", "pseudo_labels", "energy", "target_modules")
+    }
     on_validation = options.pop("on_validation")
     only_train, threads, folder = options.pop("only_train"), options.pop("threads"), Path(options.pop("output_dir"))
     torch.set_num_threads(threads)

@@ -1,0 +1,106 @@
+"""Which rows would a model get wrong that never saw them, and how many? Guesses from the original and unseen rows, beside models that were
+retrained without them.
+
+    python benchmarks/left_out.py text --dataset_name DATA --originals ORIGINAL_SEED0 ... --retrained RETRAINED_SEED0 ... --rows 500 \
+        --output benchmarks/results/clinc150_rows/left_out.json
+
+The rows are those of `rows:N` in `requests.py`; each original is asked beside its own retrained model. `order`: area under the ROC curve of
+finding the rows that the retrained model gets wrong. `accuracy`: of the retrained model on the rows, and of the original on unseen rows, all of
+them and the rows' counterparts, in percent; `exposure` is that of the rows in the retrained model, held against each of the two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+
+from unsc_hf import UNSCConfig
+from unsc_hf.data import Request, default_collator, find_label_column, prepare_dataset
+from unsc_hf.evaluation.membership import exposure
+from unsc_hf.files import write_text
+from unsc_hf.left_out import counterparts, left_out_margins, mean_quantiles, read_rows, untrained_twin
+from unsc_hf.loading import load_as
+from unsc_hf.model_card import versions
+from unsc_hf.outputs import Outputs, collect_outputs
+from unsc_hf.pseudo_labels import margin
+from unsc_hf.unlearning import ImageArguments, TextArguments
+
+
+def one_pair(kind: str, dataset: str, original: str, retrained: str, count: int, seed: int) -> dict[str, Any]:
+    """All guesses about one original, beside its retrained model."""
+    arguments = {"image": ImageArguments, "text": TextArguments}[kind](dataset_name=dataset)
+    data = arguments.load(UNSCConfig(output_dir="unused"))
+    rows = np.random.default_rng(0).choice(len(data["train"]), count, replace=False)
+    forget, retain = Request(indices=tuple(sorted(rows.tolist()))).split(data["train"])
+    model, other = (load_as(arguments.auto_class, name, "originals") for name in (original, retrained))
+    processor = arguments.load_processor(original)
+    label, collate = find_label_column(forget, None), default_collator(processor)
+    parts = [prepare_dataset(part, processor, model, label) for part in (retain, forget, data["validation"])]
+
+    def quantiles(network: torch.nn.Module) -> np.ndarray:
+        taught, *asked = (read_rows(network, part, collate) for part in parts)
+        return mean_quantiles(left_out_margins(taught, asked))
+
+    def losses(outputs: Outputs) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(outputs.logits.double(), outputs.labels, reduction="none")
+
+    known = {
+        name: [collect_outputs(network, part, collate) for part in parts[1:]]
+        for name, network in (("original", model), ("retrained", other))
+    }
+    true = margin(known["retrained"][0]).numpy()
+    features, twin = quantiles(model), quantiles(untrained_twin(model, seed))
+    chosen = counterparts(twin[:count], twin[count:])
+    orders = {
+        "original's margins": margin(known["original"][0]).numpy(),
+        "original's features": features[:count],
+        "untrained twin": twin[:count],
+        "both": (features + twin)[:count],
+    }
+    unseen, theirs = margin(known["original"][1]).numpy() > 0, losses(known["retrained"][1])
+    mine = losses(known["retrained"][0])
+    return {
+        "seed": seed,
+        "order": {name: float(roc_auc_score(true > 0, values)) for name, values in orders.items()},
+        "accuracy": {
+            "retrained, on the rows": 100 * float((true > 0).mean()),
+            "original, on unseen rows": 100 * float(unseen.mean()),
+            "original, on counterparts": 100 * float(unseen[chosen].mean()),
+        },
+        "exposure": {
+            "beside unseen rows": exposure(mine, theirs.sort().values),
+            "beside counterparts": exposure(mine, theirs[chosen].sort().values),
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=["image", "text"])
+    parser.add_argument("--dataset_name", required=True, help="with a validation split, the unseen rows")
+    parser.add_argument("--originals", nargs="+", required=True)
+    parser.add_argument("--retrained", nargs="+", required=True, help="one for each original, without the rows")
+    parser.add_argument("--rows", type=int, default=500)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    pairs = [
+        one_pair(options.kind, options.dataset_name, original, retrained, options.rows, seed)
+        for seed, (original, retrained) in enumerate(zip(options.originals, options.retrained, strict=True))
+    ]
+    for measure in ("order", "accuracy", "exposure"):
+        for name in pairs[0][measure]:
+            values = [pair[measure][name] for pair in pairs]
+            print(f"{measure:10}{name:28}{np.mean(values):8.3f} ± {np.std(values, ddof=min(1, len(values) - 1)):.3f}")
+    write_text(Path(options.output), json.dumps({"pairs": pairs, "versions": versions()}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
