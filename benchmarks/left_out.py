@@ -24,7 +24,7 @@ from unsc_hf import UNSCConfig
 from unsc_hf.data import Request, default_collator, find_label_column, prepare_dataset
 from unsc_hf.evaluation.membership import exposure
 from unsc_hf.files import write_text
-from unsc_hf.left_out import counterparts, left_out_margins, mean_quantiles, read_rows, untrained_twin
+from unsc_hf.left_out import TWINS, counterparts, left_out_margins, mean_quantiles, read_rows, untrained_twin
 from unsc_hf.loading import load_as
 from unsc_hf.model_card import versions
 from unsc_hf.outputs import Outputs, collect_outputs
@@ -55,13 +55,15 @@ def one_pair(kind: str, dataset: str, original: str, retrained: str, count: int,
         for name, network in (("original", model), ("retrained", other))
     }
     true = margin(known["retrained"][0]).numpy()
-    features, twin = quantiles(model), quantiles(untrained_twin(model, seed))
-    chosen = counterparts(twin[:count], twin[count:])
+    features, each = quantiles(model), [quantiles(untrained_twin(model, seed + i)) for i in range(TWINS)]
+    twins = np.mean(each, axis=0)
+    chosen = counterparts(twins[:count], twins[count:])
     orders = {
         "original's margins": margin(known["original"][0]).numpy(),
         "original's features": features[:count],
-        "untrained twin": twin[:count],
-        "both": (features + twin)[:count],
+        "an untrained twin": each[0][:count],
+        f"{TWINS} untrained twins": twins[:count],
+        "twins and features": (features + twins)[:count],
     }
     unseen, theirs = margin(known["original"][1]).numpy() > 0, losses(known["retrained"][1])
     mine = losses(known["retrained"][0])

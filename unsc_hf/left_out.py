@@ -5,8 +5,9 @@ least sure of, for it has learned them by heart; and training rows are often eas
 that never saw them knows them better than "unseen" rows. Both can be asked of linear discriminants (Fisher 1936; covariance shrunk after
 Ledoit and Wolf 2004) that are taught with retained rows alone:
 
-- in an untrained twin of the model, the same architecture with fresh weights. Such features still carry what a row looks like
-  (random features: Rahimi and Recht, NIPS 2007), and saw nobody's rows. They pick the unseen rows to compare with.
+- in untrained twins of the model, the same architecture with fresh weights. Such features still carry what a row looks like
+  (random features: Rahimi and Recht, NIPS 2007), and saw nobody's rows. They pick the unseen rows to compare with; several, since what they
+  misjudge makes all rows look alike.
 - in the original too. Its features were shaped by the rows to forget, so they say nothing of how easy all of them are; but they help to
   put them in order.
 """
@@ -33,6 +34,7 @@ from .readings import find_readings, read_all
 
 Rows = tuple[list[np.ndarray], np.ndarray]  # features by reading, (rows, width) each, and labels, (rows,)
 
+TWINS = 3
 _MOST_COUNTERPARTS = 100  # unseen rows beside each row to forget: of two rows, a hundred each say enough
 
 
@@ -61,14 +63,14 @@ class LeftOut:
         seed: int = 0,
         progress: bool = False,
     ) -> LeftOut:
-        """Ask both models.
+        """Ask the original and its twins.
 
         Args:
             model: the original, a classifier.
             taught: prepared retained rows.
             forget, unseen: prepared rows to forget, and rows that the model never saw.
             collate: makes a batch with "labels".
-            seed: of the twin's weights.
+            seed: of the twins' weights.
 
         Raises:
             UNSCError: retained rows of a single class.
@@ -81,9 +83,12 @@ class LeftOut:
             ]
             return mean_quantiles(left_out_margins(rows[0], rows[1:]))
 
-        twin, original = ease(untrained_twin(model, seed), "untrained twin"), ease(model, "original")
+        twins = np.mean(
+            [ease(untrained_twin(model, seed + i), f"untrained twin {i + 1} of {TWINS}") for i in range(TWINS)], axis=0
+        )
         count = len(forget)
-        return cls(torch.from_numpy(twin + original)[:count], counterparts(twin[:count], twin[count:]))
+        order = torch.from_numpy(twins + ease(model, "original"))[:count]
+        return cls(order, counterparts(twins[:count], twins[count:]))
 
 
 def untrained_twin(model: nn.Module, seed: int) -> nn.Module:
