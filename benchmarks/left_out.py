@@ -5,7 +5,7 @@ retrained without them.
         --output benchmarks/results/clinc150_rows/left_out.json
 
 The rows are those of `rows:N` in `requests.py`; each original is asked beside its own retrained model. `order`: area under the ROC curve of
-finding the rows that the retrained model gets wrong. `accuracy`: of the retrained model on the rows, and of the original on unseen rows, all of
+finding the rows that the retrained model gets wrong; `fifths`: its accuracy on each fifth of the rows in that order (the picture beside). `accuracy`: of the retrained model on the rows, and of the original on unseen rows, all of
 them and the rows' counterparts, in percent; `exposure` is that of the rows in the retrained model, held against each of the two.
 """
 
@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
 from unsc_hf import UNSCConfig
@@ -28,6 +30,7 @@ from unsc_hf.left_out import TWINS, counterparts, left_out_margins, mean_quantil
 from unsc_hf.loading import load_as
 from unsc_hf.model_card import versions
 from unsc_hf.outputs import Outputs, collect_outputs
+from unsc_hf.plots import GREY, ORANGE
 from unsc_hf.pseudo_labels import margin
 from unsc_hf.unlearning import ImageArguments, TextArguments
 
@@ -70,6 +73,7 @@ def one_pair(kind: str, dataset: str, original: str, retrained: str, count: int,
     return {
         "seed": seed,
         "order": {name: float(roc_auc_score(true > 0, values)) for name, values in orders.items()},
+        "fifths": {name: fifths(true > 0, values) for name, values in orders.items()},
         "accuracy": {
             "retrained, on the rows": 100 * float((true > 0).mean()),
             "original, on unseen rows": 100 * float(unseen.mean()),
@@ -80,6 +84,27 @@ def one_pair(kind: str, dataset: str, original: str, retrained: str, count: int,
             "beside counterparts": exposure(mine, theirs[chosen].sort().values),
         },
     }
+
+
+def fifths(known: np.ndarray, order: np.ndarray) -> list[float]:
+    """Percent of rows known in each fifth of an order."""
+    return [100 * float(part.mean()) for part in np.array_split(known[np.argsort(order, kind="stable")], 5)]
+
+
+def draw(pairs: Sequence[dict[str, Any]], file: Path) -> None:
+    """Accuracy of the retrained models by fifths of the orders that begin with the original's margins and end with all there is."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    names = list(pairs[0]["fifths"])
+    for name, colour in ((names[0], GREY), (names[-1], ORANGE)):
+        values = np.array([pair["fifths"][name] for pair in pairs])
+        axes.plot(range(1, 6), values.mean(0), "o-", color=colour, label=name)
+        axes.fill_between(range(1, 6), values.min(0), values.max(0), color=colour, alpha=0.2)
+    axes.set_xticks(range(1, 6), ["guessed\nhardest", "2", "3", "4", "guessed\neasiest"])
+    axes.set_xlabel("rows in fifths, put in order by")
+    axes.set_ylabel("known by models retrained without them, %")
+    axes.legend()
+    figure.savefig(file, dpi=150)
 
 
 def main() -> None:
@@ -101,6 +126,7 @@ def main() -> None:
         for name in pairs[0][measure]:
             values = [pair[measure][name] for pair in pairs]
             print(f"{measure:10}{name:28}{np.mean(values):8.3f} ± {np.std(values, ddof=min(1, len(values) - 1)):.3f}")
+    draw(pairs, Path(options.output).with_suffix(".png"))
     write_text(Path(options.output), json.dumps({"pairs": pairs, "versions": versions()}, indent=1))
 
 

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .collecting import evenly_spaced
 from .errors import UNSCError
 from .evaluation.band import Band, choose_strength
 from .evaluation.probes import linear_probe
-from .feature_erasure import Batch, evenly, row_batches
+from .feature_erasure import Batch, row_batches
 from .loading import own_processor
 from .readings import Reading, find_readings, read_all
 
@@ -60,8 +61,8 @@ class ProbeBands:
         known, mine = trainer.task.strata(retain), trainer.task.strata(forget)
         classes = len(trainer.remaining_classes) + len(trainer.forgotten_classes)
         self._per_class = min(max(_ROWS // classes, _FEWEST_ROWS), _ROWS_PER_CLASS)
-        kept = [evenly(np.flatnonzero(known == c), self._per_class) for c in trainer.remaining_classes]
-        gone = [evenly(np.flatnonzero(mine == c), self._per_class) for c in trainer.forgotten_classes]
+        kept = [evenly_spaced(np.flatnonzero(known == c), self._per_class) for c in trainer.remaining_classes]
+        gone = [evenly_spaced(np.flatnonzero(mine == c), self._per_class) for c in trainer.forgotten_classes]
         self._parts = (forget.select(np.concatenate(gone)), retain.select(np.concatenate(kept)))
         self._rows = self._batches(None)
         self._last: dict[str, float] = {}

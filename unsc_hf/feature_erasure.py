@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .adapters import head_weights
+from .collecting import evenly_spaced
 from .data import default_collator, prepare_dataset
 from .erasure import LowRank, differences, least_leak, output_shifts, shared_pairs
 from .errors import UNSCError
@@ -481,11 +482,11 @@ def erasure_rows(trainer: UNSCTrainer) -> ErasureRows:
     mine = trainer.task.strata(forget)
     gone = np.unique(mine)
     limit = max(_FORGOTTEN_ROWS // len(gone), _FORGOTTEN_ROWS_PER_CLASS)
-    chosen = np.sort(np.concatenate([evenly(np.flatnonzero(mine == c), limit) for c in gone]))
+    chosen = np.sort(np.concatenate([evenly_spaced(np.flatnonzero(mine == c), limit) for c in gone]))
     batches = partial(row_batches, trainer)
     forgotten = batches(forget.select(chosen))
     if plan.pseudo_labels is None:  # a language model: answers are one group
-        retained = batches(retain.select(evenly(np.arange(len(retain)), _FORGOTTEN_ROWS)))
+        retained = batches(retain.select(evenly_spaced(np.arange(len(retain)), _FORGOTTEN_ROWS)))
         counts = [sum(int((b["labels"][:, 1:] != IGNORED).sum()) for b in part) for part in (forgotten, retained)]
         relabelled, labels = (torch.zeros(count, dtype=torch.long) for count in counts)
         return ErasureRows(forgotten, retained, relabelled, relabelled, labels)
@@ -500,18 +501,13 @@ def erasure_rows(trainer: UNSCTrainer) -> ErasureRows:
             alone[0],
         )
     shared = sorted({new for _, new in pairs})
-    kept = [evenly(np.flatnonzero(known == c), _ROWS_PER_CLASS) for c in shared]
-    others = evenly(np.flatnonzero(~np.isin(known, shared)), _OTHER_ROWS)
+    kept = [evenly_spaced(np.flatnonzero(known == c), _ROWS_PER_CLASS) for c in shared]
+    others = evenly_spaced(np.flatnonzero(~np.isin(known, shared)), _OTHER_ROWS)
     rows = np.sort(np.concatenate([*kept, others]))
     few = [c for c, part in zip(shared, kept, strict=True) if len(part) < _FEW_ROWS]
     if few:
         logger.warning("Class %s has fewer than %d retained rows: its mean is uncertain.", few[0], _FEW_ROWS)
     return ErasureRows(forgotten, batches(retain.select(rows)), own, relabelled, torch.from_numpy(known[rows]))
-
-
-def evenly(rows: np.ndarray, limit: int) -> np.ndarray:
-    """At most `limit` of the rows, evenly spaced."""
-    return rows if len(rows) <= limit else rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
 
 
 def row_batches(trainer: UNSCTrainer, rows: Dataset, processor: Any = None) -> list[dict[str, Any]]:

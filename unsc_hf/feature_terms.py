@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from .class_statistics import ClassStatistics, feature_targets
-from .feature_erasure import evenly, row_batches
+from .collecting import evenly_spaced
+from .feature_erasure import row_batches
 from .fingerprint import Fingerprint, data_fingerprint
 from .layers import capture_inputs
 from .objectives.terms import ANSWERS, FeatureTargets
@@ -62,7 +63,9 @@ class FeatureTerms:
         """From at most 500 retained rows of each class."""
         retain = trainer._retain_train
         known = trainer.task.strata(retain)
-        rows = np.sort(np.concatenate([evenly(np.flatnonzero(known == c), _ROWS_PER_CLASS) for c in np.unique(known)]))
+        rows = np.sort(
+            np.concatenate([evenly_spaced(np.flatnonzero(known == c), _ROWS_PER_CLASS) for c in np.unique(known)])
+        )
         chosen = retain.select(rows)
         fingerprint = Fingerprint(
             weights=trainer.original_weights,

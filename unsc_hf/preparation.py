@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftModel
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from .adapters import LoraProjection
+from .collecting import evenly_spaced
 from .config import UNSCConfig
 from .errors import UNSCError
 from .evaluation.membership import tolerated_exposure
@@ -40,6 +42,7 @@ logger = logging.getLogger(__name__)
 _CLASS_TARGET = 0.002  # accuracy at which whole classes count as forgotten
 _TOKEN_TOLERANCE = 0.01  # answers count as forgotten when their tokens are predicted this nearly as well as unseen ones
 MOST_LOGITS = 50_000_000  # held-out logits kept for the drift; a language model gives them for every token
+_ROWS_LEFT_OUT = 20_000  # retained rows, and unseen ones, whose features are held in memory to see how hard rows are
 _POOL = "retain"  # the one group of statistics whose classes need not be told apart
 
 
@@ -221,17 +224,21 @@ class PreparingTrainer(Trainer):
     def _left_out(self, model: nn.Module) -> Tensor:
         """How well each forget row would be known if it had been left out; unseen rows as hard as these take the place of all."""
         assert self._unseen is not None
+        taught, unseen = (
+            rows.select(evenly_spaced(np.arange(len(rows)), _ROWS_LEFT_OUT))
+            for rows in (self._retain_train, self._unseen)
+        )
         found = LeftOut.of(
             model,
-            self._prepared(self._retain_train),
+            self._prepared(taught),
             self._prepared(self._forget_train),
-            self._prepared(self._unseen),
+            self._prepared(unseen),
             self._collate,
             batch_size=self.args.per_device_eval_batch_size,
             seed=self.args.seed,
             progress=not self.args.disable_tqdm,
         )
-        self._unseen = self._unseen.select(found.counterparts)
+        self._unseen = unseen.select(found.counterparts)
         return found.order
 
     def _unseen_outputs(self, model: nn.Module) -> Iterable[Outputs]:

@@ -25,11 +25,12 @@ from transformers.utils import ModelOutput
 
 from .adapters import LoraProjection, add_adapters, free_names
 from .callbacks import Check, EpochCallback, ProjectionCallback, StoppingCallback
+from .collecting import evenly_spaced
 from .config import REFUSED, UNSCConfig, check_fsdp
 from .data import hold_out
 from .errors import UNSCError
 from .evaluation.certificate import Certificate, LogitDrift, logit_drift
-from .feature_erasure import Choose, Erased, erase_features, evenly
+from .feature_erasure import Choose, Erased, erase_features
 from .feature_terms import FeatureTerms
 from .fingerprint import data_fingerprint, weight_hash
 from .layers import NOT_INPUTS, find_layers, quiet
@@ -346,7 +347,7 @@ class UNSCTrainer(PreparingTrainer):
         rows = [self._forget_validation, self._retain_held_out.select(range(0, len(self._retain_held_out), every))]
         if not self.whole_classes:  # of many single rows a part shows how far all are
             limit = self.args.max_validation_rows
-            rows = [part.select(evenly(np.arange(len(part)), limit)) for part in rows]
+            rows = [part.select(evenly_spaced(np.arange(len(part)), limit)) for part in rows]
         forget, retain = (self.task.measure(self._iterate(self.model, part, "Check")) for part in rows)
         unseen = None if self.plan is None else self._now_unseen() if self._follows else self.plan.unseen
         check = Check.of(forget, retain, self.held_out_leak().total, unseen, rehearsed=self._follows)
@@ -366,7 +367,7 @@ class UNSCTrainer(PreparingTrainer):
     def _now_unseen(self) -> Measure:
         """Unseen rows under the model as it is now, losses sorted; the targets of the forget rows follow them."""
         assert self._unseen is not None
-        unseen = self._unseen.select(evenly(np.arange(len(self._unseen)), self.args.max_validation_rows))
+        unseen = self._unseen.select(evenly_spaced(np.arange(len(self._unseen)), self.args.max_validation_rows))
         found = self.task.measure(self._iterate(self.model, unseen, "Unseen rows")).in_order()
         if self._matched is not None:
             assert found.losses is not None
