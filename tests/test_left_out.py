@@ -14,6 +14,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import roc_auc_score
+from test_architectures import MODELS, build, rows_for
 from test_sharding import GOOD
 from test_trainer import make_trainer
 from torch import nn
@@ -144,6 +145,20 @@ def test_rows_that_nobody_would_guess_come_last_however_well_the_original_knows_
     assert len(found.counterparts) == 120
     share = np.mean(np.array(found.counterparts) % 2 == 0)
     assert share == pytest.approx(1 / 6, abs=0.08)  # of the unseen rows it is half
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_architecture_has_something_to_read(name: str) -> None:
+    model = build(name)
+    rows, _ = rows_for(model, name)
+    labels = [i % 3 for i in range(len(rows))]
+    rows = rows.remove_columns("label").add_column("label", labels).cast(rows.features).with_format("torch")
+    parts = [rows.select(range(start, start + 8)) for start in (0, 8, 16)]
+    collate = default_collator(None)
+    features, _ = read_rows(untrained_twin(model, 0), parts[0], collate, batch_size=3)
+    assert features
+    assert all(x.shape[0] == 8 and np.isfinite(x).all() for x in features)
+    assert len(LeftOut.of(model, *parts, collate, batch_size=3).order) == 8
 
 
 def test_matching_by_an_order() -> None:

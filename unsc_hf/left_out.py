@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 
 from .errors import UNSCError
 from .layers import NOT_INPUTS, evaluation_mode
-from .readings import find_readings, read_all
+from .readings import Reading, find_readings, read_all
 
 Rows = tuple[list[np.ndarray], np.ndarray]  # features by reading, (rows, width) each, and labels, (rows,)
 
@@ -109,7 +109,7 @@ def read_rows(
 ) -> Rows:
     """Hidden states, averaged over tokens or positions, and the head's input, of all prepared rows.
 
-    Where a model returns no hidden states, the head's input alone.
+    Where a model returns no hidden states, the head's input alone; where the head reads every token, the hidden states alone.
     """
     loader = DataLoader(rows, batch_size=batch_size, collate_fn=collate, generator=torch.Generator())
     device = next(model.parameters()).device
@@ -119,10 +119,7 @@ def read_rows(
     for batch in tqdm(loader, desc=description, disable=description is None, leave=False):
         ready = {name: value.to(device) for name, value in batch.items() if name not in NOT_INPUTS}
         if readings is None:
-            try:
-                readings = find_readings(model, True, False, ready)
-            except UNSCError:  # no hidden states; without a head this raises again
-                readings = find_readings(model, False, False, ready)
+            readings = _readings(model, ready)
             parts = [[] for _ in readings]
         with evaluation_mode(model):
             found = read_all(model, readings, ready)
@@ -130,6 +127,20 @@ def read_rows(
             part.append(x.detach().double().cpu().numpy())
         labels.append(batch["labels"].cpu())
     return [np.concatenate(part) for part in parts], torch.cat(labels).numpy()
+
+
+def _readings(model: nn.Module, batch: dict[str, Any]) -> list[Reading]:
+    """All that can be read of a model."""
+    try:
+        readings = find_readings(model, True, False, batch)
+    except UNSCError:  # no hidden states; without a head this raises again
+        return find_readings(model, False, False, batch)
+    try:
+        with evaluation_mode(model):
+            read_all(model, readings, batch)
+    except UNSCError:  # a head that reads every token
+        return readings[:-1]
+    return readings
 
 
 def left_out_margins(taught: Rows, asked: Sequence[Rows]) -> np.ndarray:
