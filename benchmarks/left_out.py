@@ -2,11 +2,12 @@
 retrained without them.
 
     python benchmarks/left_out.py text --dataset_name DATA --originals ORIGINAL_SEED0 ... --retrained RETRAINED_SEED0 ... --rows 500 \
-        --output benchmarks/results/clinc150_rows/left_out.json
+        --output benchmarks/results/clinc150_rows_left_out/left_out.json
 
 The rows are those of `rows:N` in `requests.py`; each original is asked beside its own retrained model. `order`: area under the ROC curve of
-finding the rows that the retrained model gets wrong; `fifths`: its accuracy on each fifth of the rows in that order (the picture beside). `accuracy`: of the retrained model on the rows, and of the original on unseen rows, all of
-them and the rows' counterparts, in percent; `exposure` is that of the rows in the retrained model, held against each of the two.
+finding the rows that the retrained model gets wrong; `fifths`: its accuracy on each fifth of the rows in that order (the picture
+beside). `accuracy`: of the retrained model on the rows, and of the original on unseen rows, all of them and the rows' counterparts, in
+percent; `exposure` is that of the rows in the retrained model, held against each of the two.
 """
 
 from __future__ import annotations

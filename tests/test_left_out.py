@@ -20,7 +20,8 @@ from test_trainer import make_trainer
 from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from unsc_hf import UNSCConfig, UNSCError, split_dataset
+from unsc_hf import UNSCConfig, UNSCError, left_out, preparation, split_dataset
+from unsc_hf.collecting import evenly_spaced
 from unsc_hf.config import check_fsdp
 from unsc_hf.data import default_collator
 from unsc_hf.fingerprint import weight_hash
@@ -193,6 +194,40 @@ def test_a_run(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None
     trainer.train()
     assert trainer.stop_reason in ("target", "max_steps")
     assert trainer.certify()
+
+
+def test_twins_choose_the_unseen_rows_and_help_the_original_to_order(
+    separable_data: Callable[[int], Dataset],
+) -> None:
+    taught, forget, unseen = separable_data(10), wrong(separable_data(4), [1, 7]), wrong(separable_data(8), [2, 9, 15])
+    collate, model = default_collator(None), make_vit()
+
+    def ease(of: nn.Module) -> np.ndarray:
+        rows = [read_rows(of, part, collate) for part in (taught, forget, unseen)]
+        return mean_quantiles(left_out_margins(rows[0], rows[1:]))
+
+    found = LeftOut.of(model, taught, forget, unseen, collate, seed=5)
+    twins = np.mean([ease(untrained_twin(model, 5 + i)) for i in range(3)], axis=0)
+    np.testing.assert_allclose(found.order, (twins + ease(model))[:12], atol=1e-9)
+    assert found.counterparts == counterparts(twins[:12], twins[12:])
+
+
+def test_of_many_rows_a_part_is_read(
+    separable_data: Callable[[int], Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparation, "_ROWS_LEFT_OUT", 30)
+    read: list[int] = []
+    monkeypatch.setattr(
+        left_out, "read_rows", lambda model, rows, *rest: read.append(len(rows)) or read_rows(model, rows, *rest)
+    )
+    data, unseen = split_dataset(separable_data(20), indices=range(0, 60, 4)), separable_data(20)
+    trainer = make_trainer(
+        make_vit(), data, tmp_path, target_forget_accuracy=None, energy=0.9, pseudo_labels="left_out", trainer_kwargs={"unseen_dataset": unseen},
+    )  # fmt: skip
+    trainer.prepare_unlearning()
+    assert read == [30, 15, 30] * 4  # retained, to forget, unseen: of three twins and the original
+    kept = unseen["pixel_values"][:][evenly_spaced(np.arange(60), 30)]
+    assert all(any(torch.equal(row, one) for one in kept) for row in trainer._unseen["pixel_values"][:])
 
 
 def test_requests_that_it_is_not_for(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:

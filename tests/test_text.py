@@ -347,3 +347,12 @@ def test_bad_input_is_one_line(
     assert len(errors) == 1
     assert message in errors[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_whole_numbers_name_the_same_training_as_fractions() -> None:
+    config = UNSCConfig(output_dir="unused", use_cpu=True)
+    plans = [
+        TextArguments(model_size="nano", train_epochs=n, train_learning_rate=r).plan(config)
+        for n, r in ((3, 1), (3.0, 1.0))
+    ]
+    assert repr(plans[0]) == repr(plans[1])

@@ -90,34 +90,32 @@ def pseudo_labels(
 
 @dataclass(frozen=True)
 class Matching:
-    """How well rows are known: margins of the rows to forget, and probabilities that unseen rows give their true labels.
+    """How well rows are known: places of the rows to forget, and probabilities that unseen rows give their true labels.
 
     Attributes:
-        margins: under the original model, sorted, (forget rows,).
+        places: what rows are put in order by, sorted, (forget rows,): `order`, else their margins under the original model.
         unseen: probabilities of the true labels of unseen rows, sorted, (unseen rows,).
-        order: by what the rows are put in order instead of their margins, the larger, the better known; of all rows, in theirs.
+        order: how well each row would be known, the larger, the better, (forget rows,).
     """
 
-    margins: Tensor
+    places: Tensor
     unseen: Tensor
     order: Tensor | None = None
 
     @classmethod
     def of(cls, forget: Iterable[Outputs], unseen: Iterable[Outputs], order: Tensor | None = None) -> Matching:
-        """From the original model's outputs, batch by batch."""
-        margins = torch.cat([margin(part) for part in forget]).sort().values
+        """From the original model's outputs, batch by batch; with `order` those on forget rows are not read."""
+        places = order if order is not None else torch.cat([margin(part) for part in forget])
         known = [part.logits.double().softmax(1).gather(1, part.labels[:, None])[:, 0] for part in unseen]
-        return cls(margins, torch.cat(known).sort().values, order)
+        return cls(places.sort().values, torch.cat(known).sort().values, order)
 
     def labels(self, forget: Outputs) -> Tensor:
         """Distributions (rows, labels): the row at some quantile of the margins, or of `order`, gives its true label the probability at
         the same quantile of the unseen rows; the rest is shared as the original shares it among the other labels. With `order`, of all
         rows at once."""
-        if self.order is None:
-            place = torch.searchsorted(self.margins, margin(forget), right=True).double() - 0.5
-        else:
-            place = self.order.argsort().argsort().double() + 0.5
-        index = (place / len(self.margins) * len(self.unseen)).long().clamp(0, len(self.unseen) - 1)
+        own = margin(forget) if self.order is None else self.order
+        place = torch.searchsorted(self.places, own, right=True).double() - 0.5
+        index = (place / len(self.places) * len(self.unseen)).long().clamp(0, len(self.unseen) - 1)
         true = self.unseen[index]
         others = forget.logits.double().scatter(1, forget.labels[:, None], -torch.inf).softmax(1)
         return (others * (1 - true)[:, None]).scatter(1, forget.labels[:, None], true[:, None]).float()
