@@ -23,7 +23,8 @@ import torch
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
-from unsc_hf import UNSCConfig
+from unsc_hf import UNSCConfig, UNSCError
+from unsc_hf.arguments import run_recipe
 from unsc_hf.data import Request, default_collator, find_label_column, prepare_dataset
 from unsc_hf.evaluation.membership import exposure
 from unsc_hf.files import write_text
@@ -40,6 +41,8 @@ def one_pair(kind: str, dataset: str, original: str, retrained: str, count: int,
     """All guesses about one original, beside its retrained model."""
     arguments = {"image": ImageArguments, "text": TextArguments}[kind](dataset_name=dataset)
     data = arguments.load(UNSCConfig(output_dir="unused"))
+    if "validation" not in data:
+        raise UNSCError("dataset_name: the data set has no validation split, which the unseen rows are taken from.")
     rows = np.random.default_rng(0).choice(len(data["train"]), count, replace=False)
     forget, retain = Request(indices=tuple(sorted(rows.tolist()))).split(data["train"])
     model, other = (load_as(arguments.auto_class, name, "originals") for name in (original, retrained))
@@ -132,4 +135,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)
