@@ -157,7 +157,8 @@ def test_chosen_strengths_give_the_head_its_share_of_the_budget_first(
 
     _, every, of_all = run("layers", None)
     _, _, of_head = run("head", None)
-    limit = (of_head + of_all) / 2 if budget == "for some" else 0.3 * of_head
+    # Where hidden states helped a random model with the head's input, all of it leaks no more than the head alone.
+    limit = min((of_head + of_all) / 2, 0.9 * of_all) if budget == "for some" else 0.3 * min(of_head, of_all)
     trainer, erased, leak = run("layers", limit)
     assert 0.5 * limit < leak <= limit
     hidden = [one for name, one in erased.items() if name != "head"]
