@@ -10,7 +10,7 @@ A request is classes joined by "+", a text file with one class a line, or `rows:
 For each request and seed an original (shared by all requests) and a retrained model are trained, or taken from
 `--references_dir`; with `--originals` nothing is trained but, on `--train_retrained`, the references. The original is unlearned with full weights and, unless
 `--no_adapters`, in LoRA adapters. Other options are the recipe's; unlearning uses the package's defaults, but for `--objective`,
-`--retain_weight`, `--pseudo_labels`, `--energy` and `--target_modules`. Nothing is chosen on the test set. Every finished run is kept in
+`--retain_weight`, `--pseudo_labels`, `--energy`, `--target_modules`, `--max_steps` and `--check_steps`. Nothing is chosen on the test set. Every finished run is kept in
 `OUT/_runs`, so a stopped benchmark goes on where it was.
 """
 
@@ -118,6 +118,8 @@ def one_run(
         "pseudo_labels": result.trainer.pseudo_label_strategy,
         "energy": config.energy,
         "target_modules": config.target_modules,
+        "max_steps": config.max_steps,
+        "check_steps": config.check_steps,
         "adapter": {"r": arguments.lora_r, "target_modules": arguments.lora_target_modules}
         if arguments.use_peft
         else None,
@@ -183,6 +185,8 @@ def main() -> None:
     own.add_argument("--pseudo_labels", help="how rows are re-labelled, by default as the package does")
     own.add_argument("--energy", type=float, default=UNSCConfig.energy)
     own.add_argument("--target_modules", nargs="+", help="layers that full weights may change, all by default")
+    own.add_argument("--max_steps", type=int, default=UNSCConfig.max_steps)
+    own.add_argument("--check_steps", type=int, default=UNSCConfig.check_steps)
     own.add_argument(
         "--on_validation", action="store_true", help="report on validation rows: what options are chosen by"
     )
@@ -196,7 +200,16 @@ def main() -> None:
     if references and (not given or len(requests) > 1):
         parser.error("--retrained: needs --originals and belongs to one request")
     chosen = {
-        name: options.pop(name) for name in ("objective", "retain_weight", "pseudo_labels", "energy", "target_modules")
+        name: options.pop(name)
+        for name in (
+            "objective",
+            "retain_weight",
+            "pseudo_labels",
+            "energy",
+            "target_modules",
+            "max_steps",
+            "check_steps",
+        )
     }
     on_validation = options.pop("on_validation")
     only_train, threads, folder = options.pop("only_train"), options.pop("threads"), Path(options.pop("output_dir"))
