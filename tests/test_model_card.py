@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_evaluation import _result
 
@@ -80,23 +81,23 @@ def test_many_classes_become_a_count_and_a_hash() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(min_size=1, max_size=30))
+@example("{{ 7 * 7 }}")
+@example("a|b\n---\n# x")
+@example("<script>x</script>")
+@example("](javascript:x)")
+@example("'\": - é😀")
+@example("%}{% for")
 def test_no_name_breaks_the_card(name: str) -> None:
-    for hostile in (
-        name,
-        "{{ 7 * 7 }}",
-        "a|b\n---\n# x",
-        "<script>x</script>",
-        "](javascript:x)",
-        "'\": - é😀",
-        "%}{% for",
-    ):
-        card = ModelCard(
-            str(build_card(_content(forgotten=[hostile], base_model=f"user/{hostile}", reason=hostile or "x")))
-        )
-        assert card.data.model_name == "vit-without-shirt"
-        assert yaml.safe_load(card.data.to_yaml())
-        assert "<script>" not in card.text
-        assert card.text.count("\n## ") == str(build_card(_content())).count("\n## ")
+    card = ModelCard(str(build_card(_content(forgotten=[name], base_model=f"user/{name}", reason=name))))
+    assert card.data.model_name == "vit-without-shirt"
+    assert yaml.safe_load(card.data.to_yaml())
+    assert "<script>" not in card.text
+    assert card.text.count("\n## ") == _sections()
+
+
+@cache
+def _sections() -> int:
+    return str(build_card(_content())).count("\n## ")
 
 
 @pytest.mark.parametrize(
