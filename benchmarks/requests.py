@@ -10,7 +10,7 @@ A request is classes joined by "+", a text file with one class a line, or `rows:
 For each request and seed an original (shared by all requests) and a retrained model are trained, or taken from
 `--references_dir`; with `--originals` nothing is trained but, on `--train_retrained`, the references. The original is unlearned with full weights and, unless
 `--no_adapters`, in LoRA adapters. Other options are the recipe's; unlearning uses the package's defaults, but for `--objective`,
-`--retain_weight`, `--pseudo_labels`, `--energy`, `--target_modules`, `--max_steps` and `--check_steps`. Nothing is chosen on the test set. Every finished run is kept in
+`--retain_weight`, `--retain_dropout`, `--pseudo_labels`, `--energy`, `--target_modules`, `--max_steps` and `--check_steps`. Nothing is chosen on the test set. Every finished run is kept in
 `OUT/_runs`, so a stopped benchmark goes on where it was.
 """
 
@@ -115,6 +115,7 @@ def one_run(
         "adapter_share": trained / total if arguments.use_peft else None,
         "objective": config.objective,
         "retain_weight": config.retain_weight,
+        "retain_dropout": config.retain_dropout,
         "pseudo_labels": result.trainer.pseudo_label_strategy,
         "energy": config.energy,
         "target_modules": config.target_modules,
@@ -182,6 +183,7 @@ def main() -> None:
     own.add_argument("--only_train", action="store_true", help="train originals and references, then stop")
     own.add_argument("--objective", default="unsc")
     own.add_argument("--retain_weight", type=float, default=1.0)
+    own.add_argument("--retain_dropout", action="store_true", help="rehearse with the model's dropout on")
     own.add_argument("--pseudo_labels", help="how rows are re-labelled, by default as the package does")
     own.add_argument("--energy", type=float, default=UNSCConfig.energy)
     own.add_argument("--target_modules", nargs="+", help="layers that full weights may change, all by default")
@@ -204,6 +206,7 @@ def main() -> None:
         for name in (
             "objective",
             "retain_weight",
+            "retain_dropout",
             "pseudo_labels",
             "energy",
             "target_modules",

@@ -79,6 +79,8 @@ class UNSCConfig(TrainingArguments):
             `"whitened_covariances"` or `"adversarial_probe"`; see `unsc_hf.objectives`. All run under the same projection.
         objective_beta, objective_gamma, retain_weight (`float`): of `"npo"` and `"simnpo"`, of `"simnpo"`, and of
             `"unsc_retain"`, `"gradient_difference"` and `"scrub"`.
+        retain_dropout (`bool`, defaults to `False`): retained rows are rehearsed with the model's dropout on, as when it was
+            trained: rows that it knows by heart teach it nothing otherwise. Measured for single rows of texts alone.
         completion_only_loss (`bool`, defaults to `True`): for language models, forget the completions' tokens alone, not the
             prompts'.
         text_columns (`list[str]`, *optional*): column with the text, or the two of a pair; found by themselves when None.
@@ -165,6 +167,9 @@ class UNSCConfig(TrainingArguments):
     objective_gamma: float = field(default=0.0, metadata={"help": "Reward margin of simnpo."})
     retain_weight: float = field(
         default=1.0, metadata={"help": "Weight of retained rows in unsc_retain, gradient_difference and scrub."}
+    )
+    retain_dropout: bool = field(
+        default=False, metadata={"help": "Rehearse retained rows with the model's dropout on, as in its training."}
     )
     completion_only_loss: bool = field(
         default=True, metadata={"help": "Language models: forget the completions' tokens alone, not the prompts'."}

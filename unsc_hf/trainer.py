@@ -8,6 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from .evaluation.certificate import Certificate, LogitDrift, logit_drift
 from .feature_erasure import Choose, Erased, erase_features
 from .feature_terms import FeatureTerms
 from .fingerprint import data_fingerprint, weight_hash
-from .layers import NOT_INPUTS, find_layers, quiet
+from .layers import NOT_INPUTS, dropout_mode, find_layers, has_dropout, quiet
 from .loading import check_weights, load_as, load_model
 from .model_card import CardContent, public_name, write_card
 from .moments import Moment
@@ -148,6 +149,8 @@ class UNSCTrainer(PreparingTrainer):
                 "pseudo_labels: 'left_out' is for single rows that share their class with retained ones, held against unseen_dataset; "
                 + ("use 'soft' for whole classes." if self.whole_classes else "give rows that the model never saw.")
             )
+        if args.retain_dropout:
+            _check_dropout(model, args)
         self._unseen, self._forgotten_rows = unseen_dataset, len(forget_dataset)
         self._unseen_read: list[Outputs] | None = None
         self._matched: MatchedTargets | None = None
@@ -325,7 +328,8 @@ class UNSCTrainer(PreparingTrainer):
             more["teacher"] = self.task.positions(taught, labels, targets)[0]
         if retain is not None:
             kept_inputs = {name: value for name, value in retain.items() if name not in NOT_INPUTS}
-            kept = self.task.outputs(self.task.logits(model, kept_inputs), retain["labels"])
+            with dropout_mode(model) if args.retain_dropout else nullcontext():
+                kept = self.task.outputs(self.task.logits(model, kept_inputs), retain["labels"])
             more["retain_logits"] = kept.logits
             more["retain_loss"] = nn.functional.cross_entropy(kept.logits.float(), kept.labels)
             if self._teacher is not None:
@@ -586,6 +590,25 @@ class _Doubling:
 
     def __call__(self, step: int) -> float:
         return float(min(2.0 ** (step / self.steps), self.most))
+
+
+def _check_dropout(model: nn.Module, args: UNSCConfig) -> None:
+    """Refuse or name what `retain_dropout` cannot do."""
+    if not OBJECTIVES[args.objective].retain:  # of several objectives of one command some do
+        logger.warning(
+            "retain_dropout: objective %r rehearses no retained rows, so it changes nothing.", args.objective
+        )
+        return
+    if not has_dropout(model):
+        raise UNSCError(
+            f"retain_dropout: {type(model).__name__} has no dropout, all its rates are 0; set one in its config before the model is "
+            "made, such as hidden_dropout_prob, or leave it off."
+        )
+    if args.activation_checkpointing or any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
+        raise UNSCError(
+            "retain_dropout: not supported with activation checkpointing, which would run layers again with dropout off; leave one "
+            "of them off."
+        )
 
 
 def _forget_fraction(args: UNSCConfig, forget: Dataset) -> float:
