@@ -14,7 +14,15 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 from transformers.pytorch_utils import Conv1D
 
 from unsc_hf.errors import UNSCError
-from unsc_hf.layers import ProtectedLayer, capture_inputs, find_layers, has_dropout, row_geometry, trace_layers
+from unsc_hf.layers import (
+    ProtectedLayer,
+    capture_inputs,
+    dropout_mode,
+    find_layers,
+    has_dropout,
+    row_geometry,
+    trace_layers,
+)
 from unsc_hf.statistics import ActivationStatistics
 
 
@@ -201,3 +209,13 @@ def test_dropout_is_found_in_modules_and_configurations(name: str) -> None:
     assert not has_dropout(model)
     setattr(settings, rates[-1], 0.1)
     assert has_dropout(model)
+
+
+def test_every_mode_is_restored_after_dropout() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 4)).eval()
+    model[2].train()
+    before = [module.training for module in model.modules()]
+    with pytest.raises(RuntimeError, match="inside"), dropout_mode(model):  # noqa: PT012
+        assert [module.training for module in model.modules()] == [True, False, True, True]
+        raise RuntimeError("inside")
+    assert [module.training for module in model.modules()] == before
