@@ -82,7 +82,8 @@ def unlearn(case: str, folder: Path, sharded: bool = False, resume: bool = False
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     unseen = None
     if case == "rows":
-        parts, unseen = split_dataset(data, indices=range(2, ROWS, 7)), rows()
+        # Whole batches alone: DDP repeats rows to fill one.
+        parts, unseen = split_dataset(data, indices=range(2, 7 * 2 * BATCH, 7)), rows()
     else:
         parts = split_dataset(data, [2])
     trainer = UNSCTrainer(
