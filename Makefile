@@ -19,7 +19,7 @@ demo: $(STAMP) ## The quickstart: train, unlearn, compare, write a model card (a
 		recipes/unlearn_vit.py --output_dir $(OUTPUT)
 
 test: $(STAMP) ## All tests: offline, on a CPU, two at a time.
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP) ## ruff: lint and format.
 	$(BIN)/ruff check .
