@@ -137,7 +137,7 @@ def test_single_rows_stop_when_they_look_like_unseen_ones(
         data,
         tmp_path,
         target_forget_accuracy=None,
-        energy=0.9,
+        energy=0.95,
         max_steps=100,
         learning_rate=1e-3,
         check_steps=2,
@@ -154,8 +154,7 @@ def test_single_rows_stop_when_they_look_like_unseen_ones(
     assert checks[-1]["exposure"] <= target
     if checks[0]["exposure"] > target + 0.1:
         assert checks[-1]["exposure"] >= target - 0.1
-    # Of many rows, a quarter of all, the last step can take one of three classes along: its held-out rows are a handful.
-    assert checks[-1]["retain_accuracy"] > (0.9 if rows == 1 else 0.6)
+    assert checks[-1]["retain_accuracy"] > 0.9
 
 
 def test_single_rows_are_matched_with_what_the_model_knows_of_unseen_ones_now(
