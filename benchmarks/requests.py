@@ -41,6 +41,10 @@ from unsc_hf.text_classification import TextPlan
 from unsc_hf.training import train_model
 from unsc_hf.unlearning import ClassificationArguments, ImageArguments, TextArguments, lora_config
 
+# Options of unlearning that can be chosen; every run tells them.
+CHOSEN = (
+    "objective", "retain_weight", "retain_dropout", "pseudo_labels", "energy", "target_modules", "max_steps", "check_steps",
+)  # fmt: skip
 COLUMNS = ("AccDut", "AccDrt", "AccDf", "AccDr", "mia_auc", "probe_forget", "prototype_attack_10", "leak", "seconds")
 
 
@@ -113,14 +117,8 @@ def one_run(
         "verdict": [result.verdict, result.reason],
         "steps": result.trainer.state.global_step,
         "adapter_share": trained / total if arguments.use_peft else None,
-        "objective": config.objective,
-        "retain_weight": config.retain_weight,
-        "retain_dropout": config.retain_dropout,
+        **{name: getattr(config, name) for name in CHOSEN},
         "pseudo_labels": result.trainer.pseudo_label_strategy,
-        "energy": config.energy,
-        "target_modules": config.target_modules,
-        "max_steps": config.max_steps,
-        "check_steps": config.check_steps,
         "adapter": {"r": arguments.lora_r, "target_modules": arguments.lora_target_modules}
         if arguments.use_peft
         else None,
@@ -201,19 +199,7 @@ def main() -> None:
         parser.error("--originals: give one model for each of --seeds")
     if references and (not given or len(requests) > 1):
         parser.error("--retrained: needs --originals and belongs to one request")
-    chosen = {
-        name: options.pop(name)
-        for name in (
-            "objective",
-            "retain_weight",
-            "retain_dropout",
-            "pseudo_labels",
-            "energy",
-            "target_modules",
-            "max_steps",
-            "check_steps",
-        )
-    }
+    chosen = {name: options.pop(name) for name in CHOSEN}
     on_validation = options.pop("on_validation")
     only_train, threads, folder = options.pop("only_train"), options.pop("threads"), Path(options.pop("output_dir"))
     torch.set_num_threads(threads)

@@ -8,21 +8,12 @@ import pytest
 import torch
 from conftest import make_vit
 from peft import LoraConfig, get_peft_model
-from test_architectures import build
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
 from unsc_hf.errors import UNSCError
-from unsc_hf.layers import (
-    ProtectedLayer,
-    capture_inputs,
-    dropout_mode,
-    find_layers,
-    has_dropout,
-    row_geometry,
-    trace_layers,
-)
+from unsc_hf.layers import ProtectedLayer, capture_inputs, find_layers, row_geometry, trace_layers
 from unsc_hf.statistics import ActivationStatistics
 
 
@@ -192,30 +183,3 @@ def test_padding_is_left_out_of_the_statistics() -> None:
     for key, moment in statistics.moments["0"].items():
         assert moment.rows == sum(lengths)
         torch.testing.assert_close(moment.matrix, sum(a.moments["0"][key].matrix for a in alone), rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("name", ["bert", "clip", "llama"])
-def test_dropout_is_found_in_modules_and_configurations(name: str) -> None:
-    """Attention of decoders and of CLIP's vision tower has a rate without a module, the latter's in a part of the configuration."""
-    model = build(name)
-    settings = getattr(model.config, "vision_config", model.config)
-    rates = [key for key, value in vars(settings).items() if "drop" in key and isinstance(value, float)]
-    assert rates
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    for key in rates:
-        setattr(settings, key, 0.0)
-    assert not has_dropout(model)
-    setattr(settings, rates[-1], 0.1)
-    assert has_dropout(model)
-
-
-def test_every_mode_is_restored_after_dropout() -> None:
-    model = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 4)).eval()
-    model[2].train()
-    before = [module.training for module in model.modules()]
-    with pytest.raises(RuntimeError, match="inside"), dropout_mode(model):  # noqa: PT012
-        assert [module.training for module in model.modules()] == [True, False, True, True]
-        raise RuntimeError("inside")
-    assert [module.training for module in model.modules()] == before

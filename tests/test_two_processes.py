@@ -61,13 +61,7 @@ def test_the_same_moments(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "case"),
-    [
-        (kind, case)
-        for kind in ("replicated", "sharded")
-        for case in two_processes.CASES
-        if kind == "replicated" or case not in two_processes.REPLICATED_ONLY
-    ],
+    ("kind", "case"), [(kind, name) for name, case in two_processes.CASES.items() for kind in case.kinds]
 )
 def test_the_same_model(root: Path, kind: str, case: str) -> None:
     one, two = root / "one" / case, root / "two" / kind / case

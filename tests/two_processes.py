@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,6 @@ def texts() -> Dataset:
     return text_dataset(samples, [i % 3 for i in range(ROWS)])
 
 
-# Rows of the weights, products of two sharded factors, and weights that are stored transposed.
 def knowing(model: PreTrainedModel) -> PreTrainedModel:
     """The same model, that takes everything for class 2: there is something to forget."""
     with torch.no_grad():
@@ -50,50 +51,65 @@ def knowing(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-CASES: dict[str, Any] = {
-    "vit": (lambda: knowing(make_vit()), images, None),
-    "adapters": (lambda: knowing(make_vit()), images, LoraConfig(r=3, lora_alpha=3)),
-    "gpt2": (lambda: build("gpt2"), texts, None),
-    "rows": (make_vit, images, None),  # not sharded: its labels ask twins of the model, which FSDP does not have
+@dataclass(frozen=True)
+class Case:
+    """What is unlearned by one process and by several.
+
+    Attributes:
+        forget: arguments of `split_dataset`; single rows come with others that the model never saw.
+        kinds: how several processes hold the model.
+    """
+
+    model: Callable[[], PreTrainedModel]
+    rows: Callable[[], Dataset] = images
+    adapters: LoraConfig | None = None
+    forget: dict[str, Any] = field(default_factory=lambda: {"forget_classes": [2]})
+    options: dict[str, Any] = field(default_factory=dict)
+    kinds: tuple[str, ...] = ("replicated", "sharded")
+
+
+# Rows of the weights, products of two sharded factors, and weights that are stored transposed.
+CASES = {
+    "vit": Case(lambda: knowing(make_vit())),
+    "adapters": Case(lambda: knowing(make_vit()), adapters=LoraConfig(r=3, lora_alpha=3)),
+    "gpt2": Case(lambda: build("gpt2"), texts),
+    "rows": Case(
+        make_vit,
+        forget={"indices": range(2, 7 * 2 * BATCH, 7)},  # whole batches: DDP repeats rows to fill one
+        options={"pseudo_labels": "left_out", "objective": "unsc_retain", "target_forget_accuracy": 0.01},
+        kinds=("replicated",),  # the labels ask twins of the model, which FSDP does not have
+    ),
 }
-REPLICATED_ONLY = ("rows",)
 
 
 def unlearn(case: str, folder: Path, sharded: bool = False, resume: bool = False, **options: Any) -> UNSCTrainer:
     """Unlearn class 2, and write what the process ended with into `folder`."""
-    make, rows, adapters = CASES[case]
+    given = CASES[case]
     torch.manual_seed(0)
-    data, model = rows(), make()
+    data, model = given.rows(), given.model()
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    if case == "rows":
-        options |= {"pseudo_labels": "left_out", "objective": "unsc_retain", "target_forget_accuracy": 0.01}
     if sharded:
         options |= {"fsdp": True, "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
     config = UNSCConfig(
         output_dir=str(folder), use_cpu=True, disable_tqdm=True, report_to="none", energy=0.9, seed=1,
         per_device_train_batch_size=BATCH // world, per_device_eval_batch_size=8, learning_rate=3e-3, weight_decay=0.1,
         adam_epsilon=1e-5,  # else Adam blows the rounding of a gradient that is nearly zero up to a whole step
-        **{"max_steps": 4, "check_steps": 2, "max_leak": None, "max_rows_per_class": 60, **options},
+        **{"max_steps": 4, "check_steps": 2, "max_leak": None, "max_rows_per_class": 60, **given.options, **options},
     )  # fmt: skip
     if sharded:
         # Accelerate shards where it sees several GPUs; told so, it runs the same code on CPUs.
         assert config.device.type == "cpu"
         AcceleratorState._reset_state()
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    unseen = None
-    if case == "rows":
-        # Whole batches alone: DDP repeats rows to fill one.
-        parts, unseen = split_dataset(data, indices=range(2, 7 * 2 * BATCH, 7)), rows()
-    else:
-        parts = split_dataset(data, [2])
+    parts = split_dataset(data, **given.forget)
     trainer = UNSCTrainer(
         model=model,
         args=config,
         forget_dataset=parts.forget,
         retain_dataset=parts.retain,
         eval_dataset={"forget": parts.forget, "retain": parts.retain},
-        unseen_dataset=unseen,
-        peft_config=adapters,
+        unseen_dataset=given.rows() if "indices" in given.forget else None,
+        peft_config=given.adapters,
     )
     trainer.train(resume_from_checkpoint=resume or None)
     write(trainer, folder, process()[0])
@@ -153,11 +169,10 @@ def main(what: str, folder: Path) -> None:
     if what == "endless":
         endless(folder)
         return
-    for sharded in (False, True):
-        for case in CASES:
-            if sharded and case in REPLICATED_ONLY:
-                continue
-            unlearn(case, folder / ("sharded" if sharded else "replicated") / case, sharded)
+    for kind in ("replicated", "sharded"):
+        for name, case in CASES.items():
+            if kind in case.kinds:
+                unlearn(name, folder / kind / name, kind == "sharded")
     statistics(folder / "statistics")
 
 

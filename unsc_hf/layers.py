@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from .errors import UNSCError, closest
@@ -286,37 +285,6 @@ def quiet(model: nn.Module) -> None:
     for module in model.modules():
         if getattr(module, "gradient_checkpointing", False):
             module.training = True
-
-
-@contextmanager
-def dropout_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout as in training inside the block, batch norm on its running statistics; every module's own mode is restored afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.train()
-    for module in modes:
-        if isinstance(module, nn.modules.batchnorm._NormBase):
-            module.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-def has_dropout(model: nn.Module) -> bool:
-    """Whether anything is dropped in training: a module with a rate, or a rate in the model's configuration (attention reads it there)."""
-
-    def rates(config: object) -> Iterator[Any]:
-        for name, value in vars(config).items():
-            if isinstance(value, PretrainedConfig):  # of a tower
-                yield from rates(value)
-            elif "drop" in name and not isinstance(value, bool):
-                yield value
-
-    found = [getattr(m, "p", 0.0) for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
-    config = getattr(model, "config", None)
-    found += rates(config) if isinstance(config, PretrainedConfig) else []
-    return any(isinstance(rate, int | float) and rate > 0 for rate in found)
 
 
 @contextmanager

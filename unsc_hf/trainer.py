@@ -34,7 +34,7 @@ from .evaluation.certificate import Certificate, LogitDrift, logit_drift
 from .feature_erasure import Choose, Erased, erase_features
 from .feature_terms import FeatureTerms
 from .fingerprint import data_fingerprint, weight_hash
-from .layers import NOT_INPUTS, dropout_mode, find_layers, has_dropout, quiet
+from .layers import NOT_INPUTS, find_layers, quiet
 from .loading import check_weights, load_as, load_model
 from .model_card import CardContent, public_name, write_card
 from .moments import Moment
@@ -45,6 +45,7 @@ from .preparation import MOST_LOGITS, PreparingTrainer
 from .projection import Leak
 from .pseudo_labels import MatchedTargets
 from .publishing import publish
+from .rehearsal import check_dropout, dropout_mode
 from .relabelled import RelabelledDataset
 from .saving import RESULTS, check_checkpoint, find_checkpoint, mark_checkpoint, unmark_checkpoint
 from .sharding import gathered, reshard, set_trained, units_to_shard
@@ -150,7 +151,7 @@ class UNSCTrainer(PreparingTrainer):
                 + ("use 'soft' for whole classes." if self.whole_classes else "give rows that the model never saw.")
             )
         if args.retain_dropout:
-            _check_dropout(model, args)
+            check_dropout(model, args)
         self._unseen, self._forgotten_rows = unseen_dataset, len(forget_dataset)
         self._unseen_read: list[Outputs] | None = None
         self._matched: MatchedTargets | None = None
@@ -590,25 +591,6 @@ class _Doubling:
 
     def __call__(self, step: int) -> float:
         return float(min(2.0 ** (step / self.steps), self.most))
-
-
-def _check_dropout(model: nn.Module, args: UNSCConfig) -> None:
-    """Refuse or name what `retain_dropout` cannot do."""
-    if not OBJECTIVES[args.objective].retain:  # of several objectives of one command some do
-        logger.warning(
-            "retain_dropout: objective %r rehearses no retained rows, so it changes nothing.", args.objective
-        )
-        return
-    if not has_dropout(model):
-        raise UNSCError(
-            f"retain_dropout: {type(model).__name__} has no dropout, all its rates are 0; set one in its config before the model is "
-            "made, such as hidden_dropout_prob, or leave it off."
-        )
-    if args.activation_checkpointing or any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
-        raise UNSCError(
-            "retain_dropout: not supported with activation checkpointing, which would run layers again with dropout off; leave one "
-            "of them off."
-        )
 
 
 def _forget_fraction(args: UNSCConfig, forget: Dataset) -> float:
