@@ -6,8 +6,8 @@ retrained without them.
 
 The rows are those of `rows:N` in `requests.py`; each original is asked beside its own retrained model. `order`: area under the ROC curve of
 finding the rows that the retrained model gets wrong; `fifths`: its accuracy on each fifth of the rows in that order (the picture
-beside). `accuracy`: of the retrained model on the rows, and of the original on unseen rows, all of them and the rows' counterparts, in
-percent; `exposure` is that of the rows in the retrained model, held against each of the two.
+beside). `accuracy`: of the retrained model on the rows, and of the original on unseen rows, all of them and the rows' counterparts (by
+discriminants and neighbours, or one of them alone), in percent; `exposure` is that of the rows in the retrained model, held against each of the two.
 """
 
 from __future__ import annotations
@@ -28,7 +28,16 @@ from unsc_hf.arguments import run_recipe
 from unsc_hf.data import Request, default_collator, find_label_column, prepare_dataset
 from unsc_hf.evaluation.membership import exposure
 from unsc_hf.files import write_text
-from unsc_hf.left_out import TWINS, counterparts, left_out_margins, mean_quantiles, read_rows, untrained_twin
+from unsc_hf.left_out import (
+    TWINS,
+    counterparts,
+    left_out_ease,
+    left_out_margins,
+    mean_quantiles,
+    neighbour_margins,
+    read_rows,
+    untrained_twin,
+)
 from unsc_hf.loading import load_as
 from unsc_hf.model_card import versions
 from unsc_hf.outputs import Outputs, collect_outputs
@@ -50,9 +59,13 @@ def one_pair(kind: str, dataset: str, original: str, retrained: str, count: int,
     label, collate = find_label_column(forget, None), default_collator(processor)
     parts = [prepare_dataset(part, processor, model, label) for part in (retain, forget, data["validation"])]
 
-    def quantiles(network: torch.nn.Module) -> np.ndarray:
+    def guesses(network: torch.nn.Module) -> dict[str, np.ndarray]:
         taught, *asked = (read_rows(network, part, collate) for part in parts)
-        return mean_quantiles(left_out_margins(taught, asked))
+        found = (
+            left_out_ease(taught, asked),
+            *(mean_quantiles(by(taught, asked)) for by in (left_out_margins, neighbour_margins)),
+        )
+        return dict(zip(("ease", "discriminants", "neighbours"), found, strict=True))
 
     def losses(outputs: Outputs) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(outputs.logits.double(), outputs.labels, reduction="none")
@@ -62,13 +75,16 @@ def one_pair(kind: str, dataset: str, original: str, retrained: str, count: int,
         for name, network in (("original", model), ("retrained", other))
     }
     true = margin(known["retrained"][0]).numpy()
-    features, each = quantiles(model), [quantiles(untrained_twin(model, seed + i)) for i in range(TWINS)]
-    twins = np.mean(each, axis=0)
-    chosen = counterparts(twins[:count], twins[count:])
+    features, each = guesses(model)["ease"], [guesses(untrained_twin(model, seed + i)) for i in range(TWINS)]
+    by = {name: np.mean([twin[name] for twin in each], axis=0) for name in each[0]}
+    twins = by["ease"]
+    chosen = {name: counterparts(ease[:count], ease[count:]) for name, ease in by.items()}
     orders = {
         "original's margins": margin(known["original"][0]).numpy(),
         "original's features": features[:count],
-        "an untrained twin": each[0][:count],
+        "an untrained twin": each[0]["ease"][:count],
+        "twins, by discriminants": by["discriminants"][:count],
+        "twins, by neighbours": by["neighbours"][:count],
         f"{TWINS} untrained twins": twins[:count],
         "twins and features": (features + twins)[:count],
     }
@@ -81,11 +97,13 @@ def one_pair(kind: str, dataset: str, original: str, retrained: str, count: int,
         "accuracy": {
             "retrained, on the rows": 100 * float((true > 0).mean()),
             "original, on unseen rows": 100 * float(unseen.mean()),
-            "original, on counterparts": 100 * float(unseen[chosen].mean()),
+            "original, on counterparts": 100 * float(unseen[chosen["ease"]].mean()),
+            "by discriminants": 100 * float(unseen[chosen["discriminants"]].mean()),
+            "by neighbours": 100 * float(unseen[chosen["neighbours"]].mean()),
         },
         "exposure": {
             "beside unseen rows": exposure(mine, theirs.sort().values),
-            "beside counterparts": exposure(mine, theirs[chosen].sort().values),
+            "beside counterparts": exposure(mine, theirs[chosen["ease"]].sort().values),
         },
     }
 

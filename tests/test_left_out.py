@@ -28,8 +28,10 @@ from unsc_hf.fingerprint import weight_hash
 from unsc_hf.left_out import (
     LeftOut,
     counterparts,
+    left_out_ease,
     left_out_margins,
     mean_quantiles,
+    neighbour_margins,
     read_rows,
     untrained_twin,
 )
@@ -86,6 +88,39 @@ def test_margins_are_those_of_a_discriminant_that_never_saw_the_rows() -> None:
     assert np.isneginf(found[0, labels[:40] == 2]).all()
     with pytest.raises(UNSCError, match="single class"):
         left_out_margins(([x], np.zeros(300)), [([asked], labels[:40])])
+
+
+def test_neighbours_see_near_duplicates_that_no_line_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(left_out, "_ROWS_AT_ONCE", 7)
+    rng = np.random.default_rng()
+    x, labels = rng.normal(size=(200, 6)), rng.integers(3, size=200)  # labels that no linear rule could tell
+    source = rng.choice(200, 40, replace=False)
+    asked, truth = x[source] + 0.01 * rng.normal(size=(40, 6)), labels[source].copy()
+    truth[::4] = (truth[::4] + 1) % 3  # a fourth of them would be got wrong
+    wide, parts = x * 10.0 ** np.arange(6), [slice(0, 15), slice(15, 40)]
+    found = neighbour_margins(
+        ([x, wide], labels), [([asked[part], asked[part] * 10.0 ** np.arange(6)], truth[part]) for part in parts]
+    )
+    assert found.shape == (2, 40)
+    np.testing.assert_allclose(found[0], found[1], atol=1e-6)  # in units of their spread
+    near, rows = (x - x.mean(0)) / x.std(0), (asked - x.mean(0)) / x.std(0)
+    apart = np.linalg.norm(rows[:, None] - near[None], axis=2)
+    own = truth[:, None] == labels[None]
+    expected = np.where(own, np.inf, apart).min(1) - np.where(own, apart, np.inf).min(1)
+    np.testing.assert_allclose(found[0], expected, atol=1e-6)
+    assert ((found[0] > 0) == (np.arange(40) % 4 > 0)).all()
+    ease = left_out_ease(([x], labels), [([asked], truth)])
+    places = [mean_quantiles(by(([x], labels), [([asked], truth)])) for by in (left_out_margins, neighbour_margins)]
+    np.testing.assert_allclose(ease, np.mean(places, axis=0))
+
+    # A class that the retained rows lack has no neighbour at all, and a feature that never changes says nothing.
+    few = labels < 2
+    still = np.concatenate([x, np.ones((200, 1))], axis=1)
+    found = neighbour_margins(
+        ([still[few]], labels[few]), [([np.concatenate([asked, np.ones((40, 1))], axis=1)], truth)]
+    )
+    assert np.isneginf(found[0, truth == 2]).all()
+    assert np.isfinite(found[0, truth < 2]).all()
 
 
 def test_the_twin_has_learned_nothing_and_leaves_no_trace() -> None:
@@ -204,7 +239,7 @@ def test_twins_choose_the_unseen_rows_and_help_the_original_to_order(
 
     def ease(of: nn.Module) -> np.ndarray:
         rows = [read_rows(of, part, collate) for part in (taught, forget, unseen)]
-        return mean_quantiles(left_out_margins(rows[0], rows[1:]))
+        return left_out_ease(rows[0], rows[1:])
 
     found = LeftOut.of(model, taught, forget, unseen, collate, seed=5)
     twins = np.mean([ease(untrained_twin(model, 5 + i)) for i in range(3)], axis=0)

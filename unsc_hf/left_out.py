@@ -2,8 +2,9 @@
 
 Rows differ in how hard they are. A retrained model gets the hard ones among the forgotten rows wrong, not those that the original is
 least sure of, for it has learned them by heart; and training rows are often easier than those of another split, so that even a model
-that never saw them knows them better than "unseen" rows. Both can be asked of linear discriminants (Fisher 1936; covariance shrunk after
-Ledoit and Wolf 2004) that are taught with retained rows alone:
+that never saw them knows them better than "unseen" rows. Both can be asked of simple classifiers that are taught with retained rows alone,
+linear discriminants (Fisher 1936; covariance shrunk after Ledoit and Wolf 2004) and nearest neighbours (Cover and Hart 1967; training
+rows often have a near duplicate among the others, which a linear rule does not see):
 
 - in untrained twins of the model, the same architecture with fresh weights. Such features still carry what a row looks like
   (random features: Rahimi and Recht, NIPS 2007), and saw nobody's rows. They pick the unseen rows to compare with; several, since what they
@@ -24,6 +25,7 @@ import torch
 from peft import PeftModel
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -35,6 +37,7 @@ from .readings import Reading, find_readings, read_all
 Rows = tuple[list[np.ndarray], np.ndarray]  # features by reading, (rows, width) each, and labels, (rows,)
 
 TWINS = 3
+_ROWS_AT_ONCE = 256  # whose distances to all taught rows are held in memory
 _MOST_COUNTERPARTS = 100  # unseen rows beside each row to forget: of two rows, a hundred each say enough
 
 
@@ -81,7 +84,7 @@ class LeftOut:
                 read_rows(of, part, collate, batch_size, f"{what}, {name}" if progress else None)
                 for part, what in ((taught, "Retained rows"), (forget, "Rows to forget"), (unseen, "Unseen rows"))
             ]
-            return mean_quantiles(left_out_margins(rows[0], rows[1:]))
+            return left_out_ease(rows[0], rows[1:])
 
         twins = np.mean(
             [ease(untrained_twin(model, seed + i), f"untrained twin {i + 1} of {TWINS}") for i in range(TWINS)], axis=0
@@ -143,6 +146,11 @@ def _readings(model: nn.Module, batch: dict[str, Any]) -> list[Reading]:
     return readings
 
 
+def left_out_ease(taught: Rows, asked: Sequence[Rows]) -> np.ndarray:
+    """How easily all asked rows would be known, from 0 to 1, (n,): mean quantile of the margins of discriminants and of neighbours."""
+    return mean_quantiles(np.concatenate([left_out_margins(taught, asked), neighbour_margins(taught, asked)]))
+
+
 def left_out_margins(taught: Rows, asked: Sequence[Rows]) -> np.ndarray:
     """Score of the true class above the best other one, by discriminants taught with other rows: (readings, all asked rows).
 
@@ -164,6 +172,27 @@ def left_out_margins(taught: Rows, asked: Sequence[Rows]) -> np.ndarray:
         own = discriminant.classes_[None, :] == truth[:, None]
         true = np.where(own, scores, -np.inf).max(1)
         margins.append(true - np.where(own, -np.inf, scores).max(1))
+    return np.stack(margins)
+
+
+def neighbour_margins(taught: Rows, asked: Sequence[Rows]) -> np.ndarray:
+    """How much farther the nearest taught row of another class is than that of a row's own: (readings, all asked rows).
+
+    Euclidean, of features scaled to unit variance over the taught rows. Minus infinity where the taught rows lack a row's class.
+    """
+    features, labels = taught
+    given, truth = torch.from_numpy(labels), torch.from_numpy(np.concatenate([of for _, of in asked]))
+    margins = []
+    for number, x in enumerate(features):
+        scaler = StandardScaler().fit(x)
+        near = torch.from_numpy(scaler.transform(x))
+        rows = torch.from_numpy(scaler.transform(np.concatenate([part[number] for part, _ in asked])))
+        found = []
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            some = slice(start, start + _ROWS_AT_ONCE)
+            apart, own = torch.cdist(rows[some], near), truth[some, None] == given[None, :]
+            found.append(apart.masked_fill(own, torch.inf).amin(1) - apart.masked_fill(~own, torch.inf).amin(1))
+        margins.append(torch.cat(found).numpy())
     return np.stack(margins)
 
 
