@@ -10,7 +10,8 @@ A request is classes joined by "+", a text file with one class a line, or `rows:
 For each request and seed an original (shared by all requests) and a retrained model are trained, or taken from
 `--references_dir`; with `--originals` nothing is trained but, on `--train_retrained`, the references. The original is unlearned with full weights and, unless
 `--no_adapters`, in LoRA adapters. Other options are the recipe's; unlearning uses the package's defaults, but for `--objective`,
-`--retain_weight`, `--retain_dropout`, `--pseudo_labels`, `--energy`, `--target_modules`, `--max_steps` and `--check_steps`. Nothing is chosen on the test set. Every finished run is kept in
+`--retain_weight`, `--retain_dropout`, `--retain_mixing`, `--pseudo_labels`, `--pseudo_label_temperature`, `--energy`, `--target_modules`,
+`--max_steps` and `--check_steps`. Nothing is chosen on the test set. Every finished run is kept in
 `OUT/_runs`, so a stopped benchmark goes on where it was.
 """
 
@@ -43,7 +44,8 @@ from unsc_hf.unlearning import ClassificationArguments, ImageArguments, TextArgu
 
 # Options of unlearning that can be chosen; every run tells them.
 CHOSEN = (
-    "objective", "retain_weight", "retain_dropout", "pseudo_labels", "energy", "target_modules", "max_steps", "check_steps",
+    "objective", "retain_weight", "retain_dropout", "retain_mixing", "pseudo_labels", "pseudo_label_temperature", "energy", "target_modules",
+    "max_steps", "check_steps",
 )  # fmt: skip
 COLUMNS = ("AccDut", "AccDrt", "AccDf", "AccDr", "mia_auc", "probe_forget", "prototype_attack_10", "leak", "seconds")
 
@@ -183,6 +185,8 @@ def main() -> None:
     own.add_argument("--retain_weight", type=float, default=1.0)
     own.add_argument("--retain_dropout", action="store_true", help="rehearse with the model's dropout on")
     own.add_argument("--pseudo_labels", help="how rows are re-labelled, by default as the package does")
+    own.add_argument("--retain_mixing", type=float, default=UNSCConfig.retain_mixing, help="of unsc_distill")
+    own.add_argument("--pseudo_label_temperature", type=float, default=UNSCConfig.pseudo_label_temperature)
     own.add_argument("--energy", type=float, default=UNSCConfig.energy)
     own.add_argument("--target_modules", nargs="+", help="layers that full weights may change, all by default")
     own.add_argument("--max_steps", type=int, default=UNSCConfig.max_steps)

@@ -179,7 +179,7 @@ def test_scrub_is_the_retained_loss_where_model_and_original_agree_and_falls_as_
 def test_the_teacher_of_scrub_is_the_original(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Terms] = []
     monkeypatch.setitem(
-        OBJECTIVES, "scrub", type(OBJECTIVES["scrub"])(lambda t: seen.append(t) or t.loss(), True, True)
+        OBJECTIVES, "scrub", type(OBJECTIVES["scrub"])(lambda t: seen.append(t) or t.loss(), True, True, True)
     )
     bench.unlearn(null_space="none", objective="scrub")
     first, last = seen[0], seen[-1]

@@ -428,7 +428,9 @@ def test_resumed_run_ends_at_the_same_weights(
         "max_leak": 0.5,
         "per_device_train_batch_size": 5,
     }
-    if rows:  # targets that follow the model, rehearsed rows, and what is dropped of them, are found again
+    if not rows:  # and so is what rehearsed rows were mixed with
+        options["objective"] = "unsc_distill"
+    else:  # targets that follow the model, rehearsed rows, and what is dropped of them, are found again
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.3
@@ -464,6 +466,9 @@ def test_resumed_run_ends_at_the_same_weights(
         make_trainer(other, data, tmp_path / "parts", **options).train(resume_from_checkpoint=True)
     model.load_state_dict(start)
     fewer = (data.forget.select(range(20)), data.retain)
+    for changed in ({"retain_weight": 3.0}, {"retain_mixing": 0.4}):
+        with pytest.raises(UNSCError, match="began with objective"):
+            make_trainer(model, data, tmp_path / "parts", **options, **changed).train(resume_from_checkpoint=True)
     with pytest.raises(UNSCError, match="began with forget_dataset"):
         make_trainer(model, fewer, tmp_path / "parts", **options).train(resume_from_checkpoint=True)
 

@@ -75,12 +75,15 @@ class UNSCConfig(TrainingArguments):
         max_validation_rows (`int`, defaults to `1000`): at most this many rows are held out of each.
         label_column (`str`, *optional*): column with class ids; found by itself when None.
         objective (`str`, defaults to `"unsc"`): what is minimised on the forget rows: `"unsc"`, `"unsc_retain"`,
-            `"gradient_ascent"`, `"gradient_difference"`, `"npo"`, `"simnpo"`, `"fine_tune"`, `"scrub"`, `"whitened_means"`,
-            `"whitened_covariances"` or `"adversarial_probe"`; see `unsc_hf.objectives`. All run under the same projection.
+            `"unsc_distill"`, `"gradient_ascent"`, `"gradient_difference"`, `"npo"`, `"simnpo"`, `"fine_tune"`, `"scrub"`,
+            `"whitened_means"`, `"whitened_covariances"` or `"adversarial_probe"`; see `unsc_hf.objectives`. All run under the same projection.
         objective_beta, objective_gamma, retain_weight (`float`): of `"npo"` and `"simnpo"`, of `"simnpo"`, and of
-            `"unsc_retain"`, `"gradient_difference"` and `"scrub"`.
+            `"unsc_retain"`, `"unsc_distill"`, `"gradient_difference"` and `"scrub"`.
         retain_dropout (`bool`, defaults to `False`): retained rows are rehearsed with the model's dropout on, as when it was
             trained: rows that it knows by heart teach it nothing otherwise. Measured for single rows of texts alone.
+        retain_mixing (`float`, defaults to `0.3`): for `"unsc_distill"`, how much of each rehearsed row comes from other retained rows of its
+            batch, in [0, 1): that share of its tokens, or of its pixels' values. The model is then held to the original's answers beside
+            the rows that both know by heart. Measured for texts alone; 0 rehearses the rows as they are.
         completion_only_loss (`bool`, defaults to `True`): for language models, forget the completions' tokens alone, not the
             prompts'.
         text_columns (`list[str]`, *optional*): column with the text, or the two of a pair; found by themselves when None.
@@ -166,10 +169,14 @@ class UNSCConfig(TrainingArguments):
     objective_beta: float = field(default=0.1, metadata={"help": "Inverse temperature of npo and simnpo."})
     objective_gamma: float = field(default=0.0, metadata={"help": "Reward margin of simnpo."})
     retain_weight: float = field(
-        default=1.0, metadata={"help": "Weight of retained rows in unsc_retain, gradient_difference and scrub."}
+        default=1.0,
+        metadata={"help": "Weight of retained rows in unsc_retain, unsc_distill, gradient_difference and scrub."},
     )
     retain_dropout: bool = field(
         default=False, metadata={"help": "Rehearse retained rows with the model's dropout on, as in its training."}
+    )
+    retain_mixing: float = field(
+        default=0.3, metadata={"help": "Share of each row that unsc_distill rehearses taken from other retained rows."}
     )
     completion_only_loss: bool = field(
         default=True, metadata={"help": "Language models: forget the completions' tokens alone, not the prompts'."}
@@ -251,6 +258,8 @@ class UNSCConfig(TrainingArguments):
         for argument in ("objective_beta", "pseudo_label_temperature", "feature_weight"):
             if not getattr(self, argument) > 0:
                 raise UNSCError(f"{argument}: {getattr(self, argument)!r} is not a positive number.")
+        if not 0.0 <= self.retain_mixing < 1.0:
+            raise UNSCError(f"retain_mixing: {self.retain_mixing!r} is outside [0, 1); it is a share, not percent.")
         if not 0.0 < self.validation_fraction < 1.0:
             raise UNSCError(f"validation_fraction: {self.validation_fraction!r} is outside (0, 1).")
         for argument in (
@@ -330,7 +339,7 @@ def check_fsdp(plugin: Any, objective: str, erasure: str = "none", strategy: str
         raise UNSCError(
             "pseudo_labels: 'left_out' is not supported with FSDP, it reads an untrained model beside the sharded one; use DDP (torchrun)."
         )
-    if OBJECTIVES[objective].teacher:
+    if OBJECTIVES[objective].keeps_original:
         raise UNSCError(
             f"objective: {objective!r} keeps a second, whole model beside the sharded one; use DDP (torchrun)."
         )

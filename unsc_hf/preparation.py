@@ -137,7 +137,7 @@ class PreparingTrainer(Trainer):
         targets = self._targets(model, strategy, retain if by_mean else None)
         retained = self._prepared(self._retain_train) if OBJECTIVES[args.objective].retain else None
         self.train_dataset = RelabelledDataset(self._prepared(self._forget_train), targets, retained, args.seed)
-        if OBJECTIVES[args.objective].teacher:
+        if OBJECTIVES[args.objective].keeps_original:
             self._teacher = copy.deepcopy(model).requires_grad_(False)
             self._teacher.eval()
         if OBJECTIVES[args.objective].features:

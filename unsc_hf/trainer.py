@@ -8,7 +8,6 @@ import math
 import os
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from .evaluation.certificate import Certificate, LogitDrift, logit_drift
 from .feature_erasure import Choose, Erased, erase_features
 from .feature_terms import FeatureTerms
 from .fingerprint import data_fingerprint, weight_hash
-from .layers import NOT_INPUTS, find_layers, quiet
+from .layers import find_layers, quiet
 from .loading import check_weights, load_as, load_model
 from .model_card import CardContent, public_name, write_card
 from .moments import Moment
@@ -45,7 +44,7 @@ from .preparation import MOST_LOGITS, PreparingTrainer
 from .projection import Leak
 from .pseudo_labels import MatchedTargets
 from .publishing import publish
-from .rehearsal import check_dropout, dropout_mode
+from .rehearsal import check_dropout, rehearse, special_tokens
 from .relabelled import RelabelledDataset
 from .saving import RESULTS, check_checkpoint, find_checkpoint, mark_checkpoint, unmark_checkpoint
 from .sharding import gathered, reshard, set_trained, units_to_shard
@@ -155,6 +154,7 @@ class UNSCTrainer(PreparingTrainer):
         self._unseen, self._forgotten_rows = unseen_dataset, len(forget_dataset)
         self._unseen_read: list[Outputs] | None = None
         self._matched: MatchedTargets | None = None
+        self._special_tokens = special_tokens(processing_class, model.config)
         fraction, limit, seed = args.validation_fraction, args.max_validation_rows, args.seed
         strata = self.task.strata
         # Whole classes generalise, so a part of their rows is kept aside to see it; single rows must each be unlearned.
@@ -323,22 +323,18 @@ class UNSCTrainer(PreparingTrainer):
             found = outputs.logits
             more.update(feature_targets=terms.targets, one_group=terms.answers, feature_weight=args.feature_weight)
         logits, true, pseudo, samples = self.task.positions(found, labels, targets)
-        if self._teacher is not None:
+        objective = OBJECTIVES[args.objective]
+        if objective.teacher:
+            assert self._teacher is not None
             with torch.no_grad():
                 taught = self.task.logits(self._teacher, inputs)
             more["teacher"] = self.task.positions(taught, labels, targets)[0]
         if retain is not None:
-            kept_inputs = {name: value for name, value in retain.items() if name not in NOT_INPUTS}
-            with dropout_mode(model) if args.retain_dropout else nullcontext():
-                kept = self.task.outputs(self.task.logits(model, kept_inputs), retain["labels"])
-            more["retain_logits"] = kept.logits
-            more["retain_loss"] = nn.functional.cross_entropy(kept.logits.float(), kept.labels)
-            if self._teacher is not None:
-                with torch.no_grad():
-                    taught = self.task.logits(self._teacher, kept_inputs)
-                more["retain_teacher"] = self.task.outputs(taught, retain["labels"]).logits
+            more.update(rehearse(model, retain, self.task, args, self._teacher, self._special_tokens))
+        if self.forgotten_classes and objective.retain_teacher:
+            more["forgotten"] = torch.as_tensor(self.forgotten_classes)
         more.update(beta=args.objective_beta, gamma=args.objective_gamma, retain_weight=args.retain_weight)
-        loss = OBJECTIVES[args.objective].loss(Terms(logits, true, pseudo, samples, reference, **more))
+        loss = objective.loss(Terms(logits, true, pseudo, samples, reference, **more))
         return (loss, ModelOutput(logits=found)) if return_outputs else loss
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
@@ -565,7 +561,7 @@ class UNSCTrainer(PreparingTrainer):
             "null_space": args.null_space,
             "subspace_rule": f"{args.subspace_rule} {args.energy} {args.subspace_rank} {args.subspace_ratio}",
             "pseudo_labels": f"{self.pseudo_label_strategy} {args.pseudo_label_temperature}",
-            "objective": args.objective,
+            "objective": f"{args.objective} {args.retain_weight} {args.retain_dropout} {args.retain_mixing}",
             "trained": len(self.plan.selection.layers),
         }
 

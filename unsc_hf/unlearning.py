@@ -62,7 +62,8 @@ _HEADINGS = ("model", "AccDut", "AccDrt", "AccDf", "AccDr", "MIA", "probe", "10-
 _NAMES = {"masked": "masked logit", "random_projector": "random space"}
 _OPTIONS_IN_CARD = (
     "subspace_rule", "energy", "subspace_rank", "subspace_ratio", "subspace_merge", "target_modules", "pseudo_labels",
-    "pseudo_label_temperature", "objective", "retain_weight", "retain_dropout", "feature_erasure", "target_forget_accuracy", "max_leak", "check_steps", "max_rows_per_class",
+    "pseudo_label_temperature", "objective", "retain_weight", "retain_dropout", "retain_mixing",
+    "feature_erasure", "target_forget_accuracy", "max_leak", "check_steps", "max_rows_per_class",
     "max_samples_per_class", "max_statistics_memory", "sketch_size", "optim", "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "max_steps", "per_device_train_batch_size",
     "gradient_accumulation_steps", "seed",
 )  # fmt: skip

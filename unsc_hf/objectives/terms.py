@@ -42,7 +42,8 @@ class Terms:
         teacher, retain_teacher: the original model's logits at the same positions, for objectives that ask for it.
         beta: inverse temperature of NPO and SimNPO.
         gamma: reward margin of SimNPO.
-        retain_weight: weight of `retain_loss`.
+        retain_weight: weight of `retain_loss`, or of what stands in its place.
+        forgotten: ids of the classes of which no row remains, (classes forgotten,), where there are any.
         features: inputs of the head at the labelled positions, (positions, width), for objectives that ask for them.
         feature_targets: of the retained classes, likewise.
         one_group: whether all positions are matched to one group (answers of a language model) instead of to their classes.
@@ -61,6 +62,7 @@ class Terms:
     beta: float = 0.1
     gamma: float = 0.0
     retain_weight: float = 1.0
+    forgotten: Tensor | None = None
     features: Tensor | None = None
     feature_targets: FeatureTargets | None = None
     one_group: bool = False
