@@ -38,8 +38,9 @@ def test_ways_of_sharding_that_break_the_promise(option: str, value: object, mes
 def test_sharding_beside_half_precision_or_a_teacher(tmp_path: Path) -> None:
     with pytest.raises(UNSCError, match="fsdp.*half precision"):
         UNSCConfig(output_dir=str(tmp_path), fsdp=True, bf16=True, use_cpu=True)
-    with pytest.raises(UNSCError, match="second, whole model"):
-        check_fsdp(SimpleNamespace(**GOOD), "scrub")
+    for objective in ("scrub", "unsc_distill"):
+        with pytest.raises(UNSCError, match="second, whole model"):
+            check_fsdp(SimpleNamespace(**GOOD), objective)
 
 
 def test_alone() -> None:
