@@ -11,7 +11,7 @@ For each request and seed an original (shared by all requests) and a retrained m
 `--references_dir`; with `--originals` nothing is trained but, on `--train_retrained`, the references. The original is unlearned with full weights and, unless
 `--no_adapters`, in LoRA adapters. Other options are the recipe's; unlearning uses the package's defaults, but for `--objective`,
 `--retain_weight`, `--retain_dropout`, `--retain_mixing`, `--pseudo_labels`, `--pseudo_label_temperature`, `--energy`, `--target_modules`,
-`--max_steps` and `--check_steps`. Nothing is chosen on the test set. Every finished run is kept in
+`--learning_rate`, `--lr_scheduler_type`, `--warmup_steps`, `--max_steps` and `--check_steps`. Nothing is chosen on the test set. Every finished run is kept in
 `OUT/_runs`, so a stopped benchmark goes on where it was.
 """
 
@@ -45,7 +45,7 @@ from unsc_hf.unlearning import ClassificationArguments, ImageArguments, TextArgu
 # Options of unlearning that can be chosen; every run tells them.
 CHOSEN = (
     "objective", "retain_weight", "retain_dropout", "retain_mixing", "pseudo_labels", "pseudo_label_temperature", "energy", "target_modules",
-    "max_steps", "check_steps",
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "max_steps", "check_steps",
 )  # fmt: skip
 COLUMNS = ("AccDut", "AccDrt", "AccDf", "AccDr", "mia_auc", "probe_forget", "prototype_attack_10", "leak", "seconds")
 
@@ -189,6 +189,9 @@ def main() -> None:
     own.add_argument("--pseudo_label_temperature", type=float, default=UNSCConfig.pseudo_label_temperature)
     own.add_argument("--energy", type=float, default=UNSCConfig.energy)
     own.add_argument("--target_modules", nargs="+", help="layers that full weights may change, all by default")
+    own.add_argument("--learning_rate", type=float, default=UNSCConfig.learning_rate)
+    own.add_argument("--lr_scheduler_type", default=UNSCConfig.lr_scheduler_type)
+    own.add_argument("--warmup_steps", type=int, default=0)
     own.add_argument("--max_steps", type=int, default=UNSCConfig.max_steps)
     own.add_argument("--check_steps", type=int, default=UNSCConfig.check_steps)
     own.add_argument(
