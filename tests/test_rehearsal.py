@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ def test_model_and_original_read_the_same_mixed_rows(tmp_path: Path, monkeypatch
         trainer_kwargs={"processing_class": tokenizer},
     )  # fmt: skip
     trainer.prepare_unlearning()
-    texts_read = {tuple(row) for row in _token_rows(trainer._prepared(train))}
+    texts_read = {tuple(row["input_ids"]) for row in trainer._prepared(train)}
     seen: list[tuple[bool, list[tuple[int, ...]], torch.Tensor]] = []
     logits = type(trainer.task).logits
 
@@ -212,7 +213,12 @@ def test_model_and_original_read_the_same_mixed_rows(tmp_path: Path, monkeypatch
         return found
 
     monkeypatch.setattr(type(trainer.task), "logits", read)
+    gone: list[list[int]] = []
+    distill = OBJECTIVES["unsc_distill"]
+    spy = replace(distill, loss=lambda terms: gone.append(terms.forgotten.tolist()) or distill.loss(terms))
+    monkeypatch.setitem(OBJECTIVES, "unsc_distill", spy)
     trainer.train()
+    assert gone == [[0], [0]]
     assert [by_teacher for by_teacher, _, _ in seen] == [
         False,
         False,
@@ -222,17 +228,28 @@ def test_model_and_original_read_the_same_mixed_rows(tmp_path: Path, monkeypatch
     assert set(forgotten[1]) <= texts_read
     assert mixed[1] == taught[1]
     assert np.mean([row in texts_read for row in mixed[1]]) < 0.5
+    form = [tokenizer.cls_token_id, tokenizer.sep_token_id]
+    assert all([row[0], row[-1]] == form and not set(form) & set(row[1:-1]) for row in mixed[1])
     torch.testing.assert_close(mixed[2], taught[2], atol=1e-5, rtol=1e-4)  # before the first step
-
-
-def _token_rows(prepared: Any) -> list[list[int]]:
-    return [list(row["input_ids"]) for row in prepared]
 
 
 @pytest.mark.parametrize("mixing", [0.0, 0.5])
 def test_distillation_keeps_the_promise(mixing: float, exact_data: Data, tmp_path: Path) -> None:
     options = {"objective": "unsc_distill", "retain_mixing": mixing, "learning_rate": 2e-4}
     assert_promise(drift(make_vit(labels=10), exact_data, tmp_path, **options))
+
+
+def test_mixing_that_changes_nothing_is_named(
+    low_rank_data: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for objective in ("unsc_distill", "unsc_retain"):
+        make_trainer(make_vit(), low_rank_data, tmp_path, objective=objective)
+    make_trainer(make_vit(), low_rank_data, tmp_path, objective="unsc_distill", retain_mixing=0.5)
+    assert "retain_mixing" not in caplog.text
+    make_trainer(make_vit(), low_rank_data, tmp_path, objective="unsc_retain", retain_mixing=0.5)
+    assert (
+        "retain_mixing: objective 'unsc_retain' mixes no rows, so it changes nothing; unsc_distill does." in caplog.text
+    )
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, 30])

@@ -45,6 +45,17 @@ def check_dropout(model: nn.Module, args: UNSCConfig) -> None:
         )
 
 
+def check_mixing(args: UNSCConfig) -> None:
+    """Name a `retain_mixing` that was asked for and changes nothing."""
+    if args.retain_mixing != UNSCConfig.retain_mixing and not OBJECTIVES[args.objective].mixed:
+        mixing = [name for name, objective in OBJECTIVES.items() if objective.mixed]
+        logger.warning(
+            "retain_mixing: objective %r mixes no rows, so it changes nothing; %s does.",
+            args.objective,
+            ", ".join(mixing),
+        )
+
+
 @contextmanager
 def dropout_mode(model: nn.Module) -> Iterator[None]:
     """Dropout as in training inside the block, batch norm on its running statistics; every module's own mode is restored afterwards."""

@@ -44,7 +44,7 @@ from .preparation import MOST_LOGITS, PreparingTrainer
 from .projection import Leak
 from .pseudo_labels import MatchedTargets
 from .publishing import publish
-from .rehearsal import check_dropout, rehearse, special_tokens
+from .rehearsal import check_dropout, check_mixing, rehearse, special_tokens
 from .relabelled import RelabelledDataset
 from .saving import RESULTS, check_checkpoint, find_checkpoint, mark_checkpoint, unmark_checkpoint
 from .sharding import gathered, reshard, set_trained, units_to_shard
@@ -151,6 +151,7 @@ class UNSCTrainer(PreparingTrainer):
             )
         if args.retain_dropout:
             check_dropout(model, args)
+        check_mixing(args)
         self._unseen, self._forgotten_rows = unseen_dataset, len(forget_dataset)
         self._unseen_read: list[Outputs] | None = None
         self._matched: MatchedTargets | None = None
