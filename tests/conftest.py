@@ -20,6 +20,19 @@ datasets.disable_progress_bars()
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
+# Files that take a minute or more, the longest first: begun last, one of them would run on while the other worker has nothing to do.
+_LONG = (
+    "test_compare_methods.py", "test_interruptions.py", "test_trainer.py", "test_two_processes.py", "test_methods.py", "test_architectures.py",
+    "test_feature_erasure.py", "test_large_layers.py", "test_studies.py", "test_compile.py", "test_causal_lm.py", "test_feature_bands.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the long files first; within a file the order stays."""
+    place = {name: i for i, name in enumerate(_LONG)}
+    items.sort(key=lambda item: place.get(item.path.name, len(_LONG)))
+
+
 @pytest.fixture(autouse=True)
 def _fresh_inputs(request: pytest.FixtureRequest) -> None:
     """Inputs are drawn anew in every run; a failure prints the seed that repeats it."""

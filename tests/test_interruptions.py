@@ -24,7 +24,7 @@ from transformers import AutoModelForImageClassification, ViTImageProcessorPil
 from unsc_hf.fingerprint import weight_hash
 from unsc_hf.statistics import ActivationStatistics, settle
 
-KILLS = int(os.environ.get("KILLS", "50"))
+KILLS = int(os.environ.get("KILLS", "20"))
 _MOST_IN_A_ROW = 6
 
 
@@ -167,7 +167,7 @@ def test_a_killed_comparison_goes_on(runner: Runner) -> None:
     def expect(place: Path) -> None:
         assert numbers(place) == expected
 
-    print(kill_until(runner, words, max(1, KILLS // 25), expect))
+    print(kill_until(runner, words, max(1, KILLS // 20), expect))
 
 
 def without_seconds(value: Any) -> Any:
