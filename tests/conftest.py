@@ -91,7 +91,8 @@ def tensor_dataset(pixels: torch.Tensor, labels: list[int], names: list[str] | N
     return Dataset.from_dict({"pixel_values": pixels.tolist(), "label": labels}, features=features).with_format("torch")
 
 
-def _low_rank(names: list[str]) -> tuple[Dataset, Dataset]:
+def exact_rows(names: list[str]) -> tuple[Dataset, Dataset]:
+    """Forget rows of class 2, and retained rows of classes 0 and 1 that repeat four images."""
     images = torch.randn(4, 3, 8, 8)
     retain = tensor_dataset(images.repeat(6, 1, 1, 1), [0, 0, 1, 1] * 6, names)
     return tensor_dataset(torch.randn(40, 3, 8, 8), [2] * 40, names), retain
@@ -100,14 +101,14 @@ def _low_rank(names: list[str]) -> tuple[Dataset, Dataset]:
 @pytest.fixture
 def low_rank_data() -> tuple[Dataset, Dataset]:
     """Forget rows of class 2, and retained rows of classes 0 and 1 that repeat four images: few distinct activations."""
-    return _low_rank(["a", "b", "c"])
+    return exact_rows(["a", "b", "c"])
 
 
 @pytest.fixture
 def exact_data() -> tuple[Dataset, Dataset]:
     """The same for models of ten labels: of three random logits alone, all may be nearly zero, and a change relative to
     them would then measure their size."""
-    return _low_rank(list("abcdefghij"))
+    return exact_rows(list("abcdefghij"))
 
 
 @pytest.fixture

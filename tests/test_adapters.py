@@ -9,17 +9,21 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import learned, make_vit
+from conftest import exact_rows, learned, make_vit
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, PromptTuningConfig
+from test_causal_lm import answer_logits, draw_tokens, make_lm, token_rows
 from test_trainer import Data, Stop, logits, make_trainer
+from transformers import AutoModelForCausalLM
 
 from unsc_hf import ActivationStatistics, UNSCError, split_dataset
 from unsc_hf.adapters import null_space_start
 from unsc_hf.fingerprint import weight_hash
+from unsc_hf.language_unlearning import LanguageArguments
 from unsc_hf.projection import NullSpaceProjection
 from unsc_hf.statistics import SecondMoment
 from unsc_hf.subspace import build_subspace
+from unsc_hf.unlearning import load_original
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}),
@@ -191,3 +195,60 @@ def test_adapters_that_break_the_promise_are_refused(
         make_trainer(model, low_rank_data, tmp_path / "out", trainer_kwargs={"peft_config": config})
     assert not (tmp_path / "out").exists()
     assert not any("lora" in name for name, _ in model.named_modules())
+
+
+def _bfloat16(kind: str) -> tuple[Any, Data, Callable[[Any, Dataset], torch.Tensor]]:
+    """A model stored in bfloat16, rows to forget, retained rows of few distinct activations, and how its logits are read."""
+    if kind == "vit":
+        forget, retain = exact_rows(list("abcdefghij"))
+        return make_vit(labels=10).to(torch.bfloat16), (forget, retain), _half_logits
+    kept = [draw_tokens(), draw_tokens()]
+    rows = token_rows([draw_tokens() for _ in range(24)]), token_rows(kept * 8)
+    return make_lm(kind).to(torch.bfloat16), rows, answer_logits
+
+
+def _half_logits(model: Any, dataset: Dataset) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(pixel_values=dataset[:]["pixel_values"].to(torch.bfloat16)).logits.float()
+
+
+@pytest.mark.parametrize("kind", ["vit", "gpt2", "llama"])
+def test_under_adapters_a_bfloat16_model_keeps_its_outputs_to_the_last_bit(kind: str, tmp_path: Path) -> None:
+    """What is left of an update on retained inputs is far less than bfloat16 can tell apart."""
+    model, (forget, retain), read = _bfloat16(kind)
+    base = copy.deepcopy(model)
+    before, before_forget = read(model, retain), read(model, forget)
+    trainer = _unlearn(model, (forget, retain), tmp_path / "adapter", learning_rate=2e-3, weight_decay=0.1)
+    network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    assert {p.dtype for name, p in network.named_parameters() if ".lora_" in name} == {torch.float32}
+    assert torch.equal(read(network, retain), before)
+    assert float((read(network, forget) - before_forget).norm() / before_forget.norm()) > 0.01
+
+    certificate = trainer.certify()
+    assert certificate.drift.largest == 0
+    assert certificate.merged is not None
+    # In float32 the model's activations are others by their rounding, and merged into bfloat16 the update is rounded itself.
+    assert 0 < certificate.merged["float32"].relative < 0.1
+    assert 0 < certificate.merged["bfloat16"].relative < 0.1
+
+    trainer.save_model()
+    trainer.create_model_card()
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert 'dtype="bfloat16")' in card
+    assert "on the base model in bfloat16" in card
+    loaded = PeftModel.from_pretrained(base, tmp_path / "adapter")
+    assert torch.equal(read(loaded, retain), before)
+    assert torch.equal(read(loaded, forget), read(network, forget))
+
+
+def test_half_precision_is_refused_where_it_would_round_updates(low_rank_data: Data, tmp_path: Path) -> None:
+    with pytest.raises(UNSCError, match=r"bfloat16.*dtype=torch\.float32.*or unlearn in adapters"):
+        make_trainer(make_vit().to(torch.bfloat16), low_rank_data, tmp_path)
+    with pytest.raises(UNSCError, match=r"float16.*dtype=torch\.float32 \(bf16=True still trains in autocast\)\.$"):
+        _unlearn(make_vit().to(torch.float16), low_rank_data, tmp_path)
+    for options, words in (
+        ({"model_dtype": "bfloat16"}, "use_peft"),
+        ({"model_dtype": "int8", "use_peft": True}, "choose from float32, bfloat16"),
+    ):
+        with pytest.raises(UNSCError, match=f"model_dtype: .*{words}"):
+            load_original(LanguageArguments(**options), AutoModelForCausalLM, str(tmp_path))

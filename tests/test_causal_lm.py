@@ -60,16 +60,17 @@ def token_rows(samples: list[tuple[list[int], list[int]]]) -> Dataset:
     )
 
 
+def draw_tokens() -> tuple[list[int], list[int]]:
+    """A random prompt and completion."""
+    lengths = torch.randint(2, 4, (2,)).tolist()
+    return tuple(torch.randint(3, VOCABULARY, (n,)).tolist() for n in lengths)  # type: ignore[return-value]
+
+
 @pytest.fixture
 def token_data() -> Data:
     """Forget rows, and retained rows that repeat two samples: few distinct activations."""
-
-    def draw() -> tuple[list[int], list[int]]:
-        lengths = torch.randint(2, 4, (2,)).tolist()
-        return tuple(torch.randint(3, VOCABULARY, (n,)).tolist() for n in lengths)  # type: ignore[return-value]
-
-    kept = [draw(), draw()]
-    return token_rows([draw() for _ in range(24)]), token_rows(kept * 8)
+    kept = [draw_tokens(), draw_tokens()]
+    return token_rows([draw_tokens() for _ in range(24)]), token_rows(kept * 8)
 
 
 def make_lm(kind: str = "llama") -> Any:

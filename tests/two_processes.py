@@ -1,4 +1,4 @@
-"""Run by `test_two_processes.py` alone and under torchrun: one case after another, what each process ends with is written down."""
+"""Run by `test_two_processes.py` (and `test_gpu.py`) alone and under torchrun: one case after another, what each process ends with is written down."""
 
 from __future__ import annotations
 
@@ -91,12 +91,13 @@ def unlearn(case: str, folder: Path, sharded: bool = False, resume: bool = False
     if sharded:
         options |= {"fsdp": True, "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
     config = UNSCConfig(
-        output_dir=str(folder), use_cpu=True, disable_tqdm=True, report_to="none", energy=0.9, seed=1,
+        output_dir=str(folder), disable_tqdm=True, report_to="none", energy=0.9, seed=1,
         per_device_train_batch_size=BATCH // world, per_device_eval_batch_size=8, learning_rate=3e-3, weight_decay=0.1,
         adam_epsilon=1e-5,  # else Adam blows the rounding of a gradient that is nearly zero up to a whole step
-        **{"max_steps": 4, "check_steps": 2, "max_leak": None, "max_rows_per_class": 60, **given.options, **options},
+        **{"use_cpu": True, "max_steps": 4, "check_steps": 2, "max_leak": None, "max_rows_per_class": 60, **given.options, **options},
     )  # fmt: skip
-    if sharded:
+    pretending = sharded and config.use_cpu
+    if pretending:
         # Accelerate shards where it sees several GPUs; told so, it runs the same code on CPUs.
         assert config.device.type == "cpu"
         AcceleratorState._reset_state()
@@ -113,7 +114,7 @@ def unlearn(case: str, folder: Path, sharded: bool = False, resume: bool = False
     )
     trainer.train(resume_from_checkpoint=resume or None)
     write(trainer, folder, process()[0])
-    if sharded:
+    if pretending:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_CPU
         AcceleratorState._reset_state()
     return trainer
@@ -169,11 +170,13 @@ def main(what: str, folder: Path) -> None:
     if what == "endless":
         endless(folder)
         return
+    gpu: dict[str, Any] = {"use_cpu": False} if what == "gpu" else {}
     for kind in ("replicated", "sharded"):
         for name, case in CASES.items():
             if kind in case.kinds:
-                unlearn(name, folder / kind / name, kind == "sharded")
-    statistics(folder / "statistics")
+                unlearn(name, folder / kind / name, kind == "sharded", **gpu)
+    if not gpu:
+        statistics(folder / "statistics")
 
 
 if __name__ == "__main__":

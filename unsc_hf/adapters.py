@@ -96,20 +96,23 @@ def add_adapters(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     return adapted
 
 
-def null_space_start(subspace: LayerSubspace, forgotten: Moment, rank: int) -> Tensor:
+def null_space_start(
+    subspace: LayerSubspace, forgotten: Moment, rank: int, device: torch.device | str = "cpu"
+) -> Tensor:
     """Rows for A, shape (rank, width), float64: the principal directions of the forgotten rows inside the null space.
 
-    They are orthogonal, with norm sqrt(width / rank), so that a step of B moves the product as far as the same step of
+    They are found on `device`. They are orthogonal, with norm sqrt(width / rank), so that a step of B moves the product as far as the same step of
     full fine-tuning would move W: one learning rate serves both. Rows beyond the capacity are zero, and stay zero.
     """
-    start = torch.zeros(rank, subspace.width, dtype=torch.float64)
+    start = torch.zeros(rank, subspace.width, dtype=torch.float64, device=device)
+    basis, forgotten = subspace.basis[0].to(device), forgotten.to(device)
     if isinstance(forgotten, SecondMoment) and not subspace.thin:
-        free = subspace.basis[0, :, subspace.ranks[0] :]
+        free = basis[:, subspace.ranks[0] :]
         _, vectors = descending_eigh(free.mT @ forgotten.matrix @ free)
         used = min(rank, free.shape[1])
         found = free @ vectors[0, :, :used]
     else:
-        found = _sketched_start(subspace.basis[0, :, : subspace.ranks[0]], forgotten, rank)
+        found = _sketched_start(basis[:, : subspace.ranks[0]], forgotten, rank)
     start[: found.shape[1]] = found.mT * math.sqrt(subspace.width / rank)
     return start
 
@@ -159,18 +162,19 @@ class LoraProjection(NullSpaceProjection):
         self._lora = {
             plain_name(name): module for name, module in model.named_modules() if isinstance(module, LoraLayer)
         }
+        starts: dict[tuple[str, int], Tensor] = {}  # layers that read one input begin alike
         with torch.no_grad():
             for layer in layers:
-                here = subspace[layer.name]
+                here, key = subspace[layer.name], subspace.module_keys[layer.name]
                 if identity or not here.has_capacity:
                     continue
                 rank = layer.weight.shape[0]
                 if rank > here.capacity:
                     logger.warning("%s: rank %d is reduced to its capacity, %d.", layer.name, rank, int(here.capacity))
-                start = null_space_start(here, forgotten[subspace.module_keys[layer.name]], rank)
-                local(layer.weight).copy_(
-                    cut_like(layer.from_matrix(start[None]).to(layer.weight.device), layer.weight)
-                )
+                if (key, rank) not in starts:
+                    starts[key, rank] = null_space_start(here, forgotten[key], rank, layer.weight.device)
+                start = layer.from_matrix(starts[key, rank][None])
+                local(layer.weight).copy_(cut_like(start, layer.weight))
         super().__init__(layers, subspace, identity)
 
     def free_weights(self) -> dict[str, nn.Parameter]:

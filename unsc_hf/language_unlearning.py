@@ -37,7 +37,7 @@ from .tasks import read_answers
 from .text_classification import load_tokenizer
 from .trainer import UNSCTrainer
 from .training import train_model
-from .unlearning import SharedArguments, finite, frozen_line, lora_config, options_of
+from .unlearning import SharedArguments, finite, frozen_line, load_original, lora_config, options_of
 
 PICTURES = (
     ("answers.png", "ROUGE-L of the answers on each set, before, after and when retrained"),
@@ -277,7 +277,7 @@ def compare_objectives(
         if null_space != "retained" or first is not None:
             options.save_strategy = SaveStrategy.NO  # their checkpoints would take the place of the first run's
         return UNSCTrainer(
-            model=load_as(AutoModelForCausalLM, original, "model_name_or_path"),
+            model=load_original(arguments, AutoModelForCausalLM, original),
             args=options,
             forget_dataset=data.forget,
             retain_dataset=data.retain,
@@ -287,7 +287,7 @@ def compare_objectives(
             peft_config=lora_config(arguments),
         )
 
-    methods = {"original": Answers(answers(load_as(AutoModelForCausalLM, original, "model_name_or_path")), leak=0.0)}
+    methods = {"original": Answers(answers(load_original(arguments, AutoModelForCausalLM, original)), leak=0.0)}
     first: UNSCTrainer | None = None
     collected: ActivationStatistics | None = None
     certificate: dict[str, Any] = {}
@@ -418,6 +418,7 @@ def _write(
         base_model=public_name(original),
         model_class=trainer.model_class,
         adapter=arguments.use_peft,
+        base_dtype=arguments.model_dtype,
         forgotten=[],
         forgotten_rows=len(data.forget),
         forgotten_digest=data_fingerprint(data.forget)[:16],

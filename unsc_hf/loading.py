@@ -1,4 +1,4 @@
-"""Loading a model for unlearning, in the one precision that can keep the promise."""
+"""Loading a model for unlearning, in a precision that can keep the promise."""
 
 from __future__ import annotations
 
@@ -36,15 +36,17 @@ def load_model(name: str) -> PreTrainedModel:
     return load_as(cls, name, "model")
 
 
-def load_as(auto_class: Any, name: str, argument: str, **options: Any) -> PreTrainedModel:
-    """A model of the kind `auto_class` loads, in float32, from a Hub id or folder, with every weight from there.
+def load_as(
+    auto_class: Any, name: str, argument: str, dtype: torch.dtype = torch.float32, **options: Any
+) -> PreTrainedModel:
+    """A model of the kind `auto_class` loads, in `dtype`, from a Hub id or folder, with every weight from there.
 
     Raises:
         UNSCError: naming `argument`, when nothing can be loaded from there, or a weight is missing.
     """
     try:
         model: PreTrainedModel
-        model, report = auto_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **options)
+        model, report = auto_class.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UNSCError(f"{argument}: cannot load {name!r}: {first_line(error)}") from error
     missing = sorted(report["missing_keys"])
@@ -95,8 +97,12 @@ def model_label_names(model: PreTrainedModel) -> list[str]:
     return [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
 
 
-def check_weights(model: nn.Module) -> None:
+def check_weights(model: nn.Module, frozen: bool = False) -> None:
     """Refuse what is no transformers model, and weights that are not stored in full precision.
+
+    Args:
+        frozen: whether adapters alone are trained, which are in float32 themselves: the weights under them, which never move,
+            may then be in bfloat16.
 
     Raises:
         UNSCError: naming the first parameter in half precision.
@@ -106,8 +112,11 @@ def check_weights(model: nn.Module) -> None:
             f"model: got {type(model).__name__}, expected a transformers PreTrainedModel, a Hub id or a folder."
         )
     for name, parameter in model.named_parameters():
-        if parameter.dtype in (torch.bfloat16, torch.float16):
+        if parameter.dtype == torch.float16 or (parameter.dtype == torch.bfloat16 and not frozen):
+            way = "load it with dtype=torch.float32 (bf16=True still trains in autocast)"
+            if parameter.dtype == torch.bfloat16:
+                way += ", or unlearn in adapters (peft_config), under which a bfloat16 model stays as it is"
             raise UNSCError(
                 f"model: {name} is {str(parameter.dtype).removeprefix('torch.')}, which rounds small updates away and breaks "
-                "the promise; load it with dtype=torch.float32 (bf16=True still trains in autocast)."
+                f"the promise; {way}."
             )

@@ -54,6 +54,7 @@ class CardContent:
         base_model: Hub id or folder name of the original.
         model_class: class that loads the model, for "How to use".
         adapter: whether only a LoRA adapter is published.
+        base_dtype: precision of the base model under the adapter.
         task: the Hub's name of what the model does; a key of `LOADERS`.
         forgotten: names of the forgotten classes.
         forgotten_rows: number of forgotten rows.
@@ -92,6 +93,7 @@ class CardContent:
     license: str | None = None
     command: str = ""
     adapter: bool = False
+    base_dtype: str = "float32"
     forgotten_digest: str = ""
     table: Sequence[Sequence[str]] = ()
     written: str = "UNSC"
@@ -179,14 +181,24 @@ def _markdown_table(rows: Sequence[Sequence[str]], written: str) -> str:
     return "\n".join(lines)
 
 
+def _adapter_note(content: CardContent) -> str:
+    """What a reader of an adapter's card must know."""
+    if not content.adapter:
+        return ""
+    if content.base_dtype == "float32":
+        return _ADAPTER_NOTE
+    return f"{_ADAPTER_NOTE} It was unlearned on the base model in {content.base_dtype}, and what is certified below holds for it loaded so."
+
+
 def _usage(content: CardContent) -> str:
     repo = json.dumps(content.model_name)  # double quotes, as formatters want them
     auto_class, processor_class, processor = LOADERS[content.task]
     if content.adapter:
+        dtype = "" if content.base_dtype == "float32" else f", dtype={json.dumps(content.base_dtype)}"
         return (
             "from peft import PeftModel\n"
             f"from transformers import {auto_class}, {processor_class}\n\n"
-            f"base = {auto_class}.from_pretrained({json.dumps(content.base_model)})\n"
+            f"base = {auto_class}.from_pretrained({json.dumps(content.base_model)}{dtype})\n"
             f"model = PeftModel.from_pretrained(base, {repo})\n"
             f"{processor} = {processor_class}.from_pretrained({repo})"
         )
@@ -284,7 +296,7 @@ def build_card(content: CardContent) -> ModelCard:
         verdict=content.verdict,
         verdict_reason=escape(content.reason[:1].upper() + content.reason[1:]) + ".",
         report=content.report,
-        adapter_note=_ADAPTER_NOTE if content.adapter else "",
+        adapter_note=_adapter_note(content),
         forgotten=_forgotten_text(content),
         table=_markdown_table(format_table(methods) if methods else content.table, content.written)
         if methods or content.table

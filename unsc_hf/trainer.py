@@ -69,7 +69,7 @@ class UNSCTrainer(PreparingTrainer):
     trained on the re-labelled forget rows alone, with gradients and weight changes confined to the null space.
 
     Args:
-        model: a `PreTrainedModel` in float32, or a Hub id or folder.
+        model: a `PreTrainedModel` in float32 (under adapters also in bfloat16), or a Hub id or folder.
         args: a `UNSCConfig`.
         forget_dataset: rows to forget (`datasets.Dataset`, raw images or ready for the model).
         retain_dataset: rows to keep; read for statistics, never trained on.
@@ -117,7 +117,7 @@ class UNSCTrainer(PreparingTrainer):
             raise UNSCError(f"args: got {type(args).__name__}, expected a UNSCConfig.")
         if isinstance(model, str):
             model = load_model(model)
-        check_weights(model)
+        check_weights(model, frozen=peft_config is not None)
         for name, dataset in (("forget_dataset", forget_dataset), ("retain_dataset", retain_dataset)):
             if not isinstance(dataset, Dataset):
                 raise UNSCError(
@@ -170,6 +170,7 @@ class UNSCTrainer(PreparingTrainer):
 
         self.original_weights = weight_hash(model)
         self.model_class = type(model).__name__
+        self._base_dtype = str(model.dtype).removeprefix("torch.")
         self.base_model_name = public_name(str(model.config._name_or_path or ""))
         if peft_config is not None:
             model = add_adapters(model, peft_config)
@@ -217,6 +218,10 @@ class UNSCTrainer(PreparingTrainer):
         if grouped:
             raise UNSCError(
                 f"fsdp: {grouped[0]!r} is a grouped convolution, whose rows cannot be sharded; use one process or DDP (torchrun)."
+            )
+        if self._base_dtype != "float32":
+            raise UNSCError(
+                f"fsdp: the model is in {self._base_dtype}; load it in float32, or use one process or DDP (torchrun)."
             )
         fsdp2_prepare_model(self.accelerator, self.model)
 
@@ -452,22 +457,31 @@ class UNSCTrainer(PreparingTrainer):
         return certificate
 
     def _merged_drift(self, model: PeftModel) -> dict[str, LogitDrift]:
-        """Logit drift on held-out rows once the adapter is merged, in float32 and cast to bfloat16; on a copy."""
-        assert self.plan is not None
-        merged = copy.deepcopy(model).merge_and_unload()
-        held_out = self.plan.held_out_logits
+        """Logit drift on held-out rows once the adapter is merged, in float32 and cast to bfloat16; on a copy.
 
-        def drift(dtype: torch.dtype) -> LogitDrift:
+        A bfloat16 model is merged in float32 too, and what that alone changes is not counted: it is held against itself in float32.
+        """
+        assert self.plan is not None
+        merged: Any = copy.deepcopy(model).float()
+
+        def logits(network: nn.Module, dtype: torch.dtype) -> Tensor:
             def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
                 return _cast_floats(self._collate(rows), dtype)
 
             rows = self._prepared(self._retain_held_out)
             limit = None if self.task.label_column is not None else MOST_LOGITS
             options = self._reading("Merged", False)
-            outputs = collect_outputs(merged.to(dtype), rows, collate, max_elements=limit, **options)
-            return logit_drift(held_out, outputs.logits)
+            return collect_outputs(network.to(dtype), rows, collate, max_elements=limit, **options).logits
 
-        return {"float32": drift(torch.float32), "bfloat16": drift(torch.bfloat16)}
+        held_out = before = self.plan.held_out_logits
+        if self._base_dtype != "float32":
+            with merged.disable_adapter():
+                before = logits(merged, torch.float32)
+        merged = merged.merge_and_unload()
+        return {
+            "float32": logit_drift(before, logits(merged, torch.float32)),
+            "bfloat16": logit_drift(held_out, logits(merged, torch.bfloat16)),
+        }
 
     # ---- saving -----------------------------------------------------------------------------------------------------
 
@@ -492,6 +506,7 @@ class UNSCTrainer(PreparingTrainer):
             base_model=self.base_model_name,
             model_class=self.model_class,
             adapter=isinstance(self.model, PeftModel),
+            base_dtype=self._base_dtype,
             forgotten=[self.class_names[c] for c in self.forgotten_classes],
             forgotten_rows=self._forgotten_rows,
             dataset=str(kwargs.get("dataset") or ""),

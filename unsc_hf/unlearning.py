@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from datasets import Dataset, DatasetDict
 from huggingface_hub import ModelCard
 from peft import LoraConfig
@@ -92,6 +93,13 @@ class SharedArguments:
     license: str | None = field(default=None, metadata={"help": "Licence of the unlearned model, as an SPDX id."})
     use_peft: bool = field(
         default=False, metadata={"help": "Unlearn in LoRA adapters; the base weights are not touched."}
+    )
+    model_dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "Precision in which the original is loaded; bfloat16 goes with use_peft, under which it never moves.",
+            "choices": ["float32", "bfloat16"],
+        },
     )
     lora_r: int = field(default=8, metadata={"help": "Rank of the adapters."})
     lora_alpha: int = field(default=8, metadata={"help": "Scale of the adapters is alpha / r."})
@@ -301,6 +309,21 @@ def read_indices(given: Sequence[str]) -> tuple[int, ...]:
     return tuple(int(word) for word in words)
 
 
+def load_original(arguments: SharedArguments, auto_class: Any, name: str) -> PreTrainedModel:
+    """The original, in the precision that was asked for.
+
+    Raises:
+        UNSCError: when nothing can be loaded from there, or weights that are to be trained would be rounded.
+    """
+    if arguments.model_dtype not in ("float32", "bfloat16"):
+        raise UNSCError(f"model_dtype: got {arguments.model_dtype!r}; choose from float32, bfloat16.")
+    if arguments.model_dtype != "float32" and not arguments.use_peft:
+        raise UNSCError(
+            "model_dtype: bfloat16 would round small updates of the weights away; unlearn in adapters (use_peft), or leave it out."
+        )
+    return load_as(auto_class, name, "model_name_or_path", dtype=getattr(torch, arguments.model_dtype))
+
+
 def lora_config(arguments: SharedArguments) -> LoraConfig | None:
     """The adapters that were asked for."""
     if not arguments.use_peft:
@@ -347,7 +370,7 @@ def _run(arguments: ClassificationArguments, config: UNSCConfig, data: DatasetDi
     forget, retain = request.split(data["train"], config.label_column)
 
     original, references = _models(arguments, config, data["train"], retain, request, labels, console)
-    model = load_as(arguments.auto_class, original, "model_name_or_path")
+    model = load_original(arguments, arguments.auto_class, original)
     processor = arguments.load_processor(original)
     existed = Path(str(config.output_dir)).exists()
     try:
@@ -494,6 +517,7 @@ def _write(
         base_model=public_name(original),
         model_class=trainer.model_class,
         adapter=arguments.use_peft,
+        base_dtype=arguments.model_dtype,
         forgotten=forgotten,
         forgotten_rows=len(forget),
         forgotten_digest=data_fingerprint(forget)[:16],
