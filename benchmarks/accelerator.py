@@ -195,12 +195,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             output_dir=folder, max_leak=None, check_steps=10 * options.steps, statistics_batch_size=options.read,
             per_device_eval_batch_size=options.read, target_forget_accuracy=0.0, **common,
         )  # fmt: skip
+        started = time.perf_counter()
         unlearner = Unstopped(
             model, config, forget, retain, processing_class=reader, peft_config=adapters, callbacks=[clock]
         )
+        constructing = time.perf_counter() - started
+        print(f"constructed in {constructing:.1f} s", flush=True)
         prepared = timed(unlearner.prepare_unlearning)
         preparing = peak()
+        print(f"prepared in {prepared:.1f} s", unlearner.plan.seconds if unlearner.plan else "", flush=True)
         whole = timed(unlearner.train)
+        print(f"trained in {whole:.1f} s", flush=True)
         plan = unlearner.plan
         assert plan is not None
         leak_seconds = timed(unlearner.held_out_leak)
@@ -209,7 +214,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         certifying = timed(lambda: certificates.append(unlearner.certify()))
         trained = sum(layer.weight.numel() for layer in plan.projection.layers)
         found["unlearning"] = {
-            "step": clock.median(), "steps": clock.seconds, "prepare": prepared, **plan.seconds, "train": whole, "leak": leak_seconds,
+            "step": clock.median(), "steps": clock.seconds, "construct": constructing, "prepare": prepared, **plan.seconds, "train": whole, "leak": leak_seconds,
             "certify": certifying, "peak while preparing": preparing, "peak": training, "peak while certifying": peak(),
             "layers": len(plan.projection.layers), "inputs": len(plan.subspace.layers), "weights of layers": trained,
             "certificate": {k: v for k, v in certificates[0].to_dict().items() if k != "leak_per_layer"},

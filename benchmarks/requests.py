@@ -9,7 +9,7 @@
 A request is classes joined by "+", a text file with one class a line, or `rows:N` for N training rows drawn with seed 0.
 For each request and seed an original (shared by all requests) and a retrained model are trained, or taken from
 `--references_dir`; with `--originals` nothing is trained but, on `--train_retrained`, the references. The original is unlearned with full weights and, unless
-`--no_adapters`, in LoRA adapters. Other options are the recipe's; unlearning uses the package's defaults, but for `--objective`,
+`--no_adapters`, in LoRA adapters (in these alone with `--no_full`). Other options are the recipe's; unlearning uses the package's defaults, but for `--objective`,
 `--retain_weight`, `--retain_dropout`, `--retain_mixing`, `--pseudo_labels`, `--pseudo_label_temperature`, `--energy`, `--target_modules`,
 `--learning_rate`, `--lr_scheduler_type`, `--warmup_steps`, `--max_steps` and `--check_steps`. Nothing is chosen on the test set. Every finished run is kept in
 `OUT/_runs`, so a stopped benchmark goes on where it was.
@@ -132,12 +132,13 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
     """Mean ± standard deviation over seeds by method, as Markdown lines; percent but for the AUC and seconds."""
     lines = [f"| model | {' | '.join(COLUMNS)} |", "|---|" + "---|" * len(COLUMNS)]
     rows: dict[str, list[dict[str, Any]]] = {}
+    first = next(iter(runs))
     for mode, of_mode in runs.items():
         for name in LABELS:
             found = [run["methods"][name] for run in of_mode if name in run["methods"]]
             if name == "retrained" and found:
-                found = runs["full"][0]["retrained_references"]
-            if found and (name == "unsc" or mode == "full"):
+                found = runs[first][0]["retrained_references"]
+            if found and (name == "unsc" or mode == first):
                 rows[LABELS[name] + (", LoRA" if mode == "lora" else "")] = found
     for label, found in rows.items():
         lines.append(f"| {label} | {' | '.join(_spread(found, column) for column in COLUMNS)} |")
@@ -153,7 +154,7 @@ def overview(results: dict[str, dict[str, list[dict[str, Any]]]]) -> list[str]:
             unsc = [run["methods"]["unsc"] for run in runs]
             original = [run["methods"]["original"] for run in runs]
             cells = [_spread(unsc, "AccDut"), _spread(unsc, "AccDrt"), _spread(original, "AccDrt")]
-            cells.append(_spread(by_mode["full"][0]["retrained_references"], "AccDrt"))
+            cells.append(_spread(next(iter(by_mode.values()))[0]["retrained_references"], "AccDrt"))
             cells += [_spread(unsc, "leak"), _spread(unsc, "seconds")]
             lines.append(f"| {name.replace('+', ', ')} | {mode} | {' | '.join(cells)} |")
     return lines
@@ -180,6 +181,7 @@ def main() -> None:
     own.add_argument("--originals", nargs="+", help="one model for each seed, instead of training it")
     own.add_argument("--retrained", nargs="+", help="with --originals: references for the one request given")
     own.add_argument("--no_adapters", action="store_true")
+    own.add_argument("--no_full", action="store_true", help="adapters alone")
     own.add_argument("--only_train", action="store_true", help="train originals and references, then stop")
     own.add_argument("--objective", default="unsc")
     own.add_argument("--retain_weight", type=float, default=1.0)
@@ -200,7 +202,11 @@ def main() -> None:
     own.add_argument("--threads", type=int, default=2)
     own.add_argument("--output_dir", required=True)
     options = vars(parser.parse_args(sys.argv[2:]))
-    requests, seeds, adapters = options.pop("requests"), options.pop("seeds"), not options.pop("no_adapters")
+    requests, seeds = options.pop("requests"), options.pop("seeds")
+    without = {"full": options.pop("no_full"), "lora": options.pop("no_adapters")}
+    modes = [mode for mode, left_out in without.items() if not left_out]
+    if not modes:
+        parser.error("--no_full: given beside --no_adapters; nothing is left to run")
     given, references = options.pop("originals"), options.pop("retrained")
     if given and len(given) != len(seeds):
         parser.error("--originals: give one model for each of --seeds")
@@ -228,7 +234,7 @@ def main() -> None:
         if only_train:
             print(name, *retrained, sep="\n", flush=True)
             continue
-        for mode in ("full", "lora") if adapters else ("full",):
+        for mode in modes:
             for seed, original in zip(seeds, originals, strict=True):
                 kept = folder / "_runs" / f"{re.sub('[:/]', '-', name)}-{mode}-{seed}.json"
                 if not kept.is_file():
@@ -238,8 +244,8 @@ def main() -> None:
                         request,
                         data,
                         original,
-                        retrained if mode == "full" and seed == seeds[0] else (),  # once: they do not change
-                        controls=arguments.controls and mode == "full",
+                        retrained if mode == modes[0] and seed == seeds[0] else (),  # once: they do not change
+                        controls=arguments.controls and mode == modes[0],
                     )
                     write_text(kept, json.dumps(run))
                 results.setdefault(name, {}).setdefault(mode, []).append(json.loads(kept.read_text(encoding="utf-8")))

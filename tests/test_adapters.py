@@ -100,7 +100,7 @@ def test_a_start_outside_the_null_space_breaks_the_promise(
     exact_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "unsc_hf.adapters.null_space_start", lambda here, forgotten, rank: torch.randn(rank, here.width)
+        "unsc_hf.adapters.null_space_start", lambda here, forgotten, rank, place: torch.randn(rank, here.width)
     )
     retain = exact_data[1]
     model = make_vit(labels=10)

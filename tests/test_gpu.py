@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,14 @@ from unsc_hf.objectives import OBJECTIVES
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
 Rows = tuple[Dataset, Dataset]
+
+
+@pytest.fixture(autouse=True)
+def _default_precision() -> Iterator[None]:
+    """`tf32=True` and `torch_compile=True` change the whole process."""
+    yield
+    if hasattr(torch.backends, "fp32_precision"):
+        torch.backends.fp32_precision = "none"
 
 
 def _unlearn(model: Any, data: Rows, folder: Path, adapters: bool = False, **options: Any) -> Any:
@@ -146,8 +154,8 @@ def test_under_adapters_a_bfloat16_model_keeps_its_outputs_to_the_last_bit(kind:
 
 @pytest.mark.parametrize(
     "options",
-    [{"bf16": True}, COMPILED, {"torch_compile": True}, {"activation_checkpointing": True}, {"optim": "adamw_torch_fused"}],
-    ids=["autocast", "traced", "compiled", "activation checkpointing", "fused"],
+    [{"bf16": True}, {"tf32": True}, COMPILED, {"torch_compile": True}, {"activation_checkpointing": True}, {"optim": "adamw_torch_fused"}],
+    ids=["autocast", "tf32", "traced", "compiled", "activation checkpointing", "fused"],
 )  # fmt: skip
 @pytest.mark.parametrize("adapters", [False, True], ids=["full weights", "adapters"])
 def test_options_of_the_trainer_keep_the_promise(options: dict[str, Any], adapters: bool, tmp_path: Path) -> None:

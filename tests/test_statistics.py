@@ -549,17 +549,3 @@ def test_products_are_exact_where_the_smallest_directions_count(tmp_path: Path) 
     assert dtype() == dtype(statistics_dtype="float32", energy=1.0) == torch.float32
     assert dtype(energy=1.0) == dtype(subspace_rule="ratio", subspace_ratio=2.0) == torch.float64
     assert dtype(subspace_merge="concat") == dtype(statistics_dtype="float64") == torch.float64
-
-
-def test_no_tf32_while_statistics_are_collected() -> None:
-    seen = []
-    model = make_vit()
-    model.register_forward_pre_hook(lambda *_: seen.append(torch.get_float32_matmul_precision()))
-    data = tensor_dataset(torch.randn(6, 3, 8, 8), [0, 1, 2] * 2)
-    torch.set_float32_matmul_precision("high")
-    try:
-        ActivationStatistics.collect(model, data, dtype=torch.float32, progress=False)
-        assert torch.get_float32_matmul_precision() == "high"
-    finally:
-        torch.set_float32_matmul_precision("highest")
-    assert set(seen) == {"highest"}

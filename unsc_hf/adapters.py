@@ -21,6 +21,7 @@ from .errors import UNSCError, closest
 from .layers import LayerSelection, ProtectedLayer, find_layers, plain_name, row_geometry
 from .moments import Moment, SecondMoment
 from .outputs import find_head
+from .precision import full_float32
 from .projection import NullSpaceProjection
 from .sharding import cut_like, is_sharded, local, own_rows, whole
 from .sketch import MomentSketch
@@ -181,6 +182,7 @@ class LoraProjection(NullSpaceProjection):
         """The B factors that are trained, by layer name."""
         return {layer.name: self._lora[layer.name].lora_B[_ADAPTER].weight for layer in self.layers}
 
+    @full_float32()
     def change(self, layer: ProtectedLayer) -> Tensor:
         lora = self._lora[layer.name]
         return self._share(layer, self._base(layer).as_matrix(whole(lora.get_delta_weight(_ADAPTER).detach())))

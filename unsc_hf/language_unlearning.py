@@ -33,7 +33,7 @@ from .plots import objective_title, plot_answers, plot_capacity, plot_unlearning
 from .run_report import write_run_report
 from .saving import check_output_folder, finish, has_checkpoint, move_model, resume_from
 from .statistics import ActivationStatistics
-from .tasks import read_answers
+from .tasks import read_answers, token_losses
 from .text_classification import load_tokenizer
 from .trainer import UNSCTrainer
 from .training import train_model
@@ -182,7 +182,7 @@ def evaluate_answers(
     """
     found = {}
     for name, rows in sets.items():
-        metrics = token_metrics(list(_read(model, tokenizer, rows, batch_size)))
+        metrics = token_metrics(_read(model, tokenizer, rows, batch_size))
         if "completion" in rows.column_names:
             part = rows.select(range(min(max_rows, len(rows))))
             answers = generate_answers(model, tokenizer, part["prompt"][:], max_new_tokens, progress=progress)
@@ -209,8 +209,8 @@ def _mean_likelihoods(model: PreTrainedModel, tokenizer: Any, rows: Dataset, bat
 
 def _per_sample(part: Outputs) -> list[float]:
     assert part.samples is not None
-    each = part.logits.double().log_softmax(-1).gather(1, part.labels[:, None])[:, 0]
-    return [float(each[part.samples == sample].mean()) for sample in range(int(part.samples.max()) + 1)]
+    each, samples = -token_losses(part).cpu(), part.samples.cpu()
+    return [float(each[samples == sample].mean()) for sample in range(int(samples.max()) + 1)]
 
 
 def _truth_ratio(model: PreTrainedModel, tokenizer: Any, rows: Dataset, batch_size: int) -> float:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .errors import UNSCError, closest
+from .precision import full_float32
 from .sharding import reshard
 
 # Fields of a batch that are not inputs of the model.
@@ -289,11 +290,11 @@ def quiet(model: nn.Module) -> None:
 
 @contextmanager
 def evaluation_mode(model: nn.Module, gradients: bool = False) -> Iterator[None]:
-    """Eval mode, by default without gradients, inside the block; every module's own mode is restored afterwards."""
+    """Eval mode and full float32, by default without gradients, inside the block; every module's own mode is restored afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.set_grad_enabled(gradients):
+        with full_float32(), torch.set_grad_enabled(gradients):
             yield
     finally:
         reshard(model)

@@ -5,8 +5,7 @@ where (width, width) numbers do not fit (see `sketch`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -26,17 +25,6 @@ AnyMoment = TypeVar("AnyMoment", bound="Moment")
 def rows_at_once(width: int) -> int:
     """Rows of this width that are multiplied at once: they take no more memory than their moment, and at most 64 MiB."""
     return max(_LEAST_ROWS, min(width, _ROW_ELEMENTS // width))
-
-
-@contextmanager
-def full_float32() -> Iterator[None]:
-    """No TF32 or bfloat16 in float32 products inside the block: their rounding would fill the null space."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 class Measurable(Protocol):

@@ -21,7 +21,8 @@ Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Outputs:
-    """Outputs of a model on some rows, on the CPU.
+    """Outputs of a model on some rows: on the CPU, but for those of answer tokens, which are as wide as a vocabulary and stay where
+    the model is until they are kept.
 
     Attributes:
         logits: float32, shape (rows, labels).
@@ -34,6 +35,11 @@ class Outputs:
     features: Tensor | None
     labels: Tensor
     samples: Tensor | None = None
+
+    def cpu(self) -> Outputs:
+        """The same on the CPU."""
+        features, samples = (None if part is None else part.cpu() for part in (self.features, self.samples))
+        return Outputs(self.logits.cpu(), features, self.labels.cpu(), samples)
 
     def need_features(self) -> Tensor:
         """The features; it is a programming error not to have asked for them."""
@@ -185,7 +191,10 @@ def iterate_outputs(
                 logits, order = classify(model, ready)
             else:  # a label for each token
                 logits, order = model(**ready).logits, torch.arange(len(batch["labels"]))
-        rows = read(logits.detach().float().cpu(), batch["labels"].cpu())
+        rows = read(logits.detach(), batch["labels"].to(logits.device))
+        rows = replace(rows, logits=rows.logits.float())
+        if rows.samples is None or world > 1:
+            rows = rows.cpu()
         if heads:
             seen = torch.cat(inputs)
             rows = replace(rows, features=seen[order.argsort()] if len(seen) == len(order) else seen)
@@ -199,7 +208,7 @@ def collect_outputs(
     parts: list[Outputs] = []
     elements = 0
     for part in iterate_outputs(model, dataset, collate_fn, **options):
-        parts.append(part)
+        parts.append(part.cpu())
         elements += part.logits.numel()
         if max_elements is not None and elements >= max_elements:
             break

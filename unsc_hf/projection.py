@@ -18,6 +18,7 @@ from torch import Tensor
 from .layers import ProtectedLayer
 from .moments import Measurable
 from .offload import Shelf, is_large
+from .precision import full_float32
 from .sharding import cut_like, gather_like, is_sharded, local, own_rows, summed
 from .subspace import LayerSubspace, Subspace
 
@@ -101,6 +102,7 @@ class NullSpaceProjection:
                 self._exact[name] = read().shelved(shelf)
 
     @torch.no_grad()
+    @full_float32()
     def project_gradients(self) -> None:
         """g <- g P in place, for every layer that has a gradient."""
         if self.identity:
@@ -111,6 +113,7 @@ class NullSpaceProjection:
                 gradient.copy_(_projected(layer, gradient, self._projectors[layer.name]))
 
     @torch.no_grad()
+    @full_float32()
     def project_displacements(self, dtype: torch.dtype | None = None) -> None:
         """W <- W_0 + (W - W_0) P in place: exact for any optimiser, idempotent, and it absorbs rounding.
 

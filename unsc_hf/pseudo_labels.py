@@ -61,10 +61,10 @@ def pseudo_labels(
                 f"pseudo_labels: {strategy!r} needs unseen_dataset, rows that the original model never saw."
             )
         return matching.labels(forget)
-    rows, classes = forget.logits.shape
-    allowed = torch.zeros(rows, classes, dtype=torch.bool)
-    allowed[:, torch.as_tensor(list(remaining), dtype=torch.long)] = True
-    allowed[torch.arange(rows), forget.labels] = False
+    (rows, classes), place = forget.logits.shape, forget.logits.device
+    allowed = torch.zeros(rows, classes, dtype=torch.bool, device=place)
+    allowed[:, torch.as_tensor(list(remaining), dtype=torch.long, device=place)] = True
+    allowed[torch.arange(rows, device=place), forget.labels] = False
     fewest = int(allowed.sum(1).min()) if rows else len(remaining)
     needed = 2 if strategy == "second" else 1
     if fewest < needed:
@@ -78,8 +78,8 @@ def pseudo_labels(
         return (_masked(forget.logits, allowed) / temperature).softmax(1)
     if strategy == "random":
         generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
-        noise = torch.rand(rows, classes, generator=generator)
-        return _masked(noise, allowed).argmax(1)
+        noise = torch.rand(rows, classes, generator=generator)  # on the CPU: the same labels everywhere
+        return _masked(noise.to(place), allowed).argmax(1)
     if retain is None:
         raise UNSCError("pseudo_labels: 'nearest_mean' needs outputs on retained rows.")
     means = torch.full((classes, forget.need_features().shape[1]), torch.inf)
@@ -105,8 +105,8 @@ class Matching:
     @classmethod
     def of(cls, forget: Iterable[Outputs], unseen: Iterable[Outputs], order: Tensor | None = None) -> Matching:
         """From the original model's outputs, batch by batch; with `order` those on forget rows are not read."""
-        places = order if order is not None else torch.cat([margin(part) for part in forget])
-        known = [part.logits.double().softmax(1).gather(1, part.labels[:, None])[:, 0] for part in unseen]
+        places = order if order is not None else torch.cat([margin(part).cpu() for part in forget])
+        known = [part.logits.double().softmax(1).gather(1, part.labels[:, None])[:, 0].cpu() for part in unseen]
         return cls(places.sort().values, torch.cat(known).sort().values, order)
 
     def labels(self, forget: Outputs) -> Tensor:
@@ -114,9 +114,9 @@ class Matching:
         the same quantile of the unseen rows; the rest is shared as the original shares it among the other labels. With `order`, of all
         rows at once."""
         own = margin(forget) if self.order is None else self.order
-        place = torch.searchsorted(self.places, own, right=True).double() - 0.5
+        place = torch.searchsorted(self.places.to(own.device), own, right=True).double() - 0.5
         index = (place / len(self.places) * len(self.unseen)).long().clamp(0, len(self.unseen) - 1)
-        true = self.unseen[index]
+        true = self.unseen.to(own.device)[index]
         others = forget.logits.double().scatter(1, forget.labels[:, None], -torch.inf).softmax(1)
         return (others * (1 - true)[:, None]).scatter(1, forget.labels[:, None], true[:, None]).float()
 

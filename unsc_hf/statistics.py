@@ -29,7 +29,7 @@ from .files import write_beside, write_text
 from .fingerprint import Fingerprint, data_fingerprint, file_hash, weight_hash
 from .layers import ProtectedLayer, evaluation_mode, find_layers
 from .memory import parse_size
-from .moments import Moment, full_float32, total_moment
+from .moments import Moment, total_moment
 from .moments import SecondMoment as SecondMoment
 from .sketch import MomentSketch
 
@@ -150,7 +150,7 @@ class ActivationStatistics:
             group: evenly_spaced(np.flatnonzero(labels == group), max_samples_per_class)
             for group in sorted(set(labels.tolist()), key=lambda group: (len(group), group))
         }
-        with evaluation_mode(model), full_float32():
+        with evaluation_mode(model):
             options = Pass(
                 batch_size,
                 max_rows_per_class,

@@ -36,6 +36,7 @@ from .loading import model_label_names
 from .outputs import Outputs, classify
 from .pseudo_labels import AS_UNSEEN, Matching, pseudo_labels, sparse
 
+_LOGITS_AT_ONCE = 2**26  # that are made float64
 SOFT_TOKENS = 64  # next tokens kept of a soft pseudo-label over a vocabulary
 
 
@@ -182,6 +183,13 @@ def read_answers(logits: Tensor, labels: Tensor) -> Outputs:
     return Outputs(logits[:, :-1][chosen], None, following[chosen], samples[chosen])
 
 
+def token_losses(rows: Outputs) -> Tensor:
+    """Cross-entropy of each position, (rows,), float64; some positions at a time, since a vocabulary is wide."""
+    pieces = max(1, -(-rows.logits.numel() // _LOGITS_AT_ONCE))
+    parts = zip(rows.logits.tensor_split(pieces), rows.labels.tensor_split(pieces), strict=True)
+    return torch.cat([F.cross_entropy(logits.double(), labels, reduction="none") for logits, labels in parts])
+
+
 class CausalLMTask:
     """Rows of tokens; labels are the next tokens, -100 where there is none to learn."""
 
@@ -243,12 +251,12 @@ class CausalLMTask:
             temperature=self._args.pseudo_label_temperature,
             seed=self._random,
         )
-        packed = found[:, None] if found.dim() == 1 else sparse(found, SOFT_TOKENS)
-        each = -F.cross_entropy(forget.logits, forget.labels, reduction="none")
+        packed = (found[:, None] if found.dim() == 1 else sparse(found, SOFT_TOKENS)).cpu()
+        each = -F.cross_entropy(forget.logits, forget.labels, reduction="none").cpu()
         assert forget.samples is not None
-        result = []
-        for sample in torch.unique(forget.samples).tolist():
-            mine = forget.samples == sample
+        samples, result = forget.samples.cpu(), []
+        for sample in torch.unique(samples).tolist():
+            mine = samples == sample
             result.append({"pseudo_labels": packed[mine], "reference": each[mine].sum()})
         return result
 
@@ -278,7 +286,7 @@ class CausalLMTask:
         loss = 0.0
         for part in outputs:
             right += int((part.logits.argmax(-1) == part.labels).sum())
-            loss += float(F.cross_entropy(part.logits.double(), part.labels, reduction="sum"))
+            loss += float(token_losses(part).sum())
             total += len(part.labels)
         return Measure(right / max(total, 1), loss / max(total, 1))
 

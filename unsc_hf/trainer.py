@@ -40,6 +40,7 @@ from .moments import Moment
 from .objectives import OBJECTIVES, Terms
 from .outputs import Outputs, collect_outputs
 from .plan import UnlearningPlan
+from .precision import full_float32
 from .preparation import MOST_LOGITS, PreparingTrainer
 from .projection import Leak
 from .pseudo_labels import MatchedTargets
@@ -477,7 +478,8 @@ class UNSCTrainer(PreparingTrainer):
         if self._base_dtype != "float32":
             with merged.disable_adapter():
                 before = logits(merged, torch.float32)
-        merged = merged.merge_and_unload()
+        with full_float32():
+            merged = merged.merge_and_unload()
         return {
             "float32": logit_drift(before, logits(merged, torch.float32)),
             "bfloat16": logit_drift(held_out, logits(merged, torch.bfloat16)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..causal_lm_data import DialogueTransform
 from ..layers import evaluation_mode
 from ..outputs import Outputs
+from ..tasks import token_losses
 
 
 def words(text: str) -> list[str]:
@@ -64,19 +65,19 @@ def truth_ratio(paraphrased: Sequence[float], perturbed: Sequence[Sequence[float
     return float(np.mean([min(ratio, 1 / ratio) if ratio > 0 else 0.0 for ratio in ratios]))
 
 
-def token_metrics(outputs: Sequence[Outputs]) -> dict[str, float]:
+def token_metrics(outputs: Iterable[Outputs]) -> dict[str, float]:
     """Loss, perplexity, next-token accuracy and extraction strength from the outputs on answer tokens, batch by batch."""
     loss = right = total = 0.0
     strengths: list[float] = []
     for part in outputs:
         assert part.samples is not None
-        loss += float(torch.nn.functional.cross_entropy(part.logits.double(), part.labels, reduction="sum"))
-        predicted = part.logits.argmax(-1)
-        right += int((predicted == part.labels).sum())
-        total += len(part.labels)
-        for sample in torch.unique(part.samples).tolist():
-            mine = part.samples == sample
-            strengths.append(extraction_strength(predicted[mine].tolist(), part.labels[mine].tolist()))
+        loss += float(token_losses(part).sum())
+        predicted, labels, samples = part.logits.argmax(-1).cpu(), part.labels.cpu(), part.samples.cpu()
+        right += int((predicted == labels).sum())
+        total += len(labels)
+        for sample in torch.unique(samples).tolist():
+            mine = samples == sample
+            strengths.append(extraction_strength(predicted[mine].tolist(), labels[mine].tolist()))
     mean = loss / total
     return {
         "loss": mean,
