@@ -252,3 +252,24 @@ def test_half_precision_is_refused_where_it_would_round_updates(low_rank_data: D
     ):
         with pytest.raises(UNSCError, match=f"model_dtype: .*{words}"):
             load_original(LanguageArguments(**options), AutoModelForCausalLM, str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["vit", "gpt2"])
+def test_what_a_product_does_is_measured_in_as_many_rows_as_its_rank(kind: str, tmp_path: Path) -> None:
+    if kind == "vit":  # the patches' convolution too
+        model, rows = make_vit(labels=10), exact_rows(list("abcdefghij"))
+        lora = {"target_modules": ["projection", "q_proj", "fc1"], "use_rslora": True, "lora_alpha": 3}
+    else:  # weights that are stored transposed
+        kept = [draw_tokens(), draw_tokens()]
+        model, rows = make_lm("gpt2"), (token_rows([draw_tokens() for _ in range(24)]), token_rows(kept * 8))
+        lora = {}
+    trainer = _unlearn(model, rows, tmp_path, lora, learning_rate=1e-2)
+    projection = trainer.plan.projection
+    assert len(projection.layers) > 4
+    for layer in projection.layers:
+        whole, small = projection.change(layer), projection.measured(layer)
+        assert small.shape[1] == 4 < whole.shape[1]
+        root = torch.randn(1, whole.shape[2], whole.shape[2], dtype=torch.float64)
+        moment = SecondMoment(root @ root.mT, 1)
+        assert moment.energy(small) == pytest.approx(moment.energy(whole), rel=1e-4)
+        assert moment.energy(small) > 0

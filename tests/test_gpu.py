@@ -26,6 +26,7 @@ from test_trainer import make_trainer
 
 from unsc_hf import ActivationStatistics, split_dataset
 from unsc_hf.objectives import OBJECTIVES
+from unsc_hf.precision import full_float32
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -85,7 +86,8 @@ def test_the_same_run_as_on_a_cpu(name: str, adapters: bool, tmp_path: Path) -> 
             copy.deepcopy(model), data, tmp_path / place, use_cpu=cpu, energy=0.9, optim="sgd", learning_rate=1e-2, check_steps=2,
             trainer_kwargs={"peft_config": LoraConfig(r=4)} if adapters else {},
         )  # fmt: skip
-        trainer.train()
+        with full_float32():  # else convolutions in the steps are in TF32
+            trainer.train()
         assert trainer.plan is not None
         found.append((_network(trainer), trainer.plan, trainer.held_out_leak().total))
     (ours, plan, leak), (theirs, other, their_leak) = found

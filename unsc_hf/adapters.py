@@ -187,6 +187,14 @@ class LoraProjection(NullSpaceProjection):
         lora = self._lora[layer.name]
         return self._share(layer, self._base(layer).as_matrix(whole(lora.get_delta_weight(_ADAPTER).detach())))
 
+    def measured(self, layer: ProtectedLayer) -> Tensor:
+        """s R A with B = Q R: as many rows as the rank, not as many as there are outputs. Of sharded factors the product."""
+        if is_sharded(layer.weight):
+            return self.change(layer)
+        lora, rows = self._lora[layer.name], layer.as_matrix(layer.weight.detach()).double()
+        _, triangle = torch.linalg.qr(lora.lora_B[_ADAPTER].weight.detach().double().reshape(-1, rows.shape[1]))
+        return lora.scaling[_ADAPTER] * (triangle @ rows)
+
     def original(self, layer: ProtectedLayer) -> Tensor:
         base = self._base(layer)
         return self._share(layer, base.as_matrix(whole(base.weight.detach())))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Collection
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ import torch
 from torch import nn
 
 from .errors import UNSCError
-from .sharding import whole
+from .sharding import is_sharded, whole
+
+_READERS = 8  # tensors whose bytes are hashed at a time
 
 
 def weight_hash(model: nn.Module, exclude: Collection[str] = ()) -> str:
@@ -32,6 +36,27 @@ def weight_hash(model: nn.Module, exclude: Collection[str] = ()) -> str:
         flat = whole(tensor.detach()).cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def weight_digests(model: nn.Module, exclude: Collection[str] = ()) -> dict[str, str]:
+    """SHA-256 of the bytes of each parameter and buffer, by name: to see whether any has changed. Several are read at a time.
+
+    Where weights are sharded over processes, all of them must call this together.
+    """
+
+    def digest(tensor: torch.Tensor) -> str:
+        return hashlib.sha256(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+
+    with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
+        found: dict[str, str | Future[str]] = {}
+        for name, tensor in model.state_dict().items():
+            if name in exclude:
+                continue
+            if is_sharded(tensor):  # put together by all processes, in one order
+                found[name] = digest(whole(tensor.detach()))
+            else:
+                found[name] = pool.submit(digest, tensor.detach())
+        return {name: value if isinstance(value, str) else value.result() for name, value in found.items()}
 
 
 def data_fingerprint(dataset: Any) -> str:

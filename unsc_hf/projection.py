@@ -134,6 +134,10 @@ class NullSpaceProjection:
         """dW as (groups, out, width); of sharded weights this process's share of the rows."""
         return _rows(layer, local(layer.weight.detach()) - self._start[layer.name])
 
+    def measured(self, layer: ProtectedLayer) -> Tensor:
+        """A matrix whose outputs are as large as those of dW on any input; it may have fewer rows."""
+        return self.change(layer)
+
     def original(self, layer: ProtectedLayer) -> Tensor:
         """W_0 as (groups, out, width); of sharded weights this process's share of the rows."""
         return _rows(layer, self._start[layer.name])
@@ -161,7 +165,7 @@ class NullSpaceProjection:
         moved, start = self._summed(
             [
                 sum(float(of(layer).double().square().sum()) for layer in self.layers)
-                for of in (self.change, self.original)
+                for of in (self.measured, self.original)
             ]
         )
         return math.sqrt(moved / start) if start > 0 else 0.0
@@ -179,7 +183,7 @@ class NullSpaceProjection:
         original: dict[str, float] = {}
         for layer in self.layers:
             moment = moments[module_keys[layer.name]]
-            changed[layer.name] = moment.energy(self.change(layer))
+            changed[layer.name] = moment.energy(self.measured(layer))
             known = self._start_energy.get(layer.name)
             if known is None or known[0] is not moment:  # W_0 does not change: measured once for the same rows
                 energy = moment.energy(self.original(layer))

@@ -32,7 +32,7 @@ from .errors import UNSCError
 from .evaluation.certificate import Certificate, LogitDrift, logit_drift
 from .feature_erasure import Choose, Erased, erase_features
 from .feature_terms import FeatureTerms
-from .fingerprint import data_fingerprint, weight_hash
+from .fingerprint import data_fingerprint, weight_digests, weight_hash
 from .layers import find_layers, quiet
 from .loading import check_weights, load_as, load_model
 from .model_card import CardContent, public_name, write_card
@@ -250,7 +250,7 @@ class UNSCTrainer(PreparingTrainer):
             trained = free_names(plan.selection) | (set() if self.args.lora_freeze_a else trained)
         wanted = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         set_trained(self.model, trained)
-        frozen = weight_hash(self.model, exclude=trained)
+        frozen = weight_digests(self.model, exclude=trained)
         stopping = StoppingCallback(
             plan.projection,
             self._check,
@@ -382,7 +382,7 @@ class UNSCTrainer(PreparingTrainer):
             self._matched.follow(found.losses)
         return found
 
-    def _check_outcome(self, frozen: str, trained: set[str]) -> None:
+    def _check_outcome(self, frozen: dict[str, str], trained: set[str]) -> None:
         """Guards against silent no-ops and silent damage."""
         assert self.plan is not None
         moved = self.plan.projection.relative_change()
@@ -393,8 +393,11 @@ class UNSCTrainer(PreparingTrainer):
                 if self.stop_reason == "leak_budget"
                 else f"learning_rate: {self.args.learning_rate} moved no weight in {self.state.global_step} steps; raise it."
             )
-        if weight_hash(self.model, exclude=trained) != frozen:
-            raise RuntimeError("a frozen weight or buffer has changed while unlearning")
+        changed = [
+            name for name, digest in weight_digests(self.model, exclude=trained).items() if frozen.get(name) != digest
+        ]
+        if changed:
+            raise RuntimeError(f"{changed[0]}, a frozen weight or buffer, has changed while unlearning")
         if self.stop_reason != "target":
             logger.warning(
                 "Unlearning ended (%s) before the target %s %.3g%s was reached.",
