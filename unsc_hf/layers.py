@@ -52,12 +52,14 @@ class ProtectedLayer:
         module: the module itself.
         geometry: how its input becomes rows.
         path: the module's own name in `model.named_modules()`, where that is another.
+        source: the module whose input this one reads, at most cast to another precision: of a LoRA factor the layer it belongs to.
     """
 
     name: str
     module: nn.Module
     geometry: RowGeometry
     path: str = ""
+    source: nn.Module | None = None
 
     @property
     def weight(self) -> nn.Parameter:
@@ -201,7 +203,7 @@ def find_layers(model: nn.Module, target_modules: str | Sequence[str] | None = N
         if shared:
             reasons[f"{name}.weight"] = f"tied to {shared[0]}"
             continue
-        candidates[name] = ProtectedLayer(plain_name(name), module, geometry, name)
+        candidates[name] = ProtectedLayer(plain_name(name), module, geometry, name, _source(modules, name))
     if not candidates:
         raise UNSCError(
             f"model: {type(model).__name__} has no protectable layer (nn.Linear, Conv1D or nn.Conv2d with an untied weight)."
@@ -240,6 +242,14 @@ def find_layers(model: nn.Module, target_modules: str | Sequence[str] | None = N
     return LayerSelection(layers, reasons)
 
 
+def _source(modules: Mapping[str, nn.Module], name: str) -> nn.Module | None:
+    """The adapted layer that a LoRA factor belongs to, which hands its own input on; None for other layers, and for adapters of fused
+    parameters, whose factors read something else."""
+    owner = modules.get(name.split(".lora_A.")[0]) if ".lora_A." in name else None
+    whole = isinstance(owner, LoraLayer) and row_geometry(owner.get_base_layer()) is not None
+    return owner if whole else None
+
+
 def plain_name(name: str) -> str:
     """Name in the base model of the layer a LoRA factor belongs to; other names unchanged."""
     return name.removeprefix("base_model.model.").split(".lora_A.")[0]
@@ -249,8 +259,11 @@ RowCallback = Callable[[ProtectedLayer, Tensor], None]
 
 
 @contextmanager
-def capture_inputs(layers: Sequence[ProtectedLayer], on_input: RowCallback, strict: bool = True) -> Iterator[set[str]]:
-    """Call `on_input(layer, x)` with the input of each layer every time the model runs inside the `with` block.
+def capture_inputs(
+    layers: Sequence[ProtectedLayer], on_input: RowCallback, strict: bool = True, at_source: bool = False
+) -> Iterator[set[str]]:
+    """Call `on_input(layer, x)` with the input of each layer every time the model runs inside the `with` block; `at_source` with
+    that of its source, before it is cast.
 
     The hooks are removed whatever happens. Yields the set of names of the layers seen so far.
 
@@ -266,7 +279,8 @@ def capture_inputs(layers: Sequence[ProtectedLayer], on_input: RowCallback, stri
 
         return pre_forward
 
-    handles = [layer.module.register_forward_pre_hook(hook(layer), with_kwargs=True) for layer in layers]
+    watched = [(layer, layer.source if at_source and layer.source is not None else layer.module) for layer in layers]
+    handles = [module.register_forward_pre_hook(hook(layer), with_kwargs=True) for layer, module in watched]
     try:
         yield fired
     finally:
@@ -282,10 +296,10 @@ def quiet(model: nn.Module) -> None:
 
     Modules that checkpoint look at their own `training` flag, so those alone stay in training mode.
     """
-    model.eval()
     for module in model.modules():
-        if getattr(module, "gradient_checkpointing", False):
-            module.training = True
+        training = bool(vars(module).get("gradient_checkpointing"))  # set on the module itself where it is on
+        if module.training != training:
+            module.training = training
 
 
 @contextmanager
@@ -299,7 +313,8 @@ def evaluation_mode(model: nn.Module, gradients: bool = False) -> Iterator[None]
     finally:
         reshard(model)
         for module, training in modes.items():
-            module.training = training
+            if module.training != training:
+                module.training = training
 
 
 def row_mask(x: Tensor, attention_mask: Tensor | None) -> Tensor | None:
@@ -341,7 +356,7 @@ def trace_layers(layers: Sequence[ProtectedLayer], forward: Callable[[], Any], b
         seen.setdefault(layer.name, []).append(key)
         rows[layer.name] = rows.get(layer.name, 0.0) + layer.rows(x[:1]).shape[1] * x.shape[0] / batch_size
 
-    with capture_inputs(layers, remember, strict=False):
+    with capture_inputs(layers, remember, strict=False, at_source=True):
         forward()
     leaders: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}

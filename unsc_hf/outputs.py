@@ -208,7 +208,7 @@ def collect_outputs(
     parts: list[Outputs] = []
     elements = 0
     for part in iterate_outputs(model, dataset, collate_fn, **options):
-        parts.append(part.cpu())
+        parts.append(part.first(None if max_elements is None else max_elements - elements).cpu())
         elements += part.logits.numel()
         if max_elements is not None and elements >= max_elements:
             break
