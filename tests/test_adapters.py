@@ -12,9 +12,9 @@ import torch
 from conftest import exact_rows, learned, make_vit
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, PromptTuningConfig
+from test_architectures import MODELS, build, rows_for
 from test_causal_lm import answer_logits, draw_tokens, make_lm, token_rows
 from test_trainer import Data, Stop, logits, make_trainer
-from transformers import AutoModelForCausalLM
 
 from unsc_hf import ActivationStatistics, UNSCError, split_dataset
 from unsc_hf.adapters import null_space_start
@@ -23,7 +23,7 @@ from unsc_hf.language_unlearning import LanguageArguments
 from unsc_hf.projection import NullSpaceProjection
 from unsc_hf.statistics import SecondMoment
 from unsc_hf.subspace import build_subspace
-from unsc_hf.unlearning import load_original
+from unsc_hf.unlearning import check_model_dtype
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}),
@@ -212,6 +212,17 @@ def _half_logits(model: Any, dataset: Dataset) -> torch.Tensor:
         return model.eval()(pixel_values=dataset[:]["pixel_values"].to(torch.bfloat16)).logits.float()
 
 
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "vit"])
+def test_every_architecture_in_bfloat16_keeps_its_outputs_to_the_last_bit(name: str, tmp_path: Path) -> None:
+    model = build(name).to(torch.bfloat16)
+    trainer = _unlearn(model, rows_for(model, name), tmp_path, learning_rate=2e-3)
+    certificate = trainer.certify()
+    assert certificate.drift.largest == 0
+    assert certificate.relative_change > 0.01
+    assert certificate.merged is not None
+    assert certificate.merged["bfloat16"].relative < 0.5
+
+
 @pytest.mark.parametrize("kind", ["vit", "gpt2", "llama"])
 def test_under_adapters_a_bfloat16_model_keeps_its_outputs_to_the_last_bit(kind: str, tmp_path: Path) -> None:
     """What is left of an update on retained inputs is far less than bfloat16 can tell apart."""
@@ -257,7 +268,7 @@ def test_half_precision_is_refused_where_it_would_round_updates(low_rank_data: D
         ({"model_dtype": "int8", "use_peft": True}, "choose from float32, bfloat16"),
     ):
         with pytest.raises(UNSCError, match=f"model_dtype: .*{words}"):
-            load_original(LanguageArguments(**options), AutoModelForCausalLM, str(tmp_path))
+            check_model_dtype(LanguageArguments(**options))
 
 
 @pytest.mark.parametrize("kind", ["vit", "gpt2"])

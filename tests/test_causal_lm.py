@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from test_architectures import relative
 from test_trainer import make_trainer
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -394,6 +395,16 @@ def test_everything_is_written_and_loads(tmp_path: Path) -> None:
         assert (tmp_path / "out" / picture).stat().st_size > 5000
     with pytest.raises(UNSCError, match="holds a finished run"):
         run(arguments, config)
+
+    # In adapters on the same original, loaded in bfloat16: a card that loads as it says.
+    half = replace(arguments, objectives=["unsc"], use_peft=True, lora_r=4, model_dtype="bfloat16", controls=False)
+    run(half, replace(config, output_dir=str(tmp_path / "adapters")))
+    text = (tmp_path / "adapters" / "README.md").read_text()
+    assert 'dtype="bfloat16")' in text
+    original = json.loads((tmp_path / "adapters" / "results.json").read_text())["request"]["model"]
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "references" / original, dtype="bfloat16")
+    loaded = PeftModel.from_pretrained(base, tmp_path / "adapters")
+    assert any(bool(weight.any()) for name, weight in loaded.named_parameters() if ".lora_B." in name)
 
 
 def test_bad_requests(tmp_path: Path) -> None:

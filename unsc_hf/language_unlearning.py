@@ -37,7 +37,7 @@ from .tasks import read_answers, token_losses
 from .text_classification import load_tokenizer
 from .trainer import UNSCTrainer
 from .training import train_model
-from .unlearning import SharedArguments, finite, frozen_line, load_original, lora_config, options_of
+from .unlearning import SharedArguments, check_model_dtype, finite, frozen_line, load_original, lora_config, options_of
 
 PICTURES = (
     ("answers.png", "ROUGE-L of the answers on each set, before, after and when retrained"),
@@ -335,6 +335,7 @@ def run(arguments: LanguageArguments, config: UNSCConfig, console: Console | Non
         UNSCError: input that cannot work; nothing is written then.
     """
     console = console or Console()
+    check_model_dtype(arguments)
     check_output_folder(str(config.output_dir))
     data = load_language_data(arguments)
     if data.unseen is None and config.target_forget_accuracy is None:

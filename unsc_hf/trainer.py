@@ -172,6 +172,8 @@ class UNSCTrainer(PreparingTrainer):
         self.original_weights = weight_hash(model)
         self.model_class = type(model).__name__
         self._base_dtype = str(model.dtype).removeprefix("torch.")
+        if self._base_dtype != "float32":  # images come in float32, and some models do not cast them
+            model.register_forward_pre_hook(_cast_inputs, with_kwargs=True)
         self.base_model_name = public_name(str(model.config._name_or_path or ""))
         if peft_config is not None:
             model = add_adapters(model, peft_config)
@@ -613,6 +615,16 @@ class _Doubling:
 def _forget_fraction(args: UNSCConfig, forget: Dataset) -> float:
     """`validation_fraction`, but of few rows more: a handful cannot show that a class is gone."""
     return max(args.validation_fraction, min(_MOST_HELD_OUT, _VALIDATION_ROWS / len(forget)))
+
+
+def _cast_inputs(
+    model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Forward pre-hook: floating inputs in the precision the model is in at that moment."""
+    given = {str(i): value for i, value in enumerate(args)} | kwargs
+    tensors = _cast_floats({name: value for name, value in given.items() if isinstance(value, Tensor)}, model.dtype)
+    found = {**given, **tensors}
+    return tuple(found[str(i)] for i in range(len(args))), {name: found[name] for name in kwargs}
 
 
 def _cast_floats(batch: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:

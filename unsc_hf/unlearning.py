@@ -309,18 +309,22 @@ def read_indices(given: Sequence[str]) -> tuple[int, ...]:
     return tuple(int(word) for word in words)
 
 
-def load_original(arguments: SharedArguments, auto_class: Any, name: str) -> PreTrainedModel:
-    """The original, in the precision that was asked for.
-
-    Raises:
-        UNSCError: when nothing can be loaded from there, or weights that are to be trained would be rounded.
-    """
+def check_model_dtype(arguments: SharedArguments) -> None:
+    """Raise UNSCError where weights that are to be trained would be rounded."""
     if arguments.model_dtype not in ("float32", "bfloat16"):
         raise UNSCError(f"model_dtype: got {arguments.model_dtype!r}; choose from float32, bfloat16.")
     if arguments.model_dtype != "float32" and not arguments.use_peft:
         raise UNSCError(
             "model_dtype: bfloat16 would round small updates of the weights away; unlearn in adapters (use_peft), or leave it out."
         )
+
+
+def load_original(arguments: SharedArguments, auto_class: Any, name: str) -> PreTrainedModel:
+    """The original, in the precision that was asked for.
+
+    Raises:
+        UNSCError: when nothing can be loaded from there.
+    """
     return load_as(auto_class, name, "model_name_or_path", dtype=getattr(torch, arguments.model_dtype))
 
 
@@ -348,6 +352,7 @@ def run(arguments: ClassificationArguments, config: UNSCConfig, console: Console
         raise UNSCError(
             "dataset_name: not given; a model needs the data it was trained on (without both, the quickstart runs)."
         )
+    check_model_dtype(arguments)
     check_output_folder(str(config.output_dir))
     data = arguments.load(config)
     with unreadable_rows_by_number(data, config.text_columns):
