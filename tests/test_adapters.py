@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from unsc_hf import ActivationStatistics, UNSCError, split_dataset
 from unsc_hf.adapters import null_space_start
 from unsc_hf.fingerprint import weight_hash
 from unsc_hf.language_unlearning import LanguageArguments
+from unsc_hf.objectives import OBJECTIVES
 from unsc_hf.projection import NullSpaceProjection
 from unsc_hf.statistics import SecondMoment
 from unsc_hf.subspace import build_subspace
@@ -221,6 +223,33 @@ def test_every_architecture_in_bfloat16_keeps_its_outputs_to_the_last_bit(name: 
     assert certificate.relative_change > 0.01
     assert certificate.merged is not None
     assert certificate.merged["bfloat16"].relative < 0.5
+
+
+@pytest.mark.parametrize("kind", ["vit", "llama"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_in_bfloat16(objective: str, kind: str, tmp_path: Path) -> None:
+    if OBJECTIVES[objective].features and kind != "vit":
+        pytest.skip("reads the features of a classifier")
+    model, rows, _ = _bfloat16(kind)
+    trainer = _unlearn(model, rows, tmp_path, learning_rate=2e-3, objective=objective)
+    assert trainer.certify().drift.largest == 0
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+@pytest.mark.parametrize("place", ["head", "layers"])
+def test_erasure_from_a_bfloat16_model_stays_in_its_adapters(place: str, tmp_path: Path) -> None:
+    model, rows, _ = _bfloat16("vit")
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer = _unlearn(
+        model, rows, tmp_path, {"target_modules": "all-linear"}, max_leak=None, max_steps=3, feature_erasure=place, erasure_strength=0.9,
+        pseudo_labels="top1", target_forget_accuracy=0.999,
+    )  # fmt: skip
+    assert trainer.erased
+    adapted = trainer.model.get_base_model().state_dict()
+    kept = {name.replace(".base_layer", ""): tensor for name, tensor in adapted.items()}
+    assert all(torch.equal(kept[name], tensor) for name, tensor in base.items())
 
 
 @pytest.mark.parametrize("kind", ["vit", "gpt2", "llama"])
