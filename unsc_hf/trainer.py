@@ -213,6 +213,10 @@ class UNSCTrainer(PreparingTrainer):
 
         Upstream shards when training begins, and finds that done.
         """
+        if self._base_dtype != "float32":
+            raise UNSCError(
+                f"fsdp: the model is in {self._base_dtype}; load it in float32, or use one process or DDP (torchrun)."
+            )
         plugin = self.accelerator.state.fsdp_plugin
         check_fsdp(plugin, self.args.objective, self.args.feature_erasure, self.args.pseudo_labels)
         if plugin.transformer_cls_names_to_wrap is None:
@@ -221,10 +225,6 @@ class UNSCTrainer(PreparingTrainer):
         if grouped:
             raise UNSCError(
                 f"fsdp: {grouped[0]!r} is a grouped convolution, whose rows cannot be sharded; use one process or DDP (torchrun)."
-            )
-        if self._base_dtype != "float32":
-            raise UNSCError(
-                f"fsdp: the model is in {self._base_dtype}; load it in float32, or use one process or DDP (torchrun)."
             )
         fsdp2_prepare_model(self.accelerator, self.model)
 
