@@ -126,9 +126,10 @@ def test_a_small_class_gives_enough_rows_for_validation(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows", [1, 23])
 def test_single_rows_stop_when_they_look_like_unseen_ones(
-    rows: int, separable_data: Callable[[int], Dataset], tmp_path: Path
+    rows: int, separable_data: Callable[[int], Dataset], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not past it: the last stretch is halved until the target is just reached. One row is moved, the others are not harmed."""
+    """Not past it: the last stretch is halved until the target is just reached. One row is moved, the others are not harmed;
+    a quarter of all rows, some of them to be answered wrongly, may harm the others, and then the user is told."""
     train, unseen = separable_data(30), with_odd_labels(separable_data(30), 24)
     model = learned(train)
     data = split_dataset(train, indices=range(0, 4 * rows, 4))
@@ -154,7 +155,9 @@ def test_single_rows_stop_when_they_look_like_unseen_ones(
     assert checks[-1]["exposure"] <= target
     if checks[0]["exposure"] > target + 0.1:
         assert checks[-1]["exposure"] >= target - 0.1
-    assert checks[-1]["retain_accuracy"] > 0.9
+    unharmed = checks[-1]["retain_accuracy"] > 0.9
+    told = "Accuracy on held-out retained rows fell" in caplog.text
+    assert unharmed if rows == 1 else unharmed or told
 
 
 def test_single_rows_are_matched_with_what_the_model_knows_of_unseen_ones_now(
