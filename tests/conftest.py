@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.path.name, len(_LONG)))
 
 
+def pytest_configure() -> None:
+    """One seed for the run, drawn anew; set before the workers start, so that they share it."""
+    os.environ.setdefault("TEST_SEED", str(torch.seed() % 2**31))
+
+
+def _seed(place: str) -> None:
+    torch.manual_seed((int(os.environ["TEST_SEED"]) + zlib.crc32(place.encode())) % 2**31)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> Generator[None, Any, Any]:
+    """A fixture that several tests share draws the same whichever of them comes first."""
+    if fixturedef.scope != "function":
+        _seed(f"{fixturedef.baseid}::{fixturedef.argname}[{getattr(request, 'param_index', 0)}]")
+    return (yield)
+
+
 @pytest.fixture(autouse=True)
 def _fresh_inputs(request: pytest.FixtureRequest) -> None:
-    """Inputs are drawn anew in every run; a failure prints the seed that repeats it."""
-    seed = int(os.environ.get("TEST_SEED", torch.seed() % 2**31))
-    torch.manual_seed(seed)
-    request.node.add_report_section("setup", "seed", f"repeat with TEST_SEED={seed}")
+    """Inputs are drawn anew in every run; a failure prints the seed that repeats it, alone or with others."""
+    _seed(request.node.nodeid)
+    request.node.add_report_section("setup", "seed", f"repeat with TEST_SEED={os.environ['TEST_SEED']}")
 
 
 def make_vit(
