@@ -69,6 +69,9 @@ def test_a_model_that_knows_is_told_from_one_that_does_not(
     rows: tuple[Dataset, Dataset], original: PreTrainedModel
 ) -> None:
     blank = make_vit()
+    with torch.no_grad():  # it says "cat" to everything: a head drawn at random may tell two of three classes apart
+        blank.classifier.weight.zero_()
+        blank.classifier.bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
     readings = {}
     chosen = calibrate(examination(original, original, rows, []), AUDITS.values())
     assert set(chosen) == {"relearning"}
@@ -77,7 +80,7 @@ def test_a_model_that_knows_is_told_from_one_that_does_not(
         readings[name] = {audit.name: audit.run(exam) for audit in AUDITS.values()}
     knows, other = readings["knows"], readings["blank"]
     assert knows["quantisation"]["int8"] > 0.9
-    assert knows["relearning"]["area"] >= other["relearning"]["area"]  # on easy rows both may relearn at once
+    assert knows["relearning"]["area"] > other["relearning"]["area"]
     assert knows["relearning"]["steps_to_80"] <= STEPS
     assert len(knows["relearning"]["curve"]) == 9
     assert 0 <= knows["relearning"]["head_area"] <= 1
@@ -85,7 +88,8 @@ def test_a_model_that_knows_is_told_from_one_that_does_not(
     assert knows["fine_tuning"]["AccDut"] > 0.9
     assert {"head", "layer_00", "layer_01", "layer_02"} == set(knows["probe"])
     assert knows["collateral"]["change"] == 0.0
-    assert other["collateral"]["change"] < 0
+    assert other["collateral"]["change"] < -0.5
+    assert other["collateral"]["worst_class"] == 1
     for reading in readings.values():
         assert 0 <= reading["membership"]["auc"] <= 1
         assert 0 <= reading["membership"]["rmia_auc"] <= 1
