@@ -42,11 +42,11 @@ from transformers import (
 )
 
 from unsc_hf import UNSCConfig, UNSCTrainer
-from unsc_hf.callbacks import Check
-from unsc_hf.causal_lm_data import AnswerCollator, prepare_dialogues
-from unsc_hf.data import default_collator, prepare_dataset
+from unsc_hf.data.dialogues import AnswerCollator, prepare_dialogues
+from unsc_hf.data.inputs import default_collator, prepare_dataset
 from unsc_hf.evaluation.certificate import Certificate
-from unsc_hf.model_card import versions
+from unsc_hf.reporting.model_card import versions
+from unsc_hf.trainer.callbacks import Check
 
 RESULTS = Path(__file__).parent / "results" / "accelerator"
 VOCABULARY = 128_256

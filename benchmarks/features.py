@@ -44,19 +44,21 @@ from transformers import (
 )
 
 from unsc_hf import UNSCConfig, UNSCTrainer, split_dataset
-from unsc_hf.comparison import sample_rows
-from unsc_hf.data import hold_out, read_labels
+from unsc_hf.comparison.arguments import read_names
+from unsc_hf.comparison.controls import sample_rows
+from unsc_hf.data.columns import read_labels
+from unsc_hf.data.selection import hold_out
+from unsc_hf.erasure.bands import ProbeBands
 from unsc_hf.evaluation.accuracy import macro_accuracy
 from unsc_hf.evaluation.audits import AUDITS, Examination
 from unsc_hf.evaluation.band import Band
-from unsc_hf.evaluation.report import within_band
-from unsc_hf.feature_bands import ProbeBands
-from unsc_hf.files import write_text
-from unsc_hf.loading import load_as, own_processor
-from unsc_hf.model_card import versions
-from unsc_hf.outputs import Outputs, RowOutputs, collect_outputs
-from unsc_hf.plots import BLUE, GREEN, GREY, ORANGE
-from unsc_hf.unlearning import finite, read_names
+from unsc_hf.evaluation.verdict import within_band
+from unsc_hf.models.loading import load_as, own_processor
+from unsc_hf.models.outputs import Outputs, RowOutputs, collect_outputs
+from unsc_hf.reporting.model_card import versions
+from unsc_hf.reporting.plots import BLUE, GREEN, GREY, ORANGE
+from unsc_hf.reporting.results import finite
+from unsc_hf.utils.files import write_text
 
 COLUMNS = {
     "AccDut": "AccDut", "AccDrt": "AccDrt", "probe.head": "probe, head's input",

@@ -24,11 +24,13 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
 from unsc_hf import UNSCConfig, UNSCError
-from unsc_hf.arguments import run_recipe
-from unsc_hf.data import Request, default_collator, find_label_column, prepare_dataset
+from unsc_hf.cli.arguments import run_recipe
+from unsc_hf.comparison.arguments import ImageArguments, TextArguments
+from unsc_hf.data.columns import find_label_column
+from unsc_hf.data.inputs import default_collator, prepare_dataset
+from unsc_hf.data.selection import Request
 from unsc_hf.evaluation.membership import exposure
-from unsc_hf.files import write_text
-from unsc_hf.left_out import (
+from unsc_hf.experimental.left_out import (
     TWINS,
     counterparts,
     left_out_ease,
@@ -38,12 +40,12 @@ from unsc_hf.left_out import (
     read_rows,
     untrained_twin,
 )
-from unsc_hf.loading import load_as
-from unsc_hf.model_card import versions
-from unsc_hf.outputs import Outputs, collect_outputs
-from unsc_hf.plots import GREY, ORANGE
-from unsc_hf.pseudo_labels import margin
-from unsc_hf.unlearning import ImageArguments, TextArguments
+from unsc_hf.models.loading import load_as
+from unsc_hf.models.outputs import Outputs, collect_outputs
+from unsc_hf.objectives.pseudo_labels import margin
+from unsc_hf.reporting.model_card import versions
+from unsc_hf.reporting.plots import GREY, ORANGE
+from unsc_hf.utils.files import write_text
 
 
 def one_pair(kind: str, dataset: str, original: str, retrained: str, count: int, seed: int) -> dict[str, Any]:

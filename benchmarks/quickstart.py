@@ -23,15 +23,17 @@ from sklearn.model_selection import train_test_split
 from transformers import AutoImageProcessor, AutoModelForImageClassification, default_data_collator
 
 from unsc_hf import UNSCConfig
-from unsc_hf.arguments import run_recipe
-from unsc_hf.data import class_names, prepare_dataset, read_labels
-from unsc_hf.files import write_text
-from unsc_hf.image_classification import ImagePlan
-from unsc_hf.model_card import versions
-from unsc_hf.outputs import collect_outputs
-from unsc_hf.quickstart import PLAN, digits_dataset
-from unsc_hf.training import train_model
-from unsc_hf.unlearning import ImageArguments, run
+from unsc_hf.cli.arguments import run_recipe
+from unsc_hf.comparison.arguments import ImageArguments
+from unsc_hf.comparison.references.images import ImagePlan
+from unsc_hf.comparison.references.quickstart import PLAN, digits_dataset
+from unsc_hf.comparison.references.training import train_model
+from unsc_hf.comparison.unlearning import run
+from unsc_hf.data.columns import class_names, read_labels
+from unsc_hf.data.inputs import prepare_dataset
+from unsc_hf.models.outputs import collect_outputs
+from unsc_hf.reporting.model_card import versions
+from unsc_hf.utils.files import write_text
 
 REPEATS = 3
 PLANS = [

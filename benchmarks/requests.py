@@ -31,16 +31,17 @@ from datasets import DatasetDict
 from transformers import HfArgumentParser
 
 from unsc_hf import UNSCConfig
-from unsc_hf.arguments import run_recipe
-from unsc_hf.comparison import compare
-from unsc_hf.data import Request, class_names, resolve_classes
-from unsc_hf.evaluation.report import LABELS
-from unsc_hf.files import write_text
-from unsc_hf.loading import load_as
-from unsc_hf.model_card import versions
-from unsc_hf.text_classification import TextPlan
-from unsc_hf.training import train_model
-from unsc_hf.unlearning import ClassificationArguments, ImageArguments, TextArguments, lora_config
+from unsc_hf.cli.arguments import run_recipe
+from unsc_hf.comparison.arguments import ClassificationArguments, ImageArguments, TextArguments, lora_config
+from unsc_hf.comparison.controls import compare
+from unsc_hf.comparison.references.texts import TextPlan
+from unsc_hf.comparison.references.training import train_model
+from unsc_hf.data.columns import class_names
+from unsc_hf.data.selection import Request, resolve_classes
+from unsc_hf.evaluation.verdict import LABELS
+from unsc_hf.models.loading import load_as
+from unsc_hf.reporting.model_card import versions
+from unsc_hf.utils.files import write_text
 
 # Options of unlearning that can be chosen; every run tells them.
 CHOSEN = (

@@ -30,16 +30,18 @@ from matplotlib.figure import Figure
 from transformers import HfArgumentParser
 
 from unsc_hf import UNSCConfig, serve_request
-from unsc_hf.arguments import run_recipe
-from unsc_hf.data import class_names, default_collator, hold_out, prepare_dataset, read_labels, resolve_classes
+from unsc_hf.cli.arguments import run_recipe
+from unsc_hf.comparison.arguments import ImageArguments, TextArguments
+from unsc_hf.comparison.references.training import train_model
+from unsc_hf.data.columns import class_names, read_labels
+from unsc_hf.data.inputs import default_collator, prepare_dataset
+from unsc_hf.data.selection import hold_out, resolve_classes
 from unsc_hf.evaluation.certificate import logit_drift
-from unsc_hf.files import write_beside, write_text
-from unsc_hf.loading import load_as
-from unsc_hf.model_card import versions
-from unsc_hf.outputs import Outputs, collect_outputs
-from unsc_hf.requests import open_statistics
-from unsc_hf.training import train_model
-from unsc_hf.unlearning import ImageArguments, TextArguments
+from unsc_hf.models.loading import load_as
+from unsc_hf.models.outputs import Outputs, collect_outputs
+from unsc_hf.reporting.model_card import versions
+from unsc_hf.trainer.sequence import open_statistics
+from unsc_hf.utils.files import write_beside, write_text
 
 
 def parts(rows: int | None, requests: list[str], labels: np.ndarray, names: list[str]) -> list[np.ndarray]:

@@ -46,13 +46,13 @@ from transformers import (
 )
 
 from unsc_hf import ActivationStatistics, UNSCConfig, UNSCTrainer
-from unsc_hf.adapters import LoraProjection
-from unsc_hf.data import default_collator, prepare_dataset
-from unsc_hf.layers import ProtectedLayer, find_layers, row_geometry
-from unsc_hf.plots import BLUE, save
-from unsc_hf.projection import NullSpaceProjection
-from unsc_hf.statistics import SecondMoment
-from unsc_hf.subspace import LayerSubspace, Subspace, build_subspace, descending_eigh
+from unsc_hf.data.inputs import default_collator, prepare_dataset
+from unsc_hf.models.layers import ProtectedLayer, find_layers, row_geometry
+from unsc_hf.nullspace.lora import LoraProjection
+from unsc_hf.nullspace.moments import SecondMoment
+from unsc_hf.nullspace.projection import NullSpaceProjection
+from unsc_hf.nullspace.subspace import LayerSubspace, Subspace, build_subspace, descending_eigh
+from unsc_hf.reporting.plots import BLUE, save
 
 RESULTS = Path(__file__).parent / "results" / "speed"
 VIT_B_TOKENS = 197

@@ -26,14 +26,15 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from unsc_hf.collecting import Pass, stream
-from unsc_hf.files import write_text
-from unsc_hf.layers import evaluation_mode, find_layers
-from unsc_hf.memory import format_size, parse_size
-from unsc_hf.model_card import versions
-from unsc_hf.moments import Moment
-from unsc_hf.sketch import MomentSketch, RandomTransform
-from unsc_hf.subspace import build_subspace
+from unsc_hf.models.hooks import evaluation_mode
+from unsc_hf.models.layers import find_layers
+from unsc_hf.nullspace.collect import Pass, stream
+from unsc_hf.nullspace.moments import Moment
+from unsc_hf.nullspace.sketch import MomentSketch, RandomTransform
+from unsc_hf.nullspace.subspace import build_subspace
+from unsc_hf.reporting.model_card import versions
+from unsc_hf.utils.files import write_text
+from unsc_hf.utils.sizes import format_size, parse_size
 
 TOKENS = 128  # rows of one sample
 

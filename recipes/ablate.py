@@ -19,8 +19,8 @@ import sys
 
 from rich.console import Console
 
-from unsc_hf.arguments import run_recipe
-from unsc_hf.cli import ablate
+from unsc_hf.cli.arguments import run_recipe
+from unsc_hf.cli.main import ablate
 
 
 def main() -> None:

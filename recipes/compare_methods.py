@@ -21,8 +21,8 @@ import sys
 
 from rich.console import Console
 
-from unsc_hf.arguments import run_recipe
-from unsc_hf.cli import compare
+from unsc_hf.cli.arguments import run_recipe
+from unsc_hf.cli.main import compare
 
 
 def main() -> None:

@@ -11,8 +11,8 @@ import sys
 
 from rich.console import Console
 
-from unsc_hf.arguments import run_recipe
-from unsc_hf.cli import push
+from unsc_hf.cli.arguments import run_recipe
+from unsc_hf.cli.main import push
 
 
 def main() -> None:

@@ -15,9 +15,9 @@ with a tokenizer of its own (and its reference) from scratch; both are kept for 
 from __future__ import annotations
 
 from unsc_hf import UNSCConfig
-from unsc_hf.arguments import fill_output_dir, parse_arguments, run_recipe
-from unsc_hf.cli import LANGUAGE_DEFAULTS
-from unsc_hf.language_unlearning import LanguageArguments, run
+from unsc_hf.cli.arguments import fill_output_dir, parse_arguments, run_recipe
+from unsc_hf.cli.main import LANGUAGE_DEFAULTS
+from unsc_hf.comparison.language_unlearning import LanguageArguments, run
 
 
 def main() -> None:

@@ -14,8 +14,9 @@ LoRA adapters only: `--use_peft --lora_r 8`. Add `--train_original --train_retra
 from __future__ import annotations
 
 from unsc_hf import UNSCConfig
-from unsc_hf.arguments import fill_output_dir, parse_arguments, run_recipe
-from unsc_hf.unlearning import TextArguments, run
+from unsc_hf.cli.arguments import fill_output_dir, parse_arguments, run_recipe
+from unsc_hf.comparison.arguments import TextArguments
+from unsc_hf.comparison.unlearning import run
 
 
 def main() -> None:

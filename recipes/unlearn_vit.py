@@ -17,8 +17,9 @@ Add `--train_original --train_retrained --model_size tiny` to train what is miss
 from __future__ import annotations
 
 from unsc_hf import UNSCConfig
-from unsc_hf.arguments import fill_output_dir, parse_arguments, run_recipe
-from unsc_hf.unlearning import ImageArguments, run
+from unsc_hf.cli.arguments import fill_output_dir, parse_arguments, run_recipe
+from unsc_hf.comparison.arguments import ImageArguments
+from unsc_hf.comparison.unlearning import run
 
 
 def main() -> None:

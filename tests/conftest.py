@@ -14,27 +14,34 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import datasets
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, List, Value
-from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
+from datasets import Dataset
+from helpers.language import Data, draw_tokens, token_rows
+from helpers.rows import exact_rows, tensor_dataset
+
+# Tests start processes of their own, which import the same helpers.
+_HERE = str(Path(__file__).parent)
+os.environ["PYTHONPATH"] = os.pathsep.join([_HERE, str(Path(_HERE).parent), os.environ.get("PYTHONPATH", "")]).rstrip(
+    os.pathsep
+)
 
 datasets.disable_progress_bars()
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
-
 # The files that take longest, the longest first: begun last, one of them would run on while the other worker has nothing to do.
 _LONG = (
-    "test_compare_methods.py", "test_interruptions.py", "test_two_processes.py", "test_trainer.py", "test_architectures.py", "test_recipe.py",
-    "test_studies.py", "test_text.py", "test_large_layers.py", "test_preparation.py", "test_methods.py", "test_causal_lm.py", "test_compile.py",
-    "test_feature_bands.py", "test_feature_erasure.py",
+    "comparison/test_compare_methods.py", "cli/test_interruptions.py", "trainer/test_two_processes.py", "trainer/test_trainer.py",
+    "trainer/test_architectures.py", "cli/test_recipe.py", "comparison/test_studies.py", "comparison/test_texts.py",
+    "trainer/test_large_layers.py", "trainer/test_preparation.py", "comparison/test_methods.py", "tasks/test_causal_lm.py",
+    "trainer/test_compile.py", "erasure/test_bands.py", "erasure/test_eraser.py",
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the long files first; within a file the order stays."""
-    gone = [name for name in _LONG if not Path(__file__).with_name(name).is_file()]
+    gone = [name for name in _LONG if not Path(_HERE, name).is_file()]
     assert not gone, f"_LONG names files that are no longer here: {gone}"
     place = {name: i for i, name in enumerate(_LONG)}
-    items.sort(key=lambda item: place.get(item.path.name, len(_LONG)))
+    items.sort(key=lambda item: place.get(item.path.relative_to(_HERE).as_posix(), len(_LONG)))
 
 
 def pytest_configure() -> None:
@@ -61,60 +68,6 @@ def _fresh_inputs(request: pytest.FixtureRequest) -> None:
     """Inputs are drawn anew in every run; a failure prints the seed that repeats it, alone or with others."""
     _seed(request.node.nodeid)
     request.node.add_report_section("setup", "seed", f"repeat with TEST_SEED={os.environ['TEST_SEED']}")
-
-
-def make_vit(
-    labels: int = 3, hidden: int = 48, layers: int = 2, image: int = 8, patch: int = 4, **config: Any
-) -> ViTForImageClassification:
-    """A ViT of a few thousand weights, without dropout unless asked for; biases and norms are random, not trivial."""
-    settings = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "num_channels": 3, **config}
-    model = ViTForImageClassification(
-        ViTConfig(
-            hidden_size=hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=2,
-            intermediate_size=2 * hidden,
-            image_size=image,
-            patch_size=patch,
-            num_labels=labels,
-            **settings,
-        )
-    )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model.eval()
-
-
-def learned(data: Dataset) -> PreTrainedModel:
-    """A tiny ViT that knows the classes."""
-    model = make_vit()
-    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
-    model.train()
-    for _ in range(60):
-        out = model(pixel_values=data[:]["pixel_values"], labels=data[:]["label"])
-        optimiser.zero_grad()
-        out.loss.backward()
-        optimiser.step()
-    return model.eval()
-
-
-def tensor_dataset(pixels: torch.Tensor, labels: list[int], names: list[str] | None = None) -> Dataset:
-    """Rows ready for the model: `pixel_values` and `label`."""
-    count = max(labels) + 1
-    feature = ClassLabel(names=names or [f"class {i}" for i in range(count)])
-    side: Any = Value("float32")
-    for _ in range(pixels.dim() - 1):
-        side = List(side)
-    features = Features({"pixel_values": side, "label": feature})
-    return Dataset.from_dict({"pixel_values": pixels.tolist(), "label": labels}, features=features).with_format("torch")
-
-
-def exact_rows(names: list[str]) -> tuple[Dataset, Dataset]:
-    """Forget rows of class 2, and retained rows of classes 0 and 1 that repeat four images."""
-    images = torch.randn(4, 3, 8, 8)
-    retain = tensor_dataset(images.repeat(6, 1, 1, 1), [0, 0, 1, 1] * 6, names)
-    return tensor_dataset(torch.randn(40, 3, 8, 8), [2] * 40, names), retain
 
 
 @pytest.fixture
@@ -152,8 +105,8 @@ def shared_folder() -> Path:
     return folder
 
 
-def with_odd_labels(data: Dataset, rows: int) -> Dataset:
-    """The same rows, some with labels that no model would give."""
-    odd = torch.randperm(len(data))[:rows].tolist()
-    labels = [(int(label) + 1) % 3 if i in odd else int(label) for i, label in enumerate(data["label"][:])]
-    return tensor_dataset(torch.stack(list(data["pixel_values"][:])), labels, ["cat", "dog", "frog"])
+@pytest.fixture
+def token_data() -> Data:
+    """Forget rows, and retained rows that repeat two samples: few distinct activations."""
+    kept = [draw_tokens(), draw_tokens()]
+    return token_rows([draw_tokens() for _ in range(24)]), token_rows(kept * 8)

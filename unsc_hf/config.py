@@ -10,10 +10,10 @@ import torch
 from transformers import TrainingArguments
 
 from .errors import UNSCError
-from .memory import parse_size
+from .nullspace.subspace import MERGES, RULES, check_energy
 from .objectives import OBJECTIVES
-from .pseudo_labels import STRATEGIES
-from .subspace import MERGES, RULES, check_energy
+from .objectives.pseudo_labels import STRATEGIES
+from .utils.sizes import parse_size
 
 REFUSED = {
     "deepspeed": "its engine updates weights where no projection can follow; use DDP (torchrun) or FSDP2",

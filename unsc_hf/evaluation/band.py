@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import UNSCError
-from .report import FAR, LEAST_BAND
+from .verdict import FAR, LEAST_BAND
 
 TRIES = 5
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layers import NOT_INPUTS, ProtectedLayer, capture_inputs, evaluation_mode, row_mask
+from ..models.hooks import NOT_INPUTS, capture_inputs, evaluation_mode, row_mask
+from ..models.layers import ProtectedLayer
 from .probes import linear_probe
 
 

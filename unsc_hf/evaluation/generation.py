@@ -12,10 +12,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..causal_lm_data import DialogueTransform
-from ..layers import evaluation_mode
-from ..outputs import Outputs
-from ..tasks import token_losses
+from ..data.dialogues import DialogueTransform
+from ..models.hooks import evaluation_mode
+from ..models.outputs import Outputs, token_losses
 
 
 def words(text: str) -> list[str]:

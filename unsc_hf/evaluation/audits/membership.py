@@ -11,7 +11,7 @@ import torch
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
-from ...outputs import Outputs
+from ...models.outputs import Outputs
 from ..membership import attack_features, membership_inference
 from .registry import Examination, Reading, audit
 

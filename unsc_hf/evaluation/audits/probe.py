@@ -6,8 +6,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from ...layers import NOT_INPUTS, evaluation_mode
-from ...outputs import pieces
+from ...models.hooks import NOT_INPUTS, evaluation_mode, pieces
 from ..probes import linear_probe
 from .registry import Examination, Reading, audit
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...adapters import head_weights
+from ...models.head import head_weights
 from ..probes import prototype_attack
 from .registry import Examination, Reading, audit
 

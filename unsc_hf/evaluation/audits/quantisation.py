@@ -7,7 +7,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
-from ...layers import row_geometry
+from ...models.layers import row_geometry
 from ..accuracy import macro_accuracy
 from .registry import Examination, Reading, audit
 from .training import forgotten_rows

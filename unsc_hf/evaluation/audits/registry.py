@@ -10,7 +10,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ...outputs import Outputs, RowOutputs
+from ...models.outputs import Outputs, RowOutputs
 
 Reading = dict[str, float | list[float]]
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...outputs import RowOutputs
+from ...models.outputs import RowOutputs
 from ..accuracy import macro_accuracy
 from .registry import Examination, Reading, audit
 

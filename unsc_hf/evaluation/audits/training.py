@@ -12,8 +12,8 @@ from datasets import Dataset, concatenate_datasets
 from torch import nn
 from transformers import PreTrainedModel
 
-from ...layers import NOT_INPUTS, evaluation_mode
-from ...outputs import classify, find_head
+from ...models.head import classify, find_head
+from ...models.hooks import NOT_INPUTS, evaluation_mode
 from ..accuracy import macro_accuracy
 from .registry import Examination
 

@@ -1,0 +1,424 @@
+"""The recipe from end to end on small images: what it writes, what it refuses, and that refusing leaves nothing behind."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Value
+from helpers.recipes import FAST, NAMES, RECIPE, image_folder
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from unsc_hf import UNSCError, split_dataset
+from unsc_hf.cli.arguments import fill_output_dir, parse_arguments, run_recipe
+from unsc_hf.cli.main import main as unsc
+from unsc_hf.comparison.arguments import ImageArguments
+from unsc_hf.comparison.references.images import build_vit
+from unsc_hf.comparison.references.quickstart import PLAN, digits_dataset
+from unsc_hf.config import UNSCConfig
+from unsc_hf.reporting.hub import publication
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a parquet data set; models trained by one test are found again by the next."""
+    root = tmp_path_factory.mktemp("world")
+    (root / "data").mkdir()
+    image_folder(240, 0).to_parquet(root / "data" / "train.parquet")
+    image_folder(80, 1).to_parquet(root / "data" / "test.parquet")
+    return root
+
+
+def _main() -> Callable[[], None]:
+    spec = importlib.util.spec_from_file_location("unlearn_vit", RECIPE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main  # type: ignore[no-any-return]
+
+
+def _run(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> None:
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), *map(str, arguments)])
+    run_recipe(_main())
+
+
+def _common(world: Path, output: Path) -> list[Any]:
+    return ["--dataset_name", world / "data", "--references_dir", world / "references", "--output_dir", output, *FAST]
+
+
+@pytest.fixture(scope="module")
+def finished(world: Path) -> Path:
+    """Output folder of a complete run, made once."""
+    output = world / "without-frog"
+    with pytest.MonkeyPatch.context() as patch:
+        _run(patch, *_common(world, output), "--forget_classes", "frog", "--train_original", "--train_retrained")
+    return output
+
+
+def test_everything_is_written_and_loads(finished: Path, world: Path) -> None:
+    assert {p.name for p in finished.iterdir()} == {
+        "config.json", "model.safetensors", "preprocessor_config.json", "README.md", "results.json",
+        "per_class_accuracy.png", "unlearning.png", "capacity.png", "report.html",
+    }  # fmt: skip
+    model = AutoModelForImageClassification.from_pretrained(finished)
+    processor = AutoImageProcessor.from_pretrained(finished)
+    frogs = [row["image"] for row in image_folder(80, 1) if row["label"] == 2]
+    with torch.no_grad():
+        predicted = model(**processor(frogs, return_tensors="pt")).logits.argmax(1)
+    results = json.loads((finished / "results.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert float((predicted == 2).float().mean()) == pytest.approx(results["methods"]["unsc"]["AccDut"])
+
+    methods = results["methods"]
+    assert list(methods) == ["original", "masked", "random_projector", "unprojected", "unsc", "retrained"]
+    wanted = {
+        "AccDf",
+        "AccDr",
+        "AccDut",
+        "AccDrt",
+        "mia_auc",
+        "mia_tpr_at_1pct_fpr",
+        "probe_forget",
+        "prototype_attack_10",
+        "leak",
+        "seconds",
+    }
+    assert all(wanted <= set(result) for result in methods.values())
+    assert methods["original"]["AccDut"] > 0.8
+    assert methods["masked"]["AccDut"] == methods["retrained"]["AccDut"] == 0
+    assert methods["masked"]["probe_forget"] == methods["original"]["probe_forget"]
+    assert methods["unsc"]["leak"] < methods["random_projector"]["leak"]
+    assert results["request"]["forget_classes"] == ["frog"]
+    assert results["certificate"]["leak"] == pytest.approx(methods["unsc"]["leak"], rel=1e-6)
+    assert results["history"]
+    assert {"torch", "transformers", "unsc_hf"} <= set(results["versions"])
+
+    card = ModelCard.load(finished / "README.md")
+    assert card.data.eval_results
+    assert "suppressed" in card.text or "not forgotten" in card.text
+    assert "](report.html)" in card.text
+    for file in ("README.md", "results.json", "report.html"):
+        assert str(world) not in (finished / file).read_text(encoding="utf-8")
+
+
+def test_trained_models_are_found_again(finished: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (world / "references").rglob("*.safetensors")}
+    assert len(before) == 2
+    output = world / "again"
+    _run(
+        monkeypatch,
+        *_common(world, output),
+        "--forget_classes",
+        2,
+        "--train_original",
+        "--train_retrained",
+        "--no_controls",
+    )
+    assert {p: p.stat().st_mtime_ns for p in (world / "references").rglob("*.safetensors")} == before
+    first, second = (load_file(folder / "model.safetensors") for folder in (finished, output))
+    assert all(torch.equal(first[name], second[name]) for name in first)  # same seed, same model
+
+
+def test_accelerate_launch_and_yaml(finished: Path, world: Path) -> None:
+    original = next((world / "references").glob("original-*"))
+    config = world / "options.yaml"
+    config.write_text(
+        f"forget_classes: [dog, owl]\nmodel_name_or_path: {original}\ncontrols: false\nmax_steps: 3\n", encoding="utf-8"
+    )
+    output = world / "launched"
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--cpu", str(RECIPE), "--config", str(config),
+        "--dataset_name", str(world / "data"), "--output_dir", str(output), "--max_steps", "4", "--use_cpu",
+        "--target_forget_accuracy", "0",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=280, env={**os.environ, "COLUMNS": "200"}, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Verdict" in done.stdout
+    assert "UNSC" in done.stdout
+    results = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    assert results["request"]["forget_classes"] == ["dog", "owl"]
+    assert results["hyperparameters"]["max_steps"] == 4  # the command line wins over the file
+
+
+def test_adapters_from_the_command_line(world: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = next((world / "references").glob("original-*"))
+    output = world / "adapter"
+    _run(
+        monkeypatch, "--dataset_name", world / "data", "--model_name_or_path", original, "--forget_classes", "frog",
+        "--output_dir", output, "--use_peft", "--lora_r", 4, *FAST[:3],
+    )  # fmt: skip
+    assert {"adapter_model.safetensors", "adapter_config.json", "README.md", "results.json"} <= {
+        p.name for p in output.iterdir()
+    }
+    assert not (output / "model.safetensors").exists()
+    results = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    assert list(results["methods"]) == ["original", "masked", "random_projector", "unprojected", "unsc"]
+    assert results["methods"]["unsc"]["AccDut"] < 0.1 < 0.8 < results["methods"]["original"]["AccDut"]
+    merged = results["certificate"]["merged"]
+    drift = results["certificate"]["drift"]["relative"]
+    assert merged["float32"]["relative"] == pytest.approx(drift, rel=1e-3)
+    assert merged["bfloat16"]["relative"] > 0
+    card = ModelCard.load(output / "README.md")
+    assert card.data.library_name == "peft"
+    assert "base model still remembers" in card.text
+    for file in output.glob("*.json"):
+        assert str(world) not in file.read_text(encoding="utf-8")
+
+
+def test_imagefolder_and_a_fine_tuned_original(world: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = world / "folders"
+    for split, rows in (("train", image_folder(80, 3)), ("test", image_folder(40, 4))):
+        for i, row in enumerate(rows):
+            path = folder / split / NAMES[row["label"]] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            row["image"].save(path)
+    original = next((world / "references").glob("original-*"))
+    output = world / "fine-tuned"
+    _run(
+        monkeypatch, "--dataset_name", folder, "--model_name_or_path", original, "--train_original", "--forget_classes", "owl",
+        "--references_dir", world / "tuned", "--output_dir", output, "--no_controls", *FAST[:3], "--train_epochs", "1", "--max_steps", "3",
+    )  # fmt: skip
+    results = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    assert results["request"]["rows"] == 20
+    assert results["methods"]["original"]["AccDrt"] > 0.8  # it began from the given model, not from nothing
+    assert results["request"]["model"].startswith("original-")
+
+
+def test_push_to_hub_uploads_only_what_is_public(finished: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pushed: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        "unsc_hf.trainer.trainer.publish",
+        lambda folder, name, **k: pushed.append({"folder": folder, "name": name, **k}),
+    )
+    original = next((world / "references").glob("original-*"))
+    _run(
+        monkeypatch, *_common(world, world / "pushed"), "--forget_classes", "cat", "--model_name_or_path", original,
+        "--no_controls", "--push_to_hub", "--hub_model_id", "user/without-cat", "--hub_token", "hf_secret",
+        "--hub_private_repo", "true",
+    )  # fmt: skip
+    (call,) = pushed  # once, when there is something to publish
+    assert (call["name"], call["private"], call["token"]) == ("user/without-cat", True, "hf_secret")
+    assert {"model.safetensors", "config.json", "README.md", "report.html", "results.json"} <= set(
+        publication(call["folder"]).files
+    )
+    assert not [p.name for p in (world / "pushed").iterdir() if p.suffix in (".bin", ".pt", ".pkl")]
+    for file in [*(world / "pushed").glob("*.json"), world / "pushed" / "README.md"]:
+        content = file.read_text(encoding="utf-8")
+        assert "hf_secret" not in content
+        assert str(world) not in content
+    text = (world / "pushed" / "README.md").read_text(encoding="utf-8")
+    assert "random projector" not in text
+    assert "Compared with" in text  # the full card, not a bare one
+
+
+def _broken(world: Path, kind: str) -> list[Any]:
+    """Arguments for one kind of bad input."""
+    original = next((world / "references").glob("original-*"))
+    base: dict[str, Any] = {
+        "--dataset_name": world / "data",
+        "--model_name_or_path": original,
+        "--forget_classes": "frog",
+    }
+    if kind == "model folder":
+        return [item for pair in {**base, "--output_dir": original}.items() for item in pair]
+    if kind == "finished":
+        return [item for pair in {**base, "--output_dir": world / "without-frog"}.items() for item in pair]
+    changes: dict[str, dict[str, Any]] = {
+        "class": {"--forget_classes": "frogg"},
+        "id": {"--forget_classes": "17"},
+        "column": {"--label_column": "klass"},
+        "energy": {"--energy": "1.5"},
+        "no data": {"--dataset_name": world / "nowhere"},
+        "no model": {"--model_name_or_path": world / "nowhere"},
+        "split": {"--test_split": "holdout"},
+        "target": {"--target_modules": "query"},
+        "rule": {"--subspace_rule": "rank", "--subspace_rank": "100000"},
+        "size": {"--model_size": "huge", "--train_original": "true"},
+        "config": {"--config": world / "bad.yaml"},
+        "reference": {"--retrained_model_name_or_path": world / "nowhere"},
+        "tainted": {"--train_retrained": "true"},
+    }
+    (world / "bad.yaml").write_text("forget_clases: [cat]\n", encoding="utf-8")
+    if kind == "absent":
+        folder = world / "absent"
+        folder.mkdir(exist_ok=True)
+        for split in ("train", "test"):
+            rows = Dataset.from_parquet(str(world / "data" / f"{split}.parquet"))
+            rows.filter(lambda row: row["label"] != 2).to_parquet(folder / f"{split}.parquet")
+        changes[kind] = {"--dataset_name": folder}
+    if kind == "other labels":
+        folder = world / "other"
+        folder.mkdir(exist_ok=True)
+        for split in ("train", "test"):
+            rows = Dataset.from_parquet(str(world / "data" / f"{split}.parquet"))
+            feature = ClassLabel(names=["frog", "cat", "dog", "owl"])
+            rows.cast_column("label", feature).to_parquet(folder / f"{split}.parquet")
+        changes[kind] = {"--dataset_name": folder}
+    if kind == "all":
+        return ["--dataset_name", world / "data", "--model_name_or_path", original, "--forget_classes", *NAMES]
+    if kind == "nan":
+        folder = world / "nan"
+        AutoModelForImageClassification.from_pretrained(original).save_pretrained(folder)
+        AutoImageProcessor.from_pretrained(original).save_pretrained(folder)
+        weights = load_file(folder / "model.safetensors")
+        weights["vit.encoder.layer.1.intermediate.dense.weight"][0] = torch.nan
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        changes[kind] = {"--model_name_or_path": folder}
+    return [item for pair in {**base, **changes[kind]}.items() for item in pair]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("class", "no class 'frogg'; closest: 'frog'"),
+        ("id", "id 17 is out of range"),
+        ("absent", r"class 'frog' \(2\) has no rows"),
+        ("all", "all 4 classes"),
+        ("column", "no column 'klass'"),
+        ("other labels", "calls label 0 'cat', the data set 'frog'"),
+        ("energy", r"outside \(0, 1\]"),
+        ("no data", "cannot load"),
+        ("no model", "cannot load"),
+        ("split", "no split 'holdout'.*test, train"),
+        ("target", "matches no protectable layer.*q_proj"),
+        ("rule", "no layer any capacity"),
+        ("size", "choose from nano"),
+        ("config", "'forget_clases', which is no option; closest: 'forget_classes'"),
+        ("nan", r"NaN or infinite activations enter layer 'vit\.layers\.1"),
+        ("finished", "holds a finished run"),
+        ("reference", "retrained_model_name_or_path: cannot load"),
+        ("tainted", "knows the forgotten rows"),
+        ("model folder", "holds a model"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    kind: str,
+    message: str,
+    finished: Path,
+    world: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = _broken(world, kind)
+    output = world / f"refused {kind}"
+    if kind not in ("finished", "model folder"):
+        arguments += ["--output_dir", output]
+    before = sorted(world.rglob("*"))
+    with pytest.raises(SystemExit) as leaving:
+        _run(
+            monkeypatch,
+            *arguments,
+            "--use_cpu",
+            "--disable_tqdm",
+            "true",
+            "--references_dir",
+            world / "references",
+            "--no_controls",
+        )
+    assert leaving.value.code == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert len(errors[0]) < 400
+    assert re.search(message, errors[0])
+    assert sorted(world.rglob("*")) == before
+
+
+def test_quickstart_refuses_a_model_without_data(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        _run(monkeypatch, "--model_name_or_path", "user/model")
+    assert "dataset_name: not given" in capsys.readouterr().err
+
+
+def test_quickstart_runs_without_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The real path with a shorter training; its figures are checked by running `make demo`."""
+    monkeypatch.setattr("unsc_hf.comparison.arguments.PLAN", replace(PLAN, epochs=2))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    _run(monkeypatch)
+    assert json.loads((tmp_path / "outputs" / "quickstart" / "results.json").read_text())["request"][
+        "forget_classes"
+    ] == ["8"]
+    config = UNSCConfig()
+    fill_output_dir(config, "quickstart")
+    assert str(config.output_dir).endswith("quickstart-2")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("Shirt", ["Shirt"]), ("6", ["6"]), ("'35'", ["35"]), ("[3, 5]", ["3", "5"])]
+)
+def test_one_class_in_yaml_is_a_list_of_one(text: str, expected: list[str], tmp_path: Path) -> None:
+    (tmp_path / "options.yaml").write_text(f"forget_classes: {text}\noutput_dir: {tmp_path}\n", encoding="utf-8")
+    arguments, _ = parse_arguments(
+        (ImageArguments, UNSCConfig), ["--config", str(tmp_path / "options.yaml"), "--use_cpu"]
+    )
+    assert arguments.forget_classes == expected
+
+
+def test_a_retrained_model_has_an_output_for_every_class() -> None:
+    retain = split_dataset(image_folder(40, 0), forget_classes=["owl"]).retain.cast_column("label", Value("int64"))
+    model, _ = build_vit(retain, "nano", 4, NAMES)
+    assert model.config.num_labels == 4
+
+
+def test_digits_are_what_they_should_be() -> None:
+    data = digits_dataset()
+    assert (len(data["train"]), len(data["test"])) == (1257, 540)
+    assert set(data["train"]["label"][:]) == set(range(10))
+    assert data["train"][0]["image"].size == (8, 8)
+
+
+def test_every_training_argument_is_an_option(tmp_path: Path) -> None:
+    arguments, config = parse_arguments(
+        (ImageArguments, UNSCConfig),
+        ["--output_dir", str(tmp_path), "--adam_beta1", "0.8", "--max_leak", "0.1", "--use_cpu"],
+    )
+    assert (config.adam_beta1, config.max_leak, arguments.dataset_name) == (0.8, 0.1, None)
+
+
+def test_the_installed_command_unlearns_and_answers_in_json(
+    world: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = next((world / "references").glob("original-*"))
+    words = [
+        *_common(world, world / "by-command"),
+        "--forget_classes",
+        "dog",
+        "--model_name_or_path",
+        original,
+        "--no_controls",
+    ]
+    assert unsc(["unlearn", "image", *map(str, words), "--json"]) == 0
+    seen = capsys.readouterr()
+    found = json.loads(seen.out.splitlines()[-1])
+    assert found["request"]["forget_classes"] == ["dog"]
+    assert Path(found["output_dir"], "report.html").is_file()
+    assert "Verdict:" in seen.err
+
+
+def test_classes_are_read_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "classes.txt"
+    file.write_text("frog\n\ntree frog\n", encoding="utf-8")
+    request = ImageArguments(forget_classes=[str(file)]).request()
+    assert request is not None
+    assert request.forget_classes == ("frog", "tree frog")
+    file.write_text("\n")
+    for name, said in ((str(file), "names no class"), ("gone.txt", "cannot read gone.txt")):
+        with pytest.raises(UNSCError, match=said):
+            ImageArguments(forget_classes=[name]).request()

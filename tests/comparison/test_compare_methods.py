@@ -1,0 +1,457 @@
+"""The comparison of methods: resumes, refuses what cannot be compared, and writes what people read."""
+
+from __future__ import annotations
+
+import csv
+import json
+import multiprocessing
+import re
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from helpers.comparisons import Prepared
+from helpers.models import learned
+from helpers.rows import tensor_dataset
+from PIL import Image
+from rich.console import Console
+
+from unsc_hf import UNSCConfig, UNSCError, split_dataset
+from unsc_hf.comparison import tuning as method_desk
+from unsc_hf.comparison.compare_methods import ComparisonArguments, _requests, audit_model, compare_methods
+from unsc_hf.comparison.experiment import Desk, read_splits
+from unsc_hf.comparison.jobs import Job, next_job
+from unsc_hf.comparison.methods import METHODS
+from unsc_hf.comparison.report import write_comparison
+from unsc_hf.comparison.summary import latex, table
+from unsc_hf.comparison.tuning import MethodDesk
+from unsc_hf.data.selection import Request
+from unsc_hf.evaluation.audits import AUDITS
+
+
+@dataclass
+class World:
+    arguments: Prepared
+    comparison: ComparisonArguments
+    config: Callable[[str], UNSCConfig]
+    originals: list[str]
+    references: list[str]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("models")
+    means = 2 * torch.randn(3, 3, 8, 8)
+
+    def draw(per_class: int) -> Dataset:
+        labels = [c for c in range(3) for _ in range(per_class)]
+        return tensor_dataset(means[labels] + 0.5 * torch.randn(len(labels), 3, 8, 8), labels, ["cat", "dog", "frog"])
+
+    data = DatasetDict({"train": draw(30), "test": draw(20)})
+    retain = split_dataset(data["train"], forget_classes=["frog"]).retain
+
+    def kept(name: str, rows: Dataset) -> str:
+        learned(rows).save_pretrained(folder / name)
+        return str(folder / name)
+
+    originals = [kept(f"original-{i}", data["train"]) for i in range(2)]
+    references = [kept(f"retrained-{i}", retain) for i in range(4)]
+
+    def config(name: str) -> UNSCConfig:
+        return UNSCConfig(
+            output_dir=str(folder / name), disable_tqdm=True, report_to="none", use_cpu=True, energy=0.9, max_steps=20,
+            learning_rate=1e-3, max_leak=None,
+        )  # fmt: skip
+
+    arguments = Prepared(
+        dataset_name="made here", forget_classes=["frog"], retrained_model_name_or_path=references, data=data
+    )
+    comparison = ComparisonArguments(
+        methods=["unsc", "masked", "gradient_ascent"], seeds=[0, 1], originals=originals
+    )  # fmt: skip
+    return World(arguments, comparison, config, originals, references)
+
+
+@pytest.fixture(scope="module")
+def result(world: World) -> Iterator[dict[str, Any]]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as processes that share the work have
+    yield compare_methods(world.comparison, world.arguments, world.config("whole"))
+    torch.set_num_threads(threads)
+
+
+def timeless(found: Any) -> Any:
+    """Without what a clock says."""
+    if isinstance(found, dict):
+        return {key: timeless(value) for key, value in found.items() if key != "seconds"}
+    return [timeless(value) for value in found] if isinstance(found, list) else found
+
+
+def test_several_processes_find_what_one_finds(world: World, result: dict[str, Any]) -> None:
+    said = StringIO()
+    comparison = replace(world.comparison, jobs=2)
+    found = compare_methods(comparison, world.arguments, world.config("spread"), Console(file=said, width=200))
+    assert timeless(found) == timeless(result)
+    lines = said.getvalue().splitlines()
+    count = len(lines)
+    assert all(line.startswith(f"[{i + 1}/{count}] ") for i, line in enumerate(lines))
+    assert any("gradient_ascent, try 3 of 3 on 12 validation rows" in line for line in lines)
+    assert any("on 12 validation rows, relearning: learning rate" in line for line in lines)
+
+
+def test_the_try_that_won_is_not_run_again_and_is_the_same_model(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: dict[str, int] = {}
+
+    def counted(name: str) -> Callable[..., Any]:
+        method = METHODS[name]
+
+        def run(bench: Any, **settings: Any) -> Any:
+            counts[name] = counts.get(name, 0) + 1
+            return method.run(bench, **settings)
+
+        return run
+
+    for name in world.comparison.methods or ():
+        monkeypatch.setitem(METHODS, name, replace(METHODS[name], run=counted(name)))
+    comparison = replace(world.comparison, audits=["membership", "probe", "quantisation", "collateral"])
+    arguments = replace(world.arguments, retrained_model_name_or_path=None)
+    once = compare_methods(comparison, arguments, world.config("once"))
+    # Three tries on the first seed, and a run on the second.
+    assert counts == {"unsc": 4, "gradient_ascent": 4, "masked": 2}
+    kept = Path(world.config("once").output_dir, "_runs", "frog", "_kept")
+    assert list(kept.iterdir()) == []
+    counts.clear()
+    monkeypatch.setattr(MethodDesk, "_take", lambda *_: None)  # nothing was kept: every run is made anew
+    anew = compare_methods(comparison, arguments, world.config("anew"))
+    assert counts == {"unsc": 5, "gradient_ascent": 5, "masked": 2}
+    assert timeless(anew) == timeless(once)
+
+
+_FAILS = """
+from unsc_hf.methods import method
+
+@method("fails")
+def fails(bench):
+    {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        (
+            "raise RuntimeError('first line\\nsecond')",
+            "jobs: 'frog: fails-0' failed, RuntimeError: first line; without jobs",
+        ),
+        ("import os; os.kill(os.getpid(), 9)", r"jobs: the process at 'frog: fails-0' died \(exit code -9"),
+        ("from unsc_hf import UNSCError; raise UNSCError('name: seen; do this.')", "^name: seen; do this.$"),
+    ],
+)
+def test_a_process_that_fails_is_told_in_one_line(world: World, tmp_path: Path, what: str, said: str) -> None:
+    (tmp_path / "fails.py").write_text(_FAILS.format(what))
+    comparison = replace(
+        world.comparison, plugins=[str(tmp_path / "fails.py")], methods=["fails"], audits=["collateral"], seeds=[0],
+        originals=world.originals[:1], no_intervals=True, jobs=1,
+    )  # fmt: skip
+    arguments = replace(world.arguments, retrained_model_name_or_path=None)
+    try:
+        with pytest.raises(UNSCError, match=said) as caught:
+            compare_methods(comparison, arguments, world.config(f"fails-{len(what)}"))
+    finally:
+        METHODS.pop("fails", None)
+    assert "\n" not in str(caught.value)
+    assert not multiprocessing.active_children()
+    place = Path(world.config(f"fails-{len(what)}").output_dir, "_runs", "frog")
+    assert (place / "original-0.json").is_file()  # what was done stays
+    assert not (place / "fails-0.json").exists()
+
+
+def test_a_record_is_made_once_whoever_asks(tmp_path: Path) -> None:
+    made: list[int] = []
+
+    def make() -> dict[str, Any]:
+        made.append(1)
+        time.sleep(0.05)
+        return {"x": 1}
+
+    desk: Any = SimpleNamespace(folder=tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: Desk.record(desk, "one", make), range(8)))
+    assert made == [1]
+    assert found == [{"x": 1}] * 8
+
+
+def test_long_jobs_begin_first_and_a_process_stays_where_it_is() -> None:
+    def job(name: str, place: str, long: bool = False) -> Job:
+        return Job(name, lambda: name, (), place, long)
+
+    ready = [job("a", "seed 0"), job("b", "seed 1"), job("train", "seed 2", long=True)]
+    assert next_job(ready, "seed 1").name == "train"
+    assert next_job(ready[:2], "seed 1").name == "b"
+    assert next_job(ready[:2], "seed 3").name == "a"
+
+
+def test_every_method_and_reference_is_examined_on_every_seed(world: World, result: dict[str, Any]) -> None:
+    found = result["forget_sets"]["frog"]
+    assert list(found["runs"]) == ["original", "unsc", "masked", "gradient_ascent"]
+    assert all(len(records) == 2 for records in found["runs"].values())
+    assert len(found["references"]) == 4
+    assert found["forgotten"] == [2]
+    assert result["validation_rows"] + result["test_rows"] == 60
+    for records in found["runs"].values():
+        for record in records:
+            assert 0 <= record["AccDut"] <= 1
+            assert {"membership", "probe", "prototype", "relearning", "fine_tuning", "quantisation"} <= set(
+                record["audits"]
+            )
+    assert found["runs"]["original"][0]["AccDut"] > 0.8
+    assert found["runs"]["masked"][0]["AccDut"] == 0.0
+    assert found["runs"]["masked"][0]["AccDrt"] >= found["runs"]["original"][0]["AccDrt"]
+    assert len(found["settings"]["unsc"]["tries"]) == 3
+    assert found["settings"]["masked"]["tries"] == []
+    chosen = found["settings"]["unsc"]
+    best = max(chosen["tries"], key=lambda t: (t["AccDut"] <= 0.01, t["AccDrt"] - t["AccDut"]))
+    assert chosen["chosen"] == best["settings"]
+
+
+def test_a_stopped_comparison_goes_on_where_it_was(
+    world: World, result: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(world.config("whole").output_dir)
+    calls: list[str] = []
+    method = METHODS["gradient_ascent"]
+
+    def counted(bench: Any, **settings: Any) -> Any:
+        calls.append("ran")
+        return method.run(bench, **settings)
+
+    monkeypatch.setitem(METHODS, "gradient_ascent", replace(method, run=counted))
+    again = compare_methods(world.comparison, world.arguments, world.config("whole"))
+    assert json.dumps(again) == json.dumps(result)
+    assert calls == []
+    (folder / "_runs" / "frog" / "gradient_ascent-1.json").unlink()
+    again = compare_methods(world.comparison, world.arguments, world.config("whole"))
+    assert calls == ["ran"]
+    for name in ("AccDut", "AccDrt"):  # the same run, to rounding
+        ours, before = (r["forget_sets"]["frog"]["runs"]["gradient_ascent"][1][name] for r in (again, result))
+        assert ours == pytest.approx(before, abs=0.05)
+
+
+def test_files_for_every_reader(world: World, result: dict[str, Any], tmp_path: Path) -> None:
+    summaries = write_comparison(result, tmp_path, "python recipes/compare_methods.py image")
+    summary, place = summaries["frog"], tmp_path / "frog"
+    rows = table(summary)
+    assert [row[0] for row in rows[1:]] == [
+        "original", "UNSC", "forgotten logit masked", "gradient ascent", "retrained", "false alarms on retrained models",
+    ]  # fmt: skip
+    assert all(len(row) == len(rows[0]) for row in rows)
+    lines = (place / "table.md").read_text().strip().splitlines()
+    assert lines[0] == "# Forgetting frog: methods compared"
+    assert len(lines[2:]) == len(rows) + 1
+    sheet = list(csv.DictReader((place / "table.csv").open()))
+    assert float(sheet[2]["AccDut:mean"]) == 0.0
+    assert (place / "table.tex").read_text().count(r"\\") == len(rows)
+    everything = json.loads((tmp_path / "comparison.json").read_text())
+    assert everything["summaries"]["frog"]["rows"]["masked"]["verdict"] == "suppressed"
+    for name in ("front", "per_class", "depth", "relearning", "attack"):
+        with Image.open(place / f"{name}.png") as picture:
+            assert len(picture.convert("L").resize((80, 60)).getcolors() or []) > 5
+
+    page = (place / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 5
+    assert not re.search(r"<script|https?://|src=\"(?!data:)", page)
+    for text in (
+        "What was asked",
+        "frog",
+        "Verdicts",
+        "suppressed",
+        "Settings",
+        "gradient ascent",
+        "recipes/compare_methods.py",
+    ):
+        assert text in page
+
+
+def test_text_in_a_report_is_escaped(tmp_path: Path) -> None:
+    from unsc_hf.reporting.html import Section, write_report
+
+    path = write_report(
+        tmp_path / "r.html", "<b>x</b>", [Section("<i>", ["<script>alert(1)</script>"], table=[["<u>"]])]
+    )
+    assert not re.search("<script|<b>|<i>|<u>", path.read_text())
+    assert latex([["a_b", "5 %"], ["x", "1 ± 2"]]).count(r"\_") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"methods": ["unsk"]}, "methods: 'unsk' does not exist; closest: 'unsc'"),
+        ({"audits": ["prob"]}, "audits: 'prob' does not exist; closest: 'probe'"),
+        ({"jobs": 0}, "jobs: 0 given; it is a number of processes, at least 1"),
+        ({"seeds": [3]}, "seeds: 1 given, an interval needs at least two"),
+        ({"seeds": [0, 0, 1]}, r"seeds: \[0, 0, 1\] names one twice"),
+        ({"originals": ["a", "b", "c"]}, "originals: 3 given for 2 seeds"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(world: World, options: dict[str, Any], message: str) -> None:
+    config = world.config("refused")
+    with pytest.raises(UNSCError, match=message):
+        compare_methods(replace(world.comparison, **options), world.arguments, config)
+    assert not Path(config.output_dir).exists()
+
+
+def test_a_folder_of_another_comparison_is_refused(world: World, result: dict[str, Any]) -> None:
+    other = replace(
+        world.arguments, data=DatasetDict({k: v.select(range(5, len(v))) for k, v in world.arguments.data.items()})
+    )
+    with pytest.raises(UNSCError, match="holds a comparison with other data"):
+        compare_methods(world.comparison, other, world.config("whole"))
+    config = world.config("whole")
+    config.energy = 0.5
+    with pytest.raises(UNSCError, match="holds a comparison with other options"):
+        compare_methods(world.comparison, world.arguments, config)
+
+
+def test_forget_sets_are_told_apart_and_not_mixed_up(world: World, tmp_path: Path) -> None:
+    long = "+".join(f"class {i:03d}" for i in range(20))
+    names = [f"class {i:03d}" for i in range(22)]
+    sets = [f"{long}+class 020", f"{long}+class 021"]
+    found = _requests(ComparisonArguments(forget_sets=sets), world.arguments, names, range(22))
+    assert [asked.forget_classes for asked in found.values()] == [(*range(20), 20), (*range(20), 21)]
+    assert all(len(folder) < 100 for folder in found)
+    twice = [tmp_path / "a" / "pets.txt", tmp_path / "b" / "pets.txt"]
+    for path, name in zip(twice, names, strict=False):
+        path.parent.mkdir()
+        path.write_text(name)
+    with pytest.raises(UNSCError, match="forget_sets: 'pets' names two of them"):
+        _requests(ComparisonArguments(forget_sets=[str(path) for path in twice]), world.arguments, names, range(22))
+
+    file, config = tmp_path / "set.txt", world.config("files")
+    comparison = replace(world.comparison, methods=["masked"], audits=["collateral"], forget_sets=[str(file)])
+    file.write_text("frog")
+    compare_methods(comparison, world.arguments, config)
+    file.write_text("dog")
+    with pytest.raises(UNSCError, match=r"forget_sets: 'set' stands for the classes \[2\] in .*, and for \[1\] now"):
+        compare_methods(comparison, world.arguments, config)
+
+
+def test_a_comparison_is_launched_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = world.config("launched")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UNSCError, match="a comparison was launched as 2 processes; start it once"):
+        compare_methods(world.comparison, world.arguments, config)
+
+
+def test_models_are_trained_on_the_named_column_of_bare_ids(tmp_path: Path) -> None:
+    rows = tensor_dataset(torch.randn(12, 3, 8, 8), [0, 1, 2] * 4, ["a", "b", "c"])
+    rows = rows.rename_column("label", "fine").add_column("coarse", [0, 1] * 6)
+    arguments = Prepared(
+        data=DatasetDict(train=rows, test=rows), train_original=True, model_size="tiny", references_dir=str(tmp_path)
+    )
+    asked: list[tuple[Any, ...]] = []
+
+    def train(*given: Any) -> Path:
+        asked.append(given)
+        return tmp_path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unsc_hf.comparison.experiment.train_model", train)
+        config = UNSCConfig(output_dir=str(tmp_path), use_cpu=True, label_column="coarse")
+        splits = read_splits(arguments, config)
+        assert splits.names == ["0", "1"]
+        desk = Desk([0], None, arguments, config, splits, Request(forget_classes=(1,)), tmp_path)
+        desk.original(0)
+    assert asked[0][4:6] == (["0", "1"], "coarse")
+
+
+def test_a_folder_of_other_models_is_refused(world: World, result: dict[str, Any]) -> None:
+    swapped = replace(world.comparison, originals=world.originals[::-1])
+    with pytest.raises(UNSCError, match=r"other models \(original-0 there, original-1 now\); choose another folder"):
+        compare_methods(swapped, world.arguments, world.config("whole"))
+    fewer = replace(world.arguments, retrained_model_name_or_path=world.references[:3])
+    with pytest.raises(UNSCError, match=r"retrained-2, retrained-3 there, retrained-0, retrained-1, retrained-2 now"):
+        compare_methods(world.comparison, fewer, world.config("whole"))
+
+
+def test_a_reference_that_knows_the_forgotten_class_is_named(world: World) -> None:
+    arguments = replace(world.arguments, retrained_model_name_or_path=[world.references[0], world.originals[0]])
+    with pytest.raises(
+        UNSCError, match=r"original-0 recognises \d+% of the forgotten classes, so it was trained on them"
+    ):
+        compare_methods(world.comparison, arguments, world.config("wrong-reference"))
+
+
+def test_without_references_a_report_comes_and_says_what_cannot_be_said(world: World, tmp_path: Path) -> None:
+    arguments = replace(world.arguments, retrained_model_name_or_path=None)
+    comparison = replace(
+        world.comparison, methods=["masked"], audits=["membership", "quantisation"], seeds=[0], originals=world.originals[:1], no_intervals=True
+    )  # fmt: skip
+    found = compare_methods(comparison, arguments, world.config("alone"))
+    summary = write_comparison(found, tmp_path, "command")["frog"]
+    assert summary["rows"]["masked"]["verdict"] == "suppressed"
+    assert "retrained" not in summary["rows"]
+    page = (tmp_path / "frog" / "report.html").read_text()
+    assert "With 0 retrained models no verdict can be &#39;removed&#39;" in page
+    assert page.count("data:image/png;base64,") == 3
+
+
+def test_the_files_that_the_docs_show_are_a_method_and_an_audit(world: World, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "compare.md").read_text(encoding="utf-8")
+    files = []
+    for i, code in enumerate(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)):
+        assert code.count("\n") <= 60
+        files.append(tmp_path / f"own_{i}.py")
+        files[-1].write_text(code, encoding="utf-8")
+    assert len(files) == 2
+    comparison = replace(
+        world.comparison, plugins=[str(file) for file in files], methods=["uniform_labels"], audits=["entropy"], seeds=[0],
+        originals=world.originals[:1], no_intervals=True,
+    )  # fmt: skip
+    try:
+        found = compare_methods(comparison, world.arguments, world.config("own"))["forget_sets"]["frog"]
+    finally:
+        METHODS.pop("uniform_labels", None)
+        AUDITS.pop("entropy", None)
+    before, after = (found["runs"][name][0] for name in ("original", "uniform_labels"))
+    assert after["AccDut"] < before["AccDut"]
+    assert before["audits"]["entropy"]["forgotten"] < after["audits"]["entropy"]["forgotten"] <= 1
+
+
+@pytest.mark.parametrize(("name", "said"), [("gone.py", "is no Python file"), ("broken.py", "ValueError: no good")])
+def test_a_plugin_that_cannot_be_read_is_one_line(name: str, said: str, world: World, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("raise ValueError('no good')", encoding="utf-8")
+    comparison = replace(world.comparison, plugins=[str(tmp_path / name)])
+    with pytest.raises(UNSCError, match=said):
+        compare_methods(comparison, world.arguments, world.config("plugins"))
+
+
+def test_a_model_of_anybody_is_audited_beside_its_original(world: World, tmp_path: Path) -> None:
+    model = type(learned(world.arguments.data["train"])).from_pretrained(world.originals[0])
+    with torch.no_grad():
+        model.classifier.bias[2] -= 1e4  # only the last layer was muted
+    model.save_pretrained(tmp_path / "muted")
+    comparison = replace(world.comparison, originals=world.originals[:1])
+    result = audit_model(str(tmp_path / "muted"), comparison, world.arguments, world.config("audited"))
+    (summary,) = write_comparison(result, Path(world.config("audited").output_dir), "command").values()
+    assert summary["rows"]["muted"]["cells"]["AccDut"]["mean"] == 0.0
+    assert summary["rows"]["muted"]["verdict"] == "suppressed"
+    assert summary["rows"]["muted"]["outside"]
+    runs = result["forget_sets"]["frog"]["runs"]
+    assert runs["muted"][0]["audits"]["probe"] == runs["original"][0]["audits"]["probe"]
+    page = (Path(world.config("audited").output_dir) / "frog" / "report.html").read_text()
+    assert "muted: suppressed" in page or ">muted<" in page
+
+
+def test_a_mean_of_one_percent_counts_as_forgotten() -> None:
+    """Three of 300 rows, averaged over classes, may come out as 0.010000000000000002."""
+    share = 0.010000000000000002
+    assert method_desk._rank({"AccDut": share, "AccDrt": 0.5}) > method_desk._rank({"AccDut": 0.0, "AccDrt": 0.4})
+    assert method_desk._rank({"AccDut": 0.0101, "AccDrt": 0.9}) < method_desk._rank({"AccDut": 0.0, "AccDrt": 0.4})

@@ -1,0 +1,310 @@
+"""Each method's defining property, on a tiny model that knows its classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from helpers.models import learned
+from helpers.rows import tensor_dataset
+from transformers import PreTrainedModel
+
+from unsc_hf import UNSCConfig, UNSCError, split_dataset
+from unsc_hf.comparison.methods import METHODS, Workbench, method
+from unsc_hf.comparison.methods.masked import LOW
+from unsc_hf.comparison.methods.salun import GradientMask
+from unsc_hf.comparison.references.texts import build_bert
+from unsc_hf.models.outputs import collect_outputs
+from unsc_hf.objectives import OBJECTIVES, Terms
+from unsc_hf.utils.fingerprint import weight_hash
+
+FORGOTTEN = 2
+
+
+@pytest.fixture(scope="module")
+def known() -> tuple[Dataset, PreTrainedModel]:
+    """Rows of three classes that differ in their mean image, and a model that knows them."""
+    means = 2 * torch.randn(3, 3, 8, 8)
+    labels = [c for c in range(3) for _ in range(30)]
+    data = tensor_dataset(means[labels] + 0.5 * torch.randn(90, 3, 8, 8), labels, ["cat", "dog", "frog"])
+    return data, learned(data)
+
+
+@pytest.fixture
+def bench(known: tuple[Dataset, PreTrainedModel], tmp_path: Path) -> Workbench:
+    data, model = known
+    forget, retain = split_dataset(data, forget_classes=["frog"])
+    config = UNSCConfig(
+        output_dir=str(tmp_path), disable_tqdm=True, report_to="none", use_cpu=True, energy=0.9, max_steps=15,
+        learning_rate=1e-3, max_leak=None,
+    )  # fmt: skip
+    return Workbench(model, forget, retain, config, None)
+
+
+def logits(bench: Workbench, model: Any, rows: Dataset) -> torch.Tensor:
+    return collect_outputs(model, bench.prepared(rows), bench.collate).logits
+
+
+def change(bench: Workbench, model: Any) -> dict[str, torch.Tensor]:
+    """Displacement of each trained layer, (groups, out, width)."""
+    before = {layer.name: layer for layer in bench.layers(bench.original)}
+    return {
+        layer.name: layer.as_matrix(layer.weight.detach() - before[layer.name].weight.detach())
+        for layer in bench.layers(model)
+    }
+
+
+def outside(bench: Workbench, moved: dict[str, torch.Tensor]) -> float:
+    """Share of a displacement that lies in the retained subspace, largest over layers."""
+    shares = []
+    for name, matrix in moved.items():
+        space = bench.plan.subspace[name]
+        kept = space.basis[0, :, : space.ranks[0]]
+        change = matrix[0].double()
+        shares.append(float((change @ kept).norm() / change.norm().clamp_min(1e-12)))
+    return max(shares)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_leaves_the_original_alone_and_changes_trained_weights_only(name: str, bench: Workbench) -> None:
+    before = weight_hash(bench.original)
+    model = bench.run(METHODS[name].run, dict(METHODS[name].settings[0]))
+    assert weight_hash(bench.original) == before
+    assert bench.seconds > 0
+    trained = {layer.weight_name for layer in bench.layers(model)}
+    theirs, ours = model.state_dict(), bench.original.state_dict()
+    for key, value in theirs.items():
+        if key not in trained and not (name == "masked" and key == "classifier.bias"):
+            assert torch.equal(value, ours[key]), key
+    leak = bench.leak(model)
+    assert leak is not None
+    assert leak >= 0
+    assert weight_hash(bench.original) == before
+    hooks = [hook for module in model.modules() for hook in module._forward_hooks.values()]
+    assert all(
+        hook.__module__.startswith("transformers.") for hook in hooks
+    )  # those stay once hidden states are asked for
+
+
+def test_methods_that_choose_have_the_same_number_of_tries() -> None:
+    assert {len(m.settings) for m in METHODS.values()} == {1, 3}
+    assert [m.name for m in METHODS.values() if len(m.settings) == 1] == ["masked"]
+
+
+@pytest.mark.parametrize("name", ["unsc", "true_label_ascent", "random_pseudo_labels"])
+def test_projected_methods_stay_in_the_null_space(name: str, bench: Workbench) -> None:
+    moved = change(bench, bench.run(METHODS[name].run, dict(METHODS[name].settings[0])))
+    assert outside(bench, moved) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "no_null_space",
+        "random_projector",
+        "random_label",
+        "gradient_ascent",
+        "neggrad_plus",
+        "scrub",
+        "fine_tune",
+        "salun",
+    ],
+)
+def test_unprojected_methods_leave_the_null_space(name: str, bench: Workbench) -> None:
+    moved = change(bench, bench.run(METHODS[name].run, dict(METHODS[name].settings[0])))
+    assert outside(bench, moved) > 1e-2
+
+
+def test_the_random_projector_has_the_rank_of_the_real_one(bench: Workbench) -> None:
+    moved = change(bench, bench.run(METHODS["random_projector"].run, {}))
+    for name, matrix in moved.items():
+        values = torch.linalg.svdvals(matrix[0].double())
+        assert int((values > 1e-4 * values[0]).sum()) <= bench.plan.subspace[name].capacity
+
+
+def test_options_of_the_thin_methods(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(bench, "unlearn", lambda **options: seen.update(options) or bench.fresh())
+    expected = {
+        "random_label": {"null_space": "none", "pseudo_labels": "random"},
+        "gradient_ascent": {"null_space": "none", "objective": "gradient_ascent"},
+        "neggrad_plus": {"null_space": "none", "objective": "gradient_difference"},
+        "scrub": {"null_space": "none", "objective": "scrub"},
+        "fine_tune": {"null_space": "none", "objective": "fine_tune"},
+        "random_pseudo_labels": {"pseudo_labels": "random"},
+        "salun": {"null_space": "none", "pseudo_labels": "random", "objective": "unsc_retain"},
+    }
+    for name, options in expected.items():
+        seen.clear()
+        METHODS[name].run(bench)
+        assert options.items() <= seen.items()
+
+
+def test_masking_changes_the_forgotten_logit_and_nothing_else(bench: Workbench) -> None:
+    model = bench.run(METHODS["masked"].run, {})
+    before, after = (logits(bench, m, bench.retain) for m in (bench.original, model))
+    assert torch.equal(before[:, :FORGOTTEN], after[:, :FORGOTTEN])
+    assert float(after[:, FORGOTTEN].max()) < LOW / 2
+    assert not (logits(bench, model, bench.forget).argmax(1) == FORGOTTEN).any()
+
+
+def _terms(**more: Any) -> Terms:
+    rows = torch.randn(6, 4, requires_grad=True)
+    return Terms(rows, torch.randint(4, (6,)), torch.randint(4, (6,)), torch.arange(6), torch.zeros(6), **more)
+
+
+def test_fine_tuning_does_not_look_at_forget_rows() -> None:
+    kept = torch.randn((), requires_grad=True)
+    terms = _terms(retain_loss=kept)
+    OBJECTIVES["fine_tune"].loss(terms).backward()
+    assert terms.logits.grad is None
+    assert float(kept.grad) == 1.0
+
+
+def test_scrub_is_the_retained_loss_where_model_and_original_agree_and_falls_as_they_part_on_forget_rows() -> None:
+    kept = torch.randn(5, 4)
+    shared = {"retain_loss": torch.tensor(0.7), "retain_logits": kept, "retain_teacher": kept.clone()}
+    terms = _terms(**shared)
+    agreed = Terms(**{**vars(terms), "teacher": terms.logits.detach()})
+    assert float(OBJECTIVES["scrub"].loss(agreed)) == pytest.approx(0.7, abs=1e-5)
+    apart = Terms(**{**vars(terms), "teacher": terms.logits.detach() + 3 * torch.randn(6, 4)})
+    assert float(OBJECTIVES["scrub"].loss(apart)) < 0.7
+    moved = Terms(**{**vars(agreed), "retain_logits": kept + 3 * torch.randn(5, 4)})
+    assert float(OBJECTIVES["scrub"].loss(moved)) > 0.7
+
+
+def test_the_teacher_of_scrub_is_the_original(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Terms] = []
+    monkeypatch.setitem(
+        OBJECTIVES, "scrub", type(OBJECTIVES["scrub"])(lambda t: seen.append(t) or t.loss(), True, True, True)
+    )
+    bench.unlearn(null_space="none", objective="scrub")
+    first, last = seen[0], seen[-1]
+    assert first.teacher is not None
+    torch.testing.assert_close(first.logits, first.teacher, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(first.retain_logits, first.retain_teacher, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(last.logits, last.teacher, atol=1e-3)
+
+
+def test_boundary_shrink_labels_are_what_a_signed_gradient_step_is_taken_for(bench: Workbench) -> None:
+    from unsc_hf.comparison.methods import boundary_shrink as module
+
+    batch = next(bench.batches(bench.forget, shuffle=False))
+    embed = bench.original.vit.embeddings.patch_embeddings
+    start = embed(batch["pixel_values"]).detach().requires_grad_()
+    handle = embed.register_forward_hook(lambda *_: start)
+    loss = torch.nn.functional.cross_entropy(bench.original(batch["pixel_values"]).logits, batch["labels"])
+    (gradient,) = torch.autograd.grad(loss, start)
+    handle.remove()
+    moved = start + module.BOUND * (start.max() - start.min()) * gradient.sign()
+    handle = embed.register_forward_hook(lambda *_: moved)
+    expected = bench.original(batch["pixel_values"]).logits.detach()
+    handle.remove()
+    torch.testing.assert_close(module._attacked(bench.original, batch), expected, atol=1e-4, rtol=1e-3)
+
+
+def test_boundary_expand_returns_a_head_of_the_old_size(bench: Workbench) -> None:
+    model = bench.run(METHODS["boundary_expand"].run, {"learning_rate": 1e-3})
+    assert model.classifier.weight.shape == bench.original.classifier.weight.shape
+    assert model.config.to_dict()["id2label"] == bench.original.config.to_dict()["id2label"]
+    rows = bench.forget
+    before, after = (logits(bench, m, rows).softmax(1)[:, FORGOTTEN].mean() for m in (bench.original, model))
+    assert after < before
+
+
+def test_fisher_noise_is_largest_where_retained_rows_do_not_care(bench: Workbench) -> None:
+    model = bench.run(METHODS["fisher"].run, {"scale": 0.3})
+    found = bench.gradients(bench.fresh(), bench.retain, 512, batch_size=8, squared=True)
+    for layer, start in zip(bench.layers(model), bench.layers(bench.original), strict=True):
+        information = found[layer.weight_name]
+        size = start.weight.square().mean().sqrt()
+        wanted = 0.3 * size * (information / information.mean()).clamp_min(1e-4) ** -0.25
+        drawn = ((layer.weight - start.weight) / wanted).detach()
+        assert float(drawn.std()) == pytest.approx(1.0, abs=0.25)
+
+
+def test_squared_gradients_of_single_rows_are_the_fisher_diagonal(bench: Workbench) -> None:
+    rows = bench.retain.select(range(3))
+    found = bench.gradients(bench.original, rows, 3, batch_size=1, squared=True)
+    name = bench.layers(bench.original)[-1].weight_name
+    weight = dict(bench.original.named_parameters())[name]
+    expected = torch.zeros_like(weight)
+    for row in rows:
+        loss = torch.nn.functional.cross_entropy(
+            bench.original(row["pixel_values"][None]).logits, torch.tensor([int(row["label"])])
+        )
+        expected += torch.autograd.grad(loss, weight)[0] ** 2 / 3
+    torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-9)
+
+
+def test_ssd_shrinks_what_matters_for_forgetting_and_leaves_the_rest(bench: Workbench) -> None:
+    model = bench.run(METHODS["ssd"].run, {"alpha": 1.5})
+    moved = 0
+    for layer, start in zip(bench.layers(model), bench.layers(bench.original), strict=True):
+        changed = layer.weight != start.weight
+        moved += int(changed.sum())
+        assert (layer.weight.abs() <= start.weight.abs()).all()
+        assert (layer.weight * start.weight >= 0).all()
+    assert moved > 0
+    same = bench.run(METHODS["ssd"].run, {"alpha": 1e9})
+    assert weight_hash(same) == weight_hash(bench.original)
+
+
+def test_salun_moves_only_the_salient_half(bench: Workbench) -> None:
+    model = bench.run(METHODS["salun"].run, {"learning_rate": 1e-3})
+    trained = sum(layer.weight.numel() for layer in bench.layers(model))
+    moved = sum(
+        int((layer.weight != start.weight).sum())
+        for layer, start in zip(bench.layers(model), bench.layers(bench.original), strict=True)
+    )
+    assert 0.3 * trained < moved <= 0.51 * trained
+    weight = torch.nn.Linear(3, 2)
+    weight.weight.grad = torch.ones(2, 3)
+    GradientMask({"weight": torch.tensor([[1, 0, 1], [0, 0, 1]], dtype=torch.bool)}).on_pre_optimizer_step(
+        None, None, None, model=weight
+    )
+    assert weight.weight.grad.tolist() == [[1, 0, 1], [0, 0, 1]]
+
+
+def test_a_method_of_ones_own_is_one_decorated_function(bench: Workbench) -> None:
+    @method("mine", [{"learning_rate": 1e-3}])
+    def my_method(bench: Workbench, **settings: Any) -> Any:
+        return bench.unlearn(pseudo_labels="second" if len(bench.forgotten) > 2 else "top1", **settings)
+
+    try:
+        assert METHODS["my_method"].title == "mine"
+        assert bench.leak(bench.run(METHODS["my_method"].run, dict(METHODS["my_method"].settings[0]))) is not None
+        assert bench.steps is not None
+    finally:
+        del METHODS["my_method"]
+
+
+def test_requests_of_single_rows_and_unknown_settings_are_refused(
+    bench: Workbench, separable_data: Callable[[int], Dataset]
+) -> None:
+    with pytest.raises(UNSCError, match="settings: 'lerning_rate'"):
+        bench.unlearn(lerning_rate=1e-3)
+    forget, retain = split_dataset(separable_data(20), indices=[0, 1, 30])
+    with pytest.raises(UNSCError, match="whole classes"):
+        Workbench(bench.original, forget, retain, bench.config, None)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_runs_on_texts_of_all_lengths(name: str, tmp_path: Path) -> None:
+    """A batch of texts may run in pieces of like length, which whoever watches its layers has to expect."""
+    words = [" ".join(["word", "other", "third"][i % 3] for i in range(1 + 7 * row % 23)) for row in range(60)]
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["cat", "dog", "frog"])})
+    data = Dataset.from_dict({"text": words, "label": [row % 3 for row in range(60)]}, features=features)
+    model, tokenizer = build_bert(data, ["text"], "tiny", 100, 32, ["cat", "dog", "frog"])
+    forget, retain = split_dataset(data, forget_classes=["frog"])
+    config = UNSCConfig(
+        output_dir=str(tmp_path), disable_tqdm=True, report_to="none", use_cpu=True, energy=0.5, max_steps=2,
+        check_steps=2, learning_rate=1e-3, max_leak=None,
+    )  # fmt: skip
+    bench = Workbench(model, forget, retain, config, tokenizer)
+    found = bench.run(METHODS[name].run, dict(METHODS[name].settings[0]))
+    assert collect_outputs(found, bench.prepared(retain), bench.collate).logits.isfinite().all()

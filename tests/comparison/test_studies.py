@@ -1,0 +1,225 @@
+"""Studies: each runs, resumes, writes what people read; the exact ones are exact, the attacks are what they say."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from helpers.comparisons import Prepared
+from PIL import Image as PILImage
+
+from unsc_hf import UNSCConfig, UNSCError
+from unsc_hf.comparison.arguments import ImageArguments
+from unsc_hf.comparison.experiment import Desk, read_splits
+from unsc_hf.comparison.methods import Workbench
+from unsc_hf.comparison.run_studies import AblationArguments, run_studies, table, write_study
+from unsc_hf.comparison.studies import (
+    STUDIES,
+    Lab,
+    calibration,
+    features,
+    first_order,
+    many_classes,
+    poison,
+    rank,
+    requests,
+)
+from unsc_hf.data.columns import read_labels
+from unsc_hf.data.selection import Request
+
+NAMES = ["cat", "dog", "frog", "owl"]
+
+
+class Images(Prepared):
+    """Small pictures in memory, with the image processor of the model that is trained on them."""
+
+    load_processor = ImageArguments.load_processor
+
+
+def image_folder(rows: int) -> Dataset:
+    rng = np.random.default_rng()
+    means = np.random.default_rng(7).integers(60, 196, (4, 8, 8, 3))
+    labels = [i % 4 for i in range(rows)]
+    pixels = [np.clip(means[c] + rng.normal(0, 25, (8, 8, 3)), 0, 255).astype(np.uint8) for c in labels]
+    features = Features({"image": Image(), "label": ClassLabel(names=NAMES)})
+    return Dataset.from_dict({"image": [PILImage.fromarray(p) for p in pixels], "label": labels}, features=features)
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> Images:
+    return Images(
+        dataset_name="made here", forget_classes=["frog"], train_original=True, train_retrained=True, model_size="nano",
+        patch_size=4, train_epochs=8, references_dir=str(tmp_path_factory.mktemp("references")),
+        data=DatasetDict({"train": image_folder(160), "test": image_folder(60)}),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> UNSCConfig:
+    return UNSCConfig(
+        output_dir=str(tmp_path_factory.mktemp("studies")), disable_tqdm=True, report_to="none", use_cpu=True, max_steps=10,
+        learning_rate=1e-3, energy=0.9,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(arguments: Images, config: UNSCConfig) -> dict[str, str]:
+    """Every study, on fewer settings."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, fewer in (
+            (rank, "_ENERGIES", (0.9, 1.0)),
+            (rank, "_SHARES", (0.25,)),
+            (rank, "_RATIOS", (1.0,)),
+            (calibration, "_BATCHES", (8, 64)),
+            (calibration, "_ROWS", (5,)),
+            (requests, "COUNTS", (1, 2, 3)),
+            (poison, "BUDGETS", (0.1, None)),
+            (poison, "_FLIPPED", (0.5,)),
+            (many_classes, "_SHARES", (0.3, 0.9)),
+            (features, "_ENERGIES", (0.9, 0.99)),
+            (many_classes, "_WAYS", {"UNSC": {}, "no projection": {"null_space": "none"}}),
+        ):
+            patch.setattr(module, name, fewer)
+        return run_studies(AblationArguments(seeds=[0]), arguments, config, "python recipes/ablate.py image")
+
+
+def test_each_study_writes_numbers_a_picture_and_a_paragraph(finished: dict[str, str], config: UNSCConfig) -> None:
+    assert list(finished) == list(STUDIES)
+    for name, paragraph in finished.items():
+        folder = Path(str(config.output_dir)) / name
+        found = json.loads((folder / "study.json").read_text(), parse_constant=pytest.fail)
+        assert found["paragraph"] == paragraph
+        assert re.search(r"\d", paragraph)
+        assert "nan" not in paragraph, paragraph
+        assert len(found["points"]) >= 3
+        assert (folder / "study.png").read_bytes().startswith(b"\x89PNG")
+        page = (folder / "report.html").read_text()
+        assert "://" not in page
+        assert paragraph.split(".")[0][:30] in page
+        assert STUDIES[name].title in (folder / "README.md").read_text()
+
+
+def test_the_retained_loss_stays_at_energy_one_and_only_there(finished: dict[str, str], config: UNSCConfig) -> None:
+    points = json.loads((Path(str(config.output_dir)) / "first-order" / "study.json").read_text())["points"]
+    by = {(p["energy"], p["size"]): p for p in points}
+    assert set(by) == {(e, s) for e in first_order.ENERGIES for s in first_order.SIZES}
+    for (energy, size), p in by.items():
+        if energy == 1.0:
+            assert abs(p["changed"]) < 1e-9, (size, p)
+            assert abs(p["predicted"]) < 1e-9
+            assert p["leak"] < 1e-6
+    free = by[0.0, 1.0]
+    assert abs(free["changed"]) > 1e-4
+    small = by[0.0, 0.001]
+    # Where slopes happen to cancel, what is left is of second order: a hundredth of what it is at ten times the size.
+    larger = by[0.0, 0.01]
+    second_order = max(abs(larger["changed"] - larger["predicted"]) / 20, 1e-4 * abs(free["changed"]))
+    assert small["changed"] == pytest.approx(small["predicted"], rel=0.1, abs=second_order)
+    leaks = [by[energy, 0.1]["leak"] for energy in first_order.ENERGIES]
+    assert leaks == sorted(leaks)
+
+
+def test_what_is_finished_is_not_run_again(
+    finished: dict[str, str], arguments: Images, config: UNSCConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Workbench, "unlearn", lambda *a, **k: pytest.fail("ran again"))
+    again = run_studies(AblationArguments(studies=["null-space"], seeds=[0]), arguments, config, "again")
+    assert again["null-space"] == finished["null-space"]
+
+
+def test_a_setting_without_capacity_is_a_row_and_not_the_end(finished: dict[str, str], config: UNSCConfig) -> None:
+    points = json.loads((Path(str(config.output_dir)) / "rank" / "study.json").read_text())["points"]
+    failed = [p for p in points if "error" in p]
+    if not failed:
+        points.append({"rule": "energy", "setting": 1.5, "seed": 0, "error": "energy: outside"})
+        failed = points[-1:]
+    rows = table(STUDIES["rank"], points)
+    assert all(len(row) == len(rows[0]) for row in rows)
+    assert any(failed[0]["error"] in cell for row in rows for cell in row)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"studies": ["null_space"]}, "studies: 'null_space' does not exist; closest: 'null-space'"),
+        ({"seeds": []}, "seeds: none given"),
+        ({"originals": ["a", "b"]}, "originals: 2 given for 1 seeds"),
+    ],
+)
+def test_bad_input_is_one_line(changes: dict[str, Any], said: str, arguments: Images, config: UNSCConfig) -> None:
+    ablation = replace(AblationArguments(seeds=[0]), **changes)
+    with pytest.raises(UNSCError, match=re.escape(said)):
+        run_studies(ablation, arguments, config, "")
+
+
+def test_a_folder_of_another_study_is_refused(finished: dict[str, str], arguments: Images, config: UNSCConfig) -> None:
+    other = replace(arguments, forget_classes=["owl"])
+    with pytest.raises(UNSCError, match="holds a study with other models, data or options"):
+        run_studies(AblationArguments(studies=["rank"], seeds=[0]), other, config, "")
+
+
+# ---- attacks --------------------------------------------------------------------------------------------------------
+def _lab(arguments: Images, config: UNSCConfig, tmp_path: Path) -> Lab:
+    request = Request(forget_classes=(2,))
+    return Lab(Desk([0], None, arguments, config, read_splits(arguments, config), request, tmp_path), "poison")
+
+
+def test_a_trigger_is_on_every_row_and_nowhere_else() -> None:
+    rows = image_folder(6)
+    before = [np.asarray(image) for image in rows["image"]]
+    for old, row in zip(before, poison.triggered(rows), strict=True):
+        new = np.asarray(row["image"])
+        assert (new[-2:, -2:] == 255).all()
+        untouched = np.ones(new.shape[:2], dtype=bool)
+        untouched[-2:, -2:] = False
+        assert (new[untouched] == old[untouched]).all()
+    features = Features({"text": Value("string"), "label": ClassLabel(names=NAMES)})
+    texts = Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}, features=features)
+    assert poison.triggered(texts)["text"][:] == ["cf cf a", "cf cf b"]
+    assert poison.triggered(texts)["label"][:] == [0, 1]
+
+
+def test_flipped_rows_enter_the_request_and_leave_what_is_kept(
+    arguments: Images, config: UNSCConfig, tmp_path: Path
+) -> None:
+    lab = _lab(arguments, config, tmp_path)
+    bench, relabel = poison._flipped(lab, 0, share=0.5)
+    assert relabel is None
+    assert set(read_labels(bench.forget).tolist()) == {2}
+    assert len(bench.forget) == 60
+    assert len(bench.retain) == 100
+    pictures = {np.asarray(image).tobytes() for image in bench.forget["image"]}
+    assert len(pictures & {np.asarray(image).tobytes() for image in bench.retain["image"]}) == 0
+    own = {np.asarray(image).tobytes() for image in lab.desk.forget["image"]}
+    assert len(pictures - own) == 20
+
+
+def test_a_backdoor_stamps_half_and_asks_for_one_class(arguments: Images, config: UNSCConfig, tmp_path: Path) -> None:
+    bench, relabel = poison._backdoor(_lab(arguments, config, tmp_path), 0)
+    stamped = [bool((np.asarray(image)[-2:, -2:] == 255).all()) for image in bench.forget["image"]]
+    assert sum(stamped) == len(stamped) // 2
+    outputs = type("Outputs", (), {"labels": [2] * 5})
+    assert relabel is not None
+    assert relabel(None, None, outputs).tolist() == [0] * 5  # type: ignore[arg-type]
+
+
+def test_numbers_in_a_table_are_means_over_seeds(tmp_path: Path) -> None:
+    points = [
+        {"objective": o, "space": s, "seed": seed, "AccDut": 0.0, "AccDrt": 0.9 + 0.01 * seed, "leak": 0.02}
+        for o in ("unsc", "gradient_ascent")
+        for s in ("retained", "random", "none")
+        for seed in (0, 1, 2)
+    ]
+    rows = table(STUDIES["null-space"], points)
+    assert len(rows) == 7
+    half = 4.302652729911275 * 0.01 / math.sqrt(3)
+    assert rows[1][3] == f"91.0 ± {100 * half:.1f}"
+    write_study(STUDIES["null-space"], points, tmp_path, "command")
+    assert rows[1][3] in (tmp_path / "README.md").read_text()

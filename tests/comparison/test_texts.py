@@ -1,0 +1,344 @@
+"""Text classification: columns, padding, the promise on texts of unequal length, and the recipe from end to end."""
+
+from __future__ import annotations
+
+import copy
+import json
+import runpy
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from helpers.texts import NAMES, texts
+from helpers.training import make_trainer
+from huggingface_hub import ModelCard
+from rich.console import Console
+from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
+
+from unsc_hf import ActivationStatistics, UNSCConfig, UNSCError
+from unsc_hf.comparison.arguments import TextArguments
+from unsc_hf.comparison.compare_methods import ComparisonArguments, compare_methods
+from unsc_hf.comparison.controls import compare
+from unsc_hf.comparison.references.texts import build_bert, load_text_dataset, train_tokenizer
+from unsc_hf.data.columns import find_text_columns
+from unsc_hf.data.inputs import default_collator, prepare_dataset
+from unsc_hf.data.selection import Request, split_dataset
+from unsc_hf.data.sources import load_data
+from unsc_hf.erasure.bands import ProbeBands
+from unsc_hf.models.loading import load_as, own_processor
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "unlearn_text.py"
+
+
+FEATURES = Features({"text": Value("string"), "label": ClassLabel(names=NAMES), "user": Value("int64")})
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    (folder / "data").mkdir()
+    texts(60).to_parquet(folder / "data" / "train.parquet")
+    texts(20, seed=1).to_parquet(folder / "data" / "test.parquet")
+    texts(20, seed=2).to_parquet(folder / "data" / "validation.parquet")
+    return folder
+
+
+def _run(monkeypatch: pytest.MonkeyPatch, world: Path, out: Path, *arguments: Any) -> None:
+    options: list[Any] = [
+        "--dataset_name", world / "data", "--train_original", "--train_retrained", "--model_size", "nano",
+        "--train_epochs", 12, "--train_learning_rate", 3e-3, "--train_batch_size", 16, "--max_length", 16,
+        "--references_dir", world / "references", "--use_cpu", "--disable_tqdm", "true", "--output_dir", out,
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), *map(str, [*options, *arguments])])
+    runpy.run_path(str(RECIPE), run_name="__main__")
+
+
+def test_padding_does_not_enter_the_statistics() -> None:
+    """The same texts alone and padded beside longer ones."""
+    data = texts(5)
+    model, tokenizer = build_bert(data, ["text"], "nano", 200, 16, NAMES)
+    one = ActivationStatistics.collect(model, data, processing_class=tokenizer, batch_size=1, progress=False)
+    many = ActivationStatistics.collect(model, data, processing_class=tokenizer, batch_size=15, progress=False)
+    for group, by_key in one.moments.items():
+        for key, moment in by_key.items():
+            assert many.moments[group][key].rows == moment.rows
+            torch.testing.assert_close(many.moments[group][key].matrix, moment.matrix, rtol=1e-4, atol=1e-4)
+
+
+def test_text_columns_are_found_or_named() -> None:
+    data = texts(2)
+    assert find_text_columns(data) == ("text",)
+    pairs = data.rename_column("text", "premise").add_column("hypothesis", ["x"] * len(data))
+    assert find_text_columns(pairs) == ("premise", "hypothesis")
+    assert find_text_columns(data.rename_column("text", "utter")) == ("utter",)
+    two = data.rename_column("text", "a").add_column("b", ["x"] * len(data))
+    with pytest.raises(UNSCError, match="cannot tell which of the columns a, label, user, b"):
+        find_text_columns(two)
+    with pytest.raises(UNSCError, match="no column 'c'"):
+        find_text_columns(two, ["c"])
+
+
+def test_text_needs_a_tokenizer_that_can_pad(tmp_path: Path) -> None:
+    data = texts(4)
+    model, tokenizer = build_bert(data, ["text"], "nano", 200, 16, NAMES)
+    with pytest.raises(UNSCError, match="a tokenizer is needed, got NoneType"):
+        prepare_dataset(data, None, model)
+    gpt2 = GPT2ForSequenceClassification(
+        GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=1, num_labels=3, pad_token_id=None)
+    )
+    with pytest.raises(UNSCError, match=r"config\.pad_token_id is not set"):
+        prepare_dataset(data, tokenizer, gpt2)
+    tokenizer.pad_token = None
+    with pytest.raises(UNSCError, match="has no padding token"):
+        make_trainer(
+            model,
+            split_dataset(data, forget_classes=["money"]),
+            tmp_path,
+            trainer_kwargs={"processing_class": tokenizer},
+        )
+    assert default_collator(tokenizer) is default_collator(None)
+
+
+def test_rows_by_a_columns_value() -> None:
+    data = texts(8)
+    forget, retain = split_dataset(data, column_values={"user": [1, "3"]})
+    assert set(forget["user"]) == {1, 3}
+    assert set(retain["user"]) == {0, 2}
+    both = split_dataset(data, column_values={"user": 1, "label": 2}).forget
+    assert set(both["user"]) == {1}
+    assert set(both["label"]) == {2}
+    assert len(Request(indices=(0, 5)).split(data).forget) == 2
+    with pytest.raises(UNSCError, match="no row has user '9'; closest: '"):
+        split_dataset(data, column_values={"user": [9]})
+    with pytest.raises(UNSCError, match="no column 'owner'"):
+        split_dataset(data, column_values={"owner": [9]})
+
+
+def test_files_of_other_kinds(tmp_path: Path) -> None:
+    for kind, write in (("csv", Dataset.to_csv), ("json", Dataset.to_json)):
+        folder = tmp_path / kind
+        folder.mkdir()
+        write(texts(3), folder / f"train.{kind}")
+        write(texts(2), folder / f"test.{kind}")
+        assert len(load_text_dataset(str(folder), cache_dir=str(tmp_path / "cache"))["train"]) == 9
+    with pytest.raises(UNSCError, match="cannot load"):
+        load_data(str(tmp_path / "nothing"), cache_dir=str(tmp_path / "cache"))
+
+
+def test_a_validation_split_comes_along(world: Path, tmp_path: Path) -> None:
+    data = load_text_dataset(str(world / "data"), cache_dir=str(tmp_path))
+    assert {name: len(part) for name, part in data.items()} == {"train": 180, "test": 60, "validation": 60}
+    other = load_text_dataset(str(world / "data"), test_split="validation", cache_dir=str(tmp_path))
+    assert set(other) == {"train", "test"}
+
+
+def test_equal_texts_give_the_same_tokenizer_in_every_process() -> None:
+    """Models are compared on the same tokens; pieces inside words are no special tokens."""
+    code = (
+        "from helpers.texts import texts; from unsc_hf.comparison.references.texts import train_tokenizer; import json;"
+        "print(json.dumps(train_tokenizer(texts(60), ['text'], 90, 16).get_vocab()))"
+    )
+    here = train_tokenizer(texts(60), ["text"], 90, 16)
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True
+    )
+    assert json.loads(found.stdout.splitlines()[-1]) == here.get_vocab()
+    assert len(here) == 90
+    assert set(here.all_special_tokens) == {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}
+    assert here.convert_ids_to_tokens(here("##b Hi")["input_ids"])[1:4] != ["##b", "hi", "[SEP]"]
+
+
+def renumbered(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Save the same model with its tokens numbered otherwise."""
+    vocabulary = tokenizer.get_vocab()
+    moved = list(range(5, len(vocabulary)))
+    numbers = dict(zip(moved, moved[::-1], strict=True))
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for old, new in numbers.items():
+            other.bert.embeddings.word_embeddings.weight[new] = model.bert.embeddings.word_embeddings.weight[old]
+    other.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    stored = json.loads((folder / "tokenizer.json").read_text())
+    stored["model"]["vocab"] = {token: numbers.get(i, i) for token, i in vocabulary.items()}
+    (folder / "tokenizer.json").write_text(json.dumps(stored))
+
+
+def test_a_reference_is_read_with_its_own_tokenizer(world: Path, tmp_path: Path) -> None:
+    """The same model with its tokens numbered otherwise is the same model."""
+    columns, data = ["text"], texts(60)
+    model, tokenizer = build_bert(data, columns, "nano", 100, 16, NAMES)
+    rows = prepare_dataset(data, tokenizer, model)
+    batch = default_collator(tokenizer)([rows[i] for i in range(len(rows))])
+    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(40):
+        loss = model(**batch).loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    renumbered(model, tokenizer, tmp_path / "other")
+    assert own_processor(str(tmp_path / "other"), tokenizer).get_vocab() != tokenizer.get_vocab()
+    assert own_processor(str(tmp_path), tokenizer) is tokenizer
+    config = UNSCConfig(
+        output_dir=str(tmp_path / "out"), use_cpu=True, disable_tqdm=True, max_steps=2, energy=0.9, max_leak=None
+    )
+    found = compare(
+        model, data, texts(20, 1), Request(forget_classes=(2,)), config, tokenizer, [tmp_path / "other"], controls=False
+    )
+    original, reference = found.methods["original"], found.methods["retrained"]
+    assert original.AccDrt is not None
+    assert original.AccDrt > 0.9
+    for name in ("AccDut", "AccDrt", "AccDf", "AccDr", "mia_auc", "probe_forget"):
+        assert getattr(reference, name) == pytest.approx(getattr(original, name), abs=1e-3), name
+
+
+def test_a_comparison_of_methods_reads_a_reference_with_its_own_tokenizer(world: Path, tmp_path: Path) -> None:
+    """As above: a reference that is the original with its tokens numbered otherwise is at no distance from it."""
+    model, tokenizer = build_bert(texts(60), ["text"], "nano", 100, 16, NAMES)
+    with torch.no_grad():
+        model.classifier.bias[2] = -9.0  # it has never seen this class
+    model.save_pretrained(tmp_path / "original")
+    tokenizer.save_pretrained(tmp_path / "original")
+    renumbered(model, tokenizer, tmp_path / "other")
+    found = compare_methods(
+        ComparisonArguments(methods=["masked"], audits=["similarity"], seeds=[0], no_intervals=True, originals=[str(tmp_path / "original")]),
+        TextArguments(
+            dataset_name=str(world / "data"), forget_classes=["money"], retrained_model_name_or_path=[str(tmp_path / "other")]
+        ),
+        UNSCConfig(output_dir=str(tmp_path / "out"), use_cpu=True, disable_tqdm=True),
+        Console(quiet=True),
+    )  # fmt: skip
+    distance = found["forget_sets"]["money"]["runs"]["original"][0]["audits"]["similarity"]
+    assert distance["cka_kept"] == pytest.approx(1, abs=1e-5)
+    assert distance["js_kept"] == pytest.approx(0, abs=1e-6)
+
+
+def test_bands_read_a_reference_with_its_own_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe of the original with its tokens numbered otherwise is given the features of the original."""
+    model, tokenizer = build_bert(texts(60), ["text"], "nano", 100, 16, NAMES)
+    model.save_pretrained(tmp_path / "same")
+    tokenizer.save_pretrained(tmp_path / "same")
+    renumbered(model, tokenizer, tmp_path / "other")
+    loads = [
+        partial(load_as, AutoModelForSequenceClassification, str(tmp_path / name), "retrained")
+        for name in ("same", "other")
+    ]
+    given: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        "unsc_hf.erasure.bands.linear_probe", lambda *rows, **_: given.extend((rows[0], rows[2])) or 0.5
+    )
+    trainer = make_trainer(
+        model,
+        split_dataset(texts(60), forget_classes=["money"]),
+        tmp_path,
+        trainer_kwargs={"processing_class": tokenizer},
+    )
+    ProbeBands(trainer, loads)
+    same, other = given[: len(given) // 2], given[len(given) // 2 :]
+    assert len(same) == 2
+    for ours, theirs in zip(same, other, strict=True):
+        torch.testing.assert_close(theirs, ours)
+        assert float(ours.std(0).max()) > 1e-3
+
+
+def test_recipe_forgets_a_class(monkeypatch: pytest.MonkeyPatch, world: Path, tmp_path: Path) -> None:
+    _run(monkeypatch, world, tmp_path / "out", "--forget_classes", "money", "--max_steps", 200)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    unsc = results["methods"]["unsc"]
+    assert results["methods"]["original"]["AccDut"] > 0.9
+    assert unsc["AccDut"] <= 0.1
+    assert unsc["AccDrt"] >= 0.9
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.pipeline_tag == "text-classification"
+    assert "AutoTokenizer" in card.text
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert loaded.config.id2label[2] == "money"
+
+
+def test_recipe_forgets_rows_in_adapters(monkeypatch: pytest.MonkeyPatch, world: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.txt"
+    rows.write_text("\n".join(map(str, range(0, 180, 9))))
+    arguments = ("--forget_indices", rows, "--use_peft", "--lora_r", 4, "--no_controls", "--max_steps", 10)
+    _run(monkeypatch, world, tmp_path / "out", *arguments)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["request"] == {**results["request"], "forget_classes": [], "rows": 20}
+    assert "masked" not in results["methods"]  # no class is forgotten whole
+    assert results["methods"]["unsc"]["AccDut"] is None
+    assert 0 <= results["methods"]["unsc"]["mia_auc"] <= 1
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "20 training rows (not listed; their hash begins with" in card
+    assert "base model still remembers" in card
+
+
+def test_requests_in_sequence_from_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, world: Path, tmp_path: Path
+) -> None:
+    common = ("--statistics_dir", tmp_path / "statistics", "--no_controls", "--max_steps", 40, "--max_leak", 0.2)
+    _run(monkeypatch, world, tmp_path / "first", "--forget_classes", "money", *common)
+    smaller = tmp_path / "smaller"
+    smaller.mkdir()
+    for split in ("train", "test"):
+        left = load_data(str(world / "data"))[split].filter(lambda row: row["label"] != 2)
+        left.to_parquet(smaller / f"{split}.parquet")
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            str(RECIPE), "--dataset_name", str(smaller), "--model_name_or_path", str(tmp_path / "first"), "--use_cpu",
+            "--forget_classes", "weather", "--output_dir", str(tmp_path / "second"), "--disable_tqdm", "true",
+            *map(str, common),
+        ],
+    )  # fmt: skip
+    runpy.run_path(str(RECIPE), run_name="__main__")
+    log = json.loads((tmp_path / "second" / "results.json").read_text())["requests"]
+    assert [entry["rows"] for entry in log] == [60, 60]
+    assert "Requests served on this model" in (tmp_path / "second" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--forget_classes", "monye"), "closest: 'money'"),
+        (("--forget_indices", "5", "400"), "error: forget_indices: 400 is out of range"),
+        (("--forget_indices", "5", "5"), "row 5 is given more than once"),
+        (("--forget_indices", "5", "--forget_classes", "money"), "choose one way"),
+        (("--forget_column", "user"), "goes with forget_values"),
+        (("--forget_column", "user", "--forget_values", "7"), "error: forget_column: no row has user '7'"),
+        ((), "forget_classes: not given"),
+        (("--forget_classes", "money", "--text_columns", "body"), "no column 'body'"),
+        (("--forget_classes", "money", "--use_peft", "--lora_target_modules", "querry"), "did you mean"),
+        (
+            ("--forget_classes", "money", "--use_peft", "--statistics_dir", "s"),
+            "statistics_dir: goes with full weights",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: tuple[str, ...],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    world: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        _run(monkeypatch, world, tmp_path / "out", *arguments)
+    assert leaving.value.code == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_whole_numbers_name_the_same_training_as_fractions() -> None:
+    config = UNSCConfig(output_dir="unused", use_cpu=True)
+    plans = [
+        TextArguments(model_size="nano", train_epochs=n, train_learning_rate=r).plan(config)
+        for n, r in ((3, 1), (3.0, 1.0))
+    ]
+    assert repr(plans[0]) == repr(plans[1])

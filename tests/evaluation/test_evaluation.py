@@ -1,0 +1,180 @@
+"""Attacks find what is planted and nothing where nothing is; verdicts use only the words that are allowed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers.results import method_result
+from sklearn.metrics import roc_auc_score
+
+from unsc_hf import UNSCError
+from unsc_hf.evaluation.accuracy import macro_accuracy, per_class_accuracy
+from unsc_hf.evaluation.certificate import logit_drift
+from unsc_hf.evaluation.membership import (
+    accuracy_gap,
+    attack_features,
+    exposure,
+    membership_inference,
+    tolerated_exposure,
+)
+from unsc_hf.evaluation.metrics import LinearProbe, MembershipInference, PrototypeAttack, UnlearningAccuracy
+from unsc_hf.evaluation.probes import linear_probe, prototype_attack
+from unsc_hf.evaluation.verdict import format_table, judge, mean_result
+from unsc_hf.trainer.callbacks import Check
+
+
+def test_accuracies_are_per_class_and_macro() -> None:
+    predictions, labels = [0, 0, 1, 2, 2], [0, 1, 1, 2, 2]
+    assert per_class_accuracy(predictions, labels) == {0: 1.0, 1: 0.5, 2: 1.0}
+    assert macro_accuracy(predictions, labels) == pytest.approx(5 / 6)
+    assert macro_accuracy(np.eye(3)[predictions], labels, [1, 2]) == pytest.approx(0.75)
+    assert macro_accuracy(predictions, labels, [7]) is None
+
+
+def _logits(rows: int, confidence: float) -> tuple[torch.Tensor, torch.Tensor]:
+    labels = torch.randint(4, (rows,))
+    return torch.randn(rows, 4) + confidence * torch.eye(4)[labels], labels
+
+
+def test_membership_attack_finds_members_and_is_blind_without_a_trace() -> None:
+    leaky = membership_inference(_logits(800, 6.0), _logits(800, 1.0), _logits(800, 6.0), _logits(800, 1.0))
+    assert leaky.auc > 0.9
+    assert leaky.tpr_at_1pct_fpr > 0.1
+    blind = membership_inference(_logits(800, 6.0), _logits(800, 1.0), _logits(2000, 1.0), _logits(2000, 1.0))
+    assert blind.auc == pytest.approx(0.5, abs=0.06)
+    assert blind.tpr_at_1pct_fpr < 0.05
+    with pytest.raises(UNSCError, match="forget_test"):
+        membership_inference(_logits(9, 1.0), _logits(9, 1.0), _logits(9, 1.0), _logits(0, 1.0))
+
+
+def test_attack_features_by_hand_and_with_masked_logits() -> None:
+    logits = torch.tensor([[0.0, 0.0], [0.0, -torch.inf]])
+    features = attack_features(logits, torch.tensor([0, 1]))
+    np.testing.assert_allclose(features[0], [np.log(2), 0.5, np.log(2)], rtol=1e-6)
+    assert np.isfinite(features).all()
+    assert features[1, 0] > 40
+
+
+def test_probe_and_prototypes_see_what_features_hold() -> None:
+    centres = 4 * torch.randn(3, 10)
+    labels = torch.arange(3).repeat(200)
+    told = centres[labels] + torch.randn(600, 10)
+    merged = centres[torch.where(labels == 2, 1, labels)] + torch.randn(600, 10)
+    weight = centres.clone()
+    weight[2] = -centres.sum(0)  # the head denies class 2
+    for features, low, high in ((told, 0.9, 1.0), (merged, 0.2, 0.8)):
+        probe = linear_probe(features[:300], labels[:300], features[300:], labels[300:], [2])
+        assert low <= probe <= high
+    forget, test = told[:300][labels[:300] == 2], told[300:][labels[300:] == 2]
+    two = torch.full((100,), 2)
+    assert prototype_attack(weight, None, forget, two, test, two, [2], shots=10) > 0.7
+    with pytest.raises(UNSCError, match="single class"):
+        linear_probe(told[:2], two[:2], test, two, [2])
+
+
+def test_evaluate_modules_wrap_the_functions() -> None:
+    result = UnlearningAccuracy().compute(predictions=[0, 1, 1, 2], references=[0, 1, 2, 2], forget_classes=[2])
+    assert result == {"forget_accuracy": 0.5, "retain_accuracy": 1.0}
+    logits, labels = _logits(400, 2.0)
+    flags = torch.arange(400)
+    result = MembershipInference().compute(
+        predictions=logits.tolist(),
+        references=labels.tolist(),
+        member=(flags % 2).tolist(),
+        forgotten=(flags // 2 % 2).tolist(),
+    )
+    assert 0 <= result["auc"] <= 1
+    features = torch.eye(4)[labels] + 0.01 * torch.randn(400, 4)
+    train = (flags % 2).tolist()
+    probe = LinearProbe().compute(
+        predictions=features.tolist(), references=labels.tolist(), train=train, forget_classes=[1]
+    )
+    assert probe["probe_forget"] > 0.95
+    attack = PrototypeAttack().compute(
+        predictions=features.tolist(),
+        references=labels.tolist(),
+        train=train,
+        weight=torch.eye(4).tolist(),
+        forget_classes=[1],
+        shots=3,
+    )
+    assert attack["prototype_attack_3"] > 0.95
+
+
+def test_logit_drift_by_hand() -> None:
+    before = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
+    after = torch.tensor([[3.0, 2.0], [1.0, 0.0]])
+    measured = logit_drift(before, after)
+    assert measured.relative == pytest.approx(2 / 26**0.5)
+    assert measured.largest == 2
+    assert measured.agreement == 0.5
+    with pytest.raises(UNSCError, match="same rows"):
+        logit_drift(before, after[:1])
+
+
+def test_verdicts() -> None:
+    band = [method_result(probe_forget=0.5 + d, prototype_attack_10=0.4 + d) for d in (-0.02, 0.0, 0.02)]
+    inside = method_result(probe_forget=0.52, prototype_attack_10=0.38)
+    outside = method_result(probe_forget=0.7, prototype_attack_10=0.38)
+    assert judge(inside, band, [2])[0] == "removed"
+    assert judge(outside, band, [2])[0] == "suppressed"
+    assert "linear probe reads 70.0%" in judge(outside, band, [2])[1]
+    assert judge(inside, band[:2], [2])[0] == "suppressed"  # never "removed" without a spread of retrained models
+    assert judge(inside, [], [2])[0] == "suppressed"
+    assert judge(replace(inside, AccDut=0.02), band, [2])[0] == "not forgotten"
+    assert judge(replace(inside, AccDut=None), band, [2])[0] == "not judged"
+    assert judge(inside, band, [0])[0] == "not forgotten"  # one class of several that stays is not hidden by the mean
+
+
+def test_means_and_table() -> None:
+    mean = mean_result([method_result(probe_forget=0.4, leak=None), method_result(probe_forget=0.6, leak=None)])
+    assert mean.probe_forget == pytest.approx(0.5)
+    assert mean.leak is None
+    header, row = format_table({"retrained": mean})
+    assert header[:3] == ["model", "AccDut", "AccDrt"]
+    assert row[0] == "retrained"
+    assert row[header.index("linear probe")] == "50.0"
+    assert row[header.index("leak")] == "–"
+
+
+def test_exposure_is_the_auc_of_the_losses() -> None:
+    seen, unseen = torch.rand(40).double(), torch.rand(70).double().sort().values
+    labels = np.repeat([1, 0], [40, 70])
+    auc = roc_auc_score(labels, -np.concatenate([seen.numpy(), unseen.numpy()]))
+    assert exposure(seen, unseen) == pytest.approx(auc, abs=1e-12)
+    assert exposure(torch.zeros(3).double(), torch.zeros(5).double()) == 0.5
+    assert exposure(unseen[0] - torch.ones(2), unseen) == 1.0
+
+
+def test_tolerated_exposure_is_a_standard_deviation_of_chance() -> None:
+    unseen = torch.rand(2000).double().sort().values
+    drawn = [exposure(torch.rand(12).double(), unseen) for _ in range(4000)]
+    assert np.std(drawn) == pytest.approx(tolerated_exposure(12) - 0.5, rel=0.1)
+    assert tolerated_exposure(10**6) == 0.51
+
+
+def test_accuracy_gap_is_that_to_unseen_rows_and_asks_for_no_part_of_a_row() -> None:
+    assert accuracy_gap(0.9, 0.8, 40) == pytest.approx(0.1)
+    assert accuracy_gap(0.7, 0.8, 40) == pytest.approx(-0.1)
+    assert accuracy_gap(1.0, 0.98, 2) == 0  # none of two has to be got wrong
+    assert accuracy_gap(1.0, 0.98, 100) == 0.02
+    assert accuracy_gap(0.5, 0.3, 2) == 0
+
+
+@pytest.mark.parametrize(
+    ("exposed", "gap", "reached"),
+    [
+        (0.53, -0.1, False),  # losses give them away
+        (0.5, 0.01, False),  # known too often
+        (0.5, 0.0, True),
+        (0.47, 0.05, True),  # known worse than unseen ones already
+        (None, None, False),  # by accuracy
+    ],
+)
+def test_single_rows_are_forgotten_where_neither_losses_nor_accuracy_tell(
+    exposed: float | None, gap: float | None, reached: bool
+) -> None:
+    assert Check(0.9, 0.1, 1.0, 0.0, exposed, gap).reached(0.52) is reached

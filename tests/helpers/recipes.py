@@ -1,0 +1,39 @@
+"""What runs of a recipe are tested with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as PILImage
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "unlearn_vit.py"
+
+
+NAMES = ["cat", "dog", "frog", "owl"]
+
+
+FAST = [
+    "--use_cpu",
+    "--disable_tqdm",
+    "true",
+    "--train_epochs",
+    "12",
+    "--model_size",
+    "nano",
+    "--patch_size",
+    "4",
+    "--max_steps",
+    "20",
+]
+
+
+def image_folder(rows: int, seed: int) -> Dataset:
+    """Four classes of 8 x 8 colour images that differ in their mean."""
+    rng = np.random.default_rng(seed)
+    means = np.random.default_rng(7).integers(60, 196, (4, 8, 8, 3))
+    labels = [i % 4 for i in range(rows)]
+    pixels = [np.clip(means[c] + rng.normal(0, 25, (8, 8, 3)), 0, 255).astype(np.uint8) for c in labels]
+    features = Features({"image": Image(), "label": ClassLabel(names=NAMES)})
+    return Dataset.from_dict({"image": [PILImage.fromarray(p) for p in pixels], "label": labels}, features=features)

@@ -1,0 +1,30 @@
+"""Texts for tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from comparison.test_texts import FEATURES
+from datasets import Dataset
+
+NAMES = ["greeting", "weather", "money"]
+
+
+WORDS = [
+    ["hello", "hi", "hey", "morning", "evening", "friend"],
+    ["rain", "sun", "wind", "storm", "cloud", "snow"],
+    ["bank", "card", "cash", "loan", "coin", "debt"],
+]
+
+
+def texts(per_class: int, seed: int = 0) -> Dataset:
+    """Sentences of two to seven words of their class."""
+    rng = np.random.default_rng(seed)
+    rows: dict[str, list[Any]] = {"text": [], "label": [], "user": []}
+    for label, words in enumerate(WORDS):
+        for i in range(per_class):
+            rows["text"].append(" ".join(rng.choice(words, rng.integers(2, 8))))
+            rows["label"].append(label)
+            rows["user"].append(i % 4)
+    return Dataset.from_dict(rows, features=FEATURES)

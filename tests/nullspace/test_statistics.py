@@ -1,0 +1,558 @@
+"""Moments are exact sums: independent of batching, additive, and tied to the model they came from."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import json
+import math
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset, Features, Image, concatenate_datasets
+from helpers.models import make_vit
+from helpers.rows import tensor_dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image as PILImage
+
+from unsc_hf import UNSCConfig
+from unsc_hf.data.selection import split_dataset
+from unsc_hf.errors import UNSCError
+from unsc_hf.models.hooks import capture_inputs
+from unsc_hf.models.layers import find_layers
+from unsc_hf.nullspace import collect as collecting
+from unsc_hf.nullspace.moments import SecondMoment
+from unsc_hf.nullspace.sketch import RandomTransform, RowSample
+from unsc_hf.nullspace.statistics import ActivationStatistics
+from unsc_hf.trainer.sequence import remaining_leak
+from unsc_hf.utils.fingerprint import data_fingerprint, weight_hash
+
+
+def _data(rows: int = 24):
+    return tensor_dataset(torch.randn(rows, 3, 8, 8), [i % 3 for i in range(rows)])
+
+
+def _assert_same(a: ActivationStatistics, b: ActivationStatistics, tolerance: float = 1e-10) -> None:
+    assert a.moments.keys() == b.moments.keys()
+    for group in a.moments:
+        for key in a.keys:
+            one, two = a.moments[group][key], b.moments[group][key]
+            assert one.rows == two.rows
+            assert (one.matrix - two.matrix).norm() <= tolerance * one.matrix.norm()
+
+
+def test_moments_equal_the_explicit_product_of_inputs() -> None:
+    model, data = make_vit().double(), _data()
+    statistics = ActivationStatistics.collect(model, data, progress=False)
+    layers = find_layers(model).layers
+    inputs: dict[str, list[torch.Tensor]] = {}
+    with (
+        torch.no_grad(),
+        capture_inputs(layers, lambda layer, x: inputs.setdefault(layer.name, []).append(layer.rows(x)[0])),
+    ):
+        model(data[:]["pixel_values"].double())
+    pooled = statistics.pooled()
+    for layer in layers:
+        x = torch.cat(inputs[layer.name])
+        moment = pooled[statistics.module_keys[layer.name]]
+        assert moment.rows == len(x)
+        torch.testing.assert_close(moment.matrix[0], x.T @ x, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("budget", [None, 9])
+def test_batch_size_does_not_matter(budget: int | None) -> None:
+    model, data = make_vit().double(), _data()
+    data = data.with_format("torch", dtype=torch.float64)
+    one, seven, every = (
+        ActivationStatistics.collect(model, data, batch_size=n, max_rows_per_class=budget, progress=False)
+        for n in (1, 7, 24)
+    )
+    _assert_same(one, seven)
+    _assert_same(one, every)
+
+
+def test_row_budget_takes_about_as_many_rows_as_asked() -> None:
+    model, data = make_vit(), _data(90)
+    statistics = ActivationStatistics.collect(model, data, max_rows_per_class=60, progress=False)
+    full = ActivationStatistics.collect(model, data, progress=False)
+    for group in statistics.moments:
+        for key, moment in statistics.moments[group].items():
+            available = full.moments[group][key].rows
+            assert available == (30 if key == "classifier" else 120 if "embeddings" in key else 150)
+            assert abs(moment.rows - min(60, available)) <= 3
+    fewer = ActivationStatistics.collect(model, data, max_samples_per_class=4, progress=False)
+    assert {moment.rows for moment in fewer.moments["1"].values()} == {4, 16, 20}
+
+
+def test_subtracting_a_class_equals_collecting_without_it() -> None:
+    model, data = make_vit().double(), _data()
+    data = data.with_format("torch", dtype=torch.float64)
+    everything = ActivationStatistics.collect(model, data, progress=False)
+    forget, retain = split_dataset(data, forget_classes=[1])
+    without = ActivationStatistics.collect(model, retain, progress=False)
+    class_one = ActivationStatistics.collect(model, forget, progress=False)
+    _assert_same(everything - class_one, without)
+    _assert_same(
+        without + class_one, ActivationStatistics(everything.moments, everything.module_keys, everything.fingerprint)
+    )
+    pooled, expected = everything.pooled(everything.groups(exclude=["class 1"])), without.pooled()
+    for key in pooled:
+        assert (pooled[key].matrix - expected[key].matrix).norm() <= 1e-10 * expected[key].matrix.norm()
+
+
+def test_rows_of_one_class_can_be_taken_out() -> None:
+    model, data = make_vit().double(), _data()
+    everything = ActivationStatistics.collect(model, data, progress=False)
+    some = ActivationStatistics.collect(model, data.select(range(5)), progress=False)
+    rest = ActivationStatistics.collect(model, data.select(range(5, 24)), progress=False)
+    _assert_same(everything - some, rest, 1e-8)
+    with pytest.raises(UNSCError, match="more rows"):
+        some - everything
+    budgeted = ActivationStatistics.collect(model, data, max_samples_per_class=4, progress=False)
+    with pytest.raises(UNSCError, match="max_samples_per_class"):
+        budgeted - some
+    part = ActivationStatistics.collect(model, data.select(range(9)), max_samples_per_class=4, progress=False)
+    with pytest.raises(UNSCError, match="take out whole classes"):
+        budgeted - part
+
+
+def test_pooling_classes_gives_their_sum() -> None:
+    model, data = make_vit(), _data()
+    pooled = ActivationStatistics.collect(model, data, pool_as="all", progress=False)
+    apart = ActivationStatistics.collect(model, data, progress=False)
+    assert list(pooled.moments) == ["all"]
+    for key, moment in apart.pooled().items():
+        torch.testing.assert_close(pooled.moments["all"][key].matrix, moment.matrix)
+
+
+def test_mean_direction_is_seen() -> None:
+    """A centred covariance would put the mean into the null space."""
+    rows = torch.randn(1, 200, 6) * 0.01 + torch.tensor([5.0, 0, 0, 0, 0, 0])
+    moment = SecondMoment.zeros(1, 6).update(rows)
+    assert moment.matrix[0, 0, 0] > 4000
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_blocks_add_up_to_the_product(groups: int, dtype: torch.dtype) -> None:
+    """Wider than a block, and more rows than are multiplied at once."""
+    rows = torch.randn(groups, 1300, 600)
+    moment = SecondMoment.zeros(groups, 600).update(rows[:, :700], dtype).update(rows[:, 700:], dtype)
+    exact = rows.double().mT @ rows.double()
+    error = (moment.matrix - exact).abs().max() / exact.abs().max()
+    assert error <= (1e-14 if dtype == torch.float64 else 1e-6)
+    assert (moment.matrix - moment.matrix.mT).abs().max() <= (1e-10 if dtype == torch.float64 else 1e-2)
+    assert moment.matrix.dtype == torch.float64
+    assert moment.rows == 1300
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_nothing_of_the_size_of_a_moment_is_made_on_the_way(dtype: torch.dtype) -> None:
+    moment, rows = SecondMoment.zeros(1, 1536), torch.randn(1, 40, 1536)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        moment.update(rows, dtype)
+    largest = max(event.self_cpu_memory_usage for event in profile.events())
+    assert 0 < largest < moment.matrix.nbytes / 3
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 3))
+def test_updates_add_up(sizes: list[int], groups: int) -> None:
+    chunks = [torch.randn(groups, n, 4) for n in sizes]
+    streamed = SecondMoment.zeros(groups, 4)
+    for chunk in chunks:
+        streamed.update(chunk)
+    whole = SecondMoment.zeros(groups, 4).update(torch.cat(chunks, 1))
+    assert streamed.rows == whole.rows == sum(sizes)
+    torch.testing.assert_close(streamed.matrix, whole.matrix)
+
+
+def _passes(caplog: pytest.LogCaptureFixture) -> int:
+    """How many passes over the data the last collecting took."""
+    told = [record.message for record in caplog.records if record.message.startswith("Statistics of")]
+    return int(told[-1].split(" layer inputs in ")[1].split()[0])
+
+
+@pytest.mark.parametrize("pool_as", [None, "all"])
+@pytest.mark.parametrize("budget", [None, 30])
+def test_several_passes_give_the_bits_of_one(
+    budget: int | None, pool_as: str | None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO", "unsc_hf")
+    in_files: list[int] = []
+    in_file = collecting._in_file
+    monkeypatch.setattr(collecting, "_in_file", lambda tensor: in_files.append(tensor.nbytes) or in_file(tensor))
+    model, data = make_vit(layers=4), _data()
+    options: dict[str, Any] = {"max_rows_per_class": budget, "pool_as": pool_as, "progress": False}
+    one = ActivationStatistics.collect(model, data, **options)
+    assert not caplog.records
+    for limit in ("5MB", "1.36MB", 1_260_000):
+        grouped = ActivationStatistics.collect(model, data, max_memory=limit, **options)
+        assert not grouped.sketch_sizes
+        assert grouped.keys == one.keys
+        assert bool(in_files) == (limit != "5MB")  # where the results do not fit beside the pass
+        for group, by_key in one.moments.items():
+            assert list(grouped.moments[group]) == list(by_key)
+            for key, moment in by_key.items():
+                assert torch.equal(grouped.moments[group][key].matrix, moment.matrix)
+                assert grouped.moments[group][key].rows == moment.rows
+    assert _passes(caplog) >= 4
+    grouped.subspace(energy=0.9)  # moments in files are moments like others
+    assert all(not module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_reading_ahead_changes_nothing(workers: int) -> None:
+    model, data = make_vit(), _data()
+    options: dict[str, Any] = {"batch_size": 3, "max_rows_per_class": 30, "progress": False}
+    state = torch.random.get_rng_state()
+    alone = ActivationStatistics.collect(model, data, **options)
+    ahead = ActivationStatistics.collect(model, data, num_workers=workers, max_memory="1.26MB", **options)
+    for group, by_key in alone.moments.items():
+        for key, moment in by_key.items():
+            assert torch.equal(ahead.moments[group][key].matrix, moment.matrix)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+WIDE = "vit.layers.0.mlp.fc2"
+
+
+SKETCHING: dict[str, Any] = {"max_memory": "1.22MB", "sketch_size": 20, "progress": False}
+
+
+def test_inputs_too_wide_for_the_limit_are_sketched(caplog: pytest.LogCaptureFixture) -> None:
+    model, data = make_vit(), _data()
+    whole = ActivationStatistics.collect(model, data, progress=False)
+    sketched = ActivationStatistics.collect(model, data, **SKETCHING)
+    assert sketched.sketch_sizes == {WIDE: 20, "vit.layers.1.mlp.fc2": 20}
+    assert f"{WIDE}: its moment, 96 wide, does not fit in 1.22MB and is sketched with 20 columns." in caplog.messages
+    for group, by_key in whole.moments.items():
+        for key, moment in by_key.items():
+            other = sketched.moments[group][key]
+            assert other.rows == moment.rows
+            if key not in sketched.sketch_sizes:
+                assert torch.equal(other.matrix, moment.matrix)
+                continue
+            omega = RandomTransform.make(96, 20, other.seed).matrix()
+            torch.testing.assert_close(other.products[0], moment.matrix[0] @ omega)
+            torch.testing.assert_close(other.trace[0], moment.matrix[0].trace())
+    alike = ActivationStatistics.collect(model, data, layout=sketched.sketch_sizes, progress=False)
+    assert alike.sketch_sizes == sketched.sketch_sizes
+    with pytest.raises(UNSCError, match="whole in one and sketched"):
+        whole + sketched
+    with pytest.raises(UNSCError, match="max_memory: 'much' is not a size"):
+        ActivationStatistics.collect(model, data, max_memory="much")
+    with pytest.raises(UNSCError, match=r"max_statistics_memory: 1KB cannot hold .*96 wide.* needs "):
+        ActivationStatistics.collect(model, data, max_memory="1KB")
+
+
+def test_sketches_serve_requests_as_moments_do(tmp_path: Path) -> None:
+    model, data = make_vit(), _data()
+    everything = ActivationStatistics.collect(model, data, **SKETCHING)
+    forget, retain = split_dataset(data, indices=[0, 1, 5])
+    everything.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "statistics.json").read_text())["format"].endswith("v2")
+    left = ActivationStatistics.from_pretrained(tmp_path, model).without_rows(model, forget, progress=False)
+    expected = ActivationStatistics.collect(model, retain, **SKETCHING)
+    assert left.sketch_sizes == expected.sketch_sizes == everything.sketch_sizes
+    for group, by_key in expected.moments.items():
+        for key, moment in by_key.items():
+            other = left.moments[group][key]
+            assert other.rows == moment.rows
+            name = "products" if key in expected.sketch_sizes else "matrix"
+            torch.testing.assert_close(getattr(other, name), getattr(moment, name))
+    space = left.subspace(energy=0.5)
+    assert space[WIDE].sketch_size == 20
+    with pytest.raises(UNSCError, match="'ratio' needs the whole moment"):
+        everything.subspace(exclude=["class 1"], rule="ratio", **{"ratio": 2.0})
+
+
+def test_a_sample_of_rows_is_spread_over_all_of_them(tmp_path: Path) -> None:
+    model, data = make_vit(), _data(90)
+    options = {**SKETCHING, "wide_rows": True, "pool_as": "held-out"}
+    statistics = ActivationStatistics.collect(model, data, **options)
+    sample = statistics.moments["held-out"][WIDE]
+    assert isinstance(sample, RowSample)
+    assert sample.rows == 450
+    assert 33 <= sample.kept <= 39
+    inputs: list[torch.Tensor] = []
+    layers = [layer for layer in find_layers(model).layers if layer.name == WIDE]
+    with torch.no_grad(), capture_inputs(layers, lambda layer, x: inputs.append(layer.rows(x)[0])):
+        model(data[:]["pixel_values"])
+    places = torch.cdist(sample.filled, inputs[0]).argmin(1)
+    assert (sample.filled - inputs[0][places]).abs().max() < 1e-4
+    assert len(set((places // 90).tolist())) >= 4  # of five parts of the data
+    weight = torch.randn(1, 4, 96)
+    exact = float((inputs[0].double() @ weight[0].double().T).square().sum())
+    assert sample.energy(weight) == pytest.approx(exact, rel=0.3)
+    with pytest.raises(UNSCError, match="never written"):
+        statistics.save_pretrained(tmp_path)
+    with pytest.raises(UNSCError, match="a sample of rows, not the whole moment"):
+        statistics.subspace()
+
+
+def test_modes_and_hooks_are_restored() -> None:
+    model = make_vit()
+    model.train()
+    model.vit.layernorm.eval()
+    ActivationStatistics.collect(model, _data(), progress=False)
+    assert model.training
+    assert not model.vit.layernorm.training
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_round_trip_and_refusals(tmp_path: Path) -> None:
+    model, data = make_vit(), _data()
+    statistics = ActivationStatistics.collect(model, data, progress=False)
+    statistics.save_pretrained(tmp_path / "stats")
+    (tmp_path / "stats" / "notes.txt").write_text("mine")
+    statistics.save_pretrained(tmp_path / "stats")  # again, over itself: what else lies there stays
+    (tensors,) = (tmp_path / "stats").glob("statistics-*.safetensors")
+    assert {p.name for p in (tmp_path / "stats").iterdir()} == {"statistics.json", tensors.name, "notes.txt"}
+    loaded = ActivationStatistics.from_pretrained(tmp_path / "stats", model)
+    assert loaded.fingerprint == statistics.fingerprint
+    assert loaded.group_names == statistics.group_names
+    for group in statistics.moments:
+        for key in statistics.keys:
+            assert torch.equal(loaded.moments[group][key].matrix, statistics.moments[group][key].matrix)
+
+    other = make_vit()
+    with pytest.raises(UNSCError) as refusal:
+        ActivationStatistics.from_pretrained(tmp_path / "stats", other)
+    assert weight_hash(model)[:12] in str(refusal.value)
+    assert weight_hash(other)[:12] in str(refusal.value)
+    with pytest.raises(UNSCError, match="weights"):
+        statistics + ActivationStatistics.collect(other, data, progress=False)
+    fewer = ActivationStatistics.collect(model, data, target_modules=["fc1"], progress=False)
+    with pytest.raises(UNSCError, match="modules"):
+        statistics + fewer
+
+
+@pytest.mark.parametrize("options", [{"progress": False}, SKETCHING], ids=["whole", "sketched"])
+@pytest.mark.parametrize("damage", ["truncate", "json", "shape", "nan", "format", "missing", "swap"])
+def test_damaged_files_are_refused(tmp_path: Path, damage: str, options: dict[str, Any]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "stats"
+    ActivationStatistics.collect(make_vit(), _data(), **options).save_pretrained(folder)
+    (tensors,) = folder.glob("statistics-*.safetensors")
+    meta = folder / "statistics.json"
+    if damage == "truncate":
+        tensors.write_bytes(tensors.read_bytes()[:-9])
+    elif damage == "json":
+        meta.write_text("{", encoding="utf-8")
+    elif damage == "missing":
+        tensors.unlink()
+    elif damage == "format":
+        meta.write_text(json.dumps({"format": "other"}), encoding="utf-8")
+    else:
+        content = load_file(tensors)
+        name = next((name for name in content if name.endswith(".trace")), next(iter(content)))
+        name = name.removesuffix(".trace")  # a sketch, where there is one
+        if damage == "swap":
+            content.pop(name)
+        else:
+            content[name] = content[name][:, :-1].contiguous() if damage == "shape" else content[name] * torch.nan
+        save_file(content, tensors)
+    with pytest.raises(UNSCError, match="statistics: "):
+        ActivationStatistics.from_pretrained(folder)
+
+
+def test_bad_activations_name_the_layer() -> None:
+    model = make_vit()
+    with torch.no_grad():
+        model.vit.layers[0].mlp.fc1.weight[0, 0] = torch.nan
+    with pytest.raises(UNSCError, match=r"vit\.layers\.0\.mlp\.fc2"):
+        ActivationStatistics.collect(model, _data(), progress=False)
+
+
+def test_unknown_and_exhausted_exclusions() -> None:
+    statistics = ActivationStatistics.collect(make_vit(), _data(), progress=False)
+    with pytest.raises(UNSCError, match="'class 1'"):
+        statistics.groups(exclude=["clas 1"])
+    with pytest.raises(UNSCError, match="keep at least one"):
+        statistics.groups(exclude=[0, 1, 2])
+
+
+def test_data_fingerprint_depends_on_content_and_order_only() -> None:
+    data = _data()
+    again = concatenate_datasets([data.select(range(10)), data.select(range(10, 24))])
+    assert data_fingerprint(data) == data_fingerprint(data.select(range(24)))
+    assert data_fingerprint(data) == data_fingerprint(again)
+    assert data_fingerprint(data) != data_fingerprint(data.select(range(23, -1, -1)))
+    assert data_fingerprint(data) != data_fingerprint(data.select(range(23)))
+
+
+def test_data_fingerprint_reads_images_wherever_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+
+    def write(shade: int) -> None:
+        PILImage.new("L", (4, 4), shade).save(path)
+
+    write(10)
+    beside = Dataset.from_dict({"image": [str(path)]}, features=Features({"image": Image()}))
+    inside = Dataset.from_dict(
+        {"image": [{"bytes": path.read_bytes(), "path": None}]}, features=Features({"image": Image()})
+    )
+    first = data_fingerprint(beside)
+    assert first == data_fingerprint(inside)
+    write(11)
+    assert data_fingerprint(beside) != first
+
+
+# ---- hostile files --------------------------------------------------------------------------------------------------
+FUZZED = int(os.environ.get("FUZZED_ARTEFACTS", "400"))
+
+
+ODD = (
+    None,
+    True,
+    -1,
+    0,
+    1.5,
+    math.nan,
+    math.inf,
+    2**70,
+    "",
+    "../../x",
+    "/etc/passwd",
+    "a" * 5000,
+    [],
+    {},
+    [[]],
+    {"a": {}},
+)
+
+
+def _places(value: object, path: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
+    found = [path] if path else []
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        found += _places(inner, (*path, key))
+    return found
+
+
+def _mutated(meta: dict[str, Any], rng: random.Random) -> str:
+    """Valid JSON with one to three places changed, removed or doubled; now and then bytes that are no JSON."""
+    meta = copy.deepcopy(meta)
+    for _ in range(rng.randint(1, 3)):
+        *outer, last = rng.choice(_places(meta))
+        inside: Any = meta
+        try:
+            for key in outer:
+                inside = inside[key]
+            action = rng.random()
+            if action < 0.25:
+                del inside[last]
+            elif action < 0.35 and isinstance(inside, dict):
+                inside[rng.choice(["x", "../x", "0"])] = inside[last]
+            else:
+                inside[last] = copy.deepcopy(rng.choice(ODD))
+        except (KeyError, IndexError, TypeError):
+            continue
+    text = json.dumps(meta)
+    if rng.random() < 0.15:
+        text = text[: rng.randrange(len(text))]
+    if rng.random() < 0.05:
+        text = "[" * 100_000
+    return text
+
+
+@pytest.mark.parametrize("layout", [{}, {"vit.layers.0.mlp.fc2": 8, "classifier": 3}], ids=["whole", "sketched"])
+def test_a_hostile_artefact_is_one_clear_error_or_harmless(tmp_path: Path, layout: dict[str, int]) -> None:
+    model, data = make_vit(hidden=16, layers=1), _data()
+    good = tmp_path / "good"
+    statistics = ActivationStatistics.collect(model, data, layout=layout, progress=False)
+    entry = {"rows": 3, "leak": 0.01, "time": "now", "digest": "d", "salt": "s"}
+    statistics.bound_to(statistics.fingerprint.weights, [entry]).save_pretrained(good)
+    meta = json.loads((good / "statistics.json").read_text())
+    tensors = (good / meta["file"]).read_bytes()
+    seed = torch.seed() % 2**31
+    rng, refused, longest = random.Random(seed), 0, 0
+    folder = tmp_path / "fuzzed"
+    folder.mkdir()
+    for i in range(FUZZED):
+        changed = dict(meta)
+        content = bytearray(tensors)
+        if rng.random() < 0.4:  # weights that the JSON vouches for, damaged
+            for _ in range(rng.randint(1, 8)):
+                content[rng.randrange(min(len(content), rng.choice([16, 400, len(content)])))] = rng.randrange(256)
+            if rng.random() < 0.3:
+                del content[rng.randrange(len(content)) :]
+            changed["sha256"] = hashlib.sha256(content).hexdigest()
+        (folder / meta["file"]).write_bytes(content)
+        (folder / "statistics.json").write_text(_mutated(changed, rng) if rng.random() < 0.8 else json.dumps(changed))
+        try:
+            loaded = ActivationStatistics.from_pretrained(folder)
+            loaded.pooled()
+            loaded.groups()
+            remaining_leak(loaded, 0.1)
+            loaded.check_same_model(statistics.fingerprint.weights)
+        except UNSCError as error:
+            refused += 1
+            longest = max(longest, len(str(error)))
+        except Exception as error:
+            raise AssertionError(f"seed {seed}, artefact {i}: {type(error).__name__}: {error}") from error
+    assert refused > FUZZED / 2
+    assert longest < 2000
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fuzzed", "good"]
+    assert sorted(p.name for p in folder.iterdir()) == sorted([meta["file"], "statistics.json"])
+
+
+def test_statistics_killed_while_saving_are_the_old_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = make_vit(hidden=16, layers=1), _data()
+    statistics = ActivationStatistics.collect(model, data, progress=False)
+    statistics.save_pretrained(tmp_path)
+    fewer = statistics.without_groups([statistics.groups()[0]])
+    steps = [("os.replace", n) for n in range(3)] + [("pathlib.Path.unlink", 0)]
+    for name, after in steps:
+        calls = iter(range(100))
+        module, _, function = name.rpartition(".")
+        target: Any = os if module == "os" else Path
+        real = getattr(target, function)
+
+        def dying(*args: Any, real: Any = real, after: int = after, calls: Any = calls, **kwargs: Any) -> Any:
+            if next(calls) == after:
+                raise KeyboardInterrupt
+            return real(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(target, function, dying)
+            with contextlib.suppress(KeyboardInterrupt):
+                fewer.save_pretrained(tmp_path)
+        found = ActivationStatistics.from_pretrained(tmp_path)
+        assert found.groups() in (statistics.groups(), fewer.groups())
+        statistics.save_pretrained(tmp_path)
+    fewer.save_pretrained(tmp_path)
+    assert ActivationStatistics.from_pretrained(tmp_path).groups() == fewer.groups()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_float32_products_decide_alike_where_directions_are_large() -> None:
+    model = make_vit()
+    data = tensor_dataset(torch.randn(60, 3, 8, 8), [i % 3 for i in range(60)])
+    exact, coarse = (
+        ActivationStatistics.collect(model, data, dtype=dtype, progress=False).subspace(energy=0.99)
+        for dtype in (torch.float64, torch.float32)
+    )
+    for key, layer in exact.layers.items():
+        other = coarse.layers[key]
+        assert other.ranks == layer.ranks
+        kept, also = (part.basis[0, :, : part.ranks[0]] for part in (layer, other))
+        assert torch.linalg.matrix_norm(kept.mT @ also, 2) == pytest.approx(1, abs=1e-9)
+        assert torch.linalg.svdvals(kept.mT @ also).min() >= 1 - 1e-5
+
+
+def test_products_are_exact_where_the_smallest_directions_count(tmp_path: Path) -> None:
+    def dtype(**options: Any) -> torch.dtype:
+        return UNSCConfig(output_dir=str(tmp_path), **options).product_dtype
+
+    assert dtype() == dtype(statistics_dtype="float32", energy=1.0) == torch.float32
+    assert dtype(energy=1.0) == dtype(subspace_rule="ratio", subspace_ratio=2.0) == torch.float64
+    assert dtype(subspace_merge="concat") == dtype(statistics_dtype="float64") == torch.float64

@@ -1,0 +1,72 @@
+"""The report of a run: whole in one file, in words for every outcome, with the signatures of what went wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.results import _method, _png, run_results
+
+from unsc_hf.evaluation.signatures import OVER_UNLEARNING, STALLED, UNSTABLE, accuracy_signatures, run_signatures
+from unsc_hf.reporting.report import write_run_report
+
+
+def test_a_report_holds_everything_and_asks_no_network(tmp_path: Path) -> None:
+    (tmp_path / "unlearning.png").write_bytes(_png())
+    page = write_run_report(run_results(), tmp_path).read_text()
+    for text in ("Shirt", "6,000", "64.0% before, 0.0% after", "75 steps", "its target", "Suppressed: two models only",
+                 "None found", "0.012", "c.d", "bfloat16", "energy", "recipes/unlearn_vit.py"):  # fmt: skip
+        assert text in page, text
+    assert page.count("<img ") == 1
+    assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)', page))
+    assert "://" not in page
+    assert "<script" not in page
+
+
+def test_names_from_outside_stay_text(tmp_path: Path) -> None:
+    request = {"forget_classes": ["<script>alert(1)</script>"], "rows": 1, "dataset": "d", "model": "<b>m</b>"}
+    page = write_run_report(run_results(request=request), tmp_path).read_text()
+    assert "<script" not in page
+    assert "<b>m" not in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "sign"),
+    [
+        ({"methods": {"original": _method(), "unsc": _method(AccDrt=0.87)}}, "over-unlearning"),
+        ({"methods": {"original": _method(), "unsc": _method(AccDut=0.02)}}, "stalled"),
+        ({"certificate": {"stop_reason": "leak_budget"}}, "leak budget"),
+        ({"certificate": {"stop_reason": "max_steps"}}, "step limit"),
+        ({"history": [{"forget_accuracy": a, "forget_loss": 1.0} for a in (0.5, 0.1, 0.3)]}, "came back"),
+        ({"history": [{"forget_accuracy": 0.5, "forget_loss": None}]}, "not finite"),
+        (
+            {"methods": {"original": _method(), "unsc": _method(), "random_projector": _method(AccDrt=0.91)}},
+            "random projector",
+        ),
+    ],
+)
+def test_each_failure_has_its_signature(changes: dict[str, Any], sign: str) -> None:
+    assert run_signatures(run_results()) == []
+    found = run_signatures(run_results(**changes))
+    assert len(found) == 1
+    assert sign in found[0]
+
+
+def test_signatures_over_seeds() -> None:
+    assert accuracy_signatures([0.9, 0.9], [0.9, 0.89], [0.0, 0.01]) == []
+    assert accuracy_signatures([0.9], [0.87], [0.0]) == [OVER_UNLEARNING]
+    assert accuracy_signatures([0.9], [0.9], [0.02]) == [STALLED]
+    assert accuracy_signatures([0.9, 0.9], [0.94, 0.88], [0.0, 0.0]) == [UNSTABLE]
+    assert accuracy_signatures([0.9], [0.94, 0.88], [0.0, 0.0]) == [UNSTABLE]
+    assert (
+        accuracy_signatures([0.94, 0.88], [0.93, 0.87], [0.0, 0.0]) == []
+    )  # the originals differ, the method does not
+    assert accuracy_signatures([0.94, 0.88], [0.93, 0.92], [0.0, 0.0]) == [UNSTABLE]
+
+
+def test_a_report_is_made_again_from_a_finished_run(tmp_path: Path) -> None:
+    first = write_run_report(run_results(), tmp_path).read_text()
+    assert write_run_report(json.loads(json.dumps(run_results())), tmp_path).read_text() == first

@@ -1,0 +1,326 @@
+"""Adapters keep the promise exactly, leave the base alone, and are ordinary PEFT adapters afterwards."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from helpers.architectures import MODELS, build, rows_for
+from helpers.language import answer_logits, draw_tokens, make_lm, token_rows
+from helpers.models import learned, make_vit
+from helpers.rows import exact_rows
+from helpers.training import Data, Stop, logits, make_trainer
+from peft import LoraConfig, PeftModel, PromptTuningConfig
+
+from unsc_hf import ActivationStatistics, UNSCError, split_dataset
+from unsc_hf.comparison.arguments import check_model_dtype
+from unsc_hf.comparison.language_unlearning import LanguageArguments
+from unsc_hf.nullspace.lora import null_space_start
+from unsc_hf.nullspace.moments import SecondMoment
+from unsc_hf.nullspace.projection import NullSpaceProjection
+from unsc_hf.nullspace.subspace import build_subspace
+from unsc_hf.objectives import OBJECTIVES
+from unsc_hf.utils.fingerprint import weight_hash
+
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "plain": ({}, {}),
+    "adamw with decay": ({}, {"weight_decay": 0.1}),
+    "momentum": ({}, {"optim": "sgd", "optim_args": "momentum=0.9", "learning_rate": 3e-3}),
+    "rslora, alpha, dropout": (
+        {"use_rslora": True, "lora_alpha": 16, "lora_dropout": 0.3},
+        {"weight_decay": 0.1, "learning_rate": 1e-4},
+    ),
+    "frozen A": ({}, {"weight_decay": 0.1, "lora_freeze_a": True}),
+    "patch convolution": ({"target_modules": ["projection", "q_proj"]}, {"weight_decay": 0.1}),
+    "activation checkpointing": ({}, {"activation_checkpointing": True}),
+}
+
+
+def _unlearn(model: Any, data: Data, folder: Path, lora: dict[str, Any] | None = None, **options: Any) -> Any:
+    config = LoraConfig(**{"r": 4, **(lora or {})})
+    trainer = make_trainer(
+        model,
+        data,
+        folder,
+        check_steps=100,
+        trainer_kwargs={"peft_config": config},
+        **{"learning_rate": 2e-4, **options},
+    )
+    trainer.train()
+    return trainer
+
+
+def _logits(model: Any, dataset: Dataset) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(pixel_values=dataset[:]["pixel_values"]).logits
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_retained_outputs_do_not_move_and_the_base_is_untouched(case: str, exact_data: Data, tmp_path: Path) -> None:
+    forget, retain = exact_data
+    lora, options = CASES[case]
+    model = make_vit(labels=10)
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before, before_forget = logits(model, retain), logits(model, forget)
+    trainer = _unlearn(model, exact_data, tmp_path / "adapter", lora, **options)
+    network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    assert float((_logits(network, retain) - before).norm() / before.norm()) <= 1e-6
+    assert float((_logits(network, forget) - before_forget).norm() / before_forget.norm()) > 0.01
+
+    trainer.save_model()
+    fresh = make_vit(labels=10)
+    fresh.load_state_dict(base)
+    assert weight_hash(fresh) == trainer.plan.original_weights
+    assert not list((tmp_path / "adapter").glob("*.md"))  # PEFT's own card names folders of this machine
+    loaded = PeftModel.from_pretrained(fresh, tmp_path / "adapter")
+    assert torch.equal(_logits(loaded, forget), _logits(network, forget))
+    merged = loaded.merge_and_unload()
+    assert float((_logits(merged, retain) - before).norm() / before.norm()) <= 1e-6
+    adapted = {
+        name.replace(".base_layer", ""): tensor for name, tensor in network.get_base_model().state_dict().items()
+    }
+    assert all(torch.equal(adapted[name], tensor) for name, tensor in base.items())
+
+
+def test_without_displacement_projection_adapters_break_the_promise(
+    exact_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NullSpaceProjection, "project_displacements", lambda *args, **kwargs: None)
+    retain = exact_data[1]
+    model = make_vit(labels=10)
+    before = logits(model, retain)
+    trainer = _unlearn(model, exact_data, tmp_path, weight_decay=0.1, learning_rate=5e-3)
+    assert float((_logits(trainer.model, retain) - before).norm() / before.norm()) > 1e-4
+
+
+def test_a_start_outside_the_null_space_breaks_the_promise(
+    exact_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "unsc_hf.nullspace.lora.null_space_start", lambda here, forgotten, rank, place: torch.randn(rank, here.width)
+    )
+    retain = exact_data[1]
+    model = make_vit(labels=10)
+    before = logits(model, retain)
+    trainer = _unlearn(model, exact_data, tmp_path, learning_rate=5e-3)
+    assert float((_logits(trainer.model, retain) - before).norm() / before.norm()) > 1e-3
+
+
+def test_start_is_principal_and_free() -> None:
+    retain, forget = torch.randn(40, 5) @ torch.randn(5, 16), torch.randn(400, 16) * torch.linspace(3, 0.1, 16)
+    moment = {"0": {"k": SecondMoment.zeros(1, 16).update(retain[None])}}
+    space = build_subspace(moment, {"k": "k"}, energy=1.0)["k"]
+    forgotten = SecondMoment.zeros(1, 16).update(forget[None])
+    start = null_space_start(space, forgotten, 3)
+    assert (start @ retain.double().T).abs().max() < 1e-4
+    torch.testing.assert_close(start @ start.T, torch.eye(3, dtype=torch.float64) * 16 / 3)
+    free = space.basis[0, :, 5:]
+    best = torch.linalg.eigvalsh(free.T @ forgotten.matrix[0] @ free)[-3:].sum()
+    caught = (start @ forgotten.matrix[0] @ start.T).trace() * 3 / 16
+    assert caught == pytest.approx(float(best))
+    wide = null_space_start(space, forgotten, 14)
+    assert (wide.norm(dim=1) > 0).tolist() == [True] * 11 + [False] * 3
+
+
+def test_rank_above_capacity_is_reduced_with_a_warning(
+    low_rank_data: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = _unlearn(make_vit(), low_rank_data, tmp_path, {"r": 40, "target_modules": ["q_proj"]})
+    assert "vit.layers.0.attention.q_proj: rank 40 is reduced to its capacity, " in caplog.text
+    for layer in trainer.plan.selection.layers:
+        capacity = int(trainer.plan.subspace[layer.name].capacity)
+        assert int((layer.weight.norm(dim=1) > 0).sum()) == capacity < 40
+
+
+def test_statistics_of_the_model_serve_its_adapters(low_rank_data: Data, tmp_path: Path) -> None:
+    retain = low_rank_data[1]
+    model = make_vit()
+    statistics = ActivationStatistics.collect(model, retain, progress=False)
+    trainer = make_trainer(
+        model, low_rank_data, tmp_path, statistics=statistics, trainer_kwargs={"peft_config": LoraConfig(r=2)}
+    )
+    trainer.train()
+    assert trainer.certify().leak < 1e-5
+
+
+def test_resumed_adapter_run_ends_at_the_same_weights(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:
+    train = separable_data(30)
+    data, model = split_dataset(train, forget_classes=[2]), learned(train)
+    options: dict[str, Any] = {
+        "energy": 0.9,
+        "max_steps": 5,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "per_device_train_batch_size": 5,
+    }
+
+    def weights(trainer: Any) -> dict[str, torch.Tensor]:
+        return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if "lora_" in name}
+
+    whole = weights(_unlearn(copy.deepcopy(model), data, tmp_path / "whole", learning_rate=1e-4, **options))
+    config = LoraConfig(r=4)
+    make_trainer(
+        copy.deepcopy(model), data, tmp_path / "parts", callbacks=[Stop(2)], check_steps=100, learning_rate=1e-4,
+        trainer_kwargs={"peft_config": config}, **options,
+    ).train()  # fmt: skip
+    rest = make_trainer(
+        copy.deepcopy(model), data, tmp_path / "parts", check_steps=100, learning_rate=1e-4,
+        trainer_kwargs={"peft_config": config}, **options,
+    )  # fmt: skip
+    rest.train(resume_from_checkpoint=True)
+    for name, tensor in weights(rest).items():
+        assert torch.equal(tensor, whole[name]), (name, (tensor - whole[name]).abs().max())
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (LoraConfig(use_dora=True, target_modules=["q_proj"]), "use_dora"),
+        (LoraConfig(lora_bias=True, target_modules=["q_proj"]), "lora_bias"),
+        (LoraConfig(bias="all", target_modules=["q_proj"]), "bias='none'"),
+        (LoraConfig(modules_to_save=["classifier"], target_modules=["q_proj"]), "modules_to_save"),
+        (LoraConfig(init_lora_weights="olora", target_modules=["q_proj"]), "init_lora_weights"),
+        (LoraConfig(target_modules=["query", "value"]), r"'q_proj'.*Its layers are classifier, fc1, fc2"),
+        (PromptTuningConfig(num_virtual_tokens=2, task_type="SEQ_CLS"), "only LoraConfig"),
+    ],
+)
+def test_adapters_that_break_the_promise_are_refused(
+    config: Any, message: str, low_rank_data: Data, tmp_path: Path
+) -> None:
+    model = make_vit()
+    with pytest.raises(UNSCError, match=message):
+        make_trainer(model, low_rank_data, tmp_path / "out", trainer_kwargs={"peft_config": config})
+    assert not (tmp_path / "out").exists()
+    assert not any("lora" in name for name, _ in model.named_modules())
+
+
+def _bfloat16(kind: str) -> tuple[Any, Data, Callable[[Any, Dataset], torch.Tensor]]:
+    """A model stored in bfloat16, rows to forget, retained rows of few distinct activations, and how its logits are read."""
+    if kind == "vit":
+        forget, retain = exact_rows(list("abcdefghij"))
+        return make_vit(labels=10).to(torch.bfloat16), (forget, retain), _half_logits
+    kept = [draw_tokens(), draw_tokens()]
+    rows = token_rows([draw_tokens() for _ in range(24)]), token_rows(kept * 8)
+    return make_lm(kind).to(torch.bfloat16), rows, answer_logits
+
+
+def _half_logits(model: Any, dataset: Dataset) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(pixel_values=dataset[:]["pixel_values"].to(torch.bfloat16)).logits.float()
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "vit"])
+def test_every_architecture_in_bfloat16_keeps_its_outputs_to_the_last_bit(name: str, tmp_path: Path) -> None:
+    model = build(name).to(torch.bfloat16)
+    trainer = _unlearn(model, rows_for(model, name), tmp_path, learning_rate=2e-3)
+    certificate = trainer.certify()
+    assert certificate.drift.largest == 0
+    assert certificate.relative_change > 0.01
+    assert certificate.merged is not None
+    assert certificate.merged["bfloat16"].relative < 0.5
+
+
+@pytest.mark.parametrize(
+    ("objective", "kind"),
+    [(name, "vit") for name in OBJECTIVES] + [(name, "llama") for name in OBJECTIVES if not OBJECTIVES[name].features],
+)
+def test_every_objective_in_bfloat16(objective: str, kind: str, tmp_path: Path) -> None:
+    model, rows, _ = _bfloat16(kind)
+    trainer = _unlearn(model, rows, tmp_path, learning_rate=2e-3, objective=objective)
+    assert trainer.certify().drift.largest == 0
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+@pytest.mark.parametrize("place", ["head", "layers"])
+def test_erasure_from_a_bfloat16_model_stays_in_its_adapters(place: str, tmp_path: Path) -> None:
+    model, rows, _ = _bfloat16("vit")
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer = _unlearn(
+        model, rows, tmp_path, {"target_modules": "all-linear"}, max_leak=None, max_steps=3, feature_erasure=place, erasure_strength=0.9,
+        pseudo_labels="top1", target_forget_accuracy=0.999,
+    )  # fmt: skip
+    assert trainer.erased
+    adapted = trainer.model.get_base_model().state_dict()
+    kept = {name.replace(".base_layer", ""): tensor for name, tensor in adapted.items()}
+    assert all(torch.equal(kept[name], tensor) for name, tensor in base.items())
+
+
+@pytest.mark.parametrize("kind", ["vit", "gpt2", "llama"])
+def test_under_adapters_a_bfloat16_model_keeps_its_outputs_to_the_last_bit(kind: str, tmp_path: Path) -> None:
+    """What is left of an update on retained inputs is far less than bfloat16 can tell apart."""
+    model, (forget, retain), read = _bfloat16(kind)
+    base = copy.deepcopy(model)
+    before, before_forget = read(model, retain), read(model, forget)
+    trainer = _unlearn(model, (forget, retain), tmp_path / "adapter", learning_rate=2e-3, weight_decay=0.1)
+    network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    assert {p.dtype for name, p in network.named_parameters() if ".lora_" in name} == {torch.float32}
+    assert torch.equal(read(network, retain), before)
+    inputs = (
+        trainer.plan.subspace.module_keys
+    )  # queries, keys and values read one input, though each casts it for itself
+    assert len({inputs[name] for name in inputs if name.rsplit(".", 1)[-1] in ("q_proj", "k_proj", "v_proj")}) == (
+        0 if kind == "gpt2" else 2
+    )
+    assert float((read(network, forget) - before_forget).norm() / before_forget.norm()) > 0.01
+
+    certificate = trainer.certify()
+    assert certificate.drift.largest == 0
+    assert certificate.merged is not None
+    # In float32 the model's activations are others by their rounding, and merged into bfloat16 the update is rounded itself.
+    assert 0 < certificate.merged["float32"].relative < 0.1
+    assert 0 < certificate.merged["bfloat16"].relative < 0.1
+
+    trainer.save_model()
+    trainer.create_model_card()
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert 'dtype="bfloat16")' in card
+    assert "on the base model in bfloat16" in card
+    loaded = PeftModel.from_pretrained(base, tmp_path / "adapter")
+    assert torch.equal(read(loaded, retain), before)
+    assert torch.equal(read(loaded, forget), read(network, forget))
+
+
+def test_half_precision_is_refused_where_it_would_round_updates(low_rank_data: Data, tmp_path: Path) -> None:
+    with pytest.raises(UNSCError, match=r"bfloat16.*dtype=torch\.float32.*or unlearn in adapters"):
+        make_trainer(make_vit().to(torch.bfloat16), low_rank_data, tmp_path)
+    with pytest.raises(UNSCError, match=r"float16.*dtype=torch\.float32 \(bf16=True still trains in autocast\)\.$"):
+        _unlearn(make_vit().to(torch.float16), low_rank_data, tmp_path)
+    model, rows, _ = _bfloat16("vit")
+    trainer = make_trainer(model, rows, tmp_path, trainer_kwargs={"peft_config": LoraConfig(r=4)})
+    with pytest.raises(UNSCError, match="fsdp: the model is in bfloat16; load it in float32"):
+        trainer._shard()
+    for options, words in (
+        ({"model_dtype": "bfloat16"}, "use_peft"),
+        ({"model_dtype": "int8", "use_peft": True}, "choose from float32, bfloat16"),
+    ):
+        with pytest.raises(UNSCError, match=f"model_dtype: .*{words}"):
+            check_model_dtype(LanguageArguments(**options))
+
+
+@pytest.mark.parametrize("kind", ["vit", "gpt2"])
+def test_what_a_product_does_is_measured_in_as_many_rows_as_its_rank(kind: str, tmp_path: Path) -> None:
+    if kind == "vit":  # the patches' convolution too
+        model, rows = make_vit(labels=10), exact_rows(list("abcdefghij"))
+        lora = {"target_modules": ["projection", "q_proj", "fc1"], "use_rslora": True, "lora_alpha": 3}
+    else:  # weights that are stored transposed
+        kept = [draw_tokens(), draw_tokens()]
+        model, rows = make_lm("gpt2"), (token_rows([draw_tokens() for _ in range(24)]), token_rows(kept * 8))
+        lora = {}
+    trainer = _unlearn(model, rows, tmp_path, lora, learning_rate=1e-2)
+    projection = trainer.plan.projection
+    assert len(projection.layers) > 4
+    for layer in projection.layers:
+        whole, small = projection.change(layer), projection.measured(layer)
+        assert small.shape[1] == 4 < whole.shape[1]
+        root = torch.randn(1, whole.shape[2], whole.shape[2], dtype=torch.float64)
+        moment = SecondMoment(root @ root.mT, 1)
+        assert moment.energy(small) == pytest.approx(moment.energy(whole), rel=1e-4)
+        assert moment.energy(small) > 0

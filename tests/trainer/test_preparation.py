@@ -1,0 +1,298 @@
+"""Before the first step: statistics that are given, targets, when to stop, and input that cannot work."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from helpers.models import learned, make_vit
+from helpers.rows import tensor_dataset, with_odd_labels
+from helpers.training import Data, logits, make_trainer
+
+from unsc_hf import ActivationStatistics, UNSCConfig, UNSCError, split_dataset
+from unsc_hf.evaluation.membership import accuracy_gap, exposure
+from unsc_hf.models.loading import model_label_names
+
+
+def test_saved_statistics_spare_the_pass_and_give_the_same_result(
+    separable_data: Callable[[int], Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = separable_data(30)
+    model = learned(train)
+    ActivationStatistics.collect(model, train, progress=False).save_pretrained(tmp_path / "stats")
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    data = split_dataset(train, forget_classes=["frog"])
+    trainer = make_trainer(model, data, tmp_path / "out", statistics=tmp_path / "stats", energy=0.9)
+    read: list[int] = []
+    collect = ActivationStatistics.collect
+    monkeypatch.setattr(
+        ActivationStatistics,
+        "collect",
+        lambda network, rows, **options: read.append(len(rows)) or collect(network, rows, **options),
+    )
+    given = trainer.prepare_unlearning().subspace
+    trainer.train()
+    monkeypatch.setattr(ActivationStatistics, "collect", collect)
+    assert read == [len(trainer._forget_train), len(trainer._retain_held_out)]  # and not the retained rows
+    assert not trainer.certify().held_out
+    model.load_state_dict(start)
+    fresh = ActivationStatistics.collect(model, data.retain, progress=False).subspace(energy=0.9)
+    for key, layer in fresh.layers.items():
+        assert layer.ranks == given.layers[key].ranks
+        torch.testing.assert_close(layer.basis.abs(), given.layers[key].basis.abs(), rtol=0, atol=1e-5)
+
+    rows = split_dataset(train, indices=range(5))
+    with pytest.raises(UNSCError, match="still hold 5 of the 5 rows"):
+        make_trainer(model, rows, tmp_path / "out", statistics=tmp_path / "stats").train()
+    with pytest.raises(UNSCError, match="weights"):
+        make_trainer(make_vit(), data, tmp_path / "out", statistics=tmp_path / "stats").train()
+    partial = ActivationStatistics.collect(model, data.forget, progress=False)
+    with pytest.raises(UNSCError, match="retained class 0"):
+        make_trainer(model, data, tmp_path / "out", statistics=partial).train()
+
+
+@pytest.mark.parametrize("strategy", ["top1", "soft", "second", "random", "nearest_mean"])
+def test_pseudo_label_strategies_train(strategy: str, tmp_path: Path) -> None:
+    data = tensor_dataset(torch.randn(40, 3, 8, 8), [i % 4 for i in range(40)])
+    trainer = make_trainer(
+        make_vit(labels=4), split_dataset(data, forget_classes=[3]), tmp_path, pseudo_labels=strategy, energy=0.9
+    )
+    trainer.train()
+    targets = trainer.plan.pseudo_labels
+    hard = targets if targets.dim() == 1 else targets.argmax(1)
+    assert set(hard.tolist()) <= {0, 1, 2}
+
+
+def test_whole_classes_take_soft_pseudo_labels_at_the_stated_temperature(low_rank_data: Data, tmp_path: Path) -> None:
+    model = make_vit()
+    original = copy.deepcopy(model)
+    trainer = make_trainer(model, low_rank_data, tmp_path, pseudo_label_temperature=0.25, max_steps=1)
+    trainer.train()
+    forgotten = trainer.forgotten_classes
+    expected = logits(original, trainer._forget_train)
+    expected[:, forgotten] = -torch.inf
+    torch.testing.assert_close(trainer.plan.pseudo_labels, (expected / 0.25).softmax(1), atol=1e-5, rtol=1e-4)
+    rows = split_dataset(tensor_dataset(torch.randn(40, 3, 8, 8), [i % 3 for i in range(40)]), indices=range(12))
+    assert make_trainer(make_vit(), rows, tmp_path / "rows").pseudo_label_strategy == "top1"
+    with pytest.raises(UNSCError, match="pseudo_label_temperature"):
+        UNSCConfig(output_dir=str(tmp_path), pseudo_label_temperature=0.0)
+
+
+def test_rows_that_share_their_class_with_retained_rows(tmp_path: Path) -> None:
+    data = tensor_dataset(torch.randn(40, 3, 8, 8), [i % 3 for i in range(40)])
+    trainer = make_trainer(make_vit(), split_dataset(data, indices=range(0, 12)), tmp_path, energy=0.9)
+    trainer.train()
+    assert trainer.forgotten_classes == []
+    forget_labels = torch.as_tensor(trainer._forget_train[:]["label"])
+    assert not (trainer.plan.pseudo_labels == forget_labels).any()
+
+
+def test_labels_in_a_column_of_another_name(low_rank_data: Data, tmp_path: Path) -> None:
+    forget, retain = (part.rename_column("label", "species") for part in low_rank_data)
+    trainer = make_trainer(make_vit(), (forget, retain), tmp_path, eval_dataset={"retain": retain})
+    trainer.train()
+    assert 0 <= trainer.evaluate()["eval_retain_accuracy"] <= 1
+
+
+def test_model_from_a_folder_loads_in_float32(low_rank_data: Data, tmp_path: Path) -> None:
+    make_vit().to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    trainer = make_trainer(str(tmp_path / "model"), low_rank_data, tmp_path / "out")
+    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+    with pytest.raises(UNSCError, match="cannot load"):
+        make_trainer(str(tmp_path / "nowhere"), low_rank_data, tmp_path / "out")
+
+
+def test_label_names_follow_the_ids_not_the_order_of_the_file() -> None:
+    model = make_vit()
+    model.config.id2label = {2: "c", 0: "a", 1: "b"}
+    assert model_label_names(model) == ["a", "b", "c"]
+
+
+def test_a_small_class_gives_enough_rows_for_validation(tmp_path: Path) -> None:
+    """50 rows where there are as many as 125, else 40 %: a handful cannot show that a class is gone."""
+    names = ["a", "b", "c"]
+    retain = tensor_dataset(torch.randn(20, 3, 8, 8), [0, 1] * 10, names)
+    for rows, expected in ((30, 12), (200, 50), (1000, 100)):
+        forget = tensor_dataset(torch.randn(rows, 3, 8, 8), [2] * rows, names)
+        trainer = make_trainer(make_vit(), (forget, retain), tmp_path)
+        assert len(trainer._forget_validation) == expected
+        assert len(trainer._forget_train) == rows - expected
+
+
+@pytest.mark.parametrize("rows", [1, 23])
+def test_single_rows_stop_when_they_look_like_unseen_ones(
+    rows: int, separable_data: Callable[[int], Dataset], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not past it: the last stretch is halved until the target is just reached. One row is moved, the others are not harmed;
+    a quarter of all rows, some of them to be answered wrongly, may harm the others, and then the user is told."""
+    train, unseen = separable_data(30), with_odd_labels(separable_data(30), 24)
+    model = learned(train)
+    data = split_dataset(train, indices=range(0, 4 * rows, 4))
+    trainer = make_trainer(
+        model,
+        data,
+        tmp_path,
+        target_forget_accuracy=None,
+        energy=0.95,
+        max_steps=100,
+        learning_rate=1e-3,
+        check_steps=2,
+        trainer_kwargs={"unseen_dataset": unseen},
+    )
+    assert trainer.pseudo_label_strategy == "matched"
+    trainer.train()
+    assert trainer.plan is not None
+    checks = [entry for entry in trainer.state.log_history if "leak" in entry]
+    assert all("gap" not in entry for entry in checks)  # without rehearsal accuracy is not pushed
+    assert trainer.stop_reason == "target"
+    target = trainer.plan.target
+    assert target == pytest.approx(0.5 + (12 * rows) ** -0.5)
+    assert checks[-1]["exposure"] <= target
+    if checks[0]["exposure"] > target + 0.1:
+        assert checks[-1]["exposure"] >= target - 0.1
+    unharmed = checks[-1]["retain_accuracy"] > 0.9
+    told = "Accuracy on held-out retained rows fell" in caplog.text
+    assert unharmed if rows == 1 else unharmed or told
+
+
+def test_single_rows_are_matched_with_what_the_model_knows_of_unseen_ones_now(
+    separable_data: Callable[[int], Dataset], tmp_path: Path
+) -> None:
+    """A model that forgets may know unseen rows less well than before; that is what forgotten rows are held against, and taught."""
+    train, unseen = separable_data(30), with_odd_labels(separable_data(30), 24)
+    data = split_dataset(train, indices=range(0, 92, 4))
+    trainer = make_trainer(
+        learned(train), data, tmp_path, target_forget_accuracy=None, energy=0.5, max_steps=40, max_leak=None, check_steps=10,
+        objective="unsc_retain", lr_doubling_steps=2, trainer_kwargs={"unseen_dataset": unseen},
+    )  # fmt: skip
+    trainer.prepare_unlearning().target = -1.0  # never reached
+    before = trainer.plan.pseudo_labels
+    trainer.train()
+    assert trainer.plan is not None
+    settled = 10 * trainer.args.learning_rate  # and not 2**20 times it
+    assert trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(settled)
+
+    def losses(rows: Dataset) -> torch.Tensor:
+        found = logits(trainer.model, rows).double()
+        return torch.nn.functional.cross_entropy(found, torch.as_tensor(rows["label"][:]), reduction="none")
+
+    now = losses(unseen).sort().values
+    last = [entry for entry in trainer.state.log_history if "exposure" in entry][-1]
+    assert last["exposure"] == pytest.approx(exposure(losses(data[0]), now), abs=1e-6)
+    assert abs(exposure(losses(data[0]), trainer.plan.unseen.losses) - last["exposure"]) > 0.01
+    labels = data[0]["label"][:]
+    drawn = trainer.train_dataset._drawn.tolist()  # of the last of 20 epochs
+    trainer.train_dataset.begin_epoch(0)
+    assert trainer.train_dataset._drawn.tolist() != drawn
+    trainer.train_dataset.begin_epoch(19)
+    assert trainer.train_dataset._drawn.tolist() == drawn
+    right = {
+        name: float((logits(trainer.model, part).argmax(1) == torch.as_tensor(part["label"][:])).float().mean())
+        for name, part in (("forgotten", data[0]), ("unseen", unseen))
+    }
+    expected = accuracy_gap(right["forgotten"], right["unseen"], len(data[0]))
+    assert last["gap"] == pytest.approx(expected, abs=1e-6)
+    known = (-now).exp()
+    for row, label, old in zip(trainer._matched.now, labels, before, strict=True):
+        assert float((known - row[label]).abs().min()) < 1e-5
+        assert float(row.sum()) == pytest.approx(1, abs=1e-5)
+        assert not torch.equal(row, old)
+
+
+def test_rows_that_look_like_unseen_ones_are_hardly_moved(
+    separable_data: Callable[[int], Dataset], tmp_path: Path
+) -> None:
+    """What a model knows no better than rows it never saw is forgotten already."""
+    train = separable_data(30)
+    model = learned(separable_data(30))  # has seen none of them
+    data = split_dataset(train, indices=range(0, 90, 4))
+    trainer = make_trainer(
+        model, data, tmp_path, target_forget_accuracy=None, energy=0.9, max_steps=100, trainer_kwargs={"unseen_dataset": data[0]}
+    )  # fmt: skip
+    before = logits(model, train)
+    trainer.train()
+    assert trainer.stop_reason == "target"
+    assert float((logits(trainer.model, train) - before).norm() / before.norm()) < 0.05
+
+
+# ---- bad input ------------------------------------------------------------------------------------------------------
+def test_bf16_weights_are_refused(low_rank_data: Data, tmp_path: Path) -> None:
+    with pytest.raises(UNSCError, match="bfloat16.*dtype=torch.float32"):
+        make_trainer(make_vit().to(torch.bfloat16), low_rank_data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_capacity_says_how_far_the_rule_is(tmp_path: Path) -> None:
+    data = tensor_dataset(torch.randn(300, 3, 8, 8), [i % 3 for i in range(300)])
+    trainer = make_trainer(make_vit(hidden=16), split_dataset(data, forget_classes=[2]), tmp_path, energy=1.0)
+    with pytest.raises(UNSCError, match=r"no layer any capacity; .* at an energy of 0\.\d+") as refusal:
+        trainer.train()
+    advised = float(re.search(r"energy of (0\.\d+)", str(refusal.value))[1])
+    make_trainer(make_vit(hidden=16), split_dataset(data, forget_classes=[2]), tmp_path, energy=advised - 0.01).train()
+
+
+def test_labels_that_are_not_the_models_are_refused(low_rank_data: Data, tmp_path: Path) -> None:
+    with pytest.raises(UNSCError, match="2 labels.*label 2"):
+        make_trainer(make_vit(labels=2), low_rank_data, tmp_path / "out")
+    model = make_vit()
+    model.config.id2label = {0: "b", 1: "a", 2: "c"}
+    with pytest.raises(UNSCError, match="calls label 0 'b', the data set 'a'"):
+        make_trainer(model, low_rank_data, tmp_path / "out")
+
+
+def test_empty_and_wrong_inputs(low_rank_data: Data, tmp_path: Path) -> None:
+    forget, retain = low_rank_data
+    with pytest.raises(UNSCError, match="forget_dataset: has no rows"):
+        make_trainer(make_vit(), (forget.select([]), retain), tmp_path / "out")
+    with pytest.raises(UNSCError, match="retain_dataset: has no rows"):
+        make_trainer(make_vit(), (forget, retain.select([])), tmp_path / "out")
+    with pytest.raises(UNSCError, match="forget_dataset: got list"):
+        make_trainer(make_vit(), ([], retain), tmp_path / "out")
+    with pytest.raises(UNSCError, match="single class"):
+        make_trainer(make_vit(), (forget, forget), tmp_path / "out")
+    with pytest.raises(UNSCError, match="label_column: no column 'klass'.*pixel_values, label"):
+        make_trainer(make_vit(), low_rank_data, tmp_path / "out", label_column="klass")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("energy", 0, "energy"),
+        ("energy", 1.01, "energy"),
+        ("subspace_rule", "best", "subspace_rule"),
+        ("pseudo_labels", "guess", "pseudo_labels"),
+        ("target_forget_accuracy", 2.0, "share, not percent"),
+        ("max_leak", -1.0, "max_leak"),
+        ("check_steps", 0, "check_steps"),
+        ("hub_strategy", "every_save", "half-unlearned"),
+        ("deepspeed", "ds.json", "use DDP"),
+        ("remove_unused_columns", True, "drop the pseudo-labels"),
+        ("load_best_model_at_end", True, "before unlearning"),
+        ("bf16_full_eval", True, "round the weights"),
+        ("null_space", "some", "null_space"),
+    ],
+)
+def test_bad_options(option: str, value: object, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UNSCError, match=message):
+        UNSCConfig(output_dir=str(tmp_path / "out"), **{option: value})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ({"subspace_rule": "rank", "subspace_rank": 999}, "lower subspace_rank"),
+        ({"subspace_merge": "concat"}, "merge by 'sum'"),
+    ],
+)
+def test_no_capacity_advises_by_rule(options: dict[str, Any], advice: str, tmp_path: Path) -> None:
+    data = tensor_dataset(torch.randn(300, 3, 8, 8), [i % 3 for i in range(300)])
+    with pytest.raises(UNSCError, match=advice):
+        make_trainer(make_vit(hidden=16), split_dataset(data, forget_classes=[2]), tmp_path, **options).train()

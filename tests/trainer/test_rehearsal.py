@@ -1,0 +1,258 @@
+"""Retained rows are rehearsed with dropout, or mixed, where that is asked for: they alone, within the promise, or an error says why not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.architectures import build
+from helpers.models import make_vit
+from helpers.texts import NAMES, texts
+from helpers.training import Data, assert_promise, drift, make_trainer
+from torch import nn
+from transformers import ResNetConfig, ResNetForImageClassification
+
+from unsc_hf import UNSCError, split_dataset
+from unsc_hf.comparison.references.texts import build_bert
+from unsc_hf.objectives import OBJECTIVES, Terms
+from unsc_hf.trainer.rehearsal import dropout_mode, has_dropout, mix, special_tokens
+
+
+def test_rehearsed_rows_alone_are_read_with_dropout(
+    low_rank_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forget rows, checks and statistics never are; batch norm stays on its running statistics either way."""
+    config = ResNetConfig(num_channels=3, embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], num_labels=3)
+    model = ResNetForImageClassification(config)
+    model.classifier.insert(1, nn.Dropout(0.5))
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    seen: list[tuple[bool, bool]] = []
+    logits = type(make_trainer(make_vit(), low_rank_data, tmp_path).task).logits
+
+    def read(task: Any, network: nn.Module, inputs: Any) -> Any:
+        modes = {type(m).__name__: m.training for m in network.modules()}
+        seen.append((modes["Dropout"], modes["BatchNorm2d"]))
+        return logits(task, network, inputs)
+
+    trainer = make_trainer(
+        model,
+        low_rank_data,
+        tmp_path,
+        energy=0.9,
+        objective="unsc_retain",
+        retain_dropout=True,
+        max_steps=3,
+        check_steps=100,
+    )
+    monkeypatch.setattr(type(trainer.task), "logits", read)
+    trainer.train()
+    training = [modes for modes in seen if modes[0]]
+    assert seen.count((True, False)) == 3 == len(training)  # once a step
+    assert not any(norms for _, norms in seen)
+    assert seen[seen.index((True, False)) - 1] == (False, False)  # the step's forget rows
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
+
+
+def test_rehearsal_with_dropout_keeps_the_promise(exact_data: Data, tmp_path: Path) -> None:
+    rates = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.3}
+    model = make_vit(labels=10, **rates)
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    options = {"objective": "unsc_retain", "learning_rate": 2e-4}
+    assert_promise(drift(model, exact_data, tmp_path, retain_dropout=True, **options))
+    dropped = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(start)
+    drift(model, exact_data, tmp_path, **options)
+    assert any(not torch.equal(tensor, dropped[name]) for name, tensor in model.state_dict().items())
+
+
+def test_dropout_that_could_do_nothing_is_refused_or_named(
+    low_rank_data: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"objective": "unsc_retain", "retain_dropout": True}
+    for model, more, said in (
+        (make_vit(), {}, r"^retain_dropout: ViTForImageClassification has no dropout, all its rates are 0"),
+        (make_vit(hidden_dropout_prob=0.1), {"activation_checkpointing": True}, r"^retain_dropout: not supported with activation"),
+    ):  # fmt: skip
+        with pytest.raises(UNSCError, match=said):
+            make_trainer(model, low_rank_data, tmp_path, **options, **more)
+    assert "retain_dropout" not in caplog.text
+    make_trainer(make_vit(), low_rank_data, tmp_path, **{**options, "objective": "unsc"})
+    assert "retain_dropout: objective 'unsc' rehearses no retained rows, so it changes nothing." in caplog.text
+
+
+@pytest.mark.parametrize("name", ["bert", "clip", "llama"])
+def test_dropout_is_found_in_modules_and_configurations(name: str) -> None:
+    """Attention of decoders and of CLIP's vision tower has a rate without a module, the latter's in a part of the configuration."""
+    model = build(name)
+    settings = getattr(model.config, "vision_config", model.config)
+    rates = [key for key, value in vars(settings).items() if "drop" in key and isinstance(value, float)]
+    assert rates
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    for key in rates:
+        setattr(settings, key, 0.0)
+    assert not has_dropout(model)
+    setattr(settings, rates[-1], 0.1)
+    assert has_dropout(model)
+
+
+def test_every_mode_is_restored_after_dropout() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 4)).eval()
+    model[2].train()
+    before = [module.training for module in model.modules()]
+    with dropout_mode(model):
+        assert [module.training for module in model.modules()] == [True, False, True, True]
+    assert [module.training for module in model.modules()] == before
+
+    def fails() -> None:
+        with dropout_mode(model):
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fails()
+    assert [module.training for module in model.modules()] == before
+
+
+def test_tokens_are_exchanged_for_others_of_the_batch_and_the_form_of_a_text_stays() -> None:
+    ids = torch.randint(10, 500, (60, 40))
+    lengths = torch.randint(3, 41, (60,))
+    mask = (torch.arange(40) < lengths[:, None]).long()
+    ids[:, 0], ids[torch.arange(60), lengths - 1] = 1, 2
+    ids[mask == 0] = torch.randint(600, 700, (int((mask == 0).sum()),))  # padding whose id is not known to be special
+    special = torch.tensor([1, 2])
+    found = mix({"input_ids": ids, "attention_mask": mask}, 0.3, special)
+    assert torch.equal(found["attention_mask"], mask)
+    fixed = torch.isin(ids, special) | (mask == 0)
+    assert torch.equal(found["input_ids"][fixed], ids[fixed])
+    assert torch.isin(found["input_ids"][~fixed], ids[~fixed]).all()
+    changed = (found["input_ids"] != ids)[~fixed].float()
+    assert abs(float(changed.mean()) - 0.3) < 5 * (0.21 / len(changed)) ** 0.5 + 0.01  # some are drawn for themselves
+    again = mix({"input_ids": ids, "attention_mask": mask}, 0.3, special)
+    assert not torch.equal(found["input_ids"], again["input_ids"])
+    only = {"input_ids": torch.tensor([[1, 2], [1, 2]])}
+    assert torch.equal(mix(only, 0.9, special)["input_ids"], only["input_ids"])
+
+
+def test_pixels_are_blended_with_those_of_one_other_row() -> None:
+    pixels, more, flags = torch.randn(7, 3, 4, 4), torch.randn(7, 5), torch.ones(7, 2, dtype=torch.long)
+    found = mix({"pixel_values": pixels, "more": more, "flags": flags}, 0.25, torch.tensor([]))
+    other = (found["pixel_values"] - 0.75 * pixels) / 0.25
+    partner = torch.cdist(other.flatten(1), pixels.flatten(1)).argmin(1)
+    assert sorted(partner.tolist()) == list(range(7))
+    torch.testing.assert_close(found["pixel_values"], 0.75 * pixels + 0.25 * pixels[partner])
+    torch.testing.assert_close(found["more"], 0.75 * more + 0.25 * more[partner])
+    assert torch.equal(found["flags"], flags)
+
+
+def test_special_tokens_are_the_tokenizers_or_the_models() -> None:
+    model, tokenizer = build_bert(texts(30), ["text"], "nano", 200, 16, NAMES)
+    expected = {tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id}
+    assert expected <= set(special_tokens(tokenizer, model.config).tolist())
+    model.config.pad_token_id, model.config.eos_token_id = 3, [7, 9]
+    assert {3, 7, 9} <= set(special_tokens(None, model.config).tolist())
+
+
+def test_the_forgotten_classes_have_no_part_in_what_is_distilled() -> None:
+    rows, kept = torch.randn(6, 5), torch.randn(8, 5)
+    gone = torch.tensor([1, 4])
+    student = kept.clone()
+    student[:, gone] = -1e4
+    student.requires_grad_()
+
+    def loss(teacher: torch.Tensor, weight: float = 2.5) -> torch.Tensor:
+        terms = Terms(
+            rows, torch.randint(5, (6,)), torch.zeros(6, dtype=torch.long), torch.arange(6), torch.zeros(6),
+            retain_logits=student, retain_teacher=teacher, retain_weight=weight, forgotten=gone,
+        )  # fmt: skip
+        return OBJECTIVES["unsc_distill"].loss(terms)
+
+    forgetting = float(nn.functional.cross_entropy(rows, torch.zeros(6, dtype=torch.long)))
+    loud = kept.clone()
+    loud[:, gone] += 30 * torch.rand(8, 2)
+    for teacher in (kept, loud):
+        value = loss(teacher)
+        assert float(value) == pytest.approx(forgetting, rel=1e-5)
+        (gradient,) = torch.autograd.grad(value, student)
+        assert float(gradient.abs().max()) < 1e-6
+    apart = kept + torch.randn(8, 5)
+    expected = nn.functional.kl_div(
+        student[:, [0, 2, 3]].log_softmax(-1),
+        apart[:, [0, 2, 3]].log_softmax(-1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    assert float(loss(apart)) == pytest.approx(forgetting + 2.5 * float(expected), rel=1e-5)
+
+
+def test_model_and_original_read_the_same_mixed_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = texts(60)
+    model, tokenizer = build_bert(train, ["text"], "nano", 200, 16, NAMES)
+    data = split_dataset(train, forget_classes=[0])
+    trainer = make_trainer(
+        model, data, tmp_path, objective="unsc_distill", max_steps=2, check_steps=100, energy=0.9, per_device_train_batch_size=8,
+        trainer_kwargs={"processing_class": tokenizer},
+    )  # fmt: skip
+    trainer.prepare_unlearning()
+    texts_read = {tuple(row["input_ids"]) for row in trainer._prepared(train)}
+    seen: list[tuple[bool, list[tuple[int, ...]], torch.Tensor]] = []
+    logits = type(trainer.task).logits
+
+    def read(task: Any, network: nn.Module, inputs: Any) -> torch.Tensor:
+        found: torch.Tensor = logits(task, network, inputs)
+        if torch.is_grad_enabled() or network is trainer._teacher:
+            ids = [
+                tuple(row[mask.bool()].tolist())
+                for row, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+            ]
+            seen.append((network is trainer._teacher, ids, found.detach()))
+        return found
+
+    monkeypatch.setattr(type(trainer.task), "logits", read)
+    gone: list[list[int]] = []
+    distill = OBJECTIVES["unsc_distill"]
+    spy = replace(distill, loss=lambda terms: gone.append(terms.forgotten.tolist()) or distill.loss(terms))
+    monkeypatch.setitem(OBJECTIVES, "unsc_distill", spy)
+    trainer.train()
+    assert gone == [[0], [0]]
+    assert [by_teacher for by_teacher, _, _ in seen] == [
+        False,
+        False,
+        True,
+    ] * 2  # forget rows; retained ones, and again
+    forgotten, mixed, taught = seen[:3]
+    assert set(forgotten[1]) <= texts_read
+    assert mixed[1] == taught[1]
+    assert np.mean([row in texts_read for row in mixed[1]]) < 0.5
+    form = [tokenizer.cls_token_id, tokenizer.sep_token_id]
+    assert all([row[0], row[-1]] == form and not set(form) & set(row[1:-1]) for row in mixed[1])
+    torch.testing.assert_close(mixed[2], taught[2], atol=1e-5, rtol=1e-4)  # before the first step
+
+
+@pytest.mark.parametrize("mixing", [0.0, 0.5])
+def test_distillation_keeps_the_promise(mixing: float, exact_data: Data, tmp_path: Path) -> None:
+    options = {"objective": "unsc_distill", "retain_mixing": mixing, "learning_rate": 2e-4}
+    assert_promise(drift(make_vit(labels=10), exact_data, tmp_path, **options))
+
+
+def test_mixing_that_changes_nothing_is_named(
+    low_rank_data: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for objective in ("unsc_distill", "unsc_retain"):
+        make_trainer(make_vit(), low_rank_data, tmp_path, objective=objective)
+    make_trainer(make_vit(), low_rank_data, tmp_path, objective="unsc_distill", retain_mixing=0.5)
+    assert "retain_mixing" not in caplog.text
+    make_trainer(make_vit(), low_rank_data, tmp_path, objective="unsc_retain", retain_mixing=0.5)
+    assert (
+        "retain_mixing: objective 'unsc_retain' mixes no rows, so it changes nothing; unsc_distill does." in caplog.text
+    )
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, 30])
+def test_a_share_that_is_none_is_refused(share: float, low_rank_data: Data, tmp_path: Path) -> None:
+    with pytest.raises(UNSCError, match=r"^retain_mixing: .* is outside \[0, 1\); it is a share, not percent"):
+        make_trainer(make_vit(), low_rank_data, tmp_path, retain_mixing=share)

@@ -1,0 +1,136 @@
+"""Requests one after another: statistics by subtraction, no growing drift, a log, and refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset, concatenate_datasets
+from helpers.models import make_vit
+from helpers.rows import tensor_dataset
+from helpers.training import logits
+from peft import LoraConfig
+
+from unsc_hf import ActivationStatistics, UNSCConfig, UNSCError, serve_request, split_dataset
+from unsc_hf.trainer.sequence import remaining_leak, request_digest
+from unsc_hf.utils.fingerprint import row_digests, weight_hash
+
+NAMES = list("abcdefghij")
+
+
+def options(folder: Path, **changes: Any) -> UNSCConfig:
+    settings: dict[str, Any] = {
+        "energy": 1.0, "max_steps": 3, "learning_rate": 2e-4, "check_steps": 10, "max_leak": None, "use_cpu": True,
+        "max_rows_per_class": None, "max_samples_per_class": None, "target_forget_accuracy": 0.0, "disable_tqdm": True,
+    }  # fmt: skip
+    return UNSCConfig(output_dir=str(folder / "out"), **{**settings, **changes})
+
+
+def rows_of_images(count: int, copies: int = 3) -> list[Dataset]:
+    """One small data set for each of `count` images; classes repeat."""
+    images = torch.randn(count, 3, 8, 8)
+    return [tensor_dataset(image.repeat(copies, 1, 1, 1), [i % 3] * copies, NAMES) for i, image in enumerate(images)]
+
+
+def test_ten_requests_leave_retained_rows_where_they_were(tmp_path: Path) -> None:
+    """Rows, not classes: every request shares its class with rows that stay."""
+    model = make_vit(labels=10, hidden=96)
+    parts = rows_of_images(13, copies=4)
+    kept = concatenate_datasets(parts[10:])
+    before = logits(model, kept)
+    drifts = []
+    for i in range(10):
+        retain = concatenate_datasets(parts[i + 1 :])
+        moved = logits(model, parts[i])
+        serve_request(model, tmp_path / "statistics", options(tmp_path), parts[i], retain)
+        assert float((logits(model, parts[i]) - moved).norm() / moved.norm()) > 1e-3
+        drifts.append(float((logits(model, kept) - before).double().norm() / before.double().norm()))
+    assert drifts[0] <= 1e-6
+    assert drifts[-1] <= 3e-6  # ten roundings
+
+    # What is stored equals what would be collected now, and holds none of the forgotten rows.
+    stored = ActivationStatistics.from_pretrained(tmp_path / "statistics", model)
+    fresh = ActivationStatistics.collect(model, kept, progress=False)
+    for group, by_key in fresh.moments.items():
+        for key, moment in by_key.items():
+            assert stored.moments[group][key].rows == moment.rows
+            error = (stored.moments[group][key].matrix - moment.matrix).norm() / moment.matrix.norm()
+            assert float(error) < 1e-5
+    assert len(stored.requests) == 10
+    assert stored.fingerprint.still_held(concatenate_datasets(parts[:10])) == 0
+    assert stored.fingerprint.still_held(kept) == 3
+    for i, entry in enumerate(stored.requests):
+        assert entry["rows"] == 4
+        assert entry["digest"] == request_digest(row_digests(parts[i]), entry["salt"])
+        assert entry["leak"] < 1e-5
+
+
+def test_classes_are_dropped_even_with_budgets(tmp_path: Path) -> None:
+    model = make_vit(labels=10, hidden=96)
+    data = concatenate_datasets(rows_of_images(6, copies=6))
+    args = options(tmp_path, max_rows_per_class=20)
+    forget, retain = split_dataset(data, forget_classes=["a"])
+    trainer = serve_request(model, tmp_path / "statistics", args, forget, retain)
+    stored = ActivationStatistics.from_pretrained(tmp_path / "statistics", model)
+    assert sorted(stored.moments) == ["1", "2"]
+    with pytest.raises(UNSCError, match="train lets go of them"):
+        _ = trainer.retained_statistics
+    forget, retain = split_dataset(retain, forget_classes=["b"])
+    serve_request(model, tmp_path / "statistics", args, forget, retain)
+    assert sorted(ActivationStatistics.from_pretrained(tmp_path / "statistics", model).moments) == ["2"]
+
+
+def test_stale_foreign_and_repeated_requests_are_refused(tmp_path: Path) -> None:
+    model = make_vit(labels=10, hidden=96)
+    parts = rows_of_images(8)
+    args, folder = options(tmp_path), tmp_path / "statistics"
+    serve_request(model, folder, args, parts[0], concatenate_datasets(parts[1:]))
+    after = weight_hash(model)
+    stored = (folder / "statistics.json").read_text()
+
+    with pytest.raises(UNSCError, match="row 0 was forgotten by an earlier request"):
+        serve_request(model, folder, args, parts[0], concatenate_datasets(parts[1:]))
+    with pytest.raises(UNSCError, match="collected from weights"):
+        serve_request(make_vit(labels=10, hidden=96), folder, args, parts[1], concatenate_datasets(parts[2:]))
+    stranger = rows_of_images(1, copies=9)[0]
+    with pytest.raises(UNSCError, match="more rows to take out than these statistics hold"):
+        serve_request(model, folder, args, stranger, concatenate_datasets(parts[2:]))
+    with pytest.raises(UNSCError, match="requests in sequence change the weights"):
+        serve_request(model, folder, args, parts[1], parts[2], peft_config=LoraConfig(r=2))
+    assert weight_hash(model) == after
+    assert (folder / "statistics.json").read_text() == stored
+
+
+def test_single_rows_need_statistics_without_budgets(tmp_path: Path) -> None:
+    model = make_vit(labels=10, hidden=96)
+    parts = rows_of_images(8)
+    args = options(tmp_path, max_rows_per_class=10)
+    with pytest.raises(UNSCError, match="were collected with a budget"):
+        serve_request(model, tmp_path / "statistics", args, parts[0], concatenate_datasets(parts[1:]))
+
+
+def test_trainer_refuses_statistics_that_still_hold_the_rows(tmp_path: Path) -> None:
+    from unsc_hf import UNSCTrainer
+
+    model = make_vit(labels=10, hidden=96)
+    parts = rows_of_images(8)
+    everything = ActivationStatistics.collect(model, concatenate_datasets(parts), progress=False)
+    trainer = UNSCTrainer(model, options(tmp_path), parts[0], concatenate_datasets(parts[1:]), statistics=everything)
+    with pytest.raises(UNSCError, match="still hold 1 of the 3 rows"):
+        trainer.train()
+
+
+def test_the_budget_is_of_all_requests_together(tmp_path: Path) -> None:
+    model = make_vit(labels=10, hidden=96)
+    parts = rows_of_images(8)
+    statistics = ActivationStatistics.collect(model, concatenate_datasets(parts), progress=False)
+    statistics.requests = [{"leak": 0.02}, {"leak": 0.01}]
+    assert remaining_leak(statistics, 0.05) == pytest.approx(0.02)
+    assert remaining_leak(statistics, None) is None
+    with pytest.raises(UNSCError, match=r"2 requests have spent 0\.03 of the budget 0\.03"):
+        remaining_leak(statistics, 0.03)
+    statistics.save_pretrained(tmp_path / "s")
+    assert json.loads((tmp_path / "s" / "statistics.json").read_text())["requests"][1]["leak"] == 0.01

@@ -1,0 +1,446 @@
+"""The trainer keeps its promise through the real Trainer, optimisers and accelerate, and refuses what would break it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from helpers.models import learned, make_vit
+from helpers.rows import tensor_dataset, with_odd_labels
+from helpers.training import EXACT, Data, Stop, assert_promise, drift, logits, make_trainer
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+    TrainerCallback,
+)
+
+from unsc_hf import UNSCConfig, UNSCError, UNSCTrainer, split_dataset
+from unsc_hf.comparison.references.images import load_image_dataset
+from unsc_hf.models.hooks import capture_inputs
+from unsc_hf.models.layers import find_layers
+from unsc_hf.nullspace.projection import NullSpaceProjection
+from unsc_hf.trainer.callbacks import Check
+from unsc_hf.utils.fingerprint import weight_hash
+
+
+class KeepGoing(TrainerCallback):
+    """Undoes an early stop, so that every optimiser takes all its steps."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step < state.max_steps:
+            control.should_training_stop = False
+
+
+@pytest.mark.parametrize("case", EXACT)
+def test_retained_outputs_do_not_move(case: str, exact_data: Data, tmp_path: Path) -> None:
+    assert_promise(drift(make_vit(labels=10), exact_data, tmp_path, **{"learning_rate": 2e-4, **EXACT[case]}))
+
+
+def test_without_displacement_projection_adamw_breaks_the_promise(
+    exact_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NullSpaceProjection, "project_displacements", lambda *args, **kwargs: None)
+    measured = drift(make_vit(labels=10), exact_data, tmp_path, learning_rate=2e-4, **EXACT["adamw with decay"])
+    assert measured.retain > 1e-3
+
+
+def test_bf16_autocast_keeps_the_promise_in_float32(exact_data: Data, tmp_path: Path) -> None:
+    assert_promise(drift(make_vit(labels=10), exact_data, tmp_path, bf16=True, learning_rate=2e-4))
+
+
+def test_resnet_with_batch_norm_and_strided_convolutions(tmp_path: Path) -> None:
+    config = ResNetConfig(
+        num_channels=3, embedding_size=64, hidden_sizes=[64, 96], depths=[1, 1], layer_type="basic", num_labels=10
+    )
+    model = ResNetForImageClassification(config)
+    images = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():  # running statistics of a trained network, not zeros and ones
+        model.train()
+        for _ in range(5):
+            model(torch.randn(16, 3, 8, 8))
+        model.eval()
+    retain = tensor_dataset(images.repeat(8, 1, 1, 1), [0, 1] * 8, list("abcdefghij"))
+    forget = tensor_dataset(torch.randn(24, 3, 8, 8), [2] * 24, list("abcdefghij"))
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    assert_promise(drift(model, (forget, retain), tmp_path, double=True, learning_rate=3e-4))
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
+
+
+def test_only_protected_weights_move(low_rank_data: Data, tmp_path: Path) -> None:
+    model = make_vit()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    trainer = make_trainer(model, low_rank_data, tmp_path, weight_decay=0.1)
+    trainer.train()
+    assert trainer.plan is not None
+    trained = {layer.weight_name for layer in trainer.plan.selection.layers}
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved == trained
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_accumulation_1x8_and_8x1_agree(low_rank_data: Data, tmp_path: Path) -> None:
+    model = make_vit()
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    results = []
+    for batch, steps in ((8, 1), (1, 8)):
+        model.load_state_dict(start)
+        trainer = make_trainer(
+            model,
+            low_rank_data,
+            tmp_path,
+            optim="sgd",
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=steps,
+            max_steps=3,
+        )
+        trainer.train()
+        results.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+    for name in start:
+        torch.testing.assert_close(results[0][name], results[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_dropout_is_off_while_unlearning_with_and_without_checkpointing(low_rank_data: Data, tmp_path: Path) -> None:
+    results = []
+    plain = make_vit()
+    state = plain.state_dict()
+    for rate, checkpointing in ((0.0, False), (0.5, False), (0.5, True)):
+        model = make_vit(hidden_dropout_prob=rate, attention_probs_dropout_prob=rate)
+        model.load_state_dict(state)
+        make_trainer(model, low_rank_data, tmp_path, optim="sgd", activation_checkpointing=checkpointing).train()
+        results.append(model.vit.layers[0].mlp.fc1.weight.detach().clone())
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(results[0], results[2], rtol=1e-5, atol=1e-7)
+
+
+def test_forgets_keeps_and_reports(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:
+    train, test = separable_data(40), separable_data(15)
+    model = learned(train)
+    test_split = split_dataset(test, forget_classes=["frog"])
+    trainer = make_trainer(
+        model,
+        split_dataset(train, forget_classes=["frog"]),
+        tmp_path / "out",
+        eval_dataset={"forget": test_split.forget, "retain": test_split.retain},
+        energy=0.99,
+        max_steps=200,
+        learning_rate=1e-3,
+    )
+    before = trainer.evaluate()
+    assert before["eval_forget_accuracy"] > 0.9
+    trainer.train()
+    after = trainer.evaluate()
+    assert trainer.stop_reason == "target"
+    assert after["eval_forget_accuracy"] <= 0.1
+    assert after["eval_retain_accuracy"] >= 0.9
+    history = [entry for entry in trainer.state.log_history if "leak" in entry]
+    assert history[0]["leak"] == 0
+    assert history[-1]["forget_accuracy"] == 0
+    assert {"forget_accuracy", "forget_loss", "retain_accuracy", "leak", "step"} <= set(history[-1])
+    certificate = trainer.certify()
+    assert certificate.held_out
+    assert 0 < certificate.leak < 0.2
+    assert certificate.drift.agreement > 0.8
+    assert set(certificate.leak_per_layer) == {layer.name for layer in trainer.plan.selection.layers}
+
+    trainer.save_model()
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+    assert torch.equal(logits(loaded, test), logits(trainer.model, test))
+    assert not list((tmp_path / "out").rglob("*.bin"))
+
+
+def test_leak_budget_keeps_the_last_state_within(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:
+    train = separable_data(30)
+    model = learned(train)
+    trainer = make_trainer(
+        model,
+        split_dataset(train, forget_classes=[2]),
+        tmp_path,
+        energy=0.5,
+        max_leak=0.02,
+        learning_rate=3e-4,
+        check_steps=1,
+        max_steps=100,
+    )
+    trainer.train()
+    assert trainer.stop_reason == "leak_budget"
+    leaks = [entry["leak"] for entry in trainer.state.log_history if "leak" in entry]
+    assert leaks[-1] > 0.02
+    assert trainer.certify().leak == pytest.approx(leaks[-2])
+    assert trainer.certify().leak <= 0.02
+
+
+class Killed(TrainerCallback):
+    """Stops the process, as far as the trainer can tell."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("stubborn", "reason", "steps"), [(0.02, "plateau", 30), (0.2, "max_steps", 60)])
+def test_a_few_stubborn_rows_end_a_run_and_many_do_not(
+    stubborn: float, reason: str, steps: int, low_rank_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(trainer: UNSCTrainer) -> Check:
+        return Check(stubborn if trainer.state.global_step >= 10 else 0.5, 1.0, 1.0, 0.0)
+
+    monkeypatch.setattr(UNSCTrainer, "_check", check)
+    options = {"max_steps": 60, "check_steps": 5, "save_strategy": "steps", "save_steps": 20}
+    model = make_vit()
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(copy.deepcopy(model), low_rank_data, tmp_path, callbacks=[Killed(23)], **options).train()
+    trainer = make_trainer(model, low_rank_data, tmp_path, **options)
+    trainer.train(resume_from_checkpoint=True)
+    assert (trainer.stop_reason, trainer.state.global_step) == (reason, steps)
+
+
+def test_a_run_goes_on_while_more_rows_are_known_than_unseen_ones(
+    low_rank_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(trainer: UNSCTrainer) -> Check:
+        return Check(0.9, 0.5, 1.0, 0.0, exposure=0.5, gap=0.1 if trainer.state.global_step < 10 else 0.0)
+
+    monkeypatch.setattr(UNSCTrainer, "_check", check)
+    trainer = make_trainer(
+        make_vit(), low_rank_data, tmp_path, max_steps=30, check_steps=5, target_forget_accuracy=0.52
+    )
+    trainer.train()
+    assert (trainer.stop_reason, trainer.state.global_step) == ("target", 10)
+
+
+def test_a_loss_of_retained_accuracy_is_said(
+    low_rank_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(
+        UNSCTrainer, "_check", lambda trainer: Check(0.5, 1.0, 0.9 - 0.01 * trainer.state.global_step, 0.0)
+    )
+    make_trainer(make_vit(), low_rank_data, tmp_path / "less", max_steps=1).train()
+    assert "held-out retained" not in caplog.text
+    make_trainer(make_vit(), low_rank_data, tmp_path / "more", max_steps=3).train()
+    assert "held-out retained rows fell from 0.9 to 0.87" in caplog.text
+
+
+def test_certificate_fails_loudly_above_the_limit(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:
+    train = separable_data(30)
+    trainer = make_trainer(
+        learned(train), split_dataset(train, forget_classes=[2]), tmp_path, energy=0.5, learning_rate=1e-2
+    )
+    with pytest.raises(UNSCError, match="call train first"):
+        trainer.certify()
+    trainer.train()
+    trainer.args.max_leak = 1e-6
+    with pytest.raises(UNSCError, match="max_leak"):
+        trainer.certify()
+
+
+class Gradients(TrainerCallback):
+    """Keeps what clipping, logging and the optimiser see."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, torch.Tensor] = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.seen = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_gradients_are_projected_before_clipping_sees_them(low_rank_data: Data, tmp_path: Path) -> None:
+    model, gradients = make_vit(), Gradients()
+    trainer = make_trainer(model, low_rank_data, tmp_path, callbacks=[gradients], max_steps=1, max_grad_norm=0.0)
+    trainer.train()
+    for layer in trainer.plan.selection.layers:
+        here = trainer.plan.subspace[layer.name]
+        gradient = layer.as_matrix(gradients.seen[layer.weight_name]).double()[0]
+        kept = gradient @ here.basis[0, :, : here.ranks[0]]
+        assert gradient.norm() > 0
+        assert kept.norm() <= 1e-5 * gradient.norm()
+
+
+def test_leak_is_what_the_layers_outputs_do_on_held_out_rows(
+    separable_data: Callable[[int], Dataset], tmp_path: Path
+) -> None:
+    train = separable_data(30)
+    model = learned(train)
+    original = copy.deepcopy(model)
+    trainer = make_trainer(model, split_dataset(train, forget_classes=[2]), tmp_path, energy=0.9, learning_rate=1e-3)
+    trainer.train()
+    rows: dict[str, torch.Tensor] = {}
+    layers = find_layers(original).layers
+    with torch.no_grad(), capture_inputs(layers, lambda layer, x: rows.update({layer.name: layer.rows(x)[0]})):
+        original(pixel_values=trainer._retain_held_out[:]["pixel_values"])
+    weights, leak = dict(model.named_parameters()), trainer.certify().leak_per_layer
+    for layer in layers:
+        if layer.name in leak:
+            before = layer.as_matrix(layer.weight.detach())[0]
+            change = layer.as_matrix(weights[layer.weight_name].detach())[0] - before
+            measured = (rows[layer.name] @ change.T).norm() / (rows[layer.name] @ before.T).norm()
+            assert leak[layer.name] == pytest.approx(float(measured), rel=1e-3)
+
+
+class Tamper(TrainerCallback):
+    """Moves a weight that must not move."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        model.vit.layernorm.bias.data += 1e-3
+
+
+def test_guards_against_damage_and_silent_no_ops(low_rank_data: Data, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="a frozen weight or buffer, has changed"):
+        make_trainer(make_vit(), low_rank_data, tmp_path, callbacks=[Tamper()]).train()
+    with pytest.raises(UNSCError, match="learning_rate: 0.0 moved no weight"):
+        make_trainer(make_vit(), low_rank_data, tmp_path, learning_rate=0.0).train()
+    trainer = make_trainer(make_vit(), low_rank_data, tmp_path)
+    with pytest.raises(RuntimeError, match="no pseudo-labels"):
+        trainer.training_step(trainer.model, {"pixel_values": torch.randn(2, 3, 8, 8), "labels": torch.tensor([0, 1])})
+
+
+def test_everything_above_the_budget_is_an_error(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:
+    train = separable_data(30)
+    data = split_dataset(train, forget_classes=[2])
+    trainer = make_trainer(learned(train), data, tmp_path, energy=0.5, max_leak=1e-6, check_steps=1)
+    with pytest.raises(UNSCError, match="within the leak budget"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize("step", [2, 5])
+def test_resumed_run_ends_at_the_same_weights(
+    step: int, rows: bool, separable_data: Callable[[int], Dataset], tmp_path: Path
+) -> None:
+    train = separable_data(30)
+    model = learned(train)
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    data = split_dataset(train, indices=range(0, 92, 4)) if rows else split_dataset(train, forget_classes=[2])
+    options: dict[str, Any] = {
+        "energy": 0.9,
+        "max_steps": 7,
+        "learning_rate": 1e-4,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "max_leak": 0.5,
+        "per_device_train_batch_size": 5,
+    }
+    if not rows:  # and so is what rehearsed rows were mixed with
+        options["objective"] = "unsc_distill"
+    else:  # targets that follow the model, rehearsed rows, and what is dropped of them, are found again
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.3
+        unseen = with_odd_labels(separable_data(30), 60)
+        options |= {
+            "objective": "unsc_retain",
+            "retain_dropout": True,
+            "target_forget_accuracy": None,
+            "trainer_kwargs": {"unseen_dataset": unseen},
+        }
+
+    def run(folder: str, resume: bool = False, **more: Any) -> UNSCTrainer:
+        trainer = make_trainer(model, data, tmp_path / folder, **options, **more)
+        if rows:
+            trainer.prepare_unlearning().target = -1.0  # never reached, so that all steps are taken
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    whole = run("whole")
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert whole.state.global_step == 7
+
+    model.load_state_dict(start)
+    run("parts", callbacks=[Stop(step)])
+    model.load_state_dict(start)
+    rest = run("parts", resume=True)
+    assert rest.state.global_step == 7
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+    other = make_vit(hidden_dropout_prob=0.3)
+    with pytest.raises(UNSCError, match="began with model"):
+        make_trainer(other, data, tmp_path / "parts", **options).train(resume_from_checkpoint=True)
+    model.load_state_dict(start)
+    fewer = (data.forget.select(range(20)), data.retain)
+    for changed in ({"retain_weight": 3.0}, {"retain_mixing": 0.4}):
+        with pytest.raises(UNSCError, match="began with objective"):
+            make_trainer(model, data, tmp_path / "parts", **options, **changed).train(resume_from_checkpoint=True)
+    with pytest.raises(UNSCError, match="began with forget_dataset"):
+        make_trainer(model, fewer, tmp_path / "parts", **options).train(resume_from_checkpoint=True)
+
+
+def test_controls_do_not_protect(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:
+    train = separable_data(20)
+    model = learned(train)
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    data = split_dataset(train, forget_classes=[2])
+    ranks, leaks = {}, {}
+    for null_space in ("retained", "random", "none"):
+        model.load_state_dict(start)
+        trainer = make_trainer(
+            model, data, tmp_path, null_space=null_space, energy=0.95, callbacks=[KeepGoing()], check_steps=100
+        )
+        trainer.train()
+        ranks[null_space] = [row.rank for row in trainer.plan.subspace.report()]
+        leaks[null_space] = trainer.held_out_leak().total
+    assert ranks["retained"] == ranks["random"]
+    assert leaks["retained"] < 0.5 * min(leaks["random"], leaks["none"])
+
+
+def test_shirt_is_forgotten_on_fashion_mnist(shared_folder: Path, tmp_path: Path) -> None:
+    data = load_image_dataset(str(shared_folder / "data" / "fashion_mnist"), cache_dir=str(tmp_path / "cache"))
+    train, test_rows = data["train"].select(range(0, 60_000, 10)), data["test"].select(range(0, 10_000, 4))
+    forget, retain = split_dataset(train, forget_classes=["Shirt"])
+    test = split_dataset(test_rows, forget_classes=["Shirt"])
+    folder = shared_folder / "models" / "fashion_mnist_vit" / "original-seed0"
+    trainer = UNSCTrainer(
+        model=str(folder),
+        args=UNSCConfig(output_dir=str(tmp_path / "out"), disable_tqdm=True, use_cpu=True),
+        forget_dataset=forget,
+        retain_dataset=retain,
+        eval_dataset={"forget": test.forget, "retain": test.retain},
+        processing_class=AutoImageProcessor.from_pretrained(folder),
+    )
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    assert trainer.stop_reason == "target"
+    assert after["eval_forget_accuracy"] <= 0.01 < before["eval_forget_accuracy"]
+    assert after["eval_retain_accuracy"] >= before["eval_retain_accuracy"]
+    assert trainer.certify().leak <= 0.05
+
+
+def test_card_without_a_comparison(low_rank_data: Data, tmp_path: Path) -> None:
+    trainer = make_trainer(make_vit(), low_rank_data, tmp_path / "out")
+    trainer.train()
+    trainer.create_model_card(model_name="tiny")
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "Certificate" in text
+    assert str(tmp_path) not in text
+
+
+def test_weight_hash_notices_one_bit() -> None:
+    model = make_vit()
+    before = weight_hash(model)
+    with torch.no_grad():
+        model.classifier.bias[0] += 1e-6
+    assert weight_hash(model) != before
+    assert json.dumps(before)
+
+
+def test_learning_rate_doubles_until_the_end(low_rank_data: Data, tmp_path: Path) -> None:
+    trainer = make_trainer(make_vit(), low_rank_data, tmp_path, max_steps=8, lr_doubling_steps=4, check_steps=100)
+    trainer.add_callback(KeepGoing())
+    trainer.train()
+    rates = trainer.lr_scheduler.get_last_lr()
+    assert rates[0] == pytest.approx(4 * trainer.args.learning_rate)
+    constant = make_trainer(make_vit(), low_rank_data, tmp_path, max_steps=4, lr_doubling_steps=None, check_steps=100)
+    constant.train()
+    assert constant.lr_scheduler.get_last_lr()[0] == constant.args.learning_rate

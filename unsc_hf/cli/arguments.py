@@ -1,0 +1,93 @@
+"""Command-line arguments of the recipes: dataclasses, a YAML file of defaults, and one-line errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from ..errors import UNSCError, closest, full_disk_in_one_line
+
+
+def parse_arguments(
+    types: Sequence[Any],
+    arguments: Sequence[str] | None = None,
+    description: str = "",
+    defaults: Mapping[str, Any] | None = None,
+) -> tuple[Any, ...]:
+    """One instance of each dataclass in `types`, from the command line and, below it, from `--config file.yaml` and `defaults`.
+
+    Raises:
+        UNSCError: unreadable file, or a key that is no option (the closest are listed).
+        SystemExit: argparse's own, for unknown options and `--help`.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = HfArgumentParser(list(types), description=description, allow_abbrev=False)
+    parser.add_argument("--config", help="YAML file with any of these options; the command line wins over it.")
+    parser.set_defaults(**(defaults or {}))
+    file = _config_file(arguments)
+    if file is not None:
+        options = _read_yaml(file)
+        known = {f.name for cls in types for f in dataclasses.fields(cls) if f.init}
+        for key in options:
+            if key not in known:
+                raise UNSCError(
+                    f"config: {file.name} sets {key!r}, which is no option; closest: {closest(str(key), known)}."
+                )
+        for action in parser._actions:
+            if action.dest not in options:
+                continue
+            action.required = False
+            value = options[action.dest]
+            if action.nargs in ("+", "*") and value is not None:  # one name is a list of one
+                items = value if isinstance(value, list) else [value]
+                options[action.dest] = [action.type(item) if callable(action.type) else item for item in items]
+        parser.set_defaults(**options)
+    namespace = vars(parser.parse_args(arguments))
+    return tuple(cls(**{f.name: namespace[f.name] for f in dataclasses.fields(cls) if f.init}) for cls in types)
+
+
+def _config_file(arguments: Sequence[str]) -> Path | None:
+    for i, argument in enumerate(arguments):
+        if argument == "--config" and i + 1 < len(arguments):
+            return Path(arguments[i + 1])
+        if argument.startswith("--config="):
+            return Path(argument.partition("=")[2])
+    return None
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        options = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UNSCError(f"config: cannot read {file}: {str(error).splitlines()[0]}") from error
+    if options is None:
+        return {}
+    if not isinstance(options, dict):
+        raise UNSCError(f"config: {file} holds a {type(options).__name__}, expected `option: value` lines.")
+    return {str(key).lstrip("-").replace("-", "_"): value for key, value in options.items()}
+
+
+def fill_output_dir(config: Any, base: str) -> None:
+    """Where none was given, a folder that holds no finished run: `outputs/base`, `outputs/base-2`, ..."""
+    if config.output_dir != "trainer_output":  # what transformers fills in
+        return
+    folder, number = Path("outputs", base), 2
+    while (folder / "results.json").exists():
+        folder, number = Path("outputs", f"{base}-{number}"), number + 1
+    config.output_dir = str(folder)
+
+
+def run_recipe(main: Callable[[], Any]) -> None:
+    """Run a recipe; what a user can correct is printed as one line on standard error, with exit code 2."""
+    try:
+        with full_disk_in_one_line():
+            main()
+    except UNSCError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None

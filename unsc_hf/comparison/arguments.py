@@ -1,0 +1,293 @@
+"""What to forget, from which model and data: options of every recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from datasets import DatasetDict
+from peft import LoraConfig
+from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, PreTrainedModel
+
+from ..config import UNSCConfig
+from ..data.selection import WHOLE_NUMBER, Request
+from ..errors import UNSCError, first_line
+from ..models.loading import load_as
+from .references.images import ImagePlan, load_image_dataset, load_image_processor
+from .references.quickstart import FORGET_CLASSES, PLAN, digits_dataset
+from .references.texts import TextPlan, load_text_dataset, load_tokenizer
+from .references.training import TrainingPlan
+
+
+@dataclass
+class SharedArguments:
+    """What to forget, from which model and data: options of every recipe."""
+
+    model_name_or_path: str | None = field(default=None, metadata={"help": "The original: a Hub id or folder."})
+    retrained_model_name_or_path: list[str] | None = field(
+        default=None,
+        metadata={"help": "Models trained without the forgotten rows; three or more allow a full verdict."},
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Hub id, local data file or folder, or save_to_disk folder."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Where data sets are cached."})
+    forget_indices: list[str] | None = field(
+        default=None, metadata={"help": "Training rows to forget, by number, or a text file with one number a line."}
+    )
+    forget_column: str | None = field(default=None, metadata={"help": "Column that marks the rows to forget."})
+    forget_values: list[str] | None = field(default=None, metadata={"help": "Its values in the rows to forget."})
+    controls: bool = field(default=True, metadata={"help": "Also run the random projector and the unprojected update."})
+    license: str | None = field(default=None, metadata={"help": "Licence of the unlearned model, as an SPDX id."})
+    use_peft: bool = field(
+        default=False, metadata={"help": "Unlearn in LoRA adapters; the base weights are not touched."}
+    )
+    model_dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "Precision in which the original is loaded; bfloat16 goes with use_peft, under which it never moves.",
+            "choices": ["float32", "bfloat16"],
+        },
+    )
+    lora_r: int = field(default=8, metadata={"help": "Rank of the adapters."})
+    lora_alpha: int = field(default=8, metadata={"help": "Scale of the adapters is alpha / r."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapters (off while unlearning)."})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Modules that get an adapter; every linear layer but the head by default."}
+    )
+    use_rslora: bool = field(default=False, metadata={"help": "Scale by alpha / sqrt(r)."})
+    train_original: bool = field(default=False, metadata={"help": "Train the original model when it is missing."})
+    train_retrained: bool = field(default=False, metadata={"help": "Train a reference without the forgotten rows."})
+    references_dir: str = field(
+        default="references", metadata={"help": "Where trained models are kept for the next run."}
+    )
+    model_size: str | None = field(
+        default=None,
+        metadata={
+            "help": "Model to train from scratch: nano, tiny, small, ... base; else model_name_or_path is fine-tuned."
+        },
+    )
+    train_epochs: float = field(default=10.0, metadata={"help": "Epochs of training an original or retrained model."})
+    train_learning_rate: float = field(default=1e-3, metadata={"help": "Its learning rate."})
+    train_batch_size: int = field(default=128, metadata={"help": "Its batch size."})
+
+    def request(self) -> Request | None:
+        """What is to be forgotten, or None when nothing was named.
+
+        Raises:
+            UNSCError: more than one kind of selection, or row numbers that cannot be read.
+        """
+        rows = (self.forget_column, self.forget_values)
+        if (rows[0] is None) != (rows[1] is None):
+            raise UNSCError("forget_column: goes with forget_values; give both.")
+        names = ("forget_classes", "forget_indices", "forget_column")
+        given = [name for name in names if getattr(self, name, None) is not None]
+        if len(given) > 1:
+            raise UNSCError(f"{given[1]}: given beside {given[0]}; choose one way to name the rows.")
+        classes = getattr(self, "forget_classes", None)
+        if classes:
+            return Request(forget_classes=tuple(read_names(classes)))
+        if self.forget_indices:
+            return Request(indices=read_indices(self.forget_indices), option="forget_indices")
+        if self.forget_column is not None:
+            return Request(column_values={self.forget_column: self.forget_values or []}, option="forget_column")
+        return None
+
+    def base_plan(self, seed: int) -> dict[str, Any]:
+        """Fields that all training plans share."""
+        return {
+            "size": self.model_size,
+            "base_model": None if self.model_size else self.model_name_or_path,
+            "epochs": float(self.train_epochs),
+            "learning_rate": float(self.train_learning_rate),
+            "batch_size": self.train_batch_size,
+            "seed": seed,
+        }
+
+
+@dataclass
+class ClassificationArguments(SharedArguments):
+    """What to forget, from which classifier and data."""
+
+    train_split: str = field(default="train", metadata={"help": "Split with the training rows."})
+    test_split: str | None = field(default=None, metadata={"help": "Split with the test rows; found by itself."})
+    forget_classes: list[str] | None = field(
+        default=None, metadata={"help": "Classes to forget, by name or id, or a .txt file of them."}
+    )
+    statistics_dir: str | None = field(
+        default=None,
+        metadata={"help": "Keep activation statistics here: later requests on the resulting model need no new pass."},
+    )
+
+    # What differs between modalities.
+
+    auto_class: ClassVar[Any] = None
+
+    @property
+    def quickstart(self) -> bool:
+        """Whether the embedded example runs."""
+        return False
+
+    def load(self, config: UNSCConfig) -> DatasetDict:
+        """Splits "train" and "test"."""
+        raise NotImplementedError
+
+    def plan(self, config: UNSCConfig) -> TrainingPlan:
+        """How originals and references are trained."""
+        raise NotImplementedError
+
+    def load_processor(self, name: str) -> Any:
+        """Image processor or tokenizer of a model."""
+        raise NotImplementedError
+
+
+@dataclass
+class ImageArguments(ClassificationArguments):
+    """What to forget, from which image classifier and data. Without `dataset_name` the embedded quickstart runs."""
+
+    patch_size: int = field(default=4, metadata={"help": "Patch side in pixels, for model_size."})
+    train_crop_padding: int = field(default=0, metadata={"help": "Augmentation: random crops after this padding."})
+    train_flip: bool = field(default=False, metadata={"help": "Augmentation: random mirror images."})
+
+    auto_class: ClassVar[Any] = AutoModelForImageClassification
+
+    @property
+    def quickstart(self) -> bool:
+        return self.dataset_name is None
+
+    def request(self) -> Request | None:
+        return super().request() or (Request(forget_classes=tuple(FORGET_CLASSES)) if self.quickstart else None)
+
+    def load(self, config: UNSCConfig) -> DatasetDict:
+        if self.dataset_name is None:
+            return digits_dataset()
+        return load_image_dataset(
+            self.dataset_name,
+            self.dataset_config_name,
+            config.label_column,
+            self.train_split,
+            self.test_split,
+            self.cache_dir,
+        )
+
+    def plan(self, config: UNSCConfig) -> TrainingPlan:
+        if self.quickstart:
+            return replace(PLAN, seed=config.seed)
+        return ImagePlan(
+            **self.base_plan(config.seed),
+            patch_size=self.patch_size,
+            crop_padding=self.train_crop_padding,
+            flip=self.train_flip,
+        )
+
+    def load_processor(self, name: str) -> Any:
+        return load_image_processor(name)
+
+
+@dataclass
+class TextArguments(ClassificationArguments):
+    """What to forget, from which text classifier and data."""
+
+    vocabulary_size: int = field(default=4096, metadata={"help": "Tokens of the tokenizer learned for model_size."})
+    max_length: int = field(default=64, metadata={"help": "Longest text in tokens, for model_size."})
+
+    auto_class: ClassVar[Any] = AutoModelForSequenceClassification
+
+    def load(self, config: UNSCConfig) -> DatasetDict:
+        if self.dataset_name is None:
+            raise UNSCError(
+                "dataset_name: not given; name a Hub id or a local data file or folder with text and labels."
+            )
+        return load_text_dataset(
+            self.dataset_name,
+            self.dataset_config_name,
+            config.label_column,
+            config.text_columns,
+            self.train_split,
+            self.test_split,
+            self.cache_dir,
+        )
+
+    def plan(self, config: UNSCConfig) -> TrainingPlan:
+        return TextPlan(
+            **self.base_plan(config.seed),
+            text_columns=tuple(config.text_columns) if config.text_columns else None,
+            vocabulary_size=self.vocabulary_size,
+            max_length=self.max_length,
+        )
+
+    def load_processor(self, name: str) -> Any:
+        return load_tokenizer(name)
+
+
+def read_names(given: Sequence[str]) -> list[str]:
+    """Class names from the command line: themselves, or a .txt file with one in each line.
+
+    Raises:
+        UNSCError: a file that cannot be read, or that is empty.
+    """
+    words = list(given)
+    if len(words) != 1 or not words[0].endswith(".txt"):
+        return words
+    try:
+        lines = Path(words[0]).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UNSCError(f"forget_classes: cannot read {words[0]} ({first_line(error)}).") from error
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise UNSCError(f"forget_classes: {words[0]} names no class; write one in each line.")
+    return names
+
+
+def read_indices(given: Sequence[str]) -> tuple[int, ...]:
+    """Row numbers from the command line: numbers, or a text file with one a line.
+
+    Raises:
+        UNSCError: something that is neither.
+    """
+    words = list(given)
+    if len(words) == 1 and Path(words[0]).is_file():
+        try:
+            words = Path(words[0]).read_text(encoding="utf-8").split()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UNSCError(f"forget_indices: cannot read {words[0]} ({first_line(error)}).") from error
+    for word in words:
+        if not WHOLE_NUMBER.fullmatch(word):
+            raise UNSCError(f"forget_indices: {word!r} is no row number and no file with row numbers.")
+    return tuple(int(word) for word in words)
+
+
+def check_model_dtype(arguments: SharedArguments) -> None:
+    """Raise UNSCError where weights that are to be trained would be rounded."""
+    if arguments.model_dtype not in ("float32", "bfloat16"):
+        raise UNSCError(f"model_dtype: got {arguments.model_dtype!r}; choose from float32, bfloat16.")
+    if arguments.model_dtype != "float32" and not arguments.use_peft:
+        raise UNSCError(
+            "model_dtype: bfloat16 would round small updates of the weights away; unlearn in adapters (use_peft), or leave it out."
+        )
+
+
+def load_original(arguments: SharedArguments, auto_class: Any, name: str) -> PreTrainedModel:
+    """The original, in the precision that was asked for.
+
+    Raises:
+        UNSCError: when nothing can be loaded from there.
+    """
+    return load_as(auto_class, name, "model_name_or_path", dtype=getattr(torch, arguments.model_dtype))
+
+
+def lora_config(arguments: SharedArguments) -> LoraConfig | None:
+    """The adapters that were asked for."""
+    if not arguments.use_peft:
+        return None
+    return LoraConfig(
+        r=arguments.lora_r,
+        lora_alpha=arguments.lora_alpha,
+        lora_dropout=arguments.lora_dropout,
+        target_modules=arguments.lora_target_modules,
+        use_rslora=arguments.use_rslora,
+    )

@@ -1,0 +1,58 @@
+"""Boundary shrinking (Chen et al., "Boundary Unlearning", CVPR 2023, arXiv 2303.11570, section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ...models.hooks import NOT_INPUTS, evaluation_mode
+from ...models.outputs import Outputs
+from ..workbench import Workbench
+from .registry import LEARNING_RATES, method
+
+BOUND = 0.1  # of the inputs' range, as in the paper
+
+
+@method("boundary shrink", LEARNING_RATES)
+def boundary_shrink(bench: Workbench, **settings: Any) -> PreTrainedModel:
+    """Each forget row gets the class that lies nearest across the boundary: the label of its FGSM example."""
+
+    def nearest(model: nn.Module, batches: Iterator[dict[str, Any]], _outputs: Outputs) -> Tensor:
+        with evaluation_mode(model, gradients=True):
+            logits = torch.cat([_attacked(model, batch) for batch in batches])
+        logits[:, bench.forgotten] = -torch.inf
+        return logits.argmax(1)
+
+    return bench.unlearn(null_space="none", relabel=nearest, **settings)
+
+
+def _attacked(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    """Logits after one step of the fast gradient sign method on what the input embedding gives (any modality). The batch runs in one
+    piece, since the step is one of all its embeddings."""
+    inputs, seen = {name: value for name, value in batch.items() if name not in NOT_INPUTS}, list[Tensor]()
+
+    def watch(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        seen.append(output.detach().requires_grad_())
+        return seen[-1]
+
+    def move(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        return output + BOUND * (seen[0].max() - seen[0].min()).detach() * gradient.sign()
+
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    handle = embedding.register_forward_hook(watch)
+    try:
+        loss = nn.functional.cross_entropy(model(**inputs).logits.float(), batch["labels"], reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, seen[0])
+    finally:
+        handle.remove()
+    handle = embedding.register_forward_hook(move)
+    try:
+        with torch.no_grad():
+            logits: Tensor = model(**inputs).logits
+    finally:
+        handle.remove()
+    return logits.float().cpu()

@@ -1,0 +1,45 @@
+"""What a method of unlearning is: a function from a `Workbench` to an unlearned model, registered under its own name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+Run = Callable[..., PreTrainedModel]
+
+
+LEARNING_RATES = ({"learning_rate": 1e-4}, {"learning_rate": 3e-5}, {"learning_rate": 3e-4})
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to forget.
+
+    Attributes:
+        name: how it is asked for; the function's name.
+        title: how tables call it.
+        run: makes an unlearned model; called with a `Workbench` and one of `settings` as keywords.
+        settings: hyper-parameters to choose from on validation rows. Every method has the same number of tries, three, but
+            those that have nothing to choose.
+    """
+
+    name: str
+    title: str
+    run: Run
+    settings: tuple[Mapping[str, Any], ...] = ({},)
+
+
+METHODS: dict[str, Method] = {}
+
+
+def method(title: str, settings: Sequence[Mapping[str, Any]] = ({},)) -> Callable[[Run], Run]:
+    """Decorator: register a function as a method."""
+
+    def register(run: Run) -> Run:
+        METHODS[run.__name__] = Method(run.__name__, title, run, tuple(settings))
+        return run
+
+    return register

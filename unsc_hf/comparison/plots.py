@@ -1,0 +1,165 @@
+"""Pictures of a comparison of methods: what was kept against what was forgotten, classes, relearning, attack."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ..reporting.plots import BLUE, GREEN, GREY, save, shorten
+from .summary import half_interval, titles, values
+from .tuning import ORIGINAL, RETRAINED
+
+_MANY_CLASSES = 24
+
+
+def _colours(names: Sequence[str]) -> dict[str, Any]:
+    """One colour for each method, the same in all pictures."""
+    palette = colormaps["tab20"]
+    fixed = {"unsc": BLUE, ORIGINAL: GREY, RETRAINED: GREEN}
+    others = [name for name in names if name not in fixed]
+    return {**fixed, **{name: palette((i + 2) % 20) for i, name in enumerate(others)}}
+
+
+def _bare(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def plot_front(found: Mapping[str, Any], path: Path) -> Path:
+    """AccDrt against AccDut with 95 % intervals; the band of the retrained models is shaded (mean ± 2 standard deviations)."""
+    runs, names = found["runs"], titles()
+    colours = _colours(list(runs))
+    figure = Figure(figsize=(8.2, 4.8))
+    axes = figure.subplots()
+    markers = "oDsv^P*X<>"
+    for i, (name, records) in enumerate(runs.items()):
+        x, y = (100 * np.asarray(values(records, column)) for column in ("AccDut", "AccDrt"))
+        if not len(x) or not len(y):
+            continue
+        axes.errorbar(
+            x.mean(), y.mean(), xerr=half_interval(x.tolist()), yerr=half_interval(y.tolist()), label=names.get(name, name), color=colours[name],
+            marker=markers[i % len(markers)], ms=9 if name == "unsc" else 6, elinewidth=0.8, zorder=3 if name == "unsc" else 2, ls="none",
+        )  # fmt: skip
+    band = 100 * np.asarray(values(found["references"], "AccDrt"))
+    if len(band) > 1:
+        low, high = band.mean() - 2 * band.std(ddof=1), band.mean() + 2 * band.std(ddof=1)
+        axes.axhspan(low, high, color=GREEN, alpha=0.18, lw=0, label="retrained, ± 2 sd")
+    axes.axvline(1, color=GREY, ls=":", lw=1)
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set_xlim(-0.3, 110)
+    ticks = [0, 0.5, 1, 2, 5, 10, 20, 50, 100]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    kept = [float(100 * np.mean(values(r, "AccDrt"))) for r in runs.values() if values(r, "AccDrt")] or [0.0, 100.0]
+    axes.set_ylim(max(-2.0, min(kept) - 5), min(102.0, max(kept) + 8))
+    axes.set_xlabel("AccDut: accuracy left on the forgotten classes (%; log beyond the dotted line)")
+    axes.set_ylabel("AccDrt: accuracy on the others (%)")
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
+    _bare(axes)
+    return save(figure, path)
+
+
+def plot_relearning(found: Mapping[str, Any], path: Path) -> Path:
+    """Accuracy on the forgotten classes while they are taught again from ten examples of each class."""
+    from ..evaluation.audits.training import EVERY
+
+    curves = _curves(found, "relearning", "curve")
+    figure = _lines(
+        curves, EVERY, "steps of training on 10 examples of every class", "accuracy on the forgotten classes (%)"
+    )
+    return save(figure, path)
+
+
+def plot_attack(found: Mapping[str, Any], path: Path) -> Path:
+    """ROC of the loss attack on the forgotten training rows."""
+    curves = _curves(found, "membership", "loss_roc")
+    points = max((len(curve) for curve in curves.values()), default=2)
+    figure = _lines(curves, 100 / (points - 1), "unseen rows accused (%)", "forgotten training rows found (%)")
+    figure.axes[0].plot([0, 100], [0, 100], color=GREY, ls=":", lw=1)
+    return save(figure, path)
+
+
+def _curves(found: Mapping[str, Any], audit: str, key: str) -> dict[str, np.ndarray]:
+    records = {**found["runs"], RETRAINED: found["references"]}
+    result = {}
+    for name, of_name in records.items():
+        known = [found for record in of_name if (found := record["audits"].get(audit, {}).get(key)) is not None]
+        if known:
+            result[name] = np.mean(np.asarray(known, dtype=float), axis=0)
+    return result
+
+
+def _lines(curves: Mapping[str, np.ndarray], step: float, x_label: str, y_label: str) -> Figure:
+    colours, names = _colours(list(curves)), titles()
+    figure = Figure(figsize=(8.2, 4.6))
+    axes = figure.subplots()
+    for i, (name, curve) in enumerate(curves.items()):
+        strong = name in ("unsc", ORIGINAL, RETRAINED)
+        style = "-" if strong else ("-", "--", "-.")[i % 3]
+        x = step * np.arange(len(curve))
+        axes.plot(x, 100 * curve, style, color=colours[name], lw=2.6 if strong else 1.1, label=names.get(name, name))
+    axes.set_ylim(-2, 102)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
+    _bare(axes)
+    return figure
+
+
+def plot_changes(found: Mapping[str, Any], path: Path) -> Path:
+    """Change of each retained class's test accuracy against the original, a row for each method; of many classes those that change most."""
+    forgotten, classes, names = set(found["forgotten"]), found["classes"], titles()
+    methods = [name for name in found["runs"] if name != ORIGINAL]
+    records = {name: found["runs"][name] for name in methods}
+    if found["references"]:
+        records[RETRAINED] = found["references"]
+    before = _per_class(found["runs"][ORIGINAL])
+    kept = [c for c in before if c not in forgotten]
+    change = np.array([[100 * (_per_class(of)[c] - before[c]) for c in kept] for of in records.values()])
+    if len(kept) > _MANY_CLASSES:
+        most = np.sort(np.argsort(-np.abs(change).mean(0))[:_MANY_CLASSES])
+        kept, change = [kept[i] for i in most], change[:, most]
+    figure = Figure(figsize=(max(6.5, 0.42 * len(kept) + 3.2), 0.34 * len(records) + 1.6))
+    axes = figure.subplots()
+    image = axes.imshow(change, cmap="RdBu", vmin=-20, vmax=20, aspect="auto")
+    axes.set_yticks(range(len(records)), [names.get(name, name) for name in records], fontsize=8)
+    shown = [shorten(classes[c]) if c < len(classes) else str(c) for c in kept]
+    axes.set_xticks(range(len(kept)), shown, rotation=40, ha="right", fontsize=8)
+    if len(kept) <= 12:
+        for i, row in enumerate(change):
+            for j, number in enumerate(row):
+                colour = "white" if abs(number) > 12 else "black"
+                axes.text(
+                    j,
+                    i,
+                    f"{round(number):+d}" if round(number) else "0",
+                    ha="center",
+                    va="center",
+                    fontsize=7,
+                    color=colour,
+                )
+    figure.colorbar(image, ax=axes, label="points against the original", extend="both")
+    return save(figure, path)
+
+
+def _per_class(records: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    keys = [int(c) for c in records[0]["per_class"]]
+    return {c: float(np.mean([record["per_class"][str(c)] for record in records])) for c in keys}
+
+
+def plot_depth(found: Mapping[str, Any], path: Path) -> Path:
+    """Linear probe of every layer: what can still be read of the forgotten classes."""
+    curves = {}
+    for name, records in {**found["runs"], RETRAINED: found["references"]}.items():
+        layers = sorted(
+            key for key in (records[0]["audits"].get("probe", {}) if records else ()) if key.startswith("layer_")
+        )
+        if layers:
+            curves[name] = np.mean([[record["audits"]["probe"][key] for key in layers] for record in records], axis=0)
+    figure = _lines(curves, 1, "hidden state (0: embeddings)", "linear probe on the forgotten classes (%)")
+    figure.axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    return save(figure, path)

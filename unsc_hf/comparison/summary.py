@@ -1,0 +1,187 @@
+"""A comparison of methods as numbers that may be printed: means with intervals, distance to retraining, verdicts, files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from ..evaluation.audits import AUDITS
+from ..evaluation.signatures import FORGOTTEN, accuracy_signatures
+from ..evaluation.verdict import within_band
+from .methods import METHODS
+from .tuning import ORIGINAL, RETRAINED
+
+_MAIN = {"AccDut": "AccDut", "AccDrt": "AccDrt", "AccDf": "AccDf", "AccDr": "AccDr"}
+
+
+_COST = {"leak": "leak", "seconds": "seconds"}
+
+
+def titles() -> dict[str, str]:
+    """Row titles by method name, in the order of tables."""
+    return {ORIGINAL: "original", **{name: method.title for name, method in METHODS.items()}, RETRAINED: "retrained"}
+
+
+def columns(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
+    """Column titles by path: accuracies, the headline of each audit that was run, costs."""
+    found = next(iter(runs.values()))[0]["audits"]
+    audits = {f"{name}.{AUDITS[name].headline}": AUDITS[name].title for name in found if AUDITS[name].headline}
+    more = {"collateral.change": "worst retained class", "similarity.tow": "ToW"}
+    more = {path: title for path, title in more.items() if path.split(".")[0] in found}
+    return {**_MAIN, **audits, **more, **_COST}
+
+
+def value(record: Mapping[str, Any], path: str) -> float | None:
+    """A number of a record by its path, None where it has none."""
+    name, _, key = path.partition(".")
+    number = record["audits"].get(name, {}).get(key) if key else record.get(name)
+    return None if number is None or not math.isfinite(number) else float(number)
+
+
+def values(records: Sequence[Mapping[str, Any]], path: str) -> list[float]:
+    """All numbers that are known."""
+    return [number for record in records if (number := value(record, path)) is not None]
+
+
+def half_interval(numbers: Sequence[float]) -> float | None:
+    """Half the 95 % confidence interval of the mean (Student's t), None for fewer than two numbers."""
+    if len(numbers) < 2:
+        return None
+    return float(stats.t.ppf(0.975, len(numbers) - 1) * np.std(numbers, ddof=1) / math.sqrt(len(numbers)))
+
+
+def false_alarms(references: Sequence[Mapping[str, Any]], path: str) -> float | None:
+    """Share of retrained models that fall outside the band of the *other* ones; None below four of them."""
+    numbers = values(references, path)
+    if len(numbers) < 4:
+        return None
+    outside = [not within_band(x, [*numbers[:i], *numbers[i + 1 :]]) for i, x in enumerate(numbers)]
+    return float(np.mean(outside))
+
+
+def judge_method(
+    records: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]]
+) -> tuple[str, list[str]]:
+    """ "not forgotten", "suppressed" or "removed", and the audits outside the band of the retrained models.
+
+    "removed" needs three references or more, and every audit with a headline that says anything (one at least) within two standard
+    deviations of them.
+    """
+    forgotten = values(records, "AccDut")
+    if not forgotten or float(np.mean(forgotten)) > FORGOTTEN:
+        return "not forgotten", []
+    if len(references) < 3:
+        return "suppressed", []
+    paths = [
+        f"{name}.{audit.headline}" for name, audit in AUDITS.items() if audit.headline and name in records[0]["audits"]
+    ]
+    outside, heard = [], 0
+    for path in paths:
+        mine, band = values(records, path), values(references, path)
+        if mine and len(band) >= 3:
+            heard += 1
+            if not within_band(float(np.mean(mine)), band):
+                outside.append(AUDITS[path.split(".")[0]].title)
+    return ("suppressed" if outside or not heard else "removed"), outside
+
+
+def against(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], method: str, ours: str = "unsc"
+) -> tuple[float, float] | None:
+    """AccDrt of UNSC minus that of a method, paired by seed: mean and half the 95 % interval; None where it cannot be given."""
+    if ours not in runs or method in (ours, RETRAINED) or method not in runs:
+        return None
+    pairs = [(value(a, "AccDrt"), value(b, "AccDrt")) for a, b in zip(runs[ours], runs[method], strict=True)]
+    gaps = [a - b for a, b in pairs if a is not None and b is not None]
+    half = half_interval(gaps)
+    return None if half is None else (float(np.mean(gaps)), half)
+
+
+def summarise(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Statistics of one forget set: by method the mean, interval and z of each column, verdict, and UNSC's lead."""
+    runs, references = dict(found["runs"]), found["references"]
+    paths = columns(runs)
+    rows: dict[str, Any] = {}
+    for name, records in [*runs.items(), *([(RETRAINED, references)] if references else [])]:
+        cells: dict[str, Any] = {}
+        for path in paths:
+            numbers, band = values(records, path), values(references, path)
+            mean = float(np.mean(numbers)) if numbers else None
+            spread = float(np.std(band, ddof=1)) if len(band) > 1 else 0.0
+            z = (mean - float(np.mean(band))) / spread if mean is not None and band and spread > 0 else None
+            cells[path] = {"mean": mean, "half": half_interval(numbers), "z": z}
+        verdict, outside = judge_method(records, references) if name not in (ORIGINAL, RETRAINED) else ("", [])
+        rows[name] = {"cells": cells, "verdict": verdict, "outside": outside, "lead": against(runs, name)}
+    alarms = {path: false_alarms(references, path) for path in paths}
+    return {"columns": paths, "rows": rows, "false_alarms": alarms, "signatures": signatures(found)}
+
+
+def signatures(found: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Failure signatures by method, each with what to do about it."""
+    before = values(found["runs"][ORIGINAL], "AccDrt")
+    signs = {
+        name: accuracy_signatures(before, values(records, "AccDrt"), values(records, "AccDut"))
+        for name, records in found["runs"].items()
+        if name != ORIGINAL
+    }
+    return {name: found for name, found in signs.items() if found}
+
+
+# ---- as text ------------------------------------------------------------------------------------------------------------
+def cell(path: str, numbers: Mapping[str, Any]) -> str:
+    """Mean ± half interval: percent, but for areas under a curve, ToW and seconds."""
+    if numbers["mean"] is None:
+        return "–"
+    plain = path in ("membership.auc", "similarity.tow", "seconds")
+    digits = {"membership.auc": 3, "similarity.tow": 3, "seconds": 0}.get(path, 1)
+    scale = 1 if plain else 100
+    text = f"{scale * numbers['mean']:.{digits}f}"
+    return text if numbers["half"] is None else f"{text} ± {scale * numbers['half']:.{digits}f}"
+
+
+def table(summary: Mapping[str, Any]) -> list[list[str]]:
+    """Text cells, first the header."""
+    names = titles()
+    rows = [["method", *summary["columns"].values(), "UNSC's lead in AccDrt", "verdict"]]
+    for name, row in summary["rows"].items():
+        lead = "" if row["lead"] is None else f"{100 * row['lead'][0]:+.1f} ± {100 * row['lead'][1]:.1f}"
+        cells = [cell(path, row["cells"][path]) for path in summary["columns"]]
+        rows.append([names.get(name, name), *cells, lead, row["verdict"]])
+    alarms = ["" if alarm is None else f"{100 * alarm:.0f} %" for alarm in summary["false_alarms"].values()]
+    if any(alarms):
+        rows.append(["false alarms on retrained models", *alarms, "", ""])
+    return rows
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows[1:])]) + "\n"
+
+
+def latex(rows: Sequence[Sequence[str]]) -> str:
+    """A LaTeX tabular (booktabs)."""
+
+    def line(row: Sequence[str]) -> str:
+        special = {"%": r"\%", "_": r"\_", "&": r"\&", "±": r"$\pm$", "–": "--", "#": r"\#"}
+        return " & ".join("".join(special.get(c, c) for c in text) for text in row) + r" \\"
+
+    head = [r"\begin{tabular}{l" + "r" * (len(rows[0]) - 1) + "}", r"\toprule", line(rows[0]), r"\midrule"]
+    return "\n".join([*head, *map(line, rows[1:]), r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def numbers(summary: Mapping[str, Any]) -> list[list[Any]]:
+    """Unrounded numbers for other programs: mean, half interval and z of each column."""
+    parts = ("mean", "half", "z")
+    rows: list[list[Any]] = [
+        ["method", *(f"{path}:{part}" for path in summary["columns"] for part in parts), "verdict"]
+    ]
+    for name, row in summary["rows"].items():
+        rows.append(
+            [name, *(row["cells"][path][part] for path in summary["columns"] for part in parts), row["verdict"]]
+        )
+    return rows

@@ -1,0 +1,75 @@
+"""Data sets from the Hub or from local files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+from datasets import DatasetDict
+
+from ..errors import UNSCError, first_line
+
+TEST_SPLITS = ("test", "validation", "valid", "val")
+
+
+def load_splits(
+    name: str,
+    config_name: str | None,
+    train_split: str,
+    test_split: str | None,
+    cache_dir: str | None,
+    folder_format: str | None = None,
+) -> DatasetDict:
+    """Load `train`, `test` and, where there is one besides, `validation` from a Hub id, a parquet, CSV or JSON file or
+    folder, or a `save_to_disk` folder.
+
+    Args:
+        name: where from.
+        config_name: configuration of a Hub data set.
+        train_split, test_split: names of the splits; a test split is found by itself when None.
+        cache_dir: where data sets are cached.
+        folder_format: builder for a folder without data files, such as "imagefolder".
+
+    Raises:
+        UNSCError: nothing loadable there, or no such split (the splits found are listed).
+    """
+    loaded = load_data(name, config_name, cache_dir, folder_format)
+    wanted_test = test_split or next((split for split in TEST_SPLITS if split in loaded), None)
+    for argument, split in (("train_split", train_split), ("test_split", wanted_test)):
+        if split is None or split not in loaded:
+            raise UNSCError(f"{argument}: no split {split!r} in {name!r}; splits found: {', '.join(sorted(loaded))}.")
+    spare = next((s for s in TEST_SPLITS[1:] if s in loaded and s not in (train_split, wanted_test)), None)
+    result = DatasetDict(train=loaded[train_split], test=loaded[wanted_test])
+    if spare is not None:
+        result["validation"] = loaded[spare]
+    return result
+
+
+def load_data(
+    name: str, config_name: str | None = None, cache_dir: str | None = None, folder_format: str | None = None
+) -> DatasetDict:
+    """All splits of a data set: see `load_splits`."""
+    path = Path(name)
+    try:
+        if (path / "dataset_dict.json").is_file():
+            return DatasetDict(datasets.load_from_disk(name))
+        for ending, builder in ((".parquet", "parquet"), (".jsonl", "json"), (".json", "json"), (".csv", "csv")):
+            files = _files_by_split(path, ending)
+            if files:
+                return datasets.load_dataset(builder, data_files=files, cache_dir=cache_dir)
+        if path.is_dir() and folder_format is not None:
+            return datasets.load_dataset(folder_format, data_dir=name, cache_dir=cache_dir)
+        return datasets.load_dataset(name, config_name, cache_dir=cache_dir)
+    except (FileNotFoundError, ConnectionError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UNSCError(f"dataset_name: cannot load {name!r}: {first_line(error)}") from error
+
+
+def _files_by_split(path: Path, ending: str) -> dict[str, list[str]]:
+    """Data files by split: `train.parquet`, `train-00000-of-00002.parquet`, or `train/*.parquet`; a single file is "train"."""
+    if path.is_file():
+        return {"train": [str(path)]} if path.suffix == ending else {}
+    found: dict[str, list[str]] = {}
+    for file in sorted(path.rglob(f"*{ending}")):
+        split = (file.parent.name if file.parent not in (path, path / "data") else file.stem).split("-")[0]
+        found.setdefault(split, []).append(str(file))
+    return found

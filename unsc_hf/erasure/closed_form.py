@@ -1,0 +1,136 @@
+"""Closed-form erasure: the smallest change of one layer after which class means no longer give forgotten rows away.
+
+A linear probe tells the forgotten rows from the retained rows of a class by the difference of their means. LEACE (Belrose et al.,
+arXiv 2306.03819) takes such differences out of a feature by an affine map of least distortion. A network has no place for an
+affine map behind its last normalisation, but the layer that writes the feature can do the same: with `inputs` the differences of
+the means of its *input* rows, one column for each class, and `shifts` by how much the means of its *output* shall move,
+
+    dW = argmin tr(dW C dW^T)  subject to  dW inputs = shifts,   so   dW = shifts (inputs^T C^-1 inputs)^-1 inputs^T C^-1,
+
+where C is the second moment of the retained rows: of all changes that do this, the one with the least leak. Its rank is the number of
+columns. Differences are taken *between rows of one class and the rows of one forgotten class that are re-labelled to it*: what
+tells the retained classes from each other stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import UNSCError
+
+SHARE = 0.05  # of the forgotten rows that must be re-labelled to a class before it counts: fewer have no mean worth the leak
+
+
+_FEW = 8  # classes that are taken where none has that share
+
+
+RIDGE = 0.01  # of the mean diagonal: directions that the rows hardly use are not known well enough to be relied on
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A change `left @ right.T` of a weight (out, in), in float64.
+
+    Attributes:
+        left: (out, k).
+        right: (in, k).
+    """
+
+    left: Tensor
+    right: Tensor
+
+    def dense(self) -> Tensor:
+        """(out, in)."""
+        return self.left @ self.right.T
+
+    def scaled(self, factor: float) -> LowRank:
+        """The change times a number."""
+        return LowRank(self.left * factor, self.right)
+
+
+def ridged(matrix: Tensor, ridge: float = RIDGE) -> Tensor:
+    """A symmetric positive matrix (width, width) with `ridge` times its mean diagonal added to the diagonal."""
+    scale = matrix.diagonal().mean().clamp_min(torch.finfo(matrix.dtype).tiny)
+    return (matrix + matrix.T) / 2 + ridge * scale * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+
+
+def least_leak(inputs: Tensor, shifts: Tensor, moment: Tensor, ridge: float = RIDGE) -> LowRank:
+    """The change of a weight with `change @ inputs = shifts` and the least leak on rows of this second moment.
+
+    Args:
+        inputs: differences of input means, (in, k); columns that depend on each other are asked for as far as they can be.
+        shifts: wanted shifts of the output means, (out, k).
+        moment: second moment of retained input rows, (in, in).
+        ridge: see `ridged`.
+    """
+    solved = torch.linalg.solve(ridged(moment.double(), ridge), inputs.double())
+    inner = torch.linalg.pinv(inputs.double().T @ solved, rtol=1e-6, hermitian=True)
+    right, mixed = torch.linalg.qr(solved)  # orthonormal: factors of like size, whose product rounds little in float32
+    return LowRank(shifts.double() @ inner @ mixed.T, right)
+
+
+Pair = tuple[int, int]  # a forgotten class, and the retained class that rows of it are re-labelled to
+
+
+def shared_pairs(own: Tensor, relabelled: Tensor, retained: Tensor, share: float = SHARE) -> list[Pair]:
+    """Pairs of a forgotten class and a retained one to which at least `share` of its rows are re-labelled.
+
+    Where rows of a class are spread over so many others that none takes as much, the few that take most.
+
+    Args:
+        own: true labels of the forgotten rows, (rows,).
+        relabelled: their new labels, (rows,).
+        retained: labels of the retained rows, (rows,).
+
+    Raises:
+        UNSCError: no class has two rows of either kind.
+    """
+    found: list[Pair] = []
+    for c in torch.unique(own).tolist():
+        mine = relabelled[own == c]
+        ids, counts = torch.unique(mine, return_counts=True)
+        there = torch.isin(ids, retained) & (counts >= 2)
+        ids, counts = ids[there], counts[there]
+        enough = counts >= share * len(mine)
+        if len(ids) and not bool(enough.any()):
+            enough = torch.zeros_like(enough).index_fill(0, counts.topk(min(_FEW, len(counts))).indices, True)
+        found += [(c, k) for k in ids[enough].tolist()]
+    if not found:
+        raise UNSCError(
+            f"pseudo_labels: no retained class takes two of the {len(relabelled)} forgotten rows that were read, so there is no class "
+            "mean to move them to; use pseudo_labels='top1'."
+        )
+    return found
+
+
+def differences(
+    forgotten: Tensor, own: Tensor, relabelled: Tensor, retained: Tensor, labels: Tensor, pairs: Iterable[Pair]
+) -> Tensor:
+    """Means of the forgotten rows of a pair minus those of the retained rows of its new class, a column each: (width, pairs).
+
+    Args:
+        forgotten, retained: rows, (rows, width).
+        own, relabelled, labels: true and new classes of the former, classes of the latter, (rows,).
+        pairs: see `shared_pairs`.
+    """
+    columns = [
+        forgotten[(own == c) & (relabelled == k)].double().mean(0) - retained[labels == k].double().mean(0)
+        for c, k in pairs
+    ]
+    return torch.stack(columns, 1)
+
+
+def output_shifts(jacobian: Tensor, wanted: Tensor, ridge: float = RIDGE) -> Tensor:
+    """Shifts of a layer's output (out, k) that move the features by `wanted` (features, k), where they can be moved.
+
+    Args:
+        jacobian: derivative of the mean feature by a constant added to the output, (features, out).
+        ridge: a normalisation behind the layer lets two directions hardly move; without a ridge these would take all.
+    """
+    jacobian = jacobian.double()
+    gram = jacobian @ jacobian.T
+    return jacobian.T @ torch.linalg.solve(ridged(gram, ridge), wanted.double())

@@ -1,0 +1,126 @@
+"""Low-rank changes folded into weights: into a layer's own weight, or into its adapter, which grows by their rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from ..models.layers import ADAPTER, ProtectedLayer, plain_name, row_geometry
+from .closed_form import LowRank
+
+
+def folding_sites(model: nn.Module, layers: Sequence[ProtectedLayer]) -> list[ProtectedLayer]:
+    """The modules whose outputs these layers make: the layers themselves, or the LoRA layers that their factors belong to.
+
+    Args:
+        model: a PEFT model where `layers` are `lora_A` factors.
+        layers: the layers that are trained.
+    """
+    adapted = {plain_name(name): module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    sites = []
+    for layer in layers:
+        lora = adapted.get(layer.name)
+        if lora is None:
+            sites.append(layer)
+            continue
+        geometry = row_geometry(lora.get_base_layer())
+        if geometry is not None:
+            sites.append(ProtectedLayer(layer.name, lora, geometry))
+    return sites
+
+
+@dataclass
+class _Fold:
+    """A change and how much of it is written."""
+
+    change: LowRank
+    factor: float = 1.0
+
+
+class Folds:
+    """Changes of several layers, each of which can be taken back or scaled.
+
+    An adapter takes a change as further rows of A and columns of B, and its rank and scale are noted in the PEFT config, so that the
+    saved adapter loads as any other.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._start: dict[str, tuple[Tensor, ...]] = {}
+        self._folds: dict[str, list[_Fold]] = {}
+        self._sites: dict[str, ProtectedLayer] = {}
+
+    def fold(self, site: ProtectedLayer, change: LowRank) -> None:
+        """Add a change (out, in) to a site."""
+        if site.name not in self._sites:
+            self._sites[site.name] = site
+            self._start[site.name] = tuple(weight.detach().clone() for weight in self._weights(site))
+        self._folds.setdefault(site.name, []).append(_Fold(change))
+        self._write(site)
+
+    def unfold(self, site: ProtectedLayer) -> None:
+        """Take the last change of a site back."""
+        self._folds[site.name].pop()
+        self._write(site)
+
+    def scale(self, factor: float) -> None:
+        """Write every change so far times a factor; 1 is what was folded, and what is folded later."""
+        for name, site in self._sites.items():
+            for fold in self._folds[name]:
+                fold.factor = factor
+            self._write(site)
+
+    def settle(self) -> None:
+        """Count what is written now as what was folded."""
+        for folds in self._folds.values():
+            folds[:] = [_Fold(fold.change.scaled(fold.factor)) for fold in folds]
+
+    def clear(self) -> None:
+        """Take every change back."""
+        for name, site in self._sites.items():
+            self._folds[name].clear()
+            self._write(site)
+
+    @staticmethod
+    def _weights(site: ProtectedLayer) -> tuple[nn.Parameter, ...]:
+        if isinstance(site.module, LoraLayer):
+            return site.module.lora_A[ADAPTER].weight, site.module.lora_B[ADAPTER].weight
+        return (site.weight,)
+
+    @torch.no_grad()
+    def _write(self, site: ProtectedLayer) -> None:
+        start, folds = self._start[site.name], self._folds[site.name]
+        if isinstance(site.module, LoraLayer):
+            self._grow(site.name, site.module, start, folds)
+            return
+        total = site.as_matrix(start[0]).double()
+        for fold in folds:
+            total = total + fold.factor * fold.change.dense()[None].to(total.device)
+        site.weight.copy_(site.from_matrix(total))
+
+    def _grow(self, name: str, lora: LoraLayer, start: tuple[Tensor, ...], folds: Sequence[_Fold]) -> None:
+        """A and B with further rows and columns; the trained ones stay as they are."""
+        scale = lora.scaling[ADAPTER]
+        a, b = start
+        rows, columns = [a], [b]
+        for fold in folds:
+            left, right = fold.factor / scale * fold.change.left, fold.change.right
+            rows.append(right.T.reshape(-1, *a.shape[1:]).to(a))
+            columns.append(left.reshape(-1, left.shape[1], *b.shape[2:]).to(b))
+        down, up = lora.lora_A[ADAPTER], lora.lora_B[ADAPTER]
+        down.weight = nn.Parameter(torch.cat(rows), requires_grad=down.weight.requires_grad)
+        up.weight = nn.Parameter(torch.cat(columns, 1), requires_grad=up.weight.requires_grad)
+        rank = down.weight.shape[0]
+        for module, attribute in ((down, "out"), (up, "in")):
+            setattr(module, f"{attribute}_{'features' if isinstance(module, nn.Linear) else 'channels'}", rank)
+        config: LoraConfig = self._model.peft_config[ADAPTER]  # type: ignore[index]
+        lora.r[ADAPTER] = rank
+        alpha = scale * (rank**0.5 if config.use_rslora else rank)
+        lora.lora_alpha[ADAPTER] = alpha
+        config.rank_pattern = {**config.rank_pattern, name: rank}
+        config.alpha_pattern = {**config.alpha_pattern, name: alpha}

@@ -1,0 +1,149 @@
+"""Forward hooks that record layer inputs, and the modes a model is read in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UNSCError
+from ..utils.distributed import process, reshard
+from ..utils.precision import full_float32
+from .layers import ProtectedLayer
+
+# Fields of a batch that are not inputs of the model.
+NOT_INPUTS = ("labels", "pseudo_labels", "reference", "target_row", "retain")
+
+
+RowCallback = Callable[[ProtectedLayer, Tensor], None]
+
+
+@contextmanager
+def capture_inputs(
+    layers: Sequence[ProtectedLayer], on_input: RowCallback, strict: bool = True, at_source: bool = False
+) -> Iterator[set[str]]:
+    """Call `on_input(layer, x)` with the input of each layer every time the model runs inside the `with` block; `at_source` with
+    that of its source, before it is cast.
+
+    The hooks are removed whatever happens. Yields the set of names of the layers seen so far.
+
+    Raises:
+        UNSCError: on leaving normally, when `strict` and a layer never ran: its statistics would be empty.
+    """
+    fired: set[str] = set()
+
+    def hook(layer: ProtectedLayer) -> Callable[..., None]:
+        def pre_forward(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            fired.add(layer.name)
+            on_input(layer, args[0] if args else next(iter(kwargs.values())))
+
+        return pre_forward
+
+    watched = [(layer, layer.source if at_source and layer.source is not None else layer.module) for layer in layers]
+    handles = [module.register_forward_pre_hook(hook(layer), with_kwargs=True) for layer, module in watched]
+    try:
+        yield fired
+    finally:
+        for handle in handles:
+            handle.remove()
+    silent = [layer.name for layer in layers if layer.name not in fired]
+    if strict and silent:
+        raise UNSCError(f"target_modules: {len(silent)} layers never ran on the data, the first is {silent[0]!r}.")
+
+
+def quiet(model: nn.Module) -> None:
+    """Dropout off and batch norm on its running statistics, without switching activation checkpointing off.
+
+    Modules that checkpoint look at their own `training` flag, so those alone stay in training mode.
+    """
+    for module in model.modules():
+        training = bool(vars(module).get("gradient_checkpointing"))  # set on the module itself where it is on
+        if module.training != training:
+            module.training = training
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module, gradients: bool = False) -> Iterator[None]:
+    """Eval mode and full float32, by default without gradients, inside the block; every module's own mode is restored afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with full_float32(), torch.set_grad_enabled(gradients):
+            yield
+    finally:
+        reshard(model)
+        for module, training in modes.items():
+            if module.training != training:
+                module.training = training
+
+
+def row_mask(x: Tensor, attention_mask: Tensor | None) -> Tensor | None:
+    """Which rows of a (batch, tokens, width) input are real tokens, shape (batch * tokens,); None keeps all rows."""
+    if attention_mask is None or attention_mask.dim() != 2 or x.dim() != 3 or x.shape[:2] != attention_mask.shape:
+        return None
+    return attention_mask.reshape(-1).bool()
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one forward pass of a small batch shows.
+
+    Attributes:
+        leaders: for each layer's name the name of the layer whose input it shares (itself when it is the first).
+        rows_per_sample: activation rows per sample by layer name.
+        silent: layers that did not run.
+    """
+
+    leaders: dict[str, str]
+    rows_per_sample: dict[str, float]
+    silent: tuple[str, ...]
+
+
+def trace_layers(layers: Sequence[ProtectedLayer], forward: Callable[[], Any], batch_size: int) -> Trace:
+    """Run `forward` once and find which layers run and which are fed by the very same tensor (q, k and v).
+
+    Inputs are told apart by memory, shape, strides and version; they are kept alive until the pass has ended, so that no
+    address is used twice.
+    """
+    seen: dict[str, list[tuple[Any, ...]]] = {}
+    rows: dict[str, float] = {}
+    alive: list[Tensor] = []
+
+    def remember(layer: ProtectedLayer, x: Tensor) -> None:
+        alive.append(x)
+        version = 0 if x.is_inference() else x._version
+        key = (x.data_ptr(), tuple(x.shape), x.stride(), version, layer.geometry)
+        seen.setdefault(layer.name, []).append(key)
+        rows[layer.name] = rows.get(layer.name, 0.0) + layer.rows(x[:1]).shape[1] * x.shape[0] / batch_size
+
+    with capture_inputs(layers, remember, strict=False, at_source=True):
+        forward()
+    leaders: dict[str, str] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    for layer in layers:
+        if layer.name in seen:
+            leaders[layer.name] = first.setdefault(tuple(seen[layer.name]), layer.name)
+    return Trace(leaders, rows, tuple(layer.name for layer in layers if layer.name not in seen))
+
+
+_PIECES = 4  # a batch of texts is run in so many, short ones apart from long ones
+
+
+def pieces(inputs: dict[str, Tensor]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """A batch in pieces of like length where that spares padding, each with the numbers of its samples; else the batch."""
+    mask = inputs.get("attention_mask")
+    few = mask is None or len(mask) < 2 * _PIECES or process()[1] > 1
+    if few or mask is None or mask.dim() != 2 or mask.device.type != "cpu" or bool(mask.all()):
+        yield torch.arange(len(next(iter(inputs.values())))), inputs
+        return
+    for rows in mask.sum(1).argsort(stable=True).chunk(_PIECES):
+        end = int(mask[rows].any(0).nonzero().max()) + 1
+        piece = {
+            name: value[rows][:, :end] if value.shape[:2] == mask.shape else value[rows]
+            for name, value in inputs.items()
+        }
+        yield rows, piece

@@ -1,0 +1,122 @@
+"""Loading a model for unlearning, in a precision that can keep the promise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import UNSCError, first_line
+
+
+def load_model(name: str) -> PreTrainedModel:
+    """Model of the architecture its config names, in float32, from a Hub id or folder.
+
+    Raises:
+        UNSCError: when nothing can be loaded from there.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name)
+        architecture = (config.architectures or [None])[0]
+        cls = getattr(transformers, str(architecture), None)
+        if cls is None:
+            raise UNSCError(
+                f"model: the config of {name!r} names architecture {architecture!r}, which transformers does not have."
+            )
+    except (OSError, ValueError) as error:
+        if isinstance(error, UNSCError):
+            raise
+        raise UNSCError(f"model: cannot load {name!r}: {first_line(error)}") from error
+    return load_as(cls, name, "model")
+
+
+def load_as(
+    auto_class: Any, name: str, argument: str, dtype: torch.dtype = torch.float32, **options: Any
+) -> PreTrainedModel:
+    """A model of the kind `auto_class` loads, in `dtype`, from a Hub id or folder, with every weight from there.
+
+    Raises:
+        UNSCError: naming `argument`, when nothing can be loaded from there, or a weight is missing.
+    """
+    try:
+        model: PreTrainedModel
+        model, report = auto_class.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UNSCError(f"{argument}: cannot load {name!r}: {first_line(error)}") from error
+    missing = sorted(report["missing_keys"])
+    if missing and not options.get("ignore_mismatched_sizes"):  # a fine-tuned head is made anew
+        raise UNSCError(
+            f"{argument}: {name!r} lacks {len(missing)} weights of {type(model).__name__}, the first is {missing[0]}; they would be random."
+        )
+    return model
+
+
+def own_processor(name: str, like: Any) -> Any:
+    """The tokenizer or image processor that was saved with a model: another one of the same kind as `like`, or `like` where there is none.
+
+    A model reads its own numbers of tokens; another tokenizer learned from the same texts may number them otherwise. Where `like` is
+    None the rows need no processor.
+    """
+    if like is None:
+        return None
+    kind, file = AutoImageProcessor, "preprocessor_config.json"
+    if isinstance(like, PreTrainedTokenizerBase):
+        kind, file = AutoTokenizer, "tokenizer_config.json"
+    if Path(name).is_dir() and not Path(name, file).is_file():
+        return like
+    try:
+        return kind.from_pretrained(name)
+    except (OSError, ValueError):
+        return like
+
+
+def load_to_finetune(auto_class: Any, name: str, labels: Sequence[str]) -> PreTrainedModel:
+    """A model whose head is made anew for `labels` where it does not fit.
+
+    Raises:
+        UNSCError: when nothing can be loaded from there.
+    """
+    return load_as(
+        auto_class,
+        name,
+        "model_name_or_path",
+        id2label=dict(enumerate(labels)),
+        label2id={label: i for i, label in enumerate(labels)},
+        ignore_mismatched_sizes=True,
+    )
+
+
+def model_label_names(model: PreTrainedModel) -> list[str]:
+    """Names of the model's labels by id, whatever order its config lists them in."""
+    return [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
+
+
+def check_weights(model: nn.Module, frozen: bool = False) -> None:
+    """Refuse what is no transformers model, and weights that are not stored in full precision.
+
+    Args:
+        frozen: whether adapters alone are trained, which are in float32 themselves: the weights under them, which never move,
+            may then be in bfloat16.
+
+    Raises:
+        UNSCError: naming the first parameter in half precision.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise UNSCError(
+            f"model: got {type(model).__name__}, expected a transformers PreTrainedModel, a Hub id or a folder."
+        )
+    for name, parameter in model.named_parameters():
+        if parameter.dtype == torch.float16 or (parameter.dtype == torch.bfloat16 and not frozen):
+            way = "load it with dtype=torch.float32 (bf16=True still trains in autocast)"
+            if parameter.dtype == torch.bfloat16:
+                way += ", or unlearn in adapters (peft_config), under which a bfloat16 model stays as it is"
+            raise UNSCError(
+                f"model: {name} is {str(parameter.dtype).removeprefix('torch.')}, which rounds small updates away and breaks "
+                f"the promise; {way}."
+            )

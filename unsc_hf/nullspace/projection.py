@@ -1,0 +1,243 @@
+"""Keeps weight changes inside the null space of the retained rows, and measures how far outside they are.
+
+Everything here is torch only, and no dense (width, width) projector is ever formed: P = I - S S^T = N N^T is applied by
+the thinner of the two factors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models.layers import ProtectedLayer
+from ..utils.distributed import cut_like, gather_like, is_sharded, local, own_rows, summed
+from ..utils.precision import full_float32
+from .moments import Measurable
+from .storage import Shelf, is_large
+from .subspace import LayerSubspace, Subspace
+
+
+@dataclass(frozen=True)
+class Projector:
+    """Right-multiplication by P, for matrices of shape (groups, out, width).
+
+    Attributes:
+        factor: orthonormal columns, shape (groups, width, k); zero columns pad groups of smaller rank.
+        complement: False when `factor` spans the null space (P = N N^T), True when it spans the retained subspace
+            (P = I - S S^T).
+    """
+
+    factor: Tensor
+    complement: bool
+
+    @classmethod
+    def from_subspace(cls, subspace: LayerSubspace) -> Projector:
+        """The thinner factor of the two (of a sketched layer the only one), in float64 as the subspace has it."""
+        width = subspace.width
+        keep, free = max(subspace.ranks), width - min(subspace.ranks)
+        complement = keep <= free or subspace.thin
+        index = torch.arange(subspace.basis.shape[-1])
+        ranks = torch.tensor(subspace.ranks)[:, None]
+        if complement:
+            factor = subspace.basis[..., :keep] * (index < ranks)[:, None, :keep]
+        else:
+            factor = subspace.basis[..., width - free :] * (index >= ranks)[:, None, width - free :]
+        return cls(factor.contiguous(), complement)
+
+    def shelved(self, shelf: Shelf) -> Callable[[], Projector]:
+        """What reads this projector back."""
+        read, complement = shelf.put(self.factor), self.complement
+        return lambda: Projector(read(), complement)
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> Projector:
+        """The same projector in another precision, on another device."""
+        return Projector(self.factor.to(dtype=dtype, device=device), self.complement)
+
+    def __call__(self, matrix: Tensor) -> Tensor:
+        """`matrix @ P`, shape (groups, out, width), in the cheap order."""
+        inside = (matrix @ self.factor) @ self.factor.mT
+        return matrix - inside if self.complement else inside
+
+
+class NullSpaceProjection:
+    """Projectors and starting weights of all layers that are trained.
+
+    The starting weights W_0 are copied when the object is made: make it before the first step, from the original model. Of weights
+    that are sharded then (FSDP2), each process keeps and projects its own rows.
+    """
+
+    def __init__(self, layers: Sequence[ProtectedLayer], subspace: Subspace, identity: bool = False) -> None:
+        """`identity` switches projection off, for controls; displacement and leak are measured all the same."""
+        self.layers = [layer for layer in layers if subspace[layer.name].has_capacity]
+        self.identity = identity
+        exact: dict[str, Projector] = {}  # in float64, by key of the layer's input
+        shared: dict[tuple[str, torch.dtype, torch.device], Projector] = {}
+        self._keys: dict[str, str] = {}
+        self._projectors: dict[str, Projector] = {}
+        self._start: dict[str, Tensor] = {}
+        self._start_energy: dict[str, tuple[Measurable, float]] = {}
+        for layer in self.layers:
+            weight, name = local(layer.weight.detach()), subspace.module_keys[layer.name]
+            if name not in exact:
+                exact[name] = Projector.from_subspace(subspace[layer.name])
+            key = (name, weight.dtype, weight.device)
+            if key not in shared:
+                shared[key] = exact[name].to(weight.dtype, weight.device)
+            self._keys[layer.name], self._projectors[layer.name] = name, shared[key]
+            self._start[layer.name] = weight.clone()
+        self._exact: dict[str, Callable[[], Projector]] = {
+            name: partial(Projector, projector.factor, projector.complement) for name, projector in exact.items()
+        }
+
+    def shelve(self, shelf: Shelf) -> None:
+        """Put the large float64 projectors away until they are asked for: in a step those in the weights' precision serve."""
+        for name, read in self._exact.items():
+            if is_large(read().factor):
+                self._exact[name] = read().shelved(shelf)
+
+    @torch.no_grad()
+    @full_float32()
+    def project_gradients(self) -> None:
+        """g <- g P in place, for every layer that has a gradient."""
+        if self.identity:
+            return
+        for layer in self.layers:
+            if layer.weight.grad is not None:
+                gradient = local(layer.weight.grad)
+                gradient.copy_(_projected(layer, gradient, self._projectors[layer.name]))
+
+    @torch.no_grad()
+    @full_float32()
+    def project_displacements(self, dtype: torch.dtype | None = None) -> None:
+        """W <- W_0 + (W - W_0) P in place: exact for any optimiser, idempotent, and it absorbs rounding.
+
+        `dtype` is the precision of the product, the weights' own when None (float64 is slow on many devices). Once in
+        float64 at the end leaves only the rounding of the stored weights.
+        """
+        if self.identity:
+            return
+        for layer in self.layers:
+            weight, start = local(layer.weight), self._start[layer.name]
+            projector = self._projectors[layer.name]
+            if dtype is not None and dtype != weight.dtype:
+                projector = self._exact[self._keys[layer.name]]().to(dtype, weight.device)
+            change = weight.to(projector.factor.dtype) - start
+            weight.copy_(_projected(layer, change, projector).add_(start))
+
+    def change(self, layer: ProtectedLayer) -> Tensor:
+        """dW as (groups, out, width); of sharded weights this process's share of the rows."""
+        return _rows(layer, local(layer.weight.detach()) - self._start[layer.name])
+
+    def measured(self, layer: ProtectedLayer) -> Tensor:
+        """A matrix whose outputs are as large as those of dW on any input; it may have fewer rows."""
+        return self.change(layer)
+
+    def original(self, layer: ProtectedLayer) -> Tensor:
+        """W_0 as (groups, out, width); of sharded weights this process's share of the rows."""
+        return _rows(layer, self._start[layer.name])
+
+    def _summed(self, values: Sequence[float]) -> list[float]:
+        """Sums over the rows of all processes, of sums over this one's."""
+        sharded = [layer.weight.device for layer in self.layers if is_sharded(layer.weight)]
+        return summed(values, sharded[0]) if sharded else list(values)
+
+    @torch.no_grad()
+    def restore(self, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write `weights` (a `snapshot`), or W_0 when None, into the layers."""
+        source = self._start if weights is None else weights
+        for layer in self.layers:
+            local(layer.weight).copy_(source[layer.name])
+
+    @torch.no_grad()
+    def snapshot(self) -> dict[str, Tensor]:
+        """Copies of the current weights by layer name."""
+        return {layer.name: local(layer.weight.detach()).clone() for layer in self.layers}
+
+    @torch.no_grad()
+    def relative_change(self) -> float:
+        """Norm of W - W_0 as a share of that of W_0, over all layers (Frobenius)."""
+        moved, start = self._summed(
+            [
+                sum(float(of(layer).double().square().sum()) for layer in self.layers)
+                for of in (self.measured, self.original)
+            ]
+        )
+        return math.sqrt(moved / start) if start > 0 else 0.0
+
+    @torch.no_grad()
+    def leak(self, moments: Mapping[str, Measurable], module_keys: Mapping[str, str]) -> Leak:
+        """Leak of the current displacement on rows with these moments (usually held-out retained rows).
+
+        Args:
+            moments: second moment by key, or a sample of rows where the moment did not fit.
+            module_keys: key by module name.
+        """
+        names = [layer.name for layer in self.layers]
+        changed: dict[str, float] = {}
+        original: dict[str, float] = {}
+        for layer in self.layers:
+            moment = moments[module_keys[layer.name]]
+            changed[layer.name] = moment.energy(self.measured(layer))
+            known = self._start_energy.get(layer.name)
+            if known is None or known[0] is not moment:  # W_0 does not change: measured once for the same rows
+                energy = moment.energy(self.original(layer))
+                known = self._start_energy[layer.name] = (moment, energy)
+            original[layer.name] = known[1]
+        both = self._summed([*changed.values(), *original.values()])
+        changed, original = dict(zip(names, both, strict=False)), dict(zip(names, both[len(names) :], strict=True))
+        per_layer = {name: _share(changed[name], original[name]) for name in changed}
+        return Leak(_share(sum(changed.values()), sum(original.values())), per_layer)
+
+
+def _projected(layer: ProtectedLayer, part: Tensor, projector: Projector) -> Tensor:
+    """`part` of a gradient or displacement times P, in the parameter's own shape. Where a shard does not hold whole rows of the
+    matrix (`Conv1D` is stored transposed), the processes put the parts together first."""
+    weight = layer.weight
+    if layer.stored_by_rows or not is_sharded(weight):
+        return layer.from_matrix(projector(layer.as_matrix(part)))
+    return cut_like(layer.from_matrix(projector(layer.as_matrix(gather_like(part, weight)))), weight)
+
+
+def _rows(layer: ProtectedLayer, part: Tensor) -> Tensor:
+    """`part` of a weight as a matrix of the rows that are this process's to count."""
+    weight = layer.weight
+    if layer.stored_by_rows or not is_sharded(weight):
+        return layer.as_matrix(part)
+    return own_rows(layer.as_matrix(gather_like(part, weight)))
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Relative change of layer outputs on some rows: sqrt(tr(dW C dW^T) / tr(W_0 C W_0^T)).
+
+    Attributes:
+        total: over all layers that were trained.
+        per_layer: by module name.
+    """
+
+    total: float
+    per_layer: dict[str, float]
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        """The layer that leaks most, and by how much."""
+        if not self.per_layer:
+            return "", 0.0
+        name = max(self.per_layer, key=lambda layer: self.per_layer[layer])
+        return name, self.per_layer[name]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"total": self.total, "per_layer": self.per_layer}
+
+
+def _share(changed: float, original: float) -> float:
+    """sqrt(changed / original); infinite when outputs appear where there were none."""
+    if original > 0:
+        return math.sqrt(changed / original)
+    return math.inf if changed > 0 else 0.0

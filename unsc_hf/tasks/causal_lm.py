@@ -1,0 +1,133 @@
+"""Rows of tokens: every answer token is a position of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import EvalPrediction, PreTrainedModel
+
+from ..config import UNSCConfig
+from ..data.dialogues import AnswerCollator, prepare_dialogues
+from ..errors import UNSCError
+from ..models.outputs import Outputs, read_answers, token_losses
+from ..objectives.pseudo_labels import Matching, pseudo_labels, sparse
+from .base import Measure
+
+SOFT_TOKENS = 64  # next tokens kept of a soft pseudo-label over a vocabulary
+
+
+class CausalLMTask:
+    """Rows of tokens; labels are the next tokens, -100 where there is none to learn."""
+
+    whole_classes = False
+    label_column: str | None = None
+
+    def __init__(
+        self, model: PreTrainedModel, args: UNSCConfig, forget: Dataset, retain: Dataset, processing_class: Any
+    ) -> None:
+        if args.pseudo_labels in ("nearest_mean", "left_out"):
+            raise UNSCError(
+                f"pseudo_labels: {args.pseudo_labels!r} needs classes; a language model has 'top1', 'soft', 'second', 'random', 'matched'."
+            )
+        if args.subspace_merge == "concat" or args.subspace_rule == "released_ramp":
+            raise UNSCError(
+                "subspace_merge: class bases need classes; use subspace_merge='sum' and another subspace_rule."
+            )
+        self._args, self._processing_class = args, processing_class
+        self.forgotten_classes: list[int] = []
+        self.remaining_classes: list[int] = []
+        self.class_names: list[str] = []
+        self._vocabulary = int(model.get_output_embeddings().weight.shape[0])
+        self._random = torch.Generator().manual_seed(args.seed)  # goes on from batch to batch, however they are cut
+
+    def default_collator(self) -> Any:
+        """Pads token ids, masks and labels of prepared rows."""
+        return AnswerCollator.of(self._processing_class)
+
+    def prepare(self, dataset: Dataset) -> Dataset:
+        """Rows of token ids, mask and labels."""
+        return prepare_dialogues(dataset, self._processing_class, self._args.completion_only_loss)
+
+    def strata(self, dataset: Dataset) -> np.ndarray:
+        """One stratum."""
+        return np.zeros(len(dataset), dtype=np.int64)
+
+    def groups(self, dataset: Dataset) -> np.ndarray:
+        """One group: a language model has no classes."""
+        return np.full(len(dataset), "all")
+
+    def logits(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Of a batch, (batch, tokens, vocabulary)."""
+        found: Tensor = model(**inputs).logits
+        return found
+
+    def outputs(self, logits: Tensor, labels: Tensor) -> Outputs:
+        """One position per labelled token: the logits that predict it."""
+        return read_answers(logits, labels)
+
+    def targets(
+        self, strategy: str, forget: Outputs, retain: Outputs | None, matching: Matching | None
+    ) -> list[dict[str, Tensor]]:
+        """Pseudo-labels of each sample's positions, and the log-likelihood of its labels under the original."""
+        found = pseudo_labels(
+            strategy,
+            forget,
+            range(self._vocabulary),
+            matching=matching,
+            temperature=self._args.pseudo_label_temperature,
+            seed=self._random,
+        )
+        packed = (found[:, None] if found.dim() == 1 else sparse(found, SOFT_TOKENS)).cpu()
+        each = -F.cross_entropy(forget.logits, forget.labels, reduction="none").cpu()
+        assert forget.samples is not None
+        samples, result = forget.samples.cpu(), []
+        for sample in torch.unique(samples).tolist():
+            mine = samples == sample
+            result.append({"pseudo_labels": packed[mine], "reference": each[mine].sum()})
+        return result
+
+    def collate_targets(self, batch: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+        """Add the targets of `rows` to their batch, at the positions that predict labels."""
+        labelled = batch["labels"][:, 1:] != -100
+        packed = torch.cat([row["pseudo_labels"] for row in rows])
+        pseudo = torch.zeros(*labelled.shape, packed.shape[1], dtype=packed.dtype)
+        pseudo[labelled] = packed
+        batch["pseudo_labels"] = pseudo
+        batch["reference"] = torch.stack([row["reference"] for row in rows])
+
+    def positions(self, logits: Tensor, labels: Tensor, pseudo: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits, labels, targets and sample numbers of the labelled positions of a training batch."""
+        flat = self.outputs(logits, labels)
+        packed = pseudo[labels[:, 1:] != -100]
+        assert flat.samples is not None
+        if packed.shape[1] == 1:
+            return flat.logits, flat.labels, packed[:, 0], flat.samples
+        ids, shares = packed[:, :SOFT_TOKENS].long(), packed[:, SOFT_TOKENS:]
+        dense = torch.zeros_like(flat.logits, dtype=torch.float32).scatter_add(1, ids, shares.float())
+        return flat.logits, flat.labels, dense, flat.samples
+
+    def measure(self, outputs: Iterator[Outputs]) -> Measure:
+        """Share of answer tokens predicted rightly from the true tokens before them, and the mean loss of a token."""
+        right = total = 0
+        loss = 0.0
+        for part in outputs:
+            right += int((part.logits.argmax(-1) == part.labels).sum())
+            loss += float(token_losses(part).sum())
+            total += len(part.labels)
+        return Measure(right / max(total, 1), loss / max(total, 1))
+
+    def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        """`accuracy` of next tokens for `Trainer.evaluate`."""
+        predicted, labels = np.asarray(prediction.predictions)[:, :-1], np.asarray(prediction.label_ids)[:, 1:]
+        return {"accuracy": float((predicted == labels)[labels != -100].mean())}
+
+    @staticmethod
+    def preprocess_logits(logits: Any, labels: Tensor) -> Tensor:
+        """Token ids instead of logits: an evaluation would not fit in memory otherwise."""
+        return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)

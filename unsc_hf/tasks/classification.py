@@ -1,0 +1,133 @@
+"""Rows with one label each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import EvalPrediction, PreTrainedModel
+
+from ..config import UNSCConfig
+from ..data.columns import check_labels_match, class_names, find_label_column, group_labels, read_labels
+from ..data.inputs import default_collator, prepare_dataset
+from ..errors import UNSCError
+from ..evaluation.accuracy import macro_accuracy
+from ..models.head import classify
+from ..models.loading import model_label_names
+from ..models.outputs import Outputs
+from ..objectives.pseudo_labels import AS_UNSEEN, Matching, pseudo_labels
+from .base import Measure
+
+
+class ClassificationTask:
+    """Rows with one label each.
+
+    Attributes:
+        whole_classes: whether no retained row shares a class with a forget row.
+        forgotten_classes: ids that occur among the forget rows but not among the retained ones.
+        remaining_classes: ids that occur among the retained rows.
+        class_names: by id.
+        label_column: where labels are.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, args: UNSCConfig, forget: Dataset, retain: Dataset, processing_class: Any
+    ) -> None:
+        label_names = model_label_names(model)
+        for dataset in (forget, retain):
+            check_labels_match(dataset, args.label_column, model.config.num_labels, label_names)
+        self._model, self._args, self._processing_class = model, args, processing_class
+        self.class_names = class_names(forget, args.label_column) or label_names
+        self.label_column: str | None = find_label_column(forget, args.label_column)
+        wanted = set(read_labels(forget, args.label_column).tolist())
+        kept = set(read_labels(retain, args.label_column).tolist())
+        if len(wanted | kept) < 2:
+            raise UNSCError(
+                "retain_dataset: holds a single class, the one to forget; pseudo-labels need another class."
+            )
+        self.forgotten_classes, self.remaining_classes = sorted(wanted - kept), sorted(kept)
+        self.whole_classes = not wanted & kept
+
+    def default_collator(self) -> Any:
+        """Batches of prepared rows."""
+        return default_collator(self._processing_class)
+
+    def prepare(self, dataset: Dataset) -> Dataset:
+        """Rows ready for the model."""
+        args = self._args
+        return prepare_dataset(dataset, self._processing_class, self._model, args.label_column, args.text_columns)
+
+    def strata(self, dataset: Dataset) -> np.ndarray:
+        """Classes, to hold out rows of each."""
+        return read_labels(dataset, self._args.label_column)
+
+    def groups(self, dataset: Dataset) -> np.ndarray:
+        """Group of each row in the statistics."""
+        return group_labels(dataset, self._args.label_column)[0]
+
+    def logits(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Of a batch, (batch, labels)."""
+        return classify(model, inputs)[0]
+
+    def outputs(self, logits: Tensor, labels: Tensor) -> Outputs:
+        """One position per row."""
+        if logits.dim() != 2:
+            raise UNSCError(f"model: logits have shape {tuple(logits.shape)}, expected (batch, labels).")
+        return Outputs(logits, None, labels)
+
+    def targets(
+        self, strategy: str, forget: Outputs, retain: Outputs | None, matching: Matching | None
+    ) -> list[dict[str, Tensor]]:
+        """Pseudo-label and log-likelihood under the original of each row."""
+        found = pseudo_labels(
+            strategy,
+            forget,
+            self.remaining_classes,
+            retain=retain,
+            matching=matching,
+            temperature=self._args.pseudo_label_temperature,
+            seed=self._args.seed,
+        )
+        hard = found if found.dim() == 1 else found.argmax(1)
+        if strategy not in AS_UNSEEN and bool((hard == forget.labels).any()):
+            raise RuntimeError("a pseudo-label equals the row's own label")
+        reference = -F.cross_entropy(forget.logits, forget.labels, reduction="none")
+        return [{"pseudo_labels": label, "reference": value} for label, value in zip(found, reference, strict=True)]
+
+    def collate_targets(self, batch: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+        """Add the targets of `rows` to their batch."""
+        for name in ("pseudo_labels", "reference", "target_row"):
+            if name in rows[0]:
+                batch[name] = torch.stack([row[name] for row in rows])
+
+    def positions(self, logits: Tensor, labels: Tensor, pseudo: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits, labels, targets and sample numbers of the labelled positions of a training batch."""
+        return logits, labels, pseudo, torch.arange(len(labels), device=labels.device)
+
+    def measure(self, outputs: Iterator[Outputs]) -> Measure:
+        """Accuracy: mean over classes where whole classes are forgotten, over rows otherwise."""
+        parts = list(outputs)
+        logits, labels = torch.cat([p.logits for p in parts]), torch.cat([p.labels for p in parts])
+        accuracy = (
+            macro_accuracy(logits, labels)
+            if self.whole_classes
+            else float((logits.argmax(-1) == labels).float().mean())
+        )
+        losses = F.cross_entropy(logits.double(), labels, reduction="none")
+        return Measure(accuracy or 0.0, float(losses.mean()), losses)
+
+    def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        """`accuracy` and `loss` for `Trainer.evaluate`. Upstream's loss is a mean over batches, of which several processes fill up the
+        last; this one is the mean over rows, the same for any number of processes."""
+        logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+        given, labels = torch.as_tensor(np.asarray(logits)), torch.as_tensor(np.asarray(prediction.label_ids))
+        accuracy = macro_accuracy(given, labels)
+        loss = float(F.cross_entropy(given.double(), labels))
+        return {"accuracy": float("nan") if accuracy is None else accuracy, "loss": loss}
+
+    preprocess_logits: Any = None

@@ -1,0 +1,206 @@
+"""Callbacks of `UNSCTrainer`: projection after each optimiser step, and the checks that decide when to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..evaluation.membership import accuracy_gap, exposure
+from ..nullspace.projection import NullSpaceProjection
+from ..tasks.base import Measure
+
+_BISECTIONS = 6
+
+
+_NEARLY_FORGOTTEN = 0.05  # below this accuracy ...
+
+
+_PATIENCE = 20  # ... so many steps without a lower one are a plateau: a few odd rows are not worth ever larger steps
+
+
+def _between(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    return {name: torch.lerp(weight, end[name], share) for name, weight in start.items()}
+
+
+class ProjectionCallback(TrainerCallback):
+    """W <- W_0 + (W - W_0) P after every optimiser step: momentum, decay and rescaling cannot leave the null space."""
+
+    def __init__(self, projection: NullSpaceProjection) -> None:
+        self.projection = projection
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.projection.project_displacements()
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the training rows which epoch begins: `Trainer` tells samplers, and data sets not in every case."""
+
+    def __init__(self, begin: Callable[[int], None]) -> None:
+        self.begin = begin
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.begin(int((state.epoch or 0.0) + 1e-6))
+
+
+@dataclass(frozen=True)
+class Check:
+    """One look at the model while it unlearns.
+
+    Attributes:
+        forget_accuracy, forget_loss: on the validation part of the forget set, against the true labels (accuracy: mean
+            over classes).
+        retain_accuracy: on held-out retained rows.
+        leak: on the same held-out retained rows.
+        exposure: of single rows of a classifier, the chance that one is known better than an unseen row.
+        gap: where retained rows are rehearsed, how much more of them are known than of unseen rows (`evaluation.membership.accuracy_gap`).
+    """
+
+    forget_accuracy: float
+    forget_loss: float
+    retain_accuracy: float
+    leak: float
+    exposure: float | None = None
+    gap: float | None = None
+
+    @classmethod
+    def of(cls, forget: Measure, retain: Measure, leak: float, unseen: Measure | None, rehearsed: bool) -> Check:
+        """From what was measured; `unseen`, with its losses sorted, where single rows of a classifier are held against unseen ones."""
+        exposed = gap = None
+        if unseen is not None and unseen.losses is not None and forget.losses is not None:
+            exposed = exposure(forget.losses, unseen.losses)
+            if rehearsed:  # nothing else would hold the rest while rows are pushed to be got wrong
+                gap = accuracy_gap(forget.accuracy, unseen.accuracy, len(forget.losses))
+        return cls(forget.accuracy, forget.loss, retain.accuracy, leak, exposed, gap)
+
+    @property
+    def known(self) -> float:
+        """What is compared with the target: exposure where there is one, else accuracy."""
+        return self.forget_accuracy if self.exposure is None else self.exposure
+
+    def reached(self, target: float) -> bool:
+        """Whether no more is known than the target, nor single rows more often than unseen ones: unless their losses say by now that they
+        are known worse, when to get them wrong as often too would only make them stand out."""
+        return self.known <= target and (self.gap is None or self.gap <= 0 or self.known <= 1 - target)
+
+
+class StoppingCallback(TrainerCallback):
+    """Checks every `check_steps`, stops when forgetting is reached, and keeps the last state within the leak budget.
+
+    Attributes:
+        reason: why unlearning ended: "target", "plateau" (nearly forgotten, and no further for a while), "leak_budget",
+            "max_steps", or "stopped" (by another callback).
+    """
+
+    def __init__(
+        self,
+        projection: NullSpaceProjection,
+        check: Callable[[], Check],
+        log: Callable[[dict[str, float]], None],
+        check_steps: int,
+        target: float,
+        max_leak: float | None,
+        refine: bool = False,
+    ) -> None:
+        """`refine`: go back along the last stretch to where the target is just reached, instead of past it."""
+        self.projection, self.check, self.log = projection, check, log
+        self.check_steps, self.target, self.max_leak, self.refine = check_steps, target, max_leak, refine
+        self.reason = "max_steps"
+        self._within_budget: dict[str, Tensor] | None = None
+        self._checked_at = -1
+        self._there_at_start = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.reason = "max_steps"
+        self._checked_at = state.global_step
+        self._within_budget = self.projection.snapshot()
+        # Also where a run is resumed: targets that follow the model are those of the checkpoint again.
+        check = self.check()
+        self._there_at_start = check.reached(self.target)
+        if state.global_step == 0:
+            self._log(check)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # Also before a checkpoint is written, so that what is saved is always within the budget.
+        if state.global_step % self.check_steps == 0 or control.should_save or state.global_step >= state.max_steps:
+            self._decide(state, control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if control.should_save:
+            self._decide(state, control)
+
+    def _decide(self, state: TrainerState, control: TrainerControl) -> None:
+        """Check once at this step; restore and stop above the budget, stop at the target."""
+        if self._checked_at == state.global_step:
+            return
+        self._checked_at = state.global_step
+        check = self.check()
+        self._log(check)
+        if self.max_leak is not None and check.leak > self.max_leak:
+            self.projection.restore(self._within_budget)
+            self._stop(control, "leak_budget")
+            return
+        before, self._within_budget = self._within_budget, self.projection.snapshot()
+        if check.reached(self.target):
+            self._stop(control, "target")
+            if self.refine and before is not None:
+                self._step_back(before, self._within_budget)
+        elif not self.refine and _on_plateau(state, check.forget_accuracy):
+            self._stop(control, "plateau")
+
+    def _stop(self, control: TrainerControl, reason: str) -> None:
+        """End here, without a checkpoint: a run resumed from it would not know that it had ended, and go on."""
+        self.reason = reason
+        control.should_training_stop, control.should_save = True, False
+
+    def _step_back(self, above: Mapping[str, Tensor], below: Mapping[str, Tensor]) -> None:
+        """Bisect between a state above the target and one that reached it; every state between lies in the null space.
+
+        Where the start has reached it too, the least step that bisection can take is tried first.
+        """
+        low, high = 0.0, 1.0
+        if self._there_at_start:
+            least = 2.0**-_BISECTIONS
+            self.projection.restore(_between(above, below, least))
+            if self.check().reached(self.target):
+                low = high = least
+        while high - low > 2.0**-_BISECTIONS:
+            middle = (low + high) / 2
+            self.projection.restore(_between(above, below, middle))
+            if self.check().reached(self.target):
+                high = middle
+            else:
+                low = middle
+        self._within_budget = _between(above, below, high)
+        self.projection.restore(self._within_budget)
+        self._log(self.check())
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.reason == "max_steps" and state.global_step < state.max_steps:
+            self.reason = "stopped"  # by somebody else
+            self._decide(state, control)
+        self._within_budget = None
+
+    def _log(self, check: Check) -> None:
+        self.log({name: value for name, value in asdict(check).items() if value is not None})
+
+
+def _on_plateau(state: TrainerState, accuracy: float) -> bool:
+    """Whether `accuracy` is the lowest seen, low, and was first reached long ago; read from the log, so resuming agrees."""
+    seen = [(entry["forget_accuracy"], entry["step"]) for entry in state.log_history if "forget_accuracy" in entry]
+    lowest, since = min(seen, default=(1.0, 0))
+    return accuracy <= lowest <= _NEARLY_FORGOTTEN and state.global_step - since >= _PATIENCE

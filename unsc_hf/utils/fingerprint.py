@@ -1,0 +1,150 @@
+"""What a model, a data set or a file is, as a hash: two things with one fingerprint are the same."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import UNSCError
+from .distributed import is_sharded, whole
+
+_READERS = 8  # tensors whose bytes are hashed at a time
+
+
+def weight_hash(model: nn.Module, exclude: Collection[str] = ()) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of parameters and buffers, in the order of their names.
+
+    Where weights are sharded over processes, all of them must call this together.
+
+    Args:
+        exclude: names that do not count.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if name in exclude:
+            continue
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        flat = whole(tensor.detach()).cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def weight_digests(model: nn.Module, exclude: Collection[str] = ()) -> dict[str, str]:
+    """SHA-256 of the bytes of each parameter and buffer, by name: to see whether any has changed. Several are read at a time.
+
+    Where weights are sharded over processes, all of them must call this together.
+    """
+
+    def digest(tensor: torch.Tensor) -> str:
+        return hashlib.sha256(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+
+    with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
+        found: dict[str, str | Future[str]] = {}
+        for name, tensor in model.state_dict().items():
+            if name in exclude:
+                continue
+            if is_sharded(tensor):  # put together by all processes, in one order
+                found[name] = digest(whole(tensor.detach()))
+            else:
+                found[name] = pool.submit(digest, tensor.detach())
+        return {name: value if isinstance(value, str) else value.result() for name, value in found.items()}
+
+
+def data_fingerprint(dataset: Any) -> str:
+    """SHA-256 of a `datasets.Dataset`'s content, in its order: the same rows give the same value on every machine.
+
+    Images count by their bytes, whether these stand in the table or in a file beside it.
+    """
+    digest = hashlib.sha256()
+    for table in dataset.with_format("arrow").iter(batch_size=1024):
+        for name in table.column_names:
+            digest.update(f"|{name}|{len(table)}|".encode())
+            for value in table.column(name).to_pylist():
+                digest.update(_value_bytes(value))
+    return digest.hexdigest()
+
+
+def row_digests(dataset: Any) -> list[str]:
+    """A hash of each row's content, 16 hexadecimal digits: equal rows have equal hashes."""
+    digests: list[str] = []
+    for table in dataset.with_format("arrow").iter(batch_size=1024):
+        columns = [[_value_bytes(value) for value in table.column(name).to_pylist()] for name in table.column_names]
+        digests += [hashlib.sha256(b"|".join(cells)).hexdigest()[:16] for cells in zip(*columns, strict=True)]
+    return digests
+
+
+def _value_bytes(value: Any) -> bytes:
+    """Bytes that stand for one cell."""
+    if isinstance(value, dict) and set(value) == {"bytes", "path"}:
+        content = value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+        return hashlib.sha256(content).digest()
+    if isinstance(value, list):
+        try:
+            return hashlib.sha256(np.asarray(value, dtype=np.float64).tobytes()).digest()
+        except (TypeError, ValueError):  # texts, or rows of unequal length
+            pass
+    return repr(value).encode()
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What the statistics were collected from; two sets of statistics may only be combined when the model part agrees.
+
+    Attributes:
+        model: the model's name or folder name (for people; not compared).
+        revision: the commit it was loaded at, when known (for people; not compared).
+        weights: SHA-256 of its weights.
+        data: SHA-256 of the rows that were read, in order.
+        dtype: dtype in which rows were multiplied.
+        max_rows_per_class, max_samples_per_class: the budgets.
+        samples: number of data set rows read.
+        removed: hashes of single rows that were taken out again, see `row_digests`.
+    """
+
+    weights: str
+    data: str
+    model: str = ""
+    revision: str = ""
+    dtype: str = "float64"
+    max_rows_per_class: int | None = None
+    max_samples_per_class: int | None = None
+    samples: int = 0
+    removed: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "removed", tuple(self.removed))
+
+    def refuse_removed(self, dataset: Any) -> list[str]:
+        """Hashes of these rows, none of which was taken out before.
+
+        Raises:
+            UNSCError: a row was.
+        """
+        digests = row_digests(dataset)
+        gone = set(self.removed)
+        for row, digest in enumerate(digests):
+            if digest in gone:
+                raise UNSCError(f"forget_dataset: row {row} was forgotten by an earlier request; leave it out.")
+        return digests
+
+    def still_held(self, dataset: Any) -> int:
+        """How many of these rows were not taken out."""
+        return len(set(row_digests(dataset)) - set(self.removed))
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
