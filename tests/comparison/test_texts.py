@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import Dataset
 from helpers.texts import NAMES, texts
 from helpers.training import make_trainer
 from huggingface_hub import ModelCard
@@ -33,9 +33,6 @@ from unsc_hf.erasure.bands import ProbeBands
 from unsc_hf.models.loading import load_as, own_processor
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "unlearn_text.py"
-
-
-FEATURES = Features({"text": Value("string"), "label": ClassLabel(names=NAMES), "user": Value("int64")})
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from comparison.test_texts import FEATURES
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, Value
 
 NAMES = ["greeting", "weather", "money"]
 
@@ -16,6 +15,7 @@ WORDS = [
     ["rain", "sun", "wind", "storm", "cloud", "snow"],
     ["bank", "card", "cash", "loan", "coin", "debt"],
 ]
+FEATURES = Features({"text": Value("string"), "label": ClassLabel(names=NAMES), "user": Value("int64")})
 
 
 def texts(per_class: int, seed: int = 0) -> Dataset:
