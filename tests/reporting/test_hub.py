@@ -244,7 +244,7 @@ def test_branch_and_visibility_are_honoured(hub: Hub, call: Call, finished: Path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"token": "hf_wrong"}, "hub_token: the Hub does not accept the token"),
+        ({"token": "hf_wrong"}, "hub_token: it is not accepted"),
         ({"token": READ_ONLY}, "hub_token: the token may not write"),
         ({"repo_id": "somebody/vit"}, "hub_token: the token may not write to somebody/vit"),
         ({"repo_id": "user/a b"}, "hub_model_id: 'user/a b' is not a valid repository name"),
@@ -266,7 +266,10 @@ def test_a_commit_that_lands_in_between_is_not_overwritten(hub: Hub, call: Call,
     (finished / "README.md").write_text((finished / "README.md").read_text() + "\nmore\n")
     hub.before[stage] = lambda: repo.commit(theirs)
     answer = call("publish", **options)
-    assert answer["error"].startswith("hub_model_id: somebody else changed user/vit in between, and nothing was overwr")
+    assert "commit" not in answer, "overwrites what somebody else has written"
+    assert answer["error"].startswith(
+        "hub_model_id: somebody else changed user/vit in between, nothing was overwritten"
+    )
     assert "\n" not in answer["error"]
     assert repo.files("main") == theirs
     assert len(repo.commits) == 3

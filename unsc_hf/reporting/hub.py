@@ -13,7 +13,7 @@ import os
 import re
 import shlex
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
@@ -58,12 +58,10 @@ def public_files(
     files: dict[str, Path | bytes] = {path.name: path for path in paths if matches(path.name, PUBLIC)}
     if (root / UNFINISHED).exists() and not (root / RESULTS).exists():
         raise UNSCError(f"folder: {root} holds an interrupted run; start that run again, it continues from there.")
-    if "README.md" not in files:
-        raise UNSCError(f"folder: {root} holds no README.md; name the output folder of a finished run.")
-    if not any(matches(name, ("model*.safetensors", "adapter_model.safetensors")) for name in files):
-        raise UNSCError(
-            f"folder: {root} holds no weights (model.safetensors or adapter_model.safetensors); finish the run first."
-        )
+    weights = any(matches(name, ("model*.safetensors", "adapter_model.safetensors")) for name in files)
+    for part, present in (("README.md", "README.md" in files), ("weights (model or adapter)", weights)):
+        if not present:
+            raise UNSCError(f"folder: {root} holds no {part}; name the output folder of a finished run.")
     if base_model is not None and "adapter_config.json" in files:
         config = json.loads((root / "adapter_config.json").read_text(encoding="utf-8"))
         config["base_model_name_or_path"] = base_model
@@ -137,34 +135,24 @@ def publish(
         UNSCError: a file must not leave (see `public_files`), another commit landed in between, or the Hub refused.
     """
     files = public_files(folder, base_model=base_model, secrets=[token] if token else [])
+    api = HfApi(token=token)
     try:
-        return _commit(HfApi(token=token), files, repo_id, private, revision, message)
+        repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision not in (None, "main"):
+            api.create_branch(repo, branch=revision, exist_ok=True)
+        head = api.model_info(repo, revision=revision)
+        present = {file.rfilename for file in head.siblings or ()} - set(files)
+        stale = sorted(name for name in present if matches(name, _STALE))
+        if stale:
+            logger.warning("Deleting other weights from %s: %s. Its history keeps them.", repo, ", ".join(stale))
+        additions = [CommitOperationAdd(name, source) for name, source in files.items()]
+        deletions = [CommitOperationDelete(name) for name in stale]
+        # The client leaves out unchanged files, and makes no commit where nothing changed.
+        return api.create_commit(
+            repo, [*additions, *deletions], commit_message=message, revision=revision, parent_commit=head.sha
+        )
     except (HTTPError, OSError, RuntimeError, ValueError) as error:  # HTTPError: of the client's HTTP library
         raise UNSCError(_explain(error, repo_id, folder)) from error
-
-
-def _commit(
-    api: HfApi,
-    files: Mapping[str, Path | bytes],
-    repo_id: str,
-    private: bool | None,
-    revision: str | None,
-    message: str,
-) -> CommitInfo:
-    repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if revision not in (None, "main"):
-        api.create_branch(repo, branch=revision, exist_ok=True)
-    head = api.model_info(repo, revision=revision)
-    stale = [file.rfilename for file in head.siblings or () if matches(file.rfilename, _STALE)]
-    stale = [name for name in stale if name not in files]
-    if stale:
-        logger.warning("Deleting other weights from %s: %s. Its history keeps them.", repo, ", ".join(stale))
-    additions = [CommitOperationAdd(name, source) for name, source in files.items()]
-    deletions = [CommitOperationDelete(name) for name in stale]
-    # The client leaves out unchanged files, and makes no commit where nothing changed.
-    return api.create_commit(
-        repo, [*additions, *deletions], commit_message=message, revision=revision, parent_commit=head.sha
-    )
 
 
 def _status(error: BaseException | None) -> int | None:
@@ -172,30 +160,26 @@ def _status(error: BaseException | None) -> int | None:
     while error is not None:
         if isinstance(error, HfHubHTTPError) and error.response is not None:
             return int(error.response.status_code)
-        error = error.__cause__
+        error = error.__cause__ or error.__context__
     return None
 
 
 def _explain(error: Exception, repo_id: str, folder: str | os.PathLike[str]) -> str:
     """One line: what happened, and what to do."""
-    status, said = _status(error), first_line(error)
+    status, detail = _status(error), first_line(error)
     again = f"publish again with `unsc push {shlex.quote(str(folder))} --hub_model_id {shlex.quote(repo_id)}`"
     if isinstance(error, RepositoryNotFoundError) or status == 401:
         return (
-            f"hub_token: the Hub does not accept the token, or the token may not see {repo_id}; log in with "
-            "`hf auth login`, or give hub_token."
+            f"hub_token: it is not accepted, or may not see {repo_id}; log in with `hf auth login`, or give hub_token."
         )
     if isinstance(error, HFValidationError):
-        return f"hub_model_id: {repo_id!r} is not a valid repository name ({said}); give user/name."
+        return f"hub_model_id: {repo_id!r} is not a valid repository name ({detail}); give user/name."
     if status == 403:
         return f"hub_token: the token may not write to {repo_id}; give a token with write access."
-    if status in (402, 507):
-        return f"hub_model_id: the account's storage is full ({said}); free some, then {again}."
+    if status in (402, 507) or re.search("quota|storage limit", str(error), re.IGNORECASE):
+        return f"hub_model_id: the account's storage is full ({detail}); free some, then {again}."
     if status in (409, 412):
-        return (
-            f"hub_model_id: somebody else changed {repo_id} in between, and nothing was overwritten; look at it, "
-            f"then {again}."
-        )
-    if isinstance(error, ValueError) and "metadata" in said.lower():
-        return f"README.md: the Hub refuses its metadata ({said}); correct the block between the `---` lines."
-    return f"push_to_hub: the upload failed ({said}); the run is complete: {again}."
+        return f"hub_model_id: somebody else changed {repo_id} in between, nothing was overwritten; look, then {again}."
+    if isinstance(error, ValueError) and "metadata" in detail.lower():
+        return f"README.md: the Hub refuses its metadata ({detail}); correct the block between the `---` lines."
+    return f"push_to_hub: the upload failed ({detail}); the run is complete: {again}."

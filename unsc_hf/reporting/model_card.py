@@ -18,29 +18,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..evaluation.verdict import MethodResult, format_table
 from ..objectives import OBJECTIVES
 from ..utils.files import write_text
-from .tables import (
-    CERTIFICATE_NOTE,
-    CLASSIFIER_NOTE,
-    LANGUAGE_NOTE,
-    certificate_table,
-    forgotten_text,
-    options_table,
-    requests_table,
-)
+from . import tables
 
 _TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
 
 _TAGS = ["unsc", "machine-unlearning", "unlearning"]
-
-_RELABELLING = {
-    "top1": "with the most similar remaining class",
-    "second": "with the second most similar remaining class",
-    "soft": "with the original's distribution over the remaining classes, most of it on the most similar one",
-    "random": "at random",
-    "nearest_mean": "with the remaining class whose mean is nearest",
-    "matched": "so that it is recognised only as well as rows that the original never saw",
-    "left_out": "so that it is recognised only as well as equally hard rows that the original never saw",
-}
 
 # What loads a model of each task: its class, and the class and variable name of what prepares its inputs.
 _LOADERS = {
@@ -53,68 +35,35 @@ _NAMES_ROWS = ("forget_indices", "forget_values")  # options whose values tell w
 
 _PACKAGES = ("unsc_hf", "torch", "transformers", "datasets", "accelerate", "peft", "huggingface_hub")
 
-_ADAPTER_NOTE = (
-    "This is an adapter. The base model still remembers: whoever loads it without the adapter has everything back. "
-    "Where that matters, merge the adapter in float32 and publish the merged model instead."
-)
-
-_NO_REFERENCE = "No retrained model was given, so no claim beyond *suppressed* is possible."
-
 
 @dataclass
 class CardContent:
-    """What a card is rendered from.
+    """What a card is rendered from."""
 
-    Attributes:
-        model_name: name of the unlearned model, or its Hub id.
-        base_model: Hub id or folder name of the original.
-        model_class: class that loads the model, for "How to use".
-        forgotten: names of the forgotten classes; empty where single rows were forgotten.
-        forgotten_rows: number of forgotten rows.
-        dataset: Hub id or name of the data set.
-        dataset_on_hub: whether `dataset` is a Hub id, which the card links.
-        methods: results of each compared classifier by name; empty when none were compared.
-        references: number of retrained models behind the row "retrained".
-        certificate: `Certificate.to_dict()`, or None.
-        verdict, reason: as `evaluation.verdict.judge` gives them.
-        hyperparameters: options by name.
-        pictures: (file name, caption).
-        report: file name of the HTML report beside the card, or "".
-        license: SPDX id, or None if unknown.
-        command: what was typed, as `scrubbed_command` returns it.
-        adapter: whether only a LoRA adapter is published.
-        base_dtype: precision of the base model under the adapter.
-        forgotten_digest: beginning of a hash over the forgotten rows, where no classes are named.
-        table: comparison of language models as text cells, first the header.
-        written: first cell of the row that describes the published model.
-        requests: log of all requests served on this model, oldest first.
-        task: the Hub's name of what the model does.
-    """
-
-    model_name: str
-    base_model: str
-    model_class: str
-    forgotten: Sequence[str]
+    model_name: str  # name of the unlearned model, or its Hub id
+    base_model: str  # Hub id or folder name of the original
+    model_class: str  # class that loads the model
+    forgotten: Sequence[str]  # names of the forgotten classes; empty where single rows were forgotten
     forgotten_rows: int
-    dataset: str
-    dataset_on_hub: bool = False
-    methods: dict[str, MethodResult] = field(default_factory=dict)
-    references: int = 0
-    certificate: dict[str, Any] | None = None
-    verdict: str = "not judged"
+    dataset: str  # Hub id or name of the data set
+    dataset_on_hub: bool = False  # whether `dataset` is a Hub id, which the card links
+    methods: dict[str, MethodResult] = field(default_factory=dict)  # compared classifiers by name, if any
+    references: int = 0  # number of retrained models behind the row "retrained"
+    certificate: dict[str, Any] | None = None  # `Certificate.to_dict()`
+    verdict: str = "not judged"  # this and the reason as `evaluation.verdict.judge` gives them
     reason: str = "no comparison was made"
-    hyperparameters: dict[str, Any] = field(default_factory=dict)
-    pictures: Sequence[tuple[str, str]] = ()
-    report: str = ""
-    license: str | None = None
-    command: str = ""
-    adapter: bool = False
-    base_dtype: str = "float32"
-    forgotten_digest: str = ""
-    table: Sequence[Sequence[str]] = ()
-    written: str = "UNSC"
-    requests: Sequence[dict[str, Any]] = ()
-    task: str = "image-classification"
+    hyperparameters: dict[str, Any] = field(default_factory=dict)  # options by name
+    pictures: Sequence[tuple[str, str]] = ()  # file names and captions
+    report: str = ""  # file name of the HTML report beside the card
+    license: str | None = None  # SPDX id
+    command: str = ""  # what was typed, as `scrubbed_command` returns it
+    adapter: bool = False  # whether only a LoRA adapter is published
+    base_dtype: str = "float32"  # precision of the base model under the adapter
+    forgotten_digest: str = ""  # beginning of a hash over the forgotten rows
+    table: Sequence[Sequence[str]] = ()  # comparison of language models as text cells, first the header
+    written: str = "UNSC"  # first cell of the row that describes the published model
+    requests: Sequence[dict[str, Any]] = ()  # log of all requests served on this model, oldest first
+    task: str = "image-classification"  # the Hub's name of what the model does
 
 
 def versions() -> dict[str, str]:
@@ -186,36 +135,6 @@ def markdown_table(rows: Sequence[Sequence[str]], emphasised: str = "") -> str:
     return "\n".join(lines)
 
 
-def _adapter_note(content: CardContent) -> str:
-    if not content.adapter:
-        return ""
-    if content.base_dtype == "float32":
-        return _ADAPTER_NOTE
-    return (
-        f"{_ADAPTER_NOTE} It was unlearned on the base model in {content.base_dtype}, and the certificate holds for "
-        "the base model loaded in that precision."
-    )
-
-
-def _usage(content: CardContent) -> str:
-    """Python code that loads the model."""
-    repo = json.dumps(content.model_name)  # double quotes, as formatters want them
-    auto_class, processor_class, processor = _LOADERS[content.task]
-    processor_line = f"{processor} = {processor_class}.from_pretrained({repo})"
-    if content.adapter:
-        dtype = "" if content.base_dtype == "float32" else f", dtype={json.dumps(content.base_dtype)}"
-        return (
-            "from peft import PeftModel\n"
-            f"from transformers import {auto_class}, {processor_class}\n\n"
-            f"base = {auto_class}.from_pretrained({json.dumps(content.base_model)}{dtype})\n"
-            f"model = PeftModel.from_pretrained(base, {repo})\n{processor_line}"
-        )
-    return (
-        f"from transformers import {processor_class}, {content.model_class}\n\n"
-        f"model = {content.model_class}.from_pretrained({repo})\n{processor_line}"
-    )
-
-
 def _eval_results(content: CardContent) -> list[EvalResult]:
     """Accuracies of the published model, for the Hub's index of results."""
     unlearned = content.methods.get("unsc")
@@ -255,43 +174,34 @@ def _metadata(content: CardContent) -> ModelCardData:
     )
 
 
-def _table_note(content: CardContent) -> str:
-    note = LANGUAGE_NOTE if content.task == "text-generation" else CLASSIFIER_NOTE
-    if content.references > 1:
-        return f"{note} The row retrained is the mean of {content.references} models."
-    if content.references == 1:
-        return f"{note} The row retrained is one model trained without the forgotten data."
-    return f"{note} {_NO_REFERENCE}"
-
-
 def build_card(content: CardContent) -> ModelCard:
     """Render the card; names are escaped, so they can break neither YAML nor Markdown nor the template."""
     objective = str(content.hyperparameters.get("objective") or "unsc")
-    pseudo_labels = str(content.hyperparameters.get("pseudo_labels"))
+    forgotten = tables.forgotten_text(content.forgotten_rows, content.forgotten, content.forgotten_digest)
     comparison = format_table(content.methods) if content.methods else content.table
+    certificate = tables.certificate_table(content.certificate) if content.certificate else []
     return ModelCard.from_template(
         _metadata(content),
         template_path=str(_TEMPLATE),
+        content=content,
         title=escape(content.model_name.split("/")[-1]),
         base_model=escape(content.base_model or "A classifier"),
         dataset=escape(content.dataset),
-        verdict=content.verdict,
         reason=escape(content.reason[:1].upper() + content.reason[1:]),
-        report=content.report,
-        adapter_note=_adapter_note(content),
-        forgotten=escape(forgotten_text(content.forgotten_rows, content.forgotten, content.forgotten_digest)),
+        forgotten=escape(forgotten),
         reads_retained=objective in OBJECTIVES and OBJECTIVES[objective].retain,
         comparison=markdown_table(comparison, content.written),
-        comparison_note=_table_note(content),
-        pictures=[{"file": file, "caption": caption} for file, caption in content.pictures],
-        certificate=markdown_table(certificate_table(content.certificate)) if content.certificate else "",
-        certificate_note=CERTIFICATE_NOTE,
-        requests=markdown_table(requests_table(content.requests)),
-        usage=_usage(content),
+        comparison_note=tables.LANGUAGE_NOTE if content.task == "text-generation" else tables.CLASSIFIER_NOTE,
+        certificate=markdown_table(certificate),
+        certificate_note=tables.CERTIFICATE_NOTE,
+        requests=markdown_table(tables.requests_table(content.requests)),
+        loader=_LOADERS[content.task],
+        repo=json.dumps(content.model_name),  # double quotes, as formatters want them
+        base_repo=json.dumps(content.base_model),
         objective=escape(objective),
         relabels=objective in ("unsc", "unsc_retain"),
-        relabelling=_RELABELLING.get(pseudo_labels, _RELABELLING["top1"]),
-        options=markdown_table(options_table(content.hyperparameters)),
+        pseudo_labels=str(content.hyperparameters.get("pseudo_labels")),
+        options=markdown_table(tables.options_table(content.hyperparameters)),
         command=content.command.replace("```", ""),
         versions=", ".join(f"{name} {version}" for name, version in versions().items()),
     )

@@ -42,7 +42,6 @@ def plot_per_class(
         accuracies: accuracy in [0, 1] by class id, for each model by name, in drawing order.
         names: class names by id.
         forgotten: ids of the classes to forget, which are drawn first and shaded.
-        path: of the PNG file.
     """
     shown = [*forgotten, *(c for c in range(len(names)) if c not in forgotten)]
     shown = [c for c in shown if any(c in by_class for by_class in accuracies.values())]
@@ -78,7 +77,6 @@ def plot_answers(methods: Mapping[str, Mapping[str, Mapping[str, float]]], path:
 
     Args:
         methods: metrics by method and set; sets without `rouge_l` are left out.
-        path: of the PNG file.
     """
     sets = [name for name, metrics in next(iter(methods.values())).items() if "rouge_l" in metrics]
     figure = Figure(figsize=(min(11.0, max(6.5, 0.9 * len(sets) * len(methods) ** 0.5 + 2)), 4.2))
@@ -108,7 +106,6 @@ def plot_unlearning(history: Sequence[Mapping[str, Any]], max_leak: float | None
     Args:
         history: the trainer's `state.log_history`; entries without a leak are ignored.
         max_leak: the leak budget, drawn as a line.
-        path: of the PNG file.
     """
     checks = [entry for entry in history if "leak" in entry]
     steps = [entry["step"] for entry in checks]
@@ -137,7 +134,6 @@ def plot_capacity(report: Sequence[Any], path: Path) -> Path:
 
     Args:
         report: rows of `Subspace.report()`.
-        path: of the PNG file.
     """
     figure = Figure(figsize=(7.5, max(2.5, 0.22 * len(report) + 1.2)))
     axes = figure.subplots()

@@ -26,14 +26,10 @@ _ACCURACIES = {
 
 
 def write_run_report(results: Mapping[str, Any], folder: str | Path) -> Path:
-    """Write `report.html` into a run's folder.
+    """Write `report.html` into a run's folder, which holds the pictures that `results["pictures"]` names.
 
     Args:
         results: content of the run's `results.json`.
-        folder: of the run; holds the pictures that `results["pictures"]` names.
-
-    Returns:
-        Path of the report.
     """
     folder = Path(folder)
     request, verdict, reason = results["request"], results["verdict"]["word"], results["verdict"]["reason"]
@@ -73,20 +69,14 @@ def _course(results: Mapping[str, Any]) -> list[str]:
     points = [
         _change(text, {name: method.get(key) for name, method in methods.items()}) for key, text in _ACCURACIES.items()
     ]
-    points += [
-        _change(
-            f"ROUGE-L on {questions.replace('_', ' ')}",
-            {name: method.get("sets", {}).get(questions, {}).get("rouge_l") for name, method in methods.items()},
-        )
-        for questions in methods.get("original", {}).get("sets", {})
-    ]
+    for questions in methods.get("original", {}).get("sets", {}):
+        rouge = {name: method.get("sets", {}).get(questions, {}).get("rouge_l") for name, method in methods.items()}
+        points.append(_change(f"ROUGE-L on {questions.replace('_', ' ')}", rouge))
     steps = f"{results['steps']} steps, " if "steps" in results else ""
     seconds = sum(value for value in results["seconds"].values() if value)
     stopped = results["certificate"]["stop_reason"]
-    points += [
-        f"Unlearning took {steps}{seconds:.0f} seconds with the statistics. "
-        f"It ended by {STOP_REASONS.get(stopped, str(stopped))}."
-    ]
+    end = STOP_REASONS.get(stopped, str(stopped))
+    points.append(f"Unlearning took {steps}{seconds:.0f} seconds with the statistics. It ended by {end}.")
     return [point for point in points if point]
 
 
