@@ -75,8 +75,8 @@ class UNSCConfig(TrainingArguments):
         max_validation_rows (`int`, defaults to `1000`): at most this many rows are held out of each.
         label_column (`str`, *optional*): column with class ids; found by itself when None.
         objective (`str`, defaults to `"unsc"`): what is minimised on the forget rows: `"unsc"`, `"unsc_retain"`,
-            `"unsc_distill"`, `"gradient_ascent"`, `"gradient_difference"`, `"npo"`, `"simnpo"`, `"fine_tune"`, `"scrub"`,
-            `"whitened_means"`, `"whitened_covariances"` or `"adversarial_probe"`; see `unsc_hf.objectives`. All run under the same projection.
+            `"unsc_distill"`, `"gradient_ascent"`, `"gradient_difference"`, `"npo"`, `"simnpo"`, `"fine_tune"` or
+            `"scrub"`; see `unsc_hf.objectives`. All run under the same projection.
         objective_beta, objective_gamma, retain_weight (`float`): of `"npo"` and `"simnpo"`, of `"simnpo"`, and of
             `"unsc_retain"`, `"unsc_distill"`, `"gradient_difference"` and `"scrub"`.
         retain_dropout (`bool`, defaults to `False`): retained rows are rehearsed with the model's dropout on, as when it was
@@ -95,8 +95,6 @@ class UNSCConfig(TrainingArguments):
             space: the held-out leak says how far, and `max_leak` bounds it.
         erasure_strength (`float`, defaults to `0.35`): share of the difference between class means that is taken out; without
             retrained models to compare with, a share that leaves about as much as they have.
-        feature_weight (`float`, defaults to `0.1`): of the features' part in `"whitened_means"`, `"whitened_covariances"` and
-            `"adversarial_probe"`.
     """
 
     subspace_rule: str = field(
@@ -199,10 +197,6 @@ class UNSCConfig(TrainingArguments):
         default=0.35,
         metadata={"help": "Share of the difference between class means that erasure takes out, in [0, 1]."},
     )
-    feature_weight: float = field(
-        default=0.1,
-        metadata={"help": "Weight of the features in whitened_means, whitened_covariances, adversarial_probe."},
-    )
 
     # TrainingArguments with other defaults.
     learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate."})
@@ -255,7 +249,7 @@ class UNSCConfig(TrainingArguments):
             )
         if self.feature_erasure != "none" and self.lora_freeze_a:
             raise UNSCError("lora_freeze_a: erasure adds rows to A; use feature_erasure='none', or let A be trained.")
-        for argument in ("objective_beta", "pseudo_label_temperature", "feature_weight"):
+        for argument in ("objective_beta", "pseudo_label_temperature"):
             if not getattr(self, argument) > 0:
                 raise UNSCError(f"{argument}: {getattr(self, argument)!r} is not a positive number.")
         if not 0.0 <= self.retain_mixing < 1.0:

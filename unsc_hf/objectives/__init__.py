@@ -11,18 +11,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .adversarial_probe import adversarial_probe
 from .fine_tune import fine_tune
 from .gradient_ascent import gradient_ascent
 from .gradient_difference import gradient_difference
 from .npo import npo
 from .scrub import scrub
 from .simnpo import simnpo
-from .terms import FeatureTargets, Terms
+from .terms import Terms
 from .unsc import unsc
 from .unsc_distill import unsc_distill
 from .unsc_retain import unsc_retain
-from .whitened import whitened_covariances, whitened_means
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,6 @@ class Objective:
         teacher: whether it compares with the original model's logits on forget rows; costs a second forward pass.
         retain_teacher: likewise on retained rows.
         mixed: whether its retained rows can be mixed with each other: it reads no label of theirs.
-        features: whether it reads the inputs of the head, and the class statistics of the original model.
     """
 
     loss: Callable[[Terms], Tensor]
@@ -43,7 +40,6 @@ class Objective:
     teacher: bool = False
     retain_teacher: bool = False
     mixed: bool = False
-    features: bool = False
 
     @property
     def keeps_original(self) -> bool:
@@ -61,9 +57,6 @@ OBJECTIVES = {
     "simnpo": Objective(simnpo),
     "fine_tune": Objective(fine_tune, retain=True),
     "scrub": Objective(scrub, retain=True, teacher=True, retain_teacher=True),
-    "whitened_means": Objective(whitened_means, features=True),
-    "whitened_covariances": Objective(whitened_covariances, features=True),
-    "adversarial_probe": Objective(adversarial_probe, features=True),
 }
 
-__all__ = ["OBJECTIVES", "FeatureTargets", "Objective", "Terms"]
+__all__ = ["OBJECTIVES", "Objective", "Terms"]

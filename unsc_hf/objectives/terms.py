@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-ANSWERS = -1  # the one group of a language model's answer tokens
-
-
-@dataclass(frozen=True)
-class FeatureTargets:
-    """What features of the retained classes look like in the original model; see `class_statistics.feature_targets`.
-
-    Attributes:
-        means: of each class, float32, (width,).
-        whitening: W with W W^T = inverse covariance of the class, (width, width).
-        precision: inverse of the covariance within classes, pooled, (width, width).
-    """
-
-    means: Mapping[int, Tensor]
-    whitening: Mapping[int, Tensor]
-    precision: Tensor
 
 
 @dataclass(frozen=True)
@@ -44,10 +26,6 @@ class Terms:
         gamma: reward margin of SimNPO.
         retain_weight: weight of `retain_loss`, or of what stands in its place.
         forgotten: ids of the classes of which no row remains, (classes forgotten,), where there are any.
-        features: inputs of the head at the labelled positions, (positions, width), for objectives that ask for them.
-        feature_targets: of the retained classes, likewise.
-        one_group: whether all positions are matched to one group (answers of a language model) instead of to their classes.
-        feature_weight: weight of what is asked of the features.
     """
 
     logits: Tensor
@@ -63,22 +41,6 @@ class Terms:
     gamma: float = 0.0
     retain_weight: float = 1.0
     forgotten: Tensor | None = None
-    features: Tensor | None = None
-    feature_targets: FeatureTargets | None = None
-    one_group: bool = False
-    feature_weight: float = 0.1
-
-    def need_features(self) -> tuple[Tensor, FeatureTargets]:
-        """Features and their targets; it is a programming error not to have asked for them."""
-        if self.features is None or self.feature_targets is None:
-            raise TypeError("an objective that reads features must be registered with features=True.")
-        return self.features, self.feature_targets
-
-    def groups(self) -> Tensor:
-        """The class that each position is re-labelled to, (positions,)."""
-        if self.one_group:
-            return torch.full_like(self.labels, ANSWERS)
-        return self.targets if self.targets.dim() == 1 else self.targets.argmax(1)
 
     def loss(self) -> Tensor:
         """Mean cross-entropy of the true labels, in float32."""

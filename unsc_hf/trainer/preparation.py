@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from ..config import UNSCConfig
-from ..erasure.feature_terms import FeatureTerms
 from ..errors import UNSCError
 from ..evaluation.membership import tolerated_exposure
 from ..experimental.left_out import LeftOut
@@ -90,7 +89,6 @@ class PreparingTrainer(Trainer):
     _forget_moments: dict[str, Moment]
     _matched: MatchedTargets | None
     _teacher: nn.Module | None
-    _feature_terms: FeatureTerms | None
 
     # ---- data -------------------------------------------------------------------------------------------------------
 
@@ -151,8 +149,6 @@ class PreparingTrainer(Trainer):
         if OBJECTIVES[args.objective].keeps_original:
             self._teacher = copy.deepcopy(model).requires_grad_(False)
             self._teacher.eval()
-        if OBJECTIVES[args.objective].features:
-            self._feature_terms = FeatureTerms(self, model, self._given_statistics)
         target, unseen = self._target(model)
         self.plan = UnlearningPlan(
             selection=selection,

@@ -25,8 +25,9 @@ from transformers.utils import ModelOutput
 
 from ..config import REFUSED, UNSCConfig, check_fsdp
 from ..data.selection import hold_out
-from ..erasure.eraser import Choose, Erased, erase_features
-from ..erasure.feature_terms import FeatureTerms
+from ..erasure.eraser import Choose, Erased
+from ..erasure.limits import erase_features
+from ..erasure.rows import FeatureRows
 from ..errors import UNSCError
 from ..evaluation.certificate import Certificate, LogitDrift, logit_drift
 from ..models.adapters import add_adapters
@@ -145,7 +146,6 @@ class UNSCTrainer(PreparingTrainer):
         self.erased: list[Erased] = []
         self.choose_erasure: Choose | None = None
         self._teacher: nn.Module | None = None
-        self._feature_terms: FeatureTerms | None = None
         self.unlearning_seconds = 0.0
         self._given_statistics = statistics
         self._retained: ActivationStatistics | None = None
@@ -285,7 +285,7 @@ class UNSCTrainer(PreparingTrainer):
             output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
             plan.projection.project_displacements(torch.float64)
             if self.args.feature_erasure != "none" and self.args.null_space == "retained":
-                self.erased = erase_features(self, self.choose_erasure)
+                self._erase_features(plan)
                 self.log({name: value for name, value in asdict(self._check()).items() if value is not None})
         finally:
             for callback in callbacks:
@@ -295,6 +295,25 @@ class UNSCTrainer(PreparingTrainer):
         self.stop_reason = stopping.reason
         self._check_outcome(frozen, trained)
         return output
+
+    def feature_rows(self) -> FeatureRows:
+        """The rows that `unsc_hf.erasure` reads."""
+        return FeatureRows(
+            self.task, self.args, self._forget_train, self._retain_train, self._forget_validation,
+            self.processing_class, self._prepared, self._collate,
+        )  # fmt: skip
+
+    def _erase_features(self, plan: UnlearningPlan) -> None:
+        self.erased = erase_features(
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False),
+            plan.selection.layers,
+            self.feature_rows(),
+            plan.pseudo_labels,
+            leak=lambda: self.held_out_leak().total,
+            known=lambda: self._check().known,
+            target=plan.target,
+            choose=self.choose_erasure,
+        )
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """With a constant schedule the learning rate doubles every `lr_doubling_steps` steps: whatever the model's scale,
@@ -337,13 +356,7 @@ class UNSCTrainer(PreparingTrainer):
             targets = self._matched.now[rows.cpu()].to(targets)
         retain, labels = inputs.pop("retain", None), inputs.pop("labels")
         args, more = self.args, dict[str, Any]()
-        if self._feature_terms is None:
-            found = self.task.logits(model, inputs)
-        else:
-            terms = self._feature_terms
-            outputs, more["features"] = terms.forward(model, inputs, labels)
-            found = outputs.logits
-            more.update(feature_targets=terms.targets, one_group=terms.answers, feature_weight=args.feature_weight)
+        found = self.task.logits(model, inputs)
         logits, true, pseudo, samples = self.task.positions(found, labels, targets)
         objective = OBJECTIVES[args.objective]
         if objective.teacher:
