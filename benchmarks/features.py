@@ -114,9 +114,9 @@ class Desk:
         file = self.folder / f"bands-{seed}.json"
         if file.is_file():
             known = {name: Band(**band) for name, band in json.loads(file.read_text(encoding="utf-8")).items()}
-            return ProbeBands(trainer, [], known)
+            return ProbeBands(trainer.model, trainer.feature_rows(), [], known)
         loads = [partial(load_as, self.model_class, name, "retrained") for name in self.options.retrained]
-        found = ProbeBands(trainer, loads)
+        found = ProbeBands(trainer.model, trainer.feature_rows(), loads)
         write_text(file, json.dumps({name: asdict(band) for name, band in found.bands.items()}, indent=1))
         return found
 

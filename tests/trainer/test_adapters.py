@@ -226,10 +226,8 @@ def test_every_architecture_in_bfloat16_keeps_its_outputs_to_the_last_bit(name: 
     assert certificate.merged["bfloat16"].relative < 0.5
 
 
-@pytest.mark.parametrize(
-    ("objective", "kind"),
-    [(name, "vit") for name in OBJECTIVES] + [(name, "llama") for name in OBJECTIVES if not OBJECTIVES[name].features],
-)
+@pytest.mark.parametrize("kind", ["vit", "llama"])
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
 def test_every_objective_in_bfloat16(objective: str, kind: str, tmp_path: Path) -> None:
     model, rows, _ = _bfloat16(kind)
     trainer = _unlearn(model, rows, tmp_path, learning_rate=2e-3, objective=objective)

@@ -23,11 +23,7 @@ from torch import Tensor
 from ..errors import UNSCError
 
 SHARE = 0.05  # of the forgotten rows that must be re-labelled to a class before it counts: fewer have no mean worth the leak
-
-
 _FEW = 8  # classes that are taken where none has that share
-
-
 RIDGE = 0.01  # of the mean diagonal: directions that the rows hardly use are not known well enough to be relied on
 
 

@@ -22,7 +22,6 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel
 
 from ..config import UNSCConfig
-from ..erasure.class_statistics import remove_stale
 from ..errors import UNSCError
 from ..nullspace.statistics import ActivationStatistics, settle
 from ..reporting.run_folder import finish, move_model
@@ -212,7 +211,6 @@ def serve_request(
         if trainer.is_world_process_zero():
             finish(served)
             settle(statistics_dir, bound.fingerprint.weights)
-            remove_stale(statistics_dir, bound.fingerprint.weights)
             # The model of the request before still knows what this one has asked to forget.
             shutil.rmtree(request_folder(args, len(bound.requests) - 1), ignore_errors=True)
         trainer.accelerator.wait_for_everyone()

@@ -20,7 +20,9 @@ from transformers.trainer_utils import EvalLoopOutput, SchedulerType, TrainOutpu
 from transformers.utils import ModelOutput
 
 from ..config import REFUSED, UNSCConfig
-from ..erasure.eraser import Choose, Erased, erase_features
+from ..erasure.eraser import Choose, Erased
+from ..erasure.limits import erase_features
+from ..erasure.rows import FeatureRows
 from ..errors import UNSCError
 from ..evaluation.certificate import Certificate
 from ..experimental.rehearsal import check_dropout, special_tokens
@@ -286,8 +288,25 @@ class UNSCTrainer(PublishingTrainer):
 
     def _erase(self) -> None:
         """Erase what a linear probe reads of the forgotten rows, and log where that leaves the model."""
-        self.erased = erase_features(self, self.choose_erasure)
+        self.erased = erase_features(
+            self.unwrapped(),
+            self.plan.selection.layers,
+            self.feature_rows(),
+            self.plan.pseudo_labels if self.task.label_column is not None else None,
+            leak=lambda: self.held_out_leak().total,
+            known=lambda: self.check().known,
+            target=self.plan.target,
+            choose=self.choose_erasure,
+        )
         self.log(self.check().logged())
+
+    def feature_rows(self) -> FeatureRows:
+        """The rows that `unsc_hf.erasure` reads."""
+        rows, reader = self.rows, self.reader
+        return FeatureRows(
+            self.task, self.args, rows.forget, rows.retain, rows.forget_validation, self.processing_class,
+            reader.prepare, reader.collate,
+        )  # fmt: skip
 
     # ---- step -------------------------------------------------------------------------------------------------------
 
