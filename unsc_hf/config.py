@@ -10,10 +10,10 @@ import torch
 from transformers import TrainingArguments
 
 from .errors import UNSCError
-from .nullspace.subspace import MERGES, RULES, check_energy
+from .nullspace.rules import MERGES, RULES, check_energy
 from .objectives import OBJECTIVES
 from .objectives.pseudo_labels import STRATEGIES
-from .utils.sizes import parse_size
+from .utils.sizes import size_in_bytes
 
 REFUSED = {
     "deepspeed": "its engine updates weights where no projection can follow; use DDP (torchrun) or FSDP2",
@@ -50,8 +50,7 @@ class UNSCConfig(TrainingArguments):
             either way. None means float32, twice as fast and on many accelerators far more, where nothing depends on directions as small
             as its rounding: rule `"energy"` up to 0.9999, merged by `"sum"`.
         max_statistics_memory (`str`, *optional*): limit on their extra memory on the model's device, such as `"2GB"`: layers are
-            read in several passes, and inputs too wide for it are sketched; see `docs/large_layers.md`. None means one pass.
-        sketch_size (`int`, *optional*): columns of every sketch, instead of as many as the limit allows.
+            read in several passes if need be; see `docs/large_layers.md`. None means one pass.
 
     Parameters that control forgetting:
         pseudo_labels (`str`, *optional*): `"top1"`, `"soft"`, `"second"`, `"random"`, `"nearest_mean"`, `"matched"` or `"left_out"`; see
@@ -133,9 +132,6 @@ class UNSCConfig(TrainingArguments):
     )
     max_statistics_memory: str | None = field(
         default=None, metadata={"help": 'Limit on the extra memory of the statistics, such as "2GB".'}
-    )
-    sketch_size: int | None = field(
-        default=None, metadata={"help": "Columns of the sketch of an input too wide for max_statistics_memory."}
     )
     pseudo_labels: str | None = field(
         default=None,
@@ -269,15 +265,11 @@ class UNSCConfig(TrainingArguments):
             "max_validation_rows",
             "max_rows_per_class",
             "max_samples_per_class",
-            "sketch_size",
         ):
             value = getattr(self, argument)
             if value is not None and value < 1:
                 raise UNSCError(f"{argument}: {value!r} is not a positive number.")
-        if parse_size(self.max_statistics_memory, "max_statistics_memory") is None and self.sketch_size is not None:
-            raise UNSCError(
-                f"sketch_size: {self.sketch_size} given without max_statistics_memory, so no layer is sketched."
-            )
+        size_in_bytes(self.max_statistics_memory, "max_statistics_memory")
         if self.hub_strategy != "end":
             raise UNSCError(
                 f"hub_strategy: {self.hub_strategy!r} would push half-unlearned weights, and a repository's history keeps them; use 'end'."

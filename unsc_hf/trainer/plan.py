@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..models.layers import LayerSelection
-from ..nullspace.moments import Measurable
+from ..nullspace.moments import SecondMoment
 from ..nullspace.projection import NullSpaceProjection
 from ..nullspace.subspace import Subspace
 from ..tasks.base import Measure
@@ -21,8 +21,8 @@ class UnlearningPlan:
         selection: the layers that are trained, and why every other parameter is frozen.
         subspace: retained subspace and null space of each layer input.
         projection: projectors and starting weights.
-        held_out: second moments of held-out retained rows, for the leak (in `train` the large ones are in a file of `output_dir`); where
-            they do not fit, samples of these rows.
+        held_out: second moments of held-out retained rows, for the leak; in `train` the large ones are in files in
+            `output_dir`.
         forgotten_classes: class ids that occur among the forget rows but not among the retained ones.
         remaining_classes: class ids that occur among the retained rows.
         pseudo_labels: new label (or distribution) of each forget row that is trained on; None for language models, where
@@ -39,7 +39,7 @@ class UnlearningPlan:
     selection: LayerSelection
     subspace: Subspace
     projection: NullSpaceProjection
-    held_out: dict[str, Measurable]
+    held_out: dict[str, SecondMoment]
     forgotten_classes: list[int]
     remaining_classes: list[int]
     pseudo_labels: Tensor | None

@@ -26,11 +26,12 @@ from ..models.layers import LayerSelection, find_layers
 from ..models.outputs import Outputs, collect_outputs, iterate_outputs, join_outputs
 from ..nullspace.collect import evenly_spaced
 from ..nullspace.lora import LoraProjection
-from ..nullspace.moments import Measurable, Moment
+from ..nullspace.moments import SecondMoment
 from ..nullspace.projection import NullSpaceProjection
+from ..nullspace.rules import build_subspace, no_capacity_message, no_capacity_reason
 from ..nullspace.statistics import ActivationStatistics
-from ..nullspace.storage import Shelf, shelve_moments
-from ..nullspace.subspace import Subspace, build_subspace, no_capacity_message, no_capacity_reason, randomised
+from ..nullspace.storage import mapped_moments
+from ..nullspace.subspace import Subspace
 from ..objectives import OBJECTIVES
 from ..objectives.pseudo_labels import AS_UNSEEN, MatchedTargets, Matching
 from ..tasks import Task
@@ -87,7 +88,7 @@ class PreparingTrainer(Trainer):
     _statistics_seconds: float
     _retained: ActivationStatistics | None
     _pooled: bool
-    _forget_moments: dict[str, Moment]
+    _forget_moments: dict[str, SecondMoment]
     _matched: MatchedTargets | None
     _teacher: nn.Module | None
     _feature_terms: FeatureTerms | None
@@ -198,9 +199,9 @@ class PreparingTrainer(Trainer):
         assert self.plan is not None
         self._retained, self._forget_moments, self._unseen_read = None, {}, None
         self.plan.subspace = self.plan.subspace.without_bases()
-        shelf = Shelf(str(self.args.output_dir))
-        self.plan.held_out = shelve_moments(self.plan.held_out, shelf)
-        self.plan.projection.shelve(shelf)
+        folder = str(self.args.output_dir)
+        self.plan.held_out = mapped_moments(self.plan.held_out, folder)
+        self.plan.projection.keep_on_disk(folder)
 
     @property
     def pseudo_label_strategy(self) -> str:
@@ -304,7 +305,7 @@ class PreparingTrainer(Trainer):
 
     def _subspace(
         self, model: nn.Module, selection: LayerSelection, original: str
-    ) -> tuple[Subspace, dict[str, Measurable]]:
+    ) -> tuple[Subspace, dict[str, SecondMoment]]:
         """Retained subspace of each layer input, and the held-out second moments."""
         args = self.args
         started = time.perf_counter()
@@ -330,9 +331,6 @@ class PreparingTrainer(Trainer):
                 progress=not args.disable_tqdm,
                 num_workers=args.dataloader_num_workers,
                 max_memory=args.max_statistics_memory,
-                sketch_size=args.sketch_size,
-                layout=None if given is None else given.sketch_sizes,
-                wide_rows=held_out,
                 dtype=torch.float64
                 if held_out
                 else args.product_dtype,  # a leak is small beside the products it is summed from
@@ -371,7 +369,7 @@ class PreparingTrainer(Trainer):
             together=True,
         )
         if args.null_space == "random":
-            subspace = randomised(subspace, args.seed)
+            subspace = subspace.randomised(args.seed)
         keys = {retained.module_keys[name]: held_out.module_keys[name] for name in names}
         return subspace, {key: held_out.moments["held-out"][theirs] for key, theirs in keys.items()}
 

@@ -35,10 +35,8 @@ from ..models.layers import find_layers
 from ..models.loading import check_weights, load_as, load_model
 from ..models.outputs import Outputs, collect_outputs
 from ..nullspace.collect import evenly_spaced
-from ..nullspace.lora import LoraProjection, free_names
-from ..nullspace.moments import Moment
+from ..nullspace.moments import SecondMoment
 from ..nullspace.projection import Leak
-from ..nullspace.sketch import RowSample
 from ..nullspace.statistics import ActivationStatistics
 from ..objectives import OBJECTIVES, Terms
 from ..objectives.pseudo_labels import MatchedTargets
@@ -149,7 +147,7 @@ class UNSCTrainer(PreparingTrainer):
         self.unlearning_seconds = 0.0
         self._given_statistics = statistics
         self._retained: ActivationStatistics | None = None
-        self._forget_moments: dict[str, Moment] = {}
+        self._forget_moments: dict[str, SecondMoment] = {}
         self._pooled = False
         self.class_names, self.whole_classes = self.task.class_names, self.task.whole_classes
         self.forgotten_classes, self.remaining_classes = self.task.forgotten_classes, self.task.remaining_classes
@@ -260,9 +258,7 @@ class UNSCTrainer(PreparingTrainer):
         if checkpoint is not None:
             check_checkpoint(checkpoint, self._run_identity())
         self._release()
-        trained = {layer.weight_name for layer in plan.selection.layers}
-        if isinstance(plan.projection, LoraProjection):
-            trained = free_names(plan.selection) | (set() if self.args.lora_freeze_a else trained)
+        trained = plan.projection.trained_names(freeze_a=self.args.lora_freeze_a)
         wanted = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         set_trained(self.model, trained)
         frozen = weight_digests(self.model, exclude=trained)
@@ -447,20 +443,12 @@ class UNSCTrainer(PreparingTrainer):
         leak = self.held_out_leak()
         assert self.plan is not None
         model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        keys = self.plan.subspace.module_keys
         logits = self._outputs(model, self._retain_held_out, "Certificate").logits
         certificate = Certificate(
             leak=leak.total,
             leak_per_layer=leak.per_layer,
             drift=logit_drift(self.plan.held_out_logits, logits),
             rows=len(self._retain_held_out),
-            sampled_rows={
-                name: rows.kept
-                for name, rows in (
-                    (layer.name, self.plan.held_out[keys[layer.name]]) for layer in self.plan.projection.layers
-                )
-                if isinstance(rows, RowSample)
-            },
             relative_change=self.plan.projection.relative_change(),
             max_leak=self.args.max_leak,
             stop_reason=self.stop_reason,
