@@ -14,10 +14,10 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 from .errors import UNSCError
-from .nullspace.subspace import RULES, check_energy
+from .nullspace.rules import RULES, check_energy
 from .objectives import OBJECTIVES
 from .objectives.pseudo_labels import STRATEGIES
-from .utils.sizes import parse_size
+from .utils.sizes import size_in_bytes
 
 REFUSED = {
     "deepspeed": "its engine updates weights where no projection can follow; use DDP (torchrun) or FSDP2",
@@ -201,7 +201,7 @@ class UNSCConfig(TrainingArguments):
 
     @property
     def subspace_options(self) -> dict[str, Any]:
-        """Keywords of `nullspace.subspace.build_subspace`."""
+        """Keywords of `nullspace.rules.build_subspace`."""
         by_class = self.subspace_rule == CLASS_BASES
         return {
             "rule": "energy" if by_class else self.subspace_rule,
@@ -272,7 +272,7 @@ class UNSCConfig(TrainingArguments):
     def _check_numbers(self) -> None:
         """Refuse numbers outside their range."""
         check_energy(self.energy)
-        parse_size(self.max_statistics_memory, "max_statistics_memory")
+        size_in_bytes(self.max_statistics_memory, "max_statistics_memory")
         if self.target_forget_accuracy is not None and not 0.0 <= self.target_forget_accuracy < 1.0:
             raise UNSCError(
                 f"target_forget_accuracy: {self.target_forget_accuracy!r} is outside [0, 1); it is a share, "

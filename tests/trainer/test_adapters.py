@@ -24,7 +24,7 @@ from unsc_hf.comparison.language_unlearning import LanguageArguments
 from unsc_hf.nullspace.lora import null_space_start
 from unsc_hf.nullspace.moments import SecondMoment
 from unsc_hf.nullspace.projection import NullSpaceProjection
-from unsc_hf.nullspace.subspace import build_subspace
+from unsc_hf.nullspace.rules import build_subspace
 from unsc_hf.objectives import OBJECTIVES
 from unsc_hf.utils.fingerprint import weight_hash
 

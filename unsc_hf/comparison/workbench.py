@@ -20,9 +20,9 @@ from ..models.head import classify
 from ..models.hooks import NOT_INPUTS, evaluation_mode
 from ..models.layers import LayerSelection, ProtectedLayer
 from ..models.outputs import Outputs
-from ..nullspace.moments import Measurable, Moment
+from ..nullspace.moments import SecondMoment
 from ..nullspace.statistics import ActivationStatistics
-from ..nullspace.subspace import Subspace, randomised
+from ..nullspace.subspace import Subspace
 from ..trainer.plan import UnlearningPlan
 from ..trainer.trainer import UNSCTrainer
 from ..utils.fingerprint import weight_hash
@@ -30,7 +30,7 @@ from .remembered import Memory, RememberedRows
 
 _SUBSPACE_OPTIONS = (
     "subspace_rule", "energy", "subspace_rank", "subspace_ratio", "subspace_merge", "target_modules", "max_rows_per_class",
-    "max_samples_per_class", "max_statistics_memory", "sketch_size", "statistics_dtype", "seed",
+    "max_samples_per_class", "max_statistics_memory", "statistics_dtype", "seed",
 )  # fmt: skip
 
 
@@ -155,14 +155,14 @@ class Workbench:
 
             def _subspace(
                 self, model: nn.Module, selection: LayerSelection, original: str
-            ) -> tuple[Subspace, dict[str, Measurable]]:
+            ) -> tuple[Subspace, dict[str, SecondMoment]]:
                 if not bench.same_subspace(self.args):
                     return super()._subspace(model, selection, original)
                 self.retained_statistics, self._statistics_seconds = bench._gauge.retained_statistics, 0.0
                 self._forget_moments = bench._gauge._forget_moments
                 subspace = plan.subspace
                 if self.args.null_space == "random":
-                    subspace = randomised(subspace, self.args.seed)
+                    subspace = subspace.randomised(self.args.seed)
                 return subspace, plan.held_out
 
             def _iterate(
@@ -258,7 +258,7 @@ class Workbench:
                 seen += len(batch["labels"])
         return {name: value / max(seen, 1) for name, value in total.items()}
 
-    def retained_moments(self) -> dict[str, Moment]:
+    def retained_moments(self) -> dict[str, SecondMoment]:
         """Second moments of the retained rows' inputs, summed over classes, by key of the subspace."""
         _ = self.plan  # the statistics are collected with it
         statistics = self._gauge.retained_statistics

@@ -19,11 +19,12 @@ from ..models.hooks import evaluation_mode, trace_layers
 from ..models.layers import LayerSelection, find_layers
 from ..models.outputs import Outputs, join_outputs
 from ..nullspace.lora import LoraProjection
-from ..nullspace.moments import Measurable, Moment
+from ..nullspace.moments import SecondMoment
 from ..nullspace.projection import NullSpaceProjection
 from ..nullspace.statistics import ActivationStatistics
-from ..nullspace.storage import Shelf, shelve_moments
-from ..nullspace.subspace import Subspace, build_subspace, no_capacity_message, no_capacity_reason, randomised
+from ..nullspace.rules import build_subspace, no_capacity_message, no_capacity_reason
+from ..nullspace.storage import mapped_moments
+from ..nullspace.subspace import Subspace
 from ..tasks import Task
 from ..utils.fingerprint import data_fingerprint
 from .goals import ForgettingGoal
@@ -48,9 +49,9 @@ class Spaces:
     """
 
     subspace: Subspace
-    held_out: dict[str, Measurable]
+    held_out: dict[str, SecondMoment]
     retained: ActivationStatistics
-    forget_moments: Mapping[str, Moment]
+    forget_moments: Mapping[str, SecondMoment]
     seconds: float
 
     @property
@@ -78,7 +79,7 @@ class UnlearningPlan:
     selection: LayerSelection
     subspace: Subspace
     projection: NullSpaceProjection
-    held_out: dict[str, Measurable]
+    held_out: dict[str, SecondMoment]
     held_out_logits: Tensor
     targets: list[dict[str, Tensor]]
     target: float
@@ -95,9 +96,8 @@ class UnlearningPlan:
 
         Every moment and basis is as large as a layer's width squared.
         """
-        shelf = Shelf(folder)
-        self.projection.shelve(shelf)
-        return replace(self, subspace=self.subspace.without_bases(), held_out=shelve_moments(self.held_out, shelf))
+        self.projection.keep_on_disk(folder)
+        return replace(self, subspace=self.subspace.without_bases(), held_out=mapped_moments(self.held_out, folder))
 
 
 class Preparation:
@@ -195,7 +195,7 @@ class Preparation:
             together=True,
         )
         if self.args.null_space == "random":
-            subspace = randomised(subspace, self.args.seed)
+            subspace = subspace.randomised(self.args.seed)
         theirs = {key: held_out.moments["held-out"][held_out.module_keys[name]] for name, key in keys.items()}
         return Spaces(subspace, theirs, retained, forget_moments, seconds)
 

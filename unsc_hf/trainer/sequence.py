@@ -23,7 +23,8 @@ from transformers import PreTrainedModel
 
 from ..config import UNSCConfig
 from ..errors import UNSCError
-from ..nullspace.statistics import ActivationStatistics, settle
+from ..nullspace.statistics import ActivationStatistics
+from ..nullspace.storage import settle
 from ..reporting.run_folder import finish, move_model
 from ..tasks import make_task
 from ..utils.fingerprint import row_digests, weight_hash
@@ -65,7 +66,6 @@ def open_statistics(
         progress=not args.disable_tqdm,
         num_workers=args.dataloader_num_workers,
         max_memory=args.max_statistics_memory,
-        sketch_size=args.sketch_size,
     )
     _first_then_all(lambda: statistics.save_pretrained(folder))
     return statistics

@@ -15,7 +15,7 @@ from ...data.selection import hold_out
 from ...evaluation.diagnosis import Inputs, leading_layers, pooled_inputs, readability
 from ...models.layers import ProtectedLayer, find_layers
 from ...models.loading import load_as
-from ...nullspace.subspace import rank_for_energy, whole_moment
+from ...nullspace.rules import rank_for_energy
 from ...reporting.plots import BLUE, GREEN, GREY, ORANGE
 from ..methods import Workbench
 from .lab import Lab, different, matching, mean, panels, percent, spread
@@ -70,7 +70,7 @@ def _original(lab: Lab, seed: int) -> dict[str, Any]:
     points = []
     for depth, layer in enumerate(layers):
         basis = subspace[layer.name].basis
-        moment = whole_moment(moments[subspace.module_keys[layer.name]], layer.name).matrix
+        moment = moments[subspace.module_keys[layer.name]].matrix
         values = (basis.transpose(1, 2) @ moment @ basis).diagonal(dim1=1, dim2=2)
         for energy in _ENERGIES:
             ranks = [rank_for_energy(group, energy) for group in values]

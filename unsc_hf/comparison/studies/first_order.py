@@ -19,8 +19,8 @@ from ...errors import UNSCError
 from ...models.hooks import NOT_INPUTS, evaluation_mode
 from ...models.layers import ProtectedLayer
 from ...nullspace.projection import NullSpaceProjection
+from ...nullspace.rules import build_subspace
 from ...nullspace.statistics import ActivationStatistics
-from ...nullspace.subspace import build_subspace
 from ..methods import Workbench
 from .lab import Lab, curve, different, matching, mean, panels
 from .registry import Points, Study, register
