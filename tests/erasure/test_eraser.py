@@ -322,7 +322,7 @@ def test_erasure_does_not_bring_answers_back(
     trainer.train()
     strengths = [one.strength for one in trainer.erased]
     if targets == ["fc2"]:  # the head is not theirs to change
-        most = 0.5 + 1 / len(trainer._forget_validation)
+        most = 0.5 + 1 / len(trainer.rows.forget_validation)
         assert 0.7 * most < trainer.held_out_leak().total / erased["leak"] <= most
         assert "%: all of it brings forgotten rows back" in caplog.text
         assert 0 < strengths[0] < 0.9

@@ -222,9 +222,9 @@ def test_a_run(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None
     matching = trainer._matched.matching
     true = plan.pseudo_labels.gather(1, data[0]["label"][:][:, None])[:, 0]
     assert bool((true[matching.order.argsort()].diff() >= 0).all())
-    assert len(trainer._unseen) == 22 * 4  # of 90 unseen rows four for each of 22
+    assert len(trainer.goal.unseen) == 22 * 4  # of 90 unseen rows four for each of 22
     trainer.prepare_unlearning()
-    assert len(trainer._unseen) == 22 * 4
+    assert len(trainer.goal.unseen) == 22 * 4
     hardest = matching.order.argsort()[:3].tolist()
     assert set(hardest) == {0, 2, 10}  # rows 0, 8 and 40 of the training data
     trainer.train()
@@ -263,7 +263,7 @@ def test_of_many_rows_a_part_is_read(
     trainer.prepare_unlearning()
     assert read == [30, 15, 30] * 4  # retained, to forget, unseen: of three twins and the original
     kept = unseen["pixel_values"][:][evenly_spaced(np.arange(60), 30)]
-    assert all(any(torch.equal(row, one) for one in kept) for row in trainer._unseen["pixel_values"][:])
+    assert all(any(torch.equal(row, one) for one in kept) for row in trainer.goal.unseen["pixel_values"][:])
 
 
 def test_requests_that_it_is_not_for(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:

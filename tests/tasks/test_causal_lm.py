@@ -276,7 +276,7 @@ def test_target_is_what_unseen_rows_score(tmp_path: Path) -> None:
     assert trainer.stop_reason == "target"
     assert last[-1]["forget_accuracy"] <= trainer.plan.target < 0.9
     assert last[-1]["forget_accuracy"] > trainer.plan.target - 0.15
-    metrics = trainer.evaluate(trainer._prepared(unseen))
+    metrics = trainer.evaluate(trainer.reader.prepare(unseen))
     assert 0 <= metrics["eval_accuracy"] <= 1
 
 

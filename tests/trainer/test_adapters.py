@@ -294,7 +294,7 @@ def test_half_precision_is_refused_where_it_would_round_updates(low_rank_data: D
     model, rows, _ = _bfloat16("vit")
     trainer = make_trainer(model, rows, tmp_path, trainer_kwargs={"peft_config": LoraConfig(r=4)})
     with pytest.raises(UNSCError, match="fsdp: the model is in bfloat16; load it in float32"):
-        trainer._shard()
+        trainer.shard()
     for options, words in (
         ({"model_dtype": "bfloat16"}, "use_peft"),
         ({"model_dtype": "int8", "use_peft": True}, "choose from float32, bfloat16"),

@@ -198,18 +198,18 @@ def test_model_and_original_read_the_same_mixed_rows(tmp_path: Path, monkeypatch
         trainer_kwargs={"processing_class": tokenizer},
     )  # fmt: skip
     trainer.prepare_unlearning()
-    texts_read = {tuple(row["input_ids"]) for row in trainer._prepared(train)}
+    texts_read = {tuple(row["input_ids"]) for row in trainer.reader.prepare(train)}
     seen: list[tuple[bool, list[tuple[int, ...]], torch.Tensor]] = []
     logits = type(trainer.task).logits
 
     def read(task: Any, network: nn.Module, inputs: Any) -> torch.Tensor:
         found: torch.Tensor = logits(task, network, inputs)
-        if torch.is_grad_enabled() or network is trainer._teacher:
+        if torch.is_grad_enabled() or network is trainer.terms.original:
             ids = [
                 tuple(row[mask.bool()].tolist())
                 for row, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
             ]
-            seen.append((network is trainer._teacher, ids, found.detach()))
+            seen.append((network is trainer.terms.original, ids, found.detach()))
         return found
 
     monkeypatch.setattr(type(trainer.task), "logits", read)

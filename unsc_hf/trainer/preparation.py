@@ -21,8 +21,8 @@ from ..models.outputs import Outputs, join_outputs
 from ..nullspace.lora import LoraProjection
 from ..nullspace.moments import SecondMoment
 from ..nullspace.projection import NullSpaceProjection
-from ..nullspace.statistics import ActivationStatistics
 from ..nullspace.rules import build_subspace, no_capacity_message, no_capacity_reason
+from ..nullspace.statistics import ActivationStatistics
 from ..nullspace.storage import mapped_moments
 from ..nullspace.subspace import Subspace
 from ..tasks import Task
