@@ -386,6 +386,6 @@ def test_products_are_exact_where_the_smallest_directions_count(tmp_path: Path) 
     def dtype(**options: Any) -> torch.dtype:
         return UNSCConfig(output_dir=str(tmp_path), **options).product_dtype
 
-    assert dtype() == dtype(statistics_dtype="float32", energy=1.0) == torch.float32
+    assert dtype() == torch.float32
     assert dtype(energy=1.0) == dtype(subspace_rule="ratio", subspace_ratio=2.0) == torch.float64
-    assert dtype(subspace_merge="concat") == dtype(statistics_dtype="float64") == torch.float64
+    assert dtype(subspace_rule="class_energy") == torch.float64

@@ -36,7 +36,6 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"use_rslora": True, "lora_alpha": 16, "lora_dropout": 0.3},
         {"weight_decay": 0.1, "learning_rate": 1e-4},
     ),
-    "frozen A": ({}, {"weight_decay": 0.1, "lora_freeze_a": True}),
     "patch convolution": ({"target_modules": ["projection", "q_proj"]}, {"weight_decay": 0.1}),
     "activation checkpointing": ({}, {"activation_checkpointing": True}),
 }

@@ -18,7 +18,7 @@ from peft import LoraConfig
 from unsc_hf import UNSCConfig, UNSCError, serve_request, split_dataset
 
 WIDE = "vit.layers.0.mlp.fc2"
-LIMIT: dict[str, Any] = {"max_statistics_memory": "1.26MB", "statistics_dtype": "float64"}
+LIMIT: dict[str, Any] = {"max_statistics_memory": "1.26MB"}
 
 
 @pytest.mark.parametrize("adapter", [False, True])
@@ -27,7 +27,7 @@ def test_a_run_under_a_limit_is_the_run_without(adapter: bool, low_rank_data: Da
     lora: dict[str, Any] = {"trainer_kwargs": {"peft_config": LoraConfig(r=4)}} if adapter else {}
     for limit in ({}, LIMIT):
         torch.manual_seed(0)
-        options = {"check_steps": 2, "statistics_dtype": "float64", **limit, **lora}
+        options = {"check_steps": 2, **limit, **lora}
         trainer = make_trainer(copy.deepcopy(model), low_rank_data, tmp_path, **options)
         trainer.train()
         ends.append((trainer.held_out_leak(), trainer.plan.projection.snapshot()))

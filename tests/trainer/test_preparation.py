@@ -79,7 +79,7 @@ def test_whole_classes_take_soft_pseudo_labels_at_the_stated_temperature(low_ran
     expected[:, forgotten] = -torch.inf
     torch.testing.assert_close(trainer.plan.pseudo_labels, (expected / 0.25).softmax(1), atol=1e-5, rtol=1e-4)
     rows = split_dataset(tensor_dataset(torch.randn(40, 3, 8, 8), [i % 3 for i in range(40)]), indices=range(12))
-    assert make_trainer(make_vit(), rows, tmp_path / "rows").pseudo_label_strategy == "top1"
+    assert make_trainer(make_vit(), rows, tmp_path / "rows").goal.pseudo_labels == "top1"
     with pytest.raises(UNSCError, match="pseudo_label_temperature"):
         UNSCConfig(output_dir=str(tmp_path), pseudo_label_temperature=0.0)
 
@@ -145,7 +145,7 @@ def test_single_rows_stop_when_they_look_like_unseen_ones(
         check_steps=2,
         trainer_kwargs={"unseen_dataset": unseen},
     )
-    assert trainer.pseudo_label_strategy == "matched"
+    assert trainer.goal.pseudo_labels == "matched"
     trainer.train()
     assert trainer.plan is not None
     checks = [entry for entry in trainer.state.log_history if "leak" in entry]
@@ -199,7 +199,7 @@ def test_single_rows_are_matched_with_what_the_model_knows_of_unseen_ones_now(
     expected = accuracy_gap(right["forgotten"], right["unseen"], len(data[0]))
     assert last["gap"] == pytest.approx(expected, abs=1e-6)
     known = (-now).exp()
-    for row, label, old in zip(trainer._matched.now, labels, before, strict=True):
+    for row, label, old in zip(trainer.goal.matched[0].now, labels, before, strict=True):
         assert float((known - row[label]).abs().min()) < 1e-5
         assert float(row.sum()) == pytest.approx(1, abs=1e-5)
         assert not torch.equal(row, old)

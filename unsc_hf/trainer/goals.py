@@ -173,11 +173,14 @@ class LikeUnseenRows(ForgettingGoal):
     measure = "exposure"
 
     def __init__(self, task: Task, args: UNSCConfig, unseen: Dataset, follows: bool) -> None:
-        """`follows`: whether the objective rehearses retained rows, so that the goal may follow the model."""
+        """
+        Args:
+            follows: whether the objective rehearses retained rows, so that the goal may follow the model.
+        """
         super().__init__(task, args, unseen)
         self.follows = follows
         self.rate_limit = _SETTLING_RATE if follows else math.inf
-        self._matched: list[MatchedTargets] = []
+        self.matched: list[MatchedTargets] = []
         self._read: list[Outputs] = []
 
     def fix(self, model: nn.Module, reader: ModelReader, rows: UnlearningRows) -> None:
@@ -197,13 +200,13 @@ class LikeUnseenRows(ForgettingGoal):
         """Matched targets change with the model, so each row says which one is its own."""
         if matching is None:
             return targets
-        self._matched = [MatchedTargets(matching, outputs, torch.stack([row["pseudo_labels"] for row in targets]))]
+        self.matched = [MatchedTargets(matching, outputs, torch.stack([row["pseudo_labels"] for row in targets]))]
         return [{**row, "target_row": torch.tensor(i)} for i, row in enumerate(targets)]
 
     def current_targets(self, targets: Tensor, numbers: Tensor) -> Tensor:
-        if not self.follows or not self._matched:
+        if not self.follows or not self.matched:
             return targets
-        return self._matched[0].now[numbers.cpu()].to(targets)
+        return self.matched[0].now[numbers.cpu()].to(targets)
 
     def check(self, model: nn.Module, reader: ModelReader, rows: UnlearningRows, leak: float) -> Check:
         forget, retain = self._measured(model, reader, self._check_rows(rows))
@@ -214,7 +217,7 @@ class LikeUnseenRows(ForgettingGoal):
         """Unseen rows under the model as it is now; the targets of the forget rows follow them."""
         rows = at_most(self.unseen, MAX_VALIDATION_ROWS)  # type: ignore[arg-type]
         now = self.task.measure(reader.iterate(model, rows, "Unseen rows")).in_order()
-        for matched in self._matched:
+        for matched in self.matched:
             matched.follow(now.row_losses())
         return now
 

@@ -71,7 +71,6 @@ class UnlearningPlan:
         held_out: second moments of held-out retained rows by key, for the leak.
         held_out_logits: the original model's logits on the held-out retained rows.
         targets: targets of the forget rows that are trained on, one dict for each row.
-        target: unlearning stops when what is known of the forget rows is at or below this; see `trainer.goals`.
         certifies_unseen: whether the held-out rows are in none of the statistics.
         seconds: time spent on "statistics", "decomposition" and "pseudo_labels".
     """
@@ -82,7 +81,6 @@ class UnlearningPlan:
     held_out: dict[str, SecondMoment]
     held_out_logits: Tensor
     targets: list[dict[str, Tensor]]
-    target: float
     certifies_unseen: bool
     seconds: dict[str, float]
 
@@ -147,7 +145,6 @@ class Preparation:
             held_out=spaces.held_out,
             held_out_logits=retain.logits,
             targets=targets,
-            target=self.goal.target,
             certifies_unseen=self.rows.holds_out and (self.statistics is None or spaces.pooled),
             seconds={
                 "statistics": spaces.seconds,

@@ -263,7 +263,7 @@ class UNSCTrainer(PublishingTrainer):
         set_trained(self.model, trained)
         frozen = weight_digests(self.model, exclude=trained)
         stopping = StoppingCallback(
-            plan.projection, self.check, self.log, self.args.check_steps, plan.target, self.args.leak_budget,
+            plan.projection, self.check, self.log, self.args.check_steps, self.goal.target, self.args.leak_budget,
             refine=self.goal.refines,
         )  # fmt: skip
         epochs = EpochCallback(self.train_dataset.begin_epoch)
@@ -295,7 +295,7 @@ class UNSCTrainer(PublishingTrainer):
             self.plan.pseudo_labels if self.task.label_column is not None else None,
             leak=lambda: self.held_out_leak().total,
             known=lambda: self.check().known,
-            target=self.plan.target,
+            target=self.goal.target,
             choose=self.choose_erasure,
         )
         self.log(self.check().logged())
