@@ -309,7 +309,7 @@ class UNSCTrainer(PreparingTrainer):
             plan.selection.layers,
             self.feature_rows(),
             plan.pseudo_labels,
-            leak=lambda: self.held_out_leak().total,
+            leak=lambda: gathered(self.held_out_leak().total, self.args.device)[0],  # one process decides for all
             known=lambda: self._check().known,
             target=plan.target,
             choose=self.choose_erasure,
