@@ -50,9 +50,9 @@ class ProbeBands:
         Args:
             model: the model that is erased; it may be trained before.
             rows: of whole classes.
-            references: each gives a retrained model; they are held one at a time. One that was loaded from a folder or the Hub
-                reads raw rows by the tokenizer or image processor that was saved with it.
-            bands: of each reading, where they are known already for the same rows; `references` are not looked at then.
+            references: each gives a retrained model; they are held one at a time. One from a folder or the Hub reads
+                raw rows by the tokenizer or image processor that was saved with it.
+            bands: of each reading, where they are known already for the same rows; `references` are not needed then.
 
         Raises:
             UNSCError: a language model or single rows, fewer than two references, or one with other hidden states.
@@ -62,7 +62,7 @@ class ProbeBands:
         self._model, self._args, self._forgotten = model, rows.args, rows.task.forgotten_classes
         classes = len(rows.task.remaining_classes) + len(self._forgotten)
         self._per_class = min(max(_ROWS // classes, _FEWEST_ROWS), _ROWS_PER_CLASS)
-        self.taught_on, self.asked = self._batches(rows)
+        self.taught_on, self.asked = self._rows = self._batches(rows)
         self._chosen: dict[str, float] = {}
         self.bands = dict(bands) if bands is not None else self._read(rows, references)
 
@@ -71,7 +71,7 @@ class ProbeBands:
 
         def read(strength: float) -> float:
             attempt(strength)
-            (value,) = self._probes(self._model, [reading], (self.taught_on, self.asked))
+            (value,) = self._probes(self._model, [reading], self._rows)
             logger.info("%s: a probe reads %.3f at strength %.3g.", reading.name, value, strength)
             return value
 
@@ -99,13 +99,11 @@ class ProbeBands:
             readings = self._readings(model)
             if len(readings) != places:
                 raise UNSCError(
-                    f"references: a retrained model has {len(readings)} places to read, the original {places}; give models of "
-                    "the original's shape, or use feature_erasure='head'."
+                    f"references: a retrained model has {len(readings)} places to read, the original {places}; give "
+                    "models of the original's shape, or use feature_erasure='head'."
                 )
-            own = (
-                (self.taught_on, self.asked) if theirs is rows.processor else self._batches(rows.read_by(model, theirs))
-            )
-            for reading, value in zip(readings, self._probes(model, readings, own), strict=True):
+            batches = self._rows if theirs is rows.processor else self._batches(rows.read_by(model, theirs))
+            for reading, value in zip(readings, self._probes(model, readings, batches), strict=True):
                 values.setdefault(reading.name, []).append(value)
         return {name: Band.of(each) for name, each in values.items()} or {"head": Band.of([])}
 

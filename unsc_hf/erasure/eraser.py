@@ -1,13 +1,13 @@
 """Erase readings of a model in closed form, by changes that are folded into the layers that write them.
 
-What is measured: for each reading (`readings.py`) the differences of class means, of the forgotten rows minus the retained rows
-of the class that they were re-labelled to.
+What is measured: for each reading (`readings.py`) the differences of class means, of the forgotten rows minus the
+retained rows of the class that they were re-labelled to.
 
-What is written: hidden states come first, the head's input last. The layer that writes a reading gets the change of least leak
-that takes a share of these differences out (`closed_form.py`).
+What is written: hidden states come first, the head's input last. The layer that writes a reading gets the change of
+least leak that takes a share of these differences out (`closed_form.py`).
 
-When it stops: each reading, when its differences are near their target or a step brings them no nearer. Whether the model can
-afford all of it is asked afterwards, in `limits.py`.
+When it stops: a reading is done when its differences are near their target, or when no step brings them nearer.
+Whether the model can afford all of it is asked afterwards (`limits.py`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Erased:
 
     Attributes:
         reading, writer: names.
-        strength: share of the difference of class means that was taken out. What the head does not read is taken out whole.
+        strength: share of the difference of class means that was taken out; what the head does not read goes whole.
         before, after: norm of the differences of class means before all erasure, and after this reading's.
     """
 
@@ -54,43 +54,22 @@ class Erased:
 
 @dataclass(frozen=True)
 class _State:
-    """A reading and its writer as they are now.
-
-    Attributes:
-        features, inputs: differences of class means of the reading (width, pairs), and of the writer's inputs (in, pairs).
-        moment: second moment of the retained rows' inputs, (in, in).
-    """
+    """Differences of class means of a reading (width, pairs) and of its writer's inputs (in, pairs), as they are now;
+    the second moment of the retained rows' inputs (in, in)."""
 
     features: Tensor
     inputs: Tensor
     moment: Tensor
 
 
-@dataclass(frozen=True)
-class _Start:
-    """A reading and its writer before any change for it. It is taken once, for several strengths may be tried.
-
-    Attributes:
-        state: differences and moment.
-        held: input differences of the writer's earlier readings, which must stay, (in, columns).
-        held_moment: sum of the second moments of their retained rows, (in, in).
-        slope: derivative of the mean feature by a constant added to the writer's output, (width, out).
-    """
-
-    state: _State
-    held: Tensor
-    held_moment: Tensor
-    slope: Tensor
-
-
 @dataclass(eq=False)
 class _Place:
-    """A reading and its writer, the differences of class means before all erasure, and how many changes are folded for it."""
+    """A reading, its writer, and the differences of class means (width, pairs) before all erasure."""
 
     reading: Reading
     writer: ProtectedLayer
     before: Tensor
-    folded: int = 0
+    folded: int = 0  # changes that are written for it
 
 
 class FeatureEraser:
@@ -107,12 +86,7 @@ class FeatureEraser:
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[ProtectedLayer], place: str, rows: ErasureRows) -> None:
-        """
-        Args:
-            model: after unlearning.
-            layers: the trained layers.
-            place: "head" or "layers".
-            rows: that are read.
+        """`layers` are the trained layers; `place` is "head" or "layers".
 
         Raises:
             UNSCError: hidden states that the model does not return, or no layer that may be changed writes any reading.
@@ -123,18 +97,15 @@ class FeatureEraser:
         self.head = readings[-1]
         self.head_rows = None if rows.answers else head_weights(model, len(self.head.head.weight))[0].cpu()
         self.done: list[Erased] = []
-        self._places: list[_Place] = []
-        for reading in readings:
-            writer = find_writer(model, self.sites, reading, rows.retained[0])
-            if writer is not None and writer.geometry.groups == 1:
-                self._places.append(_Place(reading, writer, torch.empty(0)))
-        if not self._places:
+        writers = {r: find_writer(model, self.sites, r, rows.retained[0]) for r in readings}
+        written = [(r, writer) for r, writer in writers.items() if writer is not None and writer.geometry.groups == 1]
+        if not written:
             raise UNSCError(
                 "feature_erasure: no layer that may be changed writes what a probe reads; widen target_modules, "
                 "or lower energy so that the last layers keep capacity."
             )
-        for at, before in zip(self._places, self._differences(), strict=True):
-            at.before = before
+        before = self._differences([reading for reading, _ in written])
+        self._places = [_Place(*parts, before[i]) for i, parts in enumerate(written)]
 
     def erase(self, choose: Choose) -> None:
         """Erase every reading that has a writer, with the strength that `choose` returns for it.
@@ -155,9 +126,10 @@ class FeatureEraser:
     def scaled(self, hidden: float, factor: float) -> list[Erased]:
         """What was done, after all changes were scaled by `factor`, and those of hidden states by `hidden` too."""
         shares = [factor * hidden] * (len(self.done) - 1) + [factor]
+        left = self._differences([place.reading for place in self._places])
         return [
-            replace(one, strength=one.strength * share, after=float(left.norm()))
-            for one, share, left in zip(self.done, shares, self._differences(), strict=True)
+            replace(one, strength=one.strength * share, after=float(now.norm()))
+            for one, share, now in zip(self.done, shares, left, strict=True)
         ]
 
     def read_heads(self) -> tuple[Tensor, Tensor]:
@@ -170,7 +142,8 @@ class FeatureEraser:
         return forgotten, retained
 
     def _erase(self, place: _Place, choose: Choose) -> Erased:
-        start = self._start(place)
+        start, held = self._read(place), self._held(place)
+        slope = jacobian(self.model, place.writer, place.reading, self.rows.forgotten[0])
         attempts: dict[float, tuple[list[LowRank], Tensor]] = {}  # changes, and the differences that they leave
         written: float | None = None
 
@@ -183,7 +156,7 @@ class FeatureEraser:
                 for change in attempts[strength][0]:
                     self.folds.fold(place.writer, change)
             else:
-                attempts[strength] = self._approach(place, start, self._target(place, strength))
+                attempts[strength] = self._approach(place, start, held, slope, self._target(place, strength))
             written, place.folded = strength, len(attempts[strength][0])
 
         strength = choose(place.reading, attempt)
@@ -196,30 +169,32 @@ class FeatureEraser:
             self.folds.unfold(place.writer)
         place.folded = 0
 
-    def _start(self, place: _Place) -> _Start:
-        writer, width = place.writer, place.writer.geometry.width
-        held, moment = torch.zeros(width, 0, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64)
+    def _held(self, place: _Place) -> tuple[Tensor, Tensor]:
+        """What the writer's earlier readings must keep: input differences (in, columns), and their second moments'
+        sum (in, in)."""
+        width = place.writer.geometry.width
+        inputs, moment = torch.zeros(width, 0, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64)
         for other in self._places[: self._places.index(place)]:
-            if other.writer is writer:
+            if other.writer is place.writer:
                 state = self._read(other)
-                held, moment = torch.cat([held, state.inputs], 1), moment + state.moment
-        slope = jacobian(self.model, writer, place.reading, self.rows.forgotten[0])
-        return _Start(self._read(place), held, moment, slope)
+                inputs, moment = torch.cat([inputs, state.inputs], 1), moment + state.moment
+        return inputs, moment
 
-    def _approach(self, place: _Place, start: _Start, target: Tensor) -> tuple[list[LowRank], Tensor]:
+    def _approach(
+        self, place: _Place, now: _State, held: tuple[Tensor, Tensor], slope: Tensor, target: Tensor
+    ) -> tuple[list[LowRank], Tensor]:
         """Fold until the differences are `target`, as nearly as the layers behind the writer allow.
 
         Returns:
             The changes that were folded, and the differences that are left.
         """
         folded: list[LowRank] = []
-        now = start.state
         near = _NEAR * float(now.features.norm())
         while len(folded) < _PASSES and float((now.features - target).norm()) > near:
-            shifts = output_shifts(start.slope, target - now.features)
-            still = torch.zeros(len(shifts), start.held.shape[1], dtype=shifts.dtype)
-            inputs, moment = torch.cat([now.inputs, start.held], 1), start.held_moment + now.moment
-            change = least_leak(inputs, torch.cat([shifts, still], 1), moment)
+            shifts = output_shifts(slope, target - now.features)
+            still = torch.zeros(len(shifts), held[0].shape[1], dtype=shifts.dtype)
+            inputs, shifts = torch.cat([now.inputs, held[0]], 1), torch.cat([shifts, still], 1)
+            change = least_leak(inputs, shifts, held[1] + now.moment)
             for damping in _DAMPING:
                 step = change.scaled(damping)
                 self.folds.fold(place.writer, step)
@@ -240,14 +215,13 @@ class FeatureEraser:
         rows = self.head_rows[torch.unique(self.rows.labels)].double()
         if 2 * len(rows) > rows.shape[1]:  # the head reads everything
             return (1 - strength) * place.before
-        # What the head reads decides answers, and a retrained model's answers on such rows are as sure as any. Half as much is
-        # taken of that part. The rest serves nobody but a probe, and is taken out whole.
+        # What the head reads decides answers, and a retrained model's answers on such rows are as sure as any: half as
+        # much is taken of that part. The rest serves nobody but a probe, and is taken out whole.
         basis, _ = torch.linalg.qr(rows.T)
         return (1 - strength / 2) * (basis @ (basis.T @ place.before))
 
-    def _differences(self) -> list[Tensor]:
-        """Differences of class means of every reading that has a writer, (width, pairs), as they are now."""
-        readings = [place.reading for place in self._places]
+    def _differences(self, readings: Sequence[Reading]) -> list[Tensor]:
+        """Differences of class means of each reading, (width, pairs), as they are now."""
         with evaluation_mode(self.model):
             forgotten, retained = (
                 [read_all(self.model, readings, batch) for batch in part]

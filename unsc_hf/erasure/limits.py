@@ -1,7 +1,7 @@
-"""Forgetting in the features, within limits: the entry that `UNSCTrainer` calls after unlearning when `feature_erasure` says so.
+"""Erase features within limits: what `UNSCTrainer` calls after unlearning when `feature_erasure` says so.
 
-Erased features leave the null space. What that costs is in the held-out leak, and the leak budget bounds it. The answers bound it
-too: forgotten rows that lie nearer to what they resemble may be recognised again.
+Erased features leave the null space. What that costs is in the held-out leak, and the leak budget bounds it. The
+answers bound it too: forgotten rows that lie nearer to what they resemble may be recognised again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from ..models.layers import ProtectedLayer, plain_name
-from ..utils.distributed import gathered
 from .closed_form import least_leak
 from .eraser import Choose, Erased, FeatureEraser
 from .rows import FeatureRows, erasure_rows
@@ -45,7 +44,8 @@ def erase_features(
         layers: the trained layers of its projection.
         rows: of the request; their `args` say how much to erase, where, and within which budget.
         pseudo_labels: new labels of the training rows to forget, None for a language model.
-        leak, known: held-out leak of the model, and how much it knows of the held-out forget rows, as it is now.
+        leak, known: held-out leak of the model, and how much it knows of the held-out forget rows, as it is now;
+            the same on every process.
         target: how much of the held-out forget rows may be known in any case.
         choose: chooses the strength for each reading instead of `args.erasure_strength`.
 
@@ -53,13 +53,8 @@ def erase_features(
         UNSCError: hidden states that the model does not return, no layer that may be changed, or too few rows.
     """
     args = rows.args
-
-    def decided_leak() -> float:
-        decided: float = gathered(leak(), args.device)[0]  # one process decides for all
-        return decided
-
     most_known = max(known(), target) + max(_BROUGHT_BACK, 1 / len(rows.held_out))
-    limits = _Limits(decided_leak, known, args.max_leak, most_known)
+    limits = _Limits(leak, known, args.max_leak, most_known)
     eraser = FeatureEraser(model, layers, args.feature_erasure, erasure_rows(rows, pseudo_labels))
     eraser.erase(choose or (lambda reading, attempt: args.erasure_strength))
     return _keep_limits(eraser, limits, choose)
@@ -67,13 +62,7 @@ def erase_features(
 
 @dataclass(frozen=True)
 class _Limits:
-    """What the model must keep to.
-
-    Attributes:
-        leak, known: held-out leak of the model, and how much of the held-out forget rows it knows, as it is now.
-        max_leak: budget, None for none.
-        most_known: how much may be known at most.
-    """
+    """What the model must keep to; see `erase_features`. `most_known` bounds `known`."""
 
     leak: Callable[[], float]
     known: Callable[[], float]
@@ -93,10 +82,10 @@ class _Limits:
 def _keep_limits(eraser: FeatureEraser, limits: _Limits, choose: Choose | None) -> list[Erased]:
     """Scale what was erased until it keeps the limits.
 
-    One strength for all readings is scaled as a whole. Chosen strengths stand one on the other: the head's was chosen with all
-    changes of hidden states in place. There the hidden states are scaled alone, and the head's input, which most attacks read,
-    is served first. Answers that came back are lowered in the head, which changes no feature. Where the head may not be changed,
-    less is erased.
+    One strength for all readings is scaled as a whole. Chosen strengths depend on each other: the head's was chosen
+    with all changes of hidden states in place. So there the hidden states are scaled alone, and the head's input, which
+    most attacks read, is served first. Answers that came back are lowered in the head, which changes no feature. Where
+    the head may not be changed, less is erased.
     """
     over_budget = f"exceeds the leak budget (max_leak {limits.max_leak})"
     hidden, factor, reasons = 1.0, 1.0, []
@@ -111,16 +100,14 @@ def _keep_limits(eraser: FeatureEraser, limits: _Limits, choose: Choose | None) 
         lowered = _lower_answers(eraser, limits)
         if lowered is not None:
             logger.warning(
-                "Erasure brought %.3g of the held-out forget rows back: the logits of the forgotten classes were lowered in the "
-                "head, on their rows by %g in the mean.",
+                "Erasure brought %.3g of the held-out forget rows back: the logits of the forgotten classes were "
+                "lowered in the head, on their rows by %g in the mean.",
                 back,
                 lowered,
             )
         if not limits.hold():
-            came_back = (
-                f"brings forgotten rows back ({back:.3g} known on held-out ones, {limits.most_known:.3g} at most)"
-            )
-            reasons.append(came_back if lowered is None else over_budget)
+            known = f"{back:.3g} known on held-out ones, {limits.most_known:.3g} at most"
+            reasons.append(f"brings forgotten rows back ({known})" if lowered is None else over_budget)
             eraser.folds.settle()
             factor *= _scale_down(eraser.folds, limits.hold)
     if not reasons:
@@ -135,9 +122,9 @@ def _keep_limits(eraser: FeatureEraser, limits: _Limits, choose: Choose | None) 
 
 
 def _serve_head_first(eraser: FeatureEraser, limits: _Limits, choose: Choose) -> float:
-    """The largest share of the hidden states' changes, to an eighth, that leaves enough of the budget for the head's input.
+    """The largest share of the hidden states' changes, to an eighth, that leaves enough budget for the head's input.
 
-    On return the head's input is erased with that share in place. Where the share is nought it may exceed the budget.
+    On return the head's input is erased with that share in place. Where the share is zero it may exceed the budget.
     """
     eraser.take_back_last()
     low, high, served = 0.0, 1.0, False
@@ -174,10 +161,10 @@ def _scale_down(folds: Folds, fits: Callable[[], bool]) -> float:
 
 
 def _lower_answers(eraser: FeatureEraser, limits: _Limits) -> float | None:
-    """Lower the logits of the forgotten classes on their rows, in the head, by as little as makes the rows be forgotten.
+    """Lower the logits of the forgotten classes on their rows, in the head, until the rows are forgotten again.
 
     Returns:
-        How far, in the mean over the rows of a class; None where it is not possible, and nothing has changed.
+        How far, in the mean over the rows of a class; None where it is not possible and nothing has changed.
     """
     name = plain_name(eraser.head.head.name.removesuffix(".base_layer"))
     site = next((one for one in eraser.sites if one.name == name), None)

@@ -1,7 +1,7 @@
 """What a probe reads of a model, and which layer writes it: a hidden state, or the input of the head.
 
-A reading gives one row for each sample of a classifier: the head's input as it is, or a hidden state as its mean over real
-tokens or positions, as the probe audit takes it. Of a language model it gives one row for each answer token.
+A reading gives one row for each sample of a classifier: the head's input as it is, or a hidden state as its mean over
+real tokens or positions, as the probe audit takes it. Of a language model it gives one row for each answer token.
 """
 
 from __future__ import annotations
@@ -98,15 +98,10 @@ def _pooled(state: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def find_readings(model: nn.Module, layers: bool, answers: bool, batch: Mapping[str, Any]) -> list[Reading]:
-    """The head's input, and with `layers` every hidden state before it.
+    """The head's input, and with `layers` every hidden state before it, which a small batch shows.
 
     The embeddings are left out: what pixels and words give away by themselves is nothing that the model has learned.
-
-    Args:
-        model: a classifier or a causal language model.
-        layers: whether hidden states are read.
-        answers: whether it is a language model.
-        batch: a small batch, to see how many hidden states there are.
+    `answers` says that the model is a causal language model, not a classifier.
 
     Raises:
         UNSCError: no linear head, or hidden states that the model does not return.
@@ -133,11 +128,7 @@ def find_writer(
 ) -> ProtectedLayer | None:
     """The last of `layers` to run of those that the reading depends on; None when it depends on none (embeddings).
 
-    Args:
-        model: to look into.
-        layers: modules that may be changed (a LoRA layer as a whole, not its factor); the head is left out.
-        reading: what is written.
-        batch: a small batch.
+    `layers` are modules that may be changed (a LoRA layer as a whole, not its factor); the head is left out.
     """
     order: list[ProtectedLayer] = []
     outputs: list[Tensor] = []
@@ -168,9 +159,6 @@ def read_writer(
     """A reading (rows, width), and the input rows of its writer (rows, in), in float32 on the CPU.
 
     The inputs are averages over positions, weighted by how much the reading depends on each.
-
-    Raises:
-        UNSCError: as `Reading.rows`.
     """
     with _cut_behind(model, writer) as (inputs, outputs):
         read = reading.rows(model, batch)
@@ -194,10 +182,7 @@ def jacobian(model: nn.Module, writer: ProtectedLayer, reading: Reading, batch: 
 
 @contextmanager
 def _cut_behind(model: nn.Module, layer: ProtectedLayer) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Inside, forward passes are cut open at the output of a layer, so that gradients go back to there and no further.
-
-    Yields the layer's inputs and outputs of each pass.
-    """
+    """Inside, gradients go back to the output of a layer and no further. Yields its inputs and outputs of each pass."""
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
 

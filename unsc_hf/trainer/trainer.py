@@ -293,7 +293,7 @@ class UNSCTrainer(PublishingTrainer):
             self.plan.selection.layers,
             self.feature_rows(),
             self.plan.pseudo_labels if self.task.label_column is not None else None,
-            leak=lambda: self.held_out_leak().total,
+            leak=lambda: gathered(self.held_out_leak().total, self.args.device)[0],  # one process decides for all
             known=lambda: self.check().known,
             target=self.goal.target,
             choose=self.choose_erasure,

@@ -1,8 +1,8 @@
-"""Where the forgotten classes can be read in the features, and how much of it lies where no null-space method may reach."""
+"""Where the forgotten classes can be read in the features, and how much of that no null-space method may change."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -22,25 +22,23 @@ from .lab import Lab, different, matching, mean, panels, percent, spread
 from .registry import Points, Study, register
 
 _ENERGIES = (0.9, 0.95, 0.99, 0.999)
-
-
 _SHOWN = 0.99
-
-
 _ROWS = 3000  # rows that a probe is taught on, and asked about
 
 
 def measure(lab: Lab) -> list[dict[str, Any]]:
     """Probes of every layer's input in the original, in the unlearned model, and in retrained ones."""
     points = []
+
+    def add(model: str, seed: int, make: Callable[[], dict[str, Any]]) -> None:
+        point = lab.point({"model": model, "seed": seed}, make)
+        points.extend(point.get("points", [point]))
+
     for seed in lab.seeds:
-        found = lab.point({"model": "original", "seed": seed}, partial(_original, lab, seed))
-        points += found.get("points", [found])
-        found = lab.point({"model": "UNSC", "seed": seed}, partial(_unlearned, lab, seed))
-        points += found.get("points", [found])
+        add("original", seed, partial(_original, lab, seed))
+        add("UNSC", seed, partial(_unlearned, lab, seed))
     for i, folder in enumerate(lab.desk.references()):
-        found = lab.point({"model": "retrained", "seed": i}, partial(_retrained, lab, i, folder))
-        points += found.get("points", [found])
+        add("retrained", i, partial(_retrained, lab, i, folder))
     return points
 
 
@@ -77,8 +75,8 @@ def _original(lab: Lab, seed: int) -> dict[str, Any]:
             read = readability(layer.name, taught, asked, basis, ranks, lab.desk.forgotten)
             free = 1 - sum(ranks) / (len(ranks) * basis.shape[-1])
             points.append(
-                {"model": "original", "seed": seed, "layer": layer.name, "depth": depth, "energy": energy, "whole": read.whole,
-                 "inside": read.inside, "free": read.free, "capacity": free}
+                {"model": "original", "seed": seed, "layer": layer.name, "depth": depth, "energy": energy,
+                 "whole": read.whole, "inside": read.inside, "free": read.free, "capacity": free}
             )  # fmt: skip
     return {"points": points}
 
@@ -111,7 +109,8 @@ def plot(points: Points) -> Figure:
         ("original, whole input", {"model": "original", "energy": _SHOWN}, "whole", GREY, "-"),
         *((f"original, inside the span (energy {e:g})", {"model": "original", "energy": e}, "inside", BLUE, s)
           for e, s in ((0.9, ":"), (_SHOWN, "-"))),
-        (f"original, in the null space (energy {_SHOWN:g})", {"model": "original", "energy": _SHOWN}, "free", ORANGE, "-"),
+        (f"original, in the null space (energy {_SHOWN:g})", {"model": "original", "energy": _SHOWN},
+         "free", ORANGE, "-"),
         ("UNSC, whole input", {"model": "UNSC"}, "whole", "black", "--"),
         ("retrained, whole input", {"model": "retrained"}, "whole", GREEN, "-"),
     ]  # fmt: skip
@@ -119,8 +118,9 @@ def plot(points: Points) -> Figure:
         rows = [matching(points, layer=layer, **tags) for layer in layers]
         if any(rows):
             axes[0].errorbar(
-                range(len(layers)), [100 * mean(row, key) for row in rows], yerr=[100 * spread(row, key) for row in rows],
-                label=label, color=colour, ls=style, marker="o", ms=3, lw=1.6, elinewidth=0.6,
+                range(len(layers)), [100 * mean(row, key) for row in rows],
+                yerr=[100 * spread(row, key) for row in rows], label=label, color=colour, ls=style, marker="o", ms=3,
+                lw=1.6, elinewidth=0.6,
             )  # fmt: skip
     axes[0].set_xticks(range(len(layers)), [_short(layer) for layer in layers], rotation=60, ha="right", fontsize=7)
     axes[0].set(ylabel="forgotten classes read by a probe (%)", ylim=(-2, 102))
@@ -137,26 +137,27 @@ def paragraph(points: Points) -> str:
     layers = different(matching(points, model="original"), "layer")
     last = layers[-1]
 
-    def of(model: str, key: str, layer: str = last, **tags: Any) -> str:
-        return percent(matching(points, model=model, layer=layer, **tags), key)
+    def of(model: str, key: str, **tags: Any) -> str:
+        return percent(matching(points, model=model, layer=last, **tags), key)
 
+    whole, inside, free = (of("original", key, energy=_SHOWN) for key in ("whole", "inside", "free"))
+    fewest = of("original", "inside", energy=_ENERGIES[0])
     text = (
-        f"Percent of the forgotten classes' test rows that a probe reads. At the head's input ({last}): {of('original', 'whole', energy=_SHOWN)} in "
-        f"the original; {of('original', 'inside', energy=_SHOWN)} from the part inside the retained span at energy {_SHOWN:g}, "
-        f"{of('original', 'inside', energy=_ENERGIES[0])} at {_ENERGIES[0]:g}; {of('original', 'free', energy=_SHOWN)} from the rest."
+        f"Percent of the forgotten classes' test rows that a probe reads. At the head's input ({last}): {whole} in "
+        f"the original; {inside} from the part inside the retained span at energy {_SHOWN:g}, {fewest} at "
+        f"{_ENERGIES[0]:g}; {free} from the rest. After UNSC {of('UNSC', 'whole')} is left of it."
     )
-    text += f" After UNSC {of('UNSC', 'whole')} is left of it."
     if matching(points, model="retrained"):
         text += f" Retrained models: {of('retrained', 'whole')}."
-    pairs = [
-        [100 * mean(matching(points, model="original", layer=layer, energy=_SHOWN), key) for key in ("whole", "inside")]
-        for layer in layers
-    ]
-    lost = max(whole - inside for whole, inside in pairs if whole == whole and inside == inside)
+    losses = []
+    for layer in layers:
+        rows = matching(points, model="original", layer=layer, energy=_SHOWN)
+        losses.append(100 * mean(rows, "whole") - 100 * mean(rows, "inside"))
+    lost = max(loss for loss in losses if loss == loss)
     return text + (
-        f" Over all layers the part inside the span is read at most {lost:.1f} points worse than the whole. What lies inside, a layer "
-        "passes on as before, whatever is done to its weights in the null space: it is the least that can still be read behind it while its own "
-        "inputs stay as they are."
+        f" Over all layers the part inside the span is read at most {lost:.1f} points worse than the whole. What lies "
+        "inside, a layer passes on as before, whatever is done to its weights in the null space: it is the least that "
+        "can still be read behind it while its own inputs stay as they are."
     )
 
 
