@@ -102,11 +102,13 @@ def own_processor(name: str, like: Any) -> Any:
 
 
 def load_to_finetune(auto_class: Any, name: str, labels: Sequence[str]) -> PreTrainedModel:
-    """A model whose head is made anew for `labels` where it does not fit.
+    """A model to train further. A classifier's head is made anew where it does not fit `labels`.
 
     Raises:
         UNSCError: when nothing can be loaded from there.
     """
+    if not labels:
+        return load_as(auto_class, name, "model_name_or_path")
     return load_as(
         auto_class,
         name,
