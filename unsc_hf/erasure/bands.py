@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..data.selection import evenly_spaced
 from ..errors import UNSCError
 from ..evaluation.band import Band, choose_strength
 from ..evaluation.probes import linear_probe
 from ..models.hooks import evaluation_mode
 from ..models.loading import own_processor
-from ..nullspace.collect import evenly_spaced
 from .eraser import Attempt
 from .readings import Reading, find_readings, read_all
 from .rows import Batch, FeatureRows

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from ..config import UNSCConfig
 from ..data.dialogues import IGNORED
 from ..data.inputs import default_collator, prepare_dataset
-from ..nullspace.collect import evenly_spaced
+from ..data.selection import evenly_spaced
 from ..tasks import Task
 from .closed_form import Pair, differences, shared_pairs
 

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..data.selection import evenly_spaced
 from ..errors import UNSCError, closest
 from ..models.hooks import evaluation_mode
 from ..models.layers import ProtectedLayer, find_layers
 from ..utils.fingerprint import Fingerprint, data_fingerprint, weight_hash
 from ..utils.sizes import size_in_bytes
-from .collect import PassOptions, evenly_spaced, stream
+from .collect import PassOptions, stream
 from .moments import SecondMoment, total_moment
 from .rules import build_subspace
 from .storage import Stored, load_statistics, save_statistics

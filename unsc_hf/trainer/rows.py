@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..config import UNSCConfig
-from ..data.selection import hold_out
+from ..data.selection import evenly_spaced, hold_out
 from ..errors import UNSCError
 from ..models.hooks import NOT_INPUTS
 from ..models.outputs import Outputs, collect_outputs, iterate_outputs
-from ..nullspace.collect import evenly_spaced
 from ..tasks import Task
 
 MAX_VALIDATION_ROWS = 1_000  # more rows would make checks slow and tell no more than a tenth of a percent
