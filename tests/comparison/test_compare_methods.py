@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from io import StringIO
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,14 +25,14 @@ from PIL import Image
 from rich.console import Console
 
 from unsc_hf import UNSCConfig, UNSCError, split_dataset
-from unsc_hf.comparison import tuning as method_desk
-from unsc_hf.comparison.compare_methods import ComparisonArguments, _requests, audit_model, compare_methods
-from unsc_hf.comparison.experiment import Desk, read_splits
-from unsc_hf.comparison.jobs import Job, next_job
+from unsc_hf.comparison.compare_methods import ComparisonArguments, audit, audit_model, compare, compare_methods
+from unsc_hf.comparison.experiment import Experiment, read_splits, record
+from unsc_hf.comparison.forget_set import requests_by_folder
 from unsc_hf.comparison.methods import METHODS
+from unsc_hf.comparison.parallel import Job, run_jobs
 from unsc_hf.comparison.report import write_comparison
 from unsc_hf.comparison.summary import latex, table
-from unsc_hf.comparison.tuning import MethodDesk
+from unsc_hf.comparison.tuning import Tuning, rank
 from unsc_hf.data.selection import Request
 from unsc_hf.evaluation.audits import AUDITS
 
@@ -129,14 +129,14 @@ def test_the_try_that_won_is_not_run_again_and_is_the_same_model(world: World, m
     kept = Path(world.config("once").output_dir, "_runs", "frog", "_kept")
     assert list(kept.iterdir()) == []
     counts.clear()
-    monkeypatch.setattr(MethodDesk, "_take", lambda *_: None)  # nothing was kept: every run is made anew
+    monkeypatch.setattr(Tuning, "saved_model", lambda *_: None)  # nothing was kept: every run is made anew
     anew = compare_methods(comparison, arguments, world.config("anew"))
     assert counts == {"unsc": 5, "gradient_ascent": 5, "masked": 2}
     assert timeless(anew) == timeless(once)
 
 
 _FAILS = """
-from unsc_hf.methods import method
+from unsc_hf.comparison.methods import method
 
 @method("fails")
 def fails(bench):
@@ -151,7 +151,7 @@ def fails(bench):
             "raise RuntimeError('first line\\nsecond')",
             "jobs: 'frog: fails-0' failed, RuntimeError: first line; without jobs",
         ),
-        ("import os; os.kill(os.getpid(), 9)", r"jobs: the process at 'frog: fails-0' died \(exit code -9"),
+        ("import os; os.kill(os.getpid(), 9)", "jobs: a process died while 'frog: fails-0' ran"),
         ("from unsc_hf import UNSCError; raise UNSCError('name: seen; do this.')", "^name: seen; do this.$"),
     ],
 )
@@ -182,21 +182,36 @@ def test_a_record_is_made_once_whoever_asks(tmp_path: Path) -> None:
         time.sleep(0.05)
         return {"x": 1}
 
-    desk: Any = SimpleNamespace(folder=tmp_path)
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: Desk.record(desk, "one", make), range(8)))
+        found = list(pool.map(lambda _: record(tmp_path / "one.json", make), range(8)))
     assert made == [1]
     assert found == [{"x": 1}] * 8
 
 
-def test_long_jobs_begin_first_and_a_process_stays_where_it_is() -> None:
-    def job(name: str, place: str, long: bool = False) -> Job:
-        return Job(name, lambda: name, (), place, long)
+def _slow_jobs(folder: Path) -> list[Job]:
+    """A diamond and a long job; each notes when it began."""
 
-    ready = [job("a", "seed 0"), job("b", "seed 1"), job("train", "seed 2", long=True)]
-    assert next_job(ready, "seed 1").name == "train"
-    assert next_job(ready[:2], "seed 1").name == "b"
-    assert next_job(ready[:2], "seed 3").name == "a"
+    def job(name: str, needs: tuple[str, ...] = (), long: bool = False) -> Job:
+        def run() -> str:
+            (folder / name).write_text(str(time.time()))
+            time.sleep(0.2)
+            return name
+
+        return Job(name, run, needs, long)
+
+    return [job("a"), job("b", ("a", "done before")), job("c", ("a",)), job("d", ("b", "c")), job("train", long=True)]
+
+
+@pytest.mark.parametrize("processes", [None, 2])
+def test_jobs_wait_for_what_they_need_and_long_ones_begin_first(processes: int | None, tmp_path: Path) -> None:
+    lines: list[str] = []
+    run_jobs(_slow_jobs(tmp_path), partial(_slow_jobs, tmp_path), processes, lines.append)
+    assert [line.split()[0] for line in lines] == [f"[{i}/5]" for i in range(1, 6)]
+    began = {name: float((tmp_path / name).read_text()) for name in ("a", "b", "c", "d", "train")}
+    assert began["a"] < min(began["b"], began["c"])
+    assert max(began["b"], began["c"]) < began["d"]
+    if processes:
+        assert began["train"] < min(began["b"], began["c"])
 
 
 def test_every_method_and_reference_is_examined_on_every_seed(world: World, result: dict[str, Any]) -> None:
@@ -324,7 +339,7 @@ def test_forget_sets_are_told_apart_and_not_mixed_up(world: World, tmp_path: Pat
     long = "+".join(f"class {i:03d}" for i in range(20))
     names = [f"class {i:03d}" for i in range(22)]
     sets = [f"{long}+class 020", f"{long}+class 021"]
-    found = _requests(ComparisonArguments(forget_sets=sets), world.arguments, names, range(22))
+    found = requests_by_folder(sets, world.arguments, names, range(22))
     assert [asked.forget_classes for asked in found.values()] == [(*range(20), 20), (*range(20), 21)]
     assert all(len(folder) < 100 for folder in found)
     twice = [tmp_path / "a" / "pets.txt", tmp_path / "b" / "pets.txt"]
@@ -332,7 +347,7 @@ def test_forget_sets_are_told_apart_and_not_mixed_up(world: World, tmp_path: Pat
         path.parent.mkdir()
         path.write_text(name)
     with pytest.raises(UNSCError, match="forget_sets: 'pets' names two of them"):
-        _requests(ComparisonArguments(forget_sets=[str(path) for path in twice]), world.arguments, names, range(22))
+        requests_by_folder([str(path) for path in twice], world.arguments, names, range(22))
 
     file, config = tmp_path / "set.txt", world.config("files")
     comparison = replace(world.comparison, methods=["masked"], audits=["collateral"], forget_sets=[str(file)])
@@ -367,8 +382,7 @@ def test_models_are_trained_on_the_named_column_of_bare_ids(tmp_path: Path) -> N
         config = UNSCConfig(output_dir=str(tmp_path), use_cpu=True, label_column="coarse")
         splits = read_splits(arguments, config)
         assert splits.names == ["0", "1"]
-        desk = Desk([0], None, arguments, config, splits, Request(forget_classes=(1,)), tmp_path)
-        desk.original(0)
+        Experiment([0], None, arguments, config, splits, Request(forget_classes=(1,)), tmp_path).original(0)
     assert asked[0][4:6] == (["0", "1"], "coarse")
 
 
@@ -453,5 +467,5 @@ def test_a_model_of_anybody_is_audited_beside_its_original(world: World, tmp_pat
 def test_a_mean_of_one_percent_counts_as_forgotten() -> None:
     """Three of 300 rows, averaged over classes, may come out as 0.010000000000000002."""
     share = 0.010000000000000002
-    assert method_desk._rank({"AccDut": share, "AccDrt": 0.5}) > method_desk._rank({"AccDut": 0.0, "AccDrt": 0.4})
-    assert method_desk._rank({"AccDut": 0.0101, "AccDrt": 0.9}) < method_desk._rank({"AccDut": 0.0, "AccDrt": 0.4})
+    assert rank({"AccDut": share, "AccDrt": 0.5}) > rank({"AccDut": 0.0, "AccDrt": 0.4})
+    assert rank({"AccDut": 0.0101, "AccDrt": 0.9}) < rank({"AccDut": 0.0, "AccDrt": 0.4})

@@ -15,8 +15,7 @@ from ..reporting.model_card import escape, versions
 from ..reporting.results import finite
 from ..utils.files import write_text
 from .plots import plot_attack, plot_changes, plot_depth, plot_front, plot_relearning
-from .summary import latex, markdown, numbers, summarise, table, titles, value
-from .tuning import ORIGINAL
+from .summary import ORIGINAL, latex, markdown, numbers, summarise, table, titles, value
 
 _PICTURES = (
     ("front.png", plot_front, None, "What was kept against what was forgotten; bars are 95 % intervals over seeds."),

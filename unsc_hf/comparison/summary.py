@@ -13,11 +13,10 @@ from ..evaluation.audits import AUDITS
 from ..evaluation.signatures import FORGOTTEN, accuracy_signatures
 from ..evaluation.verdict import within_band
 from .methods import METHODS
-from .tuning import ORIGINAL, RETRAINED
+
+ORIGINAL, RETRAINED = "original", "retrained"
 
 _MAIN = {"AccDut": "AccDut", "AccDrt": "AccDrt", "AccDf": "AccDf", "AccDr": "AccDr"}
-
-
 _COST = {"leak": "leak", "seconds": "seconds"}
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import PIL.Image
+import torch
 from datasets import Dataset, Image
-from torch import nn
+from torch import Tensor, nn
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, default_data_collator
 from transformers.image_processing_base import ImageProcessingMixin
 
@@ -188,3 +190,32 @@ def default_collator(processing_class: Any) -> Callable[[list[dict[str, Any]]], 
     if isinstance(processing_class, PreTrainedTokenizerBase) and processing_class.pad_token_id is not None:
         return DataCollatorWithPadding(processing_class)
     return default_data_collator
+
+
+class CachedRows(torch.utils.data.Dataset[dict[str, Any]]):
+    """Prepared rows that stay in memory once they were read: decoding and tokenising again takes as long as a small model.
+
+    The rows must not be changed.
+
+    Args:
+        prepared: rows ready for the model.
+        budget: bytes; once the cached rows take that many, all others are prepared anew each time.
+    """
+
+    def __init__(self, prepared: Dataset, budget: int = 512 * 2**20) -> None:
+        self.prepared, self._rows = prepared, dict[int, dict[str, Any]]()
+        sizes = [value.nbytes if isinstance(value, Tensor) else sys.getsizeof(value) for value in prepared[0].values()]
+        self._most = budget // max(1, sum(sizes))
+
+    def __len__(self) -> int:
+        return len(self.prepared)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        missing = [i for i in dict.fromkeys(indices) if i not in self._rows]
+        read = dict(zip(missing, self.prepared.__getitems__(missing), strict=True)) if missing else {}
+        for i in missing[: max(0, self._most - len(self._rows))]:
+            self._rows[i] = read[i]
+        return [read[i] if i in read else self._rows[i] for i in indices]

@@ -18,10 +18,10 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 
+from ...data.inputs import CachedRows
 from ...models.head import classify
 from ...utils.files import alone
 from ...utils.fingerprint import data_fingerprint
-from ..remembered import Memory, RememberedRows
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def _train(
                 remove_unused_columns=False,
                 dataloader_pin_memory=torch.cuda.is_available(),
             ),
-            train_dataset=RememberedRows(plan.prepare(dataset, processor, model, label_column), Memory()),
+            train_dataset=CachedRows(plan.prepare(dataset, processor, model, label_column)),
             data_collator=plan.collator(processor),
             processing_class=processor,
         )
