@@ -9,10 +9,12 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from helpers.models import learned
 from helpers.rows import tensor_dataset
 from PIL import Image
 from rich.console import Console
+from transformers import ViTImageProcessorPil
 
 from unsc_hf import UNSCConfig, UNSCError, split_dataset
 from unsc_hf.comparison.compare_methods import ComparisonArguments, audit, audit_model, compare, compare_methods
@@ -222,10 +225,10 @@ def test_every_method_and_reference_is_examined_on_every_seed(world: World, resu
     assert found["forgotten"] == [2]
     assert result["validation_rows"] + result["test_rows"] == 60
     for records in found["runs"].values():
-        for record in records:
-            assert 0 <= record["AccDut"] <= 1
+        for run in records:
+            assert 0 <= run["AccDut"] <= 1
             assert {"membership", "probe", "prototype", "relearning", "fine_tuning", "quantisation"} <= set(
-                record["audits"]
+                run["audits"]
             )
     assert found["runs"]["original"][0]["AccDut"] > 0.8
     assert found["runs"]["masked"][0]["AccDut"] == 0.0
@@ -462,6 +465,28 @@ def test_a_model_of_anybody_is_audited_beside_its_original(world: World, tmp_pat
     assert runs["muted"][0]["audits"]["probe"] == runs["original"][0]["audits"]["probe"]
     page = (Path(world.config("audited").output_dir) / "frog" / "report.html").read_text()
     assert "muted: suppressed" in page or ">muted<" in page
+
+
+def test_python_users_compare_and_audit_models_with_functions(world: World, tmp_path: Path) -> None:
+    model = type(learned(world.arguments.data["train"])).from_pretrained(world.originals[0])
+    processor = ViTImageProcessorPil(size={"height": 8, "width": 8})
+    given = {
+        "dataset": world.arguments.data, "forget_classes": ["frog"], "processing_class": processor,
+        "audits": ["membership"], "config": world.config("unused"),
+    }  # fmt: skip
+    found = compare(model, methods=["masked"], seeds=[0], output_dir=tmp_path / "compared", **given)
+    assert [row[0] for row in found.table] == ["method", "original", "forgotten logit masked"]
+    assert "| forgotten logit masked | 0.0 |" in str(found)
+    assert (found.save() / "frog" / "report.html").is_file()
+    assert not Path(world.config("unused").output_dir).exists()
+    masked = METHODS["masked"].run(SimpleNamespace(fresh=lambda: deepcopy(model), forgotten=[2]))
+    other = audit(masked, model, output_dir=tmp_path / "audited", **given)
+    assert other.table[2][1:3] == found.table[2][1:3]
+    with pytest.raises(UNSCError, match="task: got 'sound'; choose from image, text"):
+        compare(model, seeds=[0], task="sound", output_dir=tmp_path / "sound", **given)
+    given["dataset"] = DatasetDict(train=world.arguments.data["train"])
+    with pytest.raises(UNSCError, match="dataset: has no split 'test', only train"):
+        compare(model, seeds=[0], output_dir=tmp_path / "half", **given)
 
 
 def test_a_mean_of_one_percent_counts_as_forgotten() -> None:

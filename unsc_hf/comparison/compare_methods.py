@@ -30,7 +30,7 @@ from .methods import METHODS
 from .parallel import Job, one_process, run_jobs
 from .plugins import load_plugins
 from .report import write_comparison
-from .summary import markdown, summarise, table
+from .summary import Table, markdown, summarise, table
 from .workbench import Workbench
 
 _RECORDS = 3  # changes with what records hold: a comparison does not continue on those of older versions
@@ -104,7 +104,7 @@ class ComparisonResult:
     output_dir: Path
 
     @property
-    def table(self) -> list[list[str]]:
+    def table(self) -> Table:
         """A row for each model, the header first: means with half 95 % intervals, and verdicts."""
         (found,) = self.results["forget_sets"].values()
         return table(summarise(found))

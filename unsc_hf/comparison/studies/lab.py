@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from ...errors import UNSCError, first_line
 from ..experiment import Experiment
 from ..methods import Workbench
-from ..summary import half_interval
+from ..summary import half_interval, with_interval
 
 Point = dict[str, Any]
 
@@ -120,7 +120,7 @@ def percent(points: Sequence[Mapping[str, Any]], key: str) -> str:
     if not values(points, key):
         return "–"
     half = half_interval(values(points, key))
-    return f"{100 * mean(points, key):.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
+    return with_interval(100 * mean(points, key), None if half is None else 100 * half)
 
 
 def different(points: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
