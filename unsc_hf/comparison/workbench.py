@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from ..config import UNSCConfig
+from ..data.inputs import CachedRows
 from ..errors import UNSCError
 from ..models.head import classify
 from ..models.hooks import NOT_INPUTS, evaluation_mode
@@ -26,17 +27,15 @@ from ..nullspace.subspace import Subspace
 from ..trainer.plan import UnlearningPlan
 from ..trainer.trainer import UNSCTrainer
 from ..utils.fingerprint import weight_hash
-from .remembered import Memory, RememberedRows
 
 _SUBSPACE_OPTIONS = (
     "subspace_rule", "energy", "subspace_rank", "subspace_ratio", "subspace_merge", "target_modules", "max_rows_per_class",
     "max_samples_per_class", "max_statistics_memory", "statistics_dtype", "seed",
 )  # fmt: skip
 
-
 AnyTrainer = TypeVar("AnyTrainer", bound=UNSCTrainer)
 
-
+# (model, batches of forget rows, their outputs) -> targets: ids (rows,) or distributions (rows, labels).
 Relabel = Callable[[nn.Module, Iterator[dict[str, Any]], Outputs], Tensor]
 
 
@@ -59,11 +58,11 @@ class Workbench:
         self.original, self.forget, self.retain, self.config = original, forget, retain, deepcopy(config)
         self.config.statistics_dtype = config.statistics_dtype or "float64"  # one set of statistics serves every rule
         self._processing_class = processing_class
-        self._memory = Memory()
+        self._cached: dict[str, CachedRows] = {}
         self._read: dict[tuple[str, bool], tuple[Outputs, float]] = {}  # with the seconds that reading took
         self._statistics: ActivationStatistics | None = None
         self._gauge = self._trainer(self.fresh(), UNSCTrainer, {}, ())
-        self._gauge._prepared = self.remembered
+        self._gauge._prepared = self.cached
         self.forgotten = self._gauge.forgotten_classes
         if not self.forgotten:
             raise UNSCError(
@@ -97,9 +96,12 @@ class Workbench:
         prepared: Dataset = self._gauge.task.prepare(rows)
         return prepared
 
-    def remembered(self, rows: Dataset) -> RememberedRows:
-        """The same, prepared once and kept while there is room."""
-        return self._memory.of(rows, self._gauge.task.prepare)
+    def cached(self, rows: Dataset) -> CachedRows:
+        """The same, prepared once. Equal selections of one data set have one fingerprint, and share their rows."""
+        key = str(rows._fingerprint)
+        if key not in self._cached:
+            self._cached[key] = CachedRows(self.prepared(rows))
+        return self._cached[key]
 
     def fresh(self) -> PreTrainedModel:
         """A copy of the original."""
@@ -193,7 +195,7 @@ class Workbench:
                 return targets
 
         trainer = self._trainer(model or self.fresh(), Relabelling, options, callbacks)
-        trainer._prepared = self.remembered
+        trainer._prepared = self.cached
         trainer.train()
         assert trainer.plan is not None
         needed = plan.seconds if trainer.args.null_space == "retained" else {}
@@ -224,7 +226,7 @@ class Workbench:
         """Batches of rows on the model's device, with "labels"; at most about `limit` rows."""
         generator = torch.Generator().manual_seed(seed)
         loader = DataLoader(
-            self.remembered(rows), batch_size=batch_size, shuffle=shuffle, collate_fn=self.collate, generator=generator
+            self.cached(rows), batch_size=batch_size, shuffle=shuffle, collate_fn=self.collate, generator=generator
         )
         seen = 0
         for batch in loader:

@@ -37,7 +37,7 @@ def measure(lab: Lab) -> list[dict[str, Any]]:
     for seed in lab.seeds:
         add("original", seed, partial(_original, lab, seed))
         add("UNSC", seed, partial(_unlearned, lab, seed))
-    for i, folder in enumerate(lab.desk.references()):
+    for i, folder in enumerate(lab.experiment.references()):
         add("retrained", i, partial(_retrained, lab, i, folder))
     return points
 
@@ -46,22 +46,22 @@ def _rows(lab: Lab, part: Dataset) -> Dataset:
     """At most `_ROWS` rows, of every class its share."""
     if len(part) <= _ROWS:
         return part
-    return hold_out(part, _ROWS / len(part), read_labels(part, lab.desk.config.label_column), _ROWS, 0)[1]
+    return hold_out(part, _ROWS / len(part), read_labels(part, lab.experiment.config.label_column), _ROWS, 0)[1]
 
 
 def _inputs(lab: Lab, bench: Workbench, model: PreTrainedModel) -> tuple[list[ProtectedLayer], Inputs, Inputs]:
     """Layers with inputs of their own, and these inputs on training and on test rows."""
     layers = list(leading_layers(find_layers(model).layers, bench.plan.subspace.module_keys))
-    train = concatenate_datasets([lab.desk.forget, lab.desk.retain])
+    train = concatenate_datasets([lab.experiment.forget, lab.experiment.retain])
 
     def batches(part: Dataset) -> Iterator[dict[str, Any]]:
         return bench.batches(_rows(lab, part), shuffle=False)
 
-    return layers, pooled_inputs(model, layers, batches(train)), pooled_inputs(model, layers, batches(lab.desk.test))
+    return layers, pooled_inputs(model, layers, batches(train)), pooled_inputs(model, layers, batches(lab.experiment.test))
 
 
 def _original(lab: Lab, seed: int) -> dict[str, Any]:
-    bench = lab.desk.bench(seed)
+    bench = lab.experiment.bench(seed)
     subspace = bench.plan.subspace
     layers, taught, asked = _inputs(lab, bench, bench.original)
     moments = bench.retained_moments()
@@ -72,7 +72,7 @@ def _original(lab: Lab, seed: int) -> dict[str, Any]:
         values = (basis.transpose(1, 2) @ moment @ basis).diagonal(dim1=1, dim2=2)
         for energy in _ENERGIES:
             ranks = [rank_for_energy(group, energy) for group in values]
-            read = readability(layer.name, taught, asked, basis, ranks, lab.desk.forgotten)
+            read = readability(layer.name, taught, asked, basis, ranks, lab.experiment.forgotten)
             free = 1 - sum(ranks) / (len(ranks) * basis.shape[-1])
             points.append(
                 {"model": "original", "seed": seed, "layer": layer.name, "depth": depth, "energy": energy,
@@ -86,19 +86,19 @@ def _whole(lab: Lab, bench: Workbench, model: PreTrainedModel, name: str, seed: 
     points = []
     for depth, layer in enumerate(layers):
         of_layer = bench.plan.subspace[layer.name]
-        read = readability(layer.name, taught, asked, of_layer.basis, of_layer.ranks, lab.desk.forgotten)
+        read = readability(layer.name, taught, asked, of_layer.basis, of_layer.ranks, lab.experiment.forgotten)
         points.append({"model": name, "seed": seed, "layer": layer.name, "depth": depth, "whole": read.whole})
     return {"points": points}
 
 
 def _unlearned(lab: Lab, seed: int) -> dict[str, Any]:
-    bench = lab.desk.bench(seed)
+    bench = lab.experiment.bench(seed)
     return _whole(lab, bench, bench.unlearn(), "UNSC", seed)
 
 
 def _retrained(lab: Lab, i: int, folder: str) -> dict[str, Any]:
-    bench = lab.desk.bench(lab.seeds[0])
-    model = load_as(lab.desk.arguments.auto_class, folder, "retrained_model_name_or_path").to(lab.desk.config.device)
+    bench = lab.experiment.bench(lab.seeds[0])
+    model = load_as(lab.experiment.arguments.auto_class, folder, "retrained_model_name_or_path").to(lab.experiment.config.device)
     return _whole(lab, bench, model, "retrained", i)
 
 
