@@ -228,7 +228,9 @@ def _arguments(
         raise UNSCError(f"task: got {task!r}; choose from {', '.join(kinds)}.")
     return kinds[task](
         dataset_name=dataset if isinstance(dataset, str) else "given as an object",
-        forget_classes=[str(name) for name in ([forget_classes] if isinstance(forget_classes, str) else forget_classes)],
+        forget_classes=[
+            str(name) for name in ([forget_classes] if isinstance(forget_classes, str) else forget_classes)
+        ],
         retrained_model_name_or_path=retrained or None,
     )
 

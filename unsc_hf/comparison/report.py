@@ -40,9 +40,7 @@ _UNITS = (
     "The last row says how often an audit accuses a retrained model when the band is made of the other ones: an audit "
     "that retraining fails is no evidence.",
 )
-_DISTANCE = (
-    "In standard deviations of the retrained models' own spread; between -2 and 2 is within their band."
-)
+_DISTANCE = "In standard deviations of the retrained models' own spread; between -2 and 2 is within their band."
 _CHOSEN = "Of each method's tries the one that kept most on validation rows among those that forgot."
 
 

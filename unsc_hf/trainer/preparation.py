@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -200,7 +200,7 @@ class Preparation:
         """Targets of every forget row that is trained on; `retain` holds outputs where the strategy needs them."""
         matching = self.goal.matching(self.model, self.reader, self.rows)
         strategy, with_features = self.goal.pseudo_labels, retain is not None
-        parts = self.reader.iterate(self.model, self.rows.forget, "Pseudo-labels", with_features)
+        parts = self.iterate(self.rows.forget, "Pseudo-labels", with_features)
         if self.task.label_column is None:
             return [target for part in parts for target in self.task.targets(strategy, part, retain, matching)]
         outputs = join_outputs(list(parts))
@@ -209,6 +209,10 @@ class Preparation:
     def outputs(self, dataset: Dataset, description: str, features: bool = False) -> Outputs:
         """The original model's outputs on raw rows."""
         return self.reader.outputs(self.model, dataset, description, features)
+
+    def iterate(self, dataset: Dataset, description: str, features: bool = False) -> Iterator[Outputs]:
+        """The same batch by batch."""
+        return self.reader.iterate(self.model, dataset, description, features)
 
     def _collect(
         self, dataset: Dataset, selection: LayerSelection, group: str | None, dtype: torch.dtype | None = None

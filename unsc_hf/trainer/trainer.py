@@ -93,6 +93,8 @@ class UNSCTrainer(PublishingTrainer):
     lr_scheduler: Any
     _tag_names = ["unsc", "machine-unlearning"]
 
+    # What reads the original model; a workbench puts one in its place that shares what several trainers read.
+    make_preparation: Callable[..., Preparation] = Preparation
     # The loss is a batch mean; Trainer divides it by the accumulation steps.
     loss_is_scaled_for_ga = False
 
@@ -180,8 +182,8 @@ class UNSCTrainer(PublishingTrainer):
     # ---- prepare ----------------------------------------------------------------------------------------------------
 
     def preparation(self) -> Preparation:
-        """What reads the original model; override it to share what several trainers read."""
-        return Preparation(
+        """What reads the original model once."""
+        return self.make_preparation(
             self.unwrapped(), self.args, self.task, self.goal, self.rows, self.reader, self.original_weights,
             self._given_statistics,
         )  # fmt: skip

@@ -57,7 +57,11 @@ def _inputs(lab: Lab, bench: Workbench, model: PreTrainedModel) -> tuple[list[Pr
     def batches(part: Dataset) -> Iterator[dict[str, Any]]:
         return bench.batches(_rows(lab, part), shuffle=False)
 
-    return layers, pooled_inputs(model, layers, batches(train)), pooled_inputs(model, layers, batches(lab.experiment.test))
+    return (
+        layers,
+        pooled_inputs(model, layers, batches(train)),
+        pooled_inputs(model, layers, batches(lab.experiment.test)),
+    )
 
 
 def _original(lab: Lab, seed: int) -> dict[str, Any]:
@@ -98,7 +102,9 @@ def _unlearned(lab: Lab, seed: int) -> dict[str, Any]:
 
 def _retrained(lab: Lab, i: int, folder: str) -> dict[str, Any]:
     bench = lab.experiment.bench(lab.seeds[0])
-    model = load_as(lab.experiment.arguments.auto_class, folder, "retrained_model_name_or_path").to(lab.experiment.config.device)
+    model = load_as(lab.experiment.arguments.auto_class, folder, "retrained_model_name_or_path").to(
+        lab.experiment.config.device
+    )
     return _whole(lab, bench, model, "retrained", i)
 
 

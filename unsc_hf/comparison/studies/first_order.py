@@ -53,7 +53,9 @@ def _points(lab: Lab, seed: int) -> list[Point]:
     bench = lab.experiment.bench(seed)
     model = deepcopy(bench.original).double()
     layers = bench.layers(model)
-    rows, statistics = _few(bench, model, layers, read_labels(lab.experiment.retain, lab.experiment.config.label_column))
+    rows, statistics = _few(
+        bench, model, layers, read_labels(lab.experiment.retain, lab.experiment.config.label_column)
+    )
     retained = _inputs(next(bench.batches(rows, len(rows), shuffle=False)))
     before, gradient = _loss_and_gradient(model, layers, retained)
     forget = _inputs(next(bench.batches(bench.forget, _FORGET_ROWS)))

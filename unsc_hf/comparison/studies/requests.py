@@ -76,7 +76,9 @@ def _batch(lab: Lab, seed: int, count: int) -> dict[str, Any]:
     model, config, processor = _start(lab, seed)
     forget, retain = _parts(lab, _rows(lab, seed), 0, count * _ROWS)
     started = time.perf_counter()
-    trainer = UNSCTrainer(model, config, forget, retain, processing_class=processor, unseen_dataset=lab.experiment.validation)
+    trainer = UNSCTrainer(
+        model, config, forget, retain, processing_class=processor, unseen_dataset=lab.experiment.validation
+    )
     trainer.train()
     return {"seconds": time.perf_counter() - started, **_measured(lab, trainer)}
 
@@ -90,7 +92,13 @@ def _sequence(lab: Lab, seed: int) -> list[Point]:
             forget, retain = _parts(lab, order, i * _ROWS, (i + 1) * _ROWS)
             started = time.perf_counter()
             trainer = serve_request(
-                model, folder, config, forget, retain, processing_class=processor, unseen_dataset=lab.experiment.validation
+                model,
+                folder,
+                config,
+                forget,
+                retain,
+                processing_class=processor,
+                unseen_dataset=lab.experiment.validation,
             )
             last = time.perf_counter() - started
             seconds += last
