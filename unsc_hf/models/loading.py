@@ -57,6 +57,31 @@ def load_as(
     return model
 
 
+def load_image_processor(name: str) -> Any:
+    """The image processor saved with a model.
+
+    Raises:
+        UNSCError: there is none.
+    """
+    try:
+        return AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UNSCError(f"model_name_or_path: {name!r} has no image processor: {first_line(error)}") from error
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer saved with a model.
+
+    Raises:
+        UNSCError: there is none.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
+        return tokenizer
+    except (OSError, ValueError) as error:
+        raise UNSCError(f"model_name_or_path: {name!r} has no tokenizer: {first_line(error)}") from error
+
+
 def own_processor(name: str, like: Any) -> Any:
     """The tokenizer or image processor that was saved with a model: another one of the same kind as `like`, or `like` where there is none.
 
@@ -77,11 +102,13 @@ def own_processor(name: str, like: Any) -> Any:
 
 
 def load_to_finetune(auto_class: Any, name: str, labels: Sequence[str]) -> PreTrainedModel:
-    """A model whose head is made anew for `labels` where it does not fit.
+    """A model to train further. A classifier's head is made anew where it does not fit `labels`.
 
     Raises:
         UNSCError: when nothing can be loaded from there.
     """
+    if not labels:
+        return load_as(auto_class, name, "model_name_or_path")
     return load_as(
         auto_class,
         name,
