@@ -9,15 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from rich.console import Console
-
-from unsc_hf.cli.arguments import run_recipe
-from unsc_hf.cli.main import push
-
-
-def main() -> None:
-    push(sys.argv[1:], Console())
-
+from unsc_hf.cli.main import main
 
 if __name__ == "__main__":
-    run_recipe(main)
+    raise SystemExit(main(["push", *sys.argv[1:]]))

@@ -14,19 +14,9 @@ with a tokenizer of its own (and its reference) from scratch; both are kept for 
 
 from __future__ import annotations
 
-from unsc_hf import UNSCConfig
-from unsc_hf.cli.arguments import fill_output_dir, parse_arguments, run_recipe
-from unsc_hf.cli.main import LANGUAGE_DEFAULTS
-from unsc_hf.comparison.language_unlearning import LanguageArguments, run
+import sys
 
-
-def main() -> None:
-    arguments, config = parse_arguments(
-        (LanguageArguments, UNSCConfig), description=__doc__ or "", defaults=LANGUAGE_DEFAULTS
-    )
-    fill_output_dir(config, "unlearned-language-model")
-    run(arguments, config)
-
+from unsc_hf.cli.main import main
 
 if __name__ == "__main__":
-    run_recipe(main)
+    raise SystemExit(main(["unlearn", "lm", *sys.argv[1:]]))

@@ -13,17 +13,9 @@ LoRA adapters only: `--use_peft --lora_r 8`. Add `--train_original --train_retra
 
 from __future__ import annotations
 
-from unsc_hf import UNSCConfig
-from unsc_hf.cli.arguments import fill_output_dir, parse_arguments, run_recipe
-from unsc_hf.comparison.arguments import TextArguments
-from unsc_hf.comparison.unlearning import run
+import sys
 
-
-def main() -> None:
-    arguments, config = parse_arguments((TextArguments, UNSCConfig), description=__doc__ or "")
-    fill_output_dir(config, "unlearned-text")
-    run(arguments, config)
-
+from unsc_hf.cli.main import main
 
 if __name__ == "__main__":
-    run_recipe(main)
+    raise SystemExit(main(["unlearn", "text", *sys.argv[1:]]))

@@ -17,6 +17,7 @@ from ..data.selection import WHOLE_NUMBER, Request
 from ..errors import UNSCError, first_line
 from ..models.loading import load_as
 from .references.images import ImagePlan, load_image_dataset, load_image_processor
+from .references.language_models import LanguagePlan
 from .references.quickstart import FORGET_CLASSES, PLAN, digits_dataset
 from .references.texts import TextPlan, load_text_dataset, load_tokenizer
 from .references.training import TrainingPlan
@@ -49,7 +50,7 @@ class SharedArguments:
     model_dtype: str = field(
         default="float32",
         metadata={
-            "help": "Precision in which the original is loaded; bfloat16 goes with use_peft, under which it never moves.",
+            "help": "Precision of the original; bfloat16 goes with use_peft, under which it never moves.",
             "choices": ["float32", "bfloat16"],
         },
     )
@@ -97,6 +98,11 @@ class SharedArguments:
             return Request(column_values={self.forget_column: self.forget_values or []}, option="forget_column")
         return None
 
+    @property
+    def quickstart(self) -> bool:
+        """Whether the embedded example runs."""
+        return False
+
     def base_plan(self, seed: int) -> dict[str, Any]:
         """Fields that all training plans share."""
         return {
@@ -123,14 +129,9 @@ class ClassificationArguments(SharedArguments):
         metadata={"help": "Keep activation statistics here: later requests on the resulting model need no new pass."},
     )
 
-    # What differs between modalities.
+    # What differs between images and texts.
 
     auto_class: ClassVar[Any] = None
-
-    @property
-    def quickstart(self) -> bool:
-        """Whether the embedded example runs."""
-        return False
 
     def load(self, config: UNSCConfig) -> DatasetDict:
         """Splits "train" and "test"."""
@@ -224,6 +225,40 @@ class TextArguments(ClassificationArguments):
         return load_tokenizer(name)
 
 
+@dataclass
+class LanguageArguments(SharedArguments):
+    """Which answers to forget, from which language model.
+
+    The forget split is forgotten whole, or the part of it that `forget_indices` or `forget_column` names.
+    """
+
+    forget_split: str = field(default="forget", metadata={"help": "Split with the rows to forget."})
+    retain_split: str = field(default="retain", metadata={"help": "Split with rows to keep."})
+    unseen_column: str | None = field(
+        default=None, metadata={"help": "Column that marks rows of the retain split no model is trained on."}
+    )
+    unseen_values: list[str] | None = field(default=None, metadata={"help": "Its values in those rows."})
+    eval_splits: list[str] | None = field(
+        default=None, metadata={"help": "More splits to report on; every other split by default."}
+    )
+    prompt_template: str = field(
+        default="Question: {question}\nAnswer:", metadata={"help": "Prompt of a row with question and answer."}
+    )
+    objectives: list[str] | None = field(
+        default=None, metadata={"help": "Objectives to compare; the first one's model is written. UNSC by default."}
+    )
+    max_generated_rows: int = field(default=300, metadata={"help": "Rows of each set that are answered for ROUGE-L."})
+    max_new_tokens: int = field(default=100, metadata={"help": "Longest answer."})
+    vocabulary_size: int = field(default=2048, metadata={"help": "Tokens of the tokenizer learned for model_size."})
+    max_length: int = field(default=256, metadata={"help": "Longest row in tokens, for model_size."})
+
+    def plan(self, config: UNSCConfig) -> LanguagePlan:
+        """How originals and references are trained."""
+        return LanguagePlan(
+            **self.base_plan(config.seed), vocabulary_size=self.vocabulary_size, max_length=self.max_length
+        )
+
+
 def read_names(given: Sequence[str]) -> list[str]:
     """Class names from the command line: themselves, or a .txt file with one in each line.
 
@@ -267,7 +302,8 @@ def check_model_dtype(arguments: SharedArguments) -> None:
         raise UNSCError(f"model_dtype: got {arguments.model_dtype!r}; choose from float32, bfloat16.")
     if arguments.model_dtype != "float32" and not arguments.use_peft:
         raise UNSCError(
-            "model_dtype: bfloat16 would round small updates of the weights away; unlearn in adapters (use_peft), or leave it out."
+            "model_dtype: bfloat16 would round small updates of the weights away; unlearn in adapters (use_peft), or "
+            "leave it out."
         )
 
 
