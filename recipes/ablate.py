@@ -9,8 +9,9 @@ Some of them on a data set and models of your own, one original for each seed:
     python recipes/ablate.py image --studies rank first-order --dataset_name user/fashion-mnist --forget_classes Shirt \
         --originals model-seed0 model-seed1 model-seed2 --output_dir outputs/studies
 
-`text` instead of `image` for text classifiers. A stopped study goes on when the same command is given again. Studies: null-space,
-pseudo-labels, rank, calibration, first-order, many-classes, requests, poison, features; `--help` after `image` or `text` lists all options.
+`text` instead of `image` for text classifiers. A stopped study goes on when the same command is given again.
+Studies: null-space, pseudo-labels, rank, calibration, first-order, many-classes, requests, poison, features;
+`--help` after `image` or `text` lists all options.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ A data set and models of your own, one original for each seed:
         --originals model-seed0 model-seed1 model-seed2 --retrained_model_name_or_path retrained-seed0 retrained-seed1 \
         --methods unsc random_label scrub --output_dir outputs/compare
 
-`text` instead of `image` for text classifiers. `--train_original --train_retrained --model_size tiny` trains what is missing.
-`--jobs 2` spreads the work over two processes of one thread each. A stopped comparison goes on when the same command is given again.
-`--help` after `image` or `text` lists all options.
+`text` instead of `image` for text classifiers. `--train_original --train_retrained --model_size tiny` trains what
+is missing. `--jobs 2` spreads the work over two processes of one thread each. A stopped comparison goes on when the
+same command is given again. `--help` after `image` or `text` lists all options.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     unsc unlearn image --model_name_or_path user/vit --dataset_name user/fashion --forget_classes Shirt --output_dir out
     unsc unlearn text  ...                              a text classifier
     unsc unlearn lm    ...                              a language model
-    unsc audit image   --audited user/unlearned --originals user/vit --dataset_name user/fashion --forget_classes Shirt \\
-                       --retrained_model_name_or_path user/without-0 user/without-1 user/without-2 --output_dir audit
+    unsc audit image   --audited user/unlearned --originals user/vit --dataset_name user/fashion \\
+                       --forget_classes Shirt --retrained_model_name_or_path user/without-0 --output_dir audit
     unsc compare image --methods unsc scrub ssd --output_dir compare
     unsc ablate image  --studies rank --output_dir studies
     unsc push out --hub_model_id user/vit-without-shirt --hub_private_repo

@@ -166,24 +166,14 @@ class ImageArguments(ClassificationArguments):
     def load(self, config: UNSCConfig) -> DatasetDict:
         if self.dataset_name is None:
             return digits_dataset()
-        return load_image_dataset(
-            self.dataset_name,
-            self.dataset_config_name,
-            config.label_column,
-            self.train_split,
-            self.test_split,
-            self.cache_dir,
-        )
+        columns, splits = (config.label_column,), (self.train_split, self.test_split)
+        return load_image_dataset(self.dataset_name, self.dataset_config_name, *columns, *splits, self.cache_dir)
 
     def plan(self, config: UNSCConfig) -> TrainingPlan:
         if self.quickstart:
             return replace(PLAN, seed=config.seed)
-        return ImagePlan(
-            **self.base_plan(config.seed),
-            patch_size=self.patch_size,
-            crop_padding=self.train_crop_padding,
-            flip=self.train_flip,
-        )
+        augmentation = {"crop_padding": self.train_crop_padding, "flip": self.train_flip}
+        return ImagePlan(**self.base_plan(config.seed), patch_size=self.patch_size, **augmentation)
 
     def load_processor(self, name: str) -> Any:
         return load_image_processor(name)
@@ -203,15 +193,8 @@ class TextArguments(ClassificationArguments):
             raise UNSCError(
                 "dataset_name: not given; name a Hub id or a local data file or folder with text and labels."
             )
-        return load_text_dataset(
-            self.dataset_name,
-            self.dataset_config_name,
-            config.label_column,
-            config.text_columns,
-            self.train_split,
-            self.test_split,
-            self.cache_dir,
-        )
+        columns, splits = (config.label_column, config.text_columns), (self.train_split, self.test_split)
+        return load_text_dataset(self.dataset_name, self.dataset_config_name, *columns, *splits, self.cache_dir)
 
     def plan(self, config: UNSCConfig) -> TrainingPlan:
         return TextPlan(
@@ -265,16 +248,11 @@ def read_names(given: Sequence[str]) -> list[str]:
     Raises:
         UNSCError: a file that cannot be read, or that is empty.
     """
-    words = list(given)
-    if len(words) != 1 or not words[0].endswith(".txt"):
-        return words
-    try:
-        lines = Path(words[0]).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UNSCError(f"forget_classes: cannot read {words[0]} ({first_line(error)}).") from error
-    names = [line.strip() for line in lines if line.strip()]
+    if len(given) != 1 or not given[0].endswith(".txt"):
+        return list(given)
+    names = [line.strip() for line in _read(given[0], "forget_classes").splitlines() if line.strip()]
     if not names:
-        raise UNSCError(f"forget_classes: {words[0]} names no class; write one in each line.")
+        raise UNSCError(f"forget_classes: {given[0]} names no class; write one in each line.")
     return names
 
 
@@ -284,16 +262,19 @@ def read_indices(given: Sequence[str]) -> tuple[int, ...]:
     Raises:
         UNSCError: something that is neither.
     """
-    words = list(given)
-    if len(words) == 1 and Path(words[0]).is_file():
-        try:
-            words = Path(words[0]).read_text(encoding="utf-8").split()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UNSCError(f"forget_indices: cannot read {words[0]} ({first_line(error)}).") from error
+    file = len(given) == 1 and Path(given[0]).is_file()
+    words = _read(given[0], "forget_indices").split() if file else list(given)
     for word in words:
         if not WHOLE_NUMBER.fullmatch(word):
             raise UNSCError(f"forget_indices: {word!r} is no row number and no file with row numbers.")
     return tuple(int(word) for word in words)
+
+
+def _read(file: str, argument: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UNSCError(f"{argument}: cannot read {file} ({first_line(error)}).") from error
 
 
 def check_model_dtype(arguments: SharedArguments) -> None:
@@ -321,9 +302,6 @@ def lora_config(arguments: SharedArguments) -> LoraConfig | None:
     if not arguments.use_peft:
         return None
     return LoraConfig(
-        r=arguments.lora_r,
-        lora_alpha=arguments.lora_alpha,
-        lora_dropout=arguments.lora_dropout,
-        target_modules=arguments.lora_target_modules,
-        use_rslora=arguments.use_rslora,
-    )
+        r=arguments.lora_r, lora_alpha=arguments.lora_alpha, lora_dropout=arguments.lora_dropout,
+        target_modules=arguments.lora_target_modules, use_rslora=arguments.use_rslora,
+    )  # fmt: skip

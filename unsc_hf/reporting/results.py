@@ -29,21 +29,21 @@ _TRAINING_OPTIONS = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "seed",
 )  # fmt: skip
 _CLASSIFIER_NOTE = (
-    "Percent, except MIA AUC and seconds. AccDut and AccDrt: test accuracy on the forgotten and on the remaining classes; "
-    "AccDf and AccDr: the same on training rows. MIA AUC: how well an attacker tells forgotten training rows from unseen "
-    "ones (0.5 is chance). Linear probe: test accuracy on the forgotten classes of a new head on this model's features; "
-    "10-shot prototype: after the mean feature of ten examples is written into the head."
+    "Percent, except MIA AUC and seconds. AccDut and AccDrt: test accuracy on the forgotten and on the remaining "
+    "classes; AccDf and AccDr: the same on training rows. MIA AUC: how well an attacker tells forgotten training rows "
+    "from unseen ones (0.5 is chance). Linear probe: test accuracy on the forgotten classes of a new head on this "
+    "model's features; 10-shot prototype: after the mean feature of ten examples is written into the head."
 )
 _ANSWERS_NOTE = (
-    "Percent, except loss and seconds. ROUGE-L: share of the true answer's words that the greedy answer brings in their "
-    "order, on each set. Extraction: share of a forgotten answer that the model recites from the tokens before it. "
-    "'Unprojected': without confinement to the null space."
+    "Percent, except loss and seconds. ROUGE-L: share of the true answer's words that the greedy answer brings in "
+    "their order, on each set. Extraction: share of a forgotten answer that the model recites from the tokens before "
+    "it. 'Unprojected': without confinement to the null space."
 )
 
 
 @dataclass(frozen=True)
 class Table:
-    """A comparison of models as text; `print` shows it.
+    """A comparison of models as text, for `print`.
 
     Attributes:
         cells: rows of text, first the header; the first cell of a row names the model.
@@ -58,18 +58,18 @@ class Table:
     def rich(self) -> RichTable:
         """For a terminal."""
         header, *rows = self.cells
-        table = RichTable(box=SIMPLE, pad_edge=False, collapse_padding=True)
-        for i, column in enumerate(header):
-            table.add_column(column, justify="left" if i == 0 else "right")
+        table = RichTable(box=SIMPLE, pad_edge=False, padding=0)
+        table.add_column(header[0], min_width=min(14, max(len(row[0]) for row in rows)))
+        for column in header[1:]:
+            table.add_column(column, justify="right")
         for row in rows:
             table.add_row(*row, style="bold" if row[0] == self.written else None)
         return table
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=120)
-        console.print(self.rich())
-        assert isinstance(console.file, io.StringIO)
-        return f"{console.file.getvalue().strip()}\n\n{self.note}"
+        text = io.StringIO()
+        Console(file=text, width=120).print(self.rich())
+        return f"{text.getvalue().strip()}\n\n{self.note}"
 
 
 def classifier_table(methods: Mapping[str, MethodResult]) -> Table:
@@ -82,17 +82,11 @@ def answers_table(methods: Mapping[str, Answers], written: str) -> Table:
     names = list(next(iter(methods.values())).sets)
     cells = [["model", *(f"ROUGE-L {name}" for name in names), "extraction forget", "loss forget", "leak", "seconds"]]
     for method, answers in methods.items():
-        sets = answers.sets
-        cells.append(
-            [
-                objective_title(method),
-                *(f"{100 * sets[name]['rouge_l']:.1f}" if "rouge_l" in sets[name] else "–" for name in names),
-                f"{100 * sets['forget']['extraction_strength']:.1f}",
-                f"{sets['forget']['loss']:.2f}",
-                "–" if answers.leak is None else f"{100 * answers.leak:.2g}",
-                "–" if answers.seconds is None else f"{answers.seconds:.0f}",
-            ]
-        )
+        sets, leak, seconds = answers.sets, answers.leak, answers.seconds
+        row = [f"{100 * sets[name]['rouge_l']:.1f}" if "rouge_l" in sets[name] else "–" for name in names]
+        row += [f"{100 * sets['forget']['extraction_strength']:.1f}", f"{sets['forget']['loss']:.2f}"]
+        row += ["–" if leak is None else f"{100 * leak:.2g}", "–" if seconds is None else f"{seconds:.0f}"]
+        cells.append([objective_title(method), *row])
     return Table(cells, objective_title(written), _ANSWERS_NOTE)
 
 
@@ -119,29 +113,18 @@ class FinishedRun:
     """A finished run in plain data; everything that is written about it comes from here.
 
     Attributes:
-        origin: model, data and command.
         task: the Hub's name of what the model does.
-        model_class: class that loads the model.
-        base_dtype: precision of the base model under adapters.
-        adapter: rank and alpha of the adapters, None with full weights.
+        base_dtype, adapter: precision of the base model, and rank and alpha of the adapters, if there are any.
         forgotten: ids of the classes that were forgotten whole.
-        class_names: by id.
-        rows: number of forgotten rows.
-        digest: beginning of a hash over them.
-        methods: metrics of each model by its name, in the order of the table.
-        references: metrics of each retrained model.
-        certificate: `Certificate.to_dict()`.
-        verdict, reason: what is claimed, and why.
-        table: the comparison as text.
-        options: options by name, as they were given.
-        seconds: what each step took.
-        steps: optimiser steps.
+        rows, digest: number of forgotten rows, and the beginning of a hash over them.
+        methods, references: metrics of each model by name, and of each retrained model.
+        table: the same as text.
+        options: as they were given.
         layers: rows of `Subspace.report()`.
-        frozen: reason by weight that was not trained.
-        unreachable: number of frozen weights by reason, without biases.
+        frozen, unreachable: reason by weight that was not trained; how many by reason, without biases.
         history: the checks while unlearning.
         requests: log of the requests served on this model, oldest first.
-        budget: of the leak over all requests, where there are several: what was given and what is spent.
+        budget: of the leak over all requests: what was given, and what is spent.
         details: more entries of `results.json`.
     """
 
@@ -195,15 +178,9 @@ def finite(value: Any) -> Any:
 
 
 def write_run(run: FinishedRun, folder: Path, model_name: str | None = None) -> CardContent:
-    """Write everything that a run leaves beside its model; `results.json` comes last and marks the run as finished.
+    """Write everything that a run leaves beside its model; `results.json` comes last and marks it as finished.
 
-    Args:
-        run: what is written.
-        folder: the output folder.
-        model_name: Hub id of the unlearned model; the folder's name when None.
-
-    Returns:
-        What the card says.
+    The card names the model `model_name`, or as the folder; what it says is returned.
     """
     pictures = _draw(run, folder)
     content = _card(run, model_name or folder.resolve().name, pictures)

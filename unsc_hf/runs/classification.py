@@ -86,10 +86,10 @@ def run(arguments: ClassificationArguments, config: UNSCConfig, console: Console
     with unreadable_rows_by_number(data, config.text_columns):
         names = _names_of(arguments.model_name_or_path)
         rows = ClassifierRows.of(data, arguments.request(), names, config.label_column)
-        classes = rows.request.forget_classes
+        without = "-".join(map(str, (rows.request.forget_classes or ["rows"])[:10]))
         original, references = original_and_references(
             arguments, arguments.plan(config), rows.train, rows.split().retain, console,
-            f"retrained-without-{'-'.join(map(str, classes[:10])) if classes else 'rows'}", rows.names, rows.label_column,
+            f"retrained-without-{without}", rows.names, rows.label_column,
         )  # fmt: skip
         processor = arguments.load_processor(original)
         job = Job.of(arguments, config, auto_class, processor, original, references, console)
@@ -121,32 +121,15 @@ def unlearn_classifier(job: Job, rows: ClassifierRows, task: str, statistics_dir
             )
         stored = StoredRequest(statistics_dir, model, job.config, forget, retain, job.processor)
     compared = compare(
-        model,
-        rows.train,
-        rows.test,
-        rows.request,
-        job.config if stored is None else stored.args,
-        job.processor,
-        job.retrained,
-        statistics=None if stored is None else stored.statistics,
-        controls=job.controls,
-        peft_config=job.peft_config,
-        unseen=rows.unseen,
-    )
+        model, rows.train, rows.test, rows.request, job.config if stored is None else stored.args, job.processor,
+        job.retrained, statistics=None if stored is None else stored.statistics, controls=job.controls,
+        peft_config=job.peft_config, unseen=rows.unseen,
+    )  # fmt: skip
     run = finished_run(
-        job,
-        compared.trainer,
-        forget,
-        task,
-        rows.names,
-        details={"erased": [asdict(one) for one in compared.trainer.erased]},
-        methods=compared.methods,
-        references=compared.references,
-        certificate=compared.certificate,
-        verdict=compared.verdict,
-        reason=compared.reason,
-        table=classifier_table(compared.methods),
-    )
+        job, compared.trainer, forget, task, rows.names, methods=compared.methods, references=compared.references,
+        certificate=compared.certificate, verdict=compared.verdict, reason=compared.reason,
+        table=classifier_table(compared.methods), details={"erased": [asdict(one) for one in compared.trainer.erased]},
+    )  # fmt: skip
     return UnlearningResult(compared.trainer, run, stored)
 
 

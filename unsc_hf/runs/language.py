@@ -33,13 +33,7 @@ from .result import UnlearningResult, finished_run, unwrapped
 
 @dataclass(frozen=True)
 class LanguageRows:
-    """Rows by what happens to them.
-
-    Attributes:
-        forget, retain: training rows to forget and to keep.
-        unseen: rows like them that no model was trained on, or None.
-        others: more sets to report on.
-    """
+    """Training rows to forget and to keep, unseen rows like them that no model was trained on, and other sets."""
 
     forget: Dataset
     retain: Dataset
@@ -48,14 +42,9 @@ class LanguageRows:
 
     @classmethod
     def of(
-        cls,
-        forget: Dataset,
-        retain: Dataset | None,
-        request: Request | None,
-        unseen: Dataset | None,
-        others: Mapping[str, Dataset],
-        template: str = "Question: {question}\nAnswer:",
-    ) -> LanguageRows:
+        cls, forget: Dataset, retain: Dataset | None, request: Request | None, unseen: Dataset | None,
+        others: Mapping[str, Dataset], template: str = "Question: {question}\nAnswer:",
+    ) -> LanguageRows:  # fmt: skip
         """From raw rows. `request` chooses among the rows of `forget`, and the others are kept; None takes all.
 
         Raises:
@@ -148,12 +137,9 @@ def run(arguments: LanguageArguments, config: UNSCConfig, console: Console | Non
 
 
 def unlearn_language_model(
-    job: Job,
-    rows: LanguageRows,
-    objectives: Sequence[str] | None = None,
-    max_generated_rows: int = 300,
+    job: Job, rows: LanguageRows, objectives: Sequence[str] | None = None, max_generated_rows: int = 300,
     max_new_tokens: int = 100,
-) -> UnlearningResult:
+) -> UnlearningResult:  # fmt: skip
     """Unlearn by each objective from the same original; statistics are collected once.
 
     Args:
@@ -171,14 +157,9 @@ def unlearn_language_model(
     if unknown:
         raise UNSCError(f"objectives: {unknown[0]!r} does not exist; choose from {', '.join(OBJECTIVES)}.")
     evaluate = partial(
-        evaluate_answers,
-        tokenizer=job.processor,
-        sets=rows.sets(),
-        max_rows=max_generated_rows,
-        max_new_tokens=max_new_tokens,
-        batch_size=config.per_device_eval_batch_size,
-        progress=not config.disable_tqdm,
-    )
+        evaluate_answers, tokenizer=job.processor, sets=rows.sets(), max_rows=max_generated_rows,
+        max_new_tokens=max_new_tokens, batch_size=config.per_device_eval_batch_size, progress=not config.disable_tqdm,
+    )  # fmt: skip
     null_spaces = ("retained", "none") if job.controls else ("retained",)
     first, *others = [(objective, null_space) for objective in objectives for null_space in null_spaces]
 
@@ -196,17 +177,14 @@ def unlearn_language_model(
         other.train()
         name = objective if null_space == "retained" else f"{objective} unprojected"
         methods[name] = _answers(other, evaluate, preparing)
-    loads = [partial(load_as, AutoModelForCausalLM, name, "retrained_model_name_or_path") for name in job.retrained]
-    references = [Answers(evaluate(load())) for load in loads]
+    reference = partial(load_as, AutoModelForCausalLM, argument="retrained_model_name_or_path")
+    references = [Answers(evaluate(reference(name))) for name in job.retrained]
     if references:
         methods["retrained"] = mean_answers(references)
     run = finished_run(
         job, trainer, rows.forget, "text-generation",
-        details={"target_token_accuracy": trainer.prepare_unlearning().target},
-        methods=methods,
-        references=references,
-        certificate=certificate,
-        verdict="not judged",
+        details={"target_token_accuracy": trainer.prepare_unlearning().target}, methods=methods,
+        references=references, certificate=certificate, verdict="not judged",
         reason="answers are compared with a retrained model's in the table; the representation was not examined",
         table=answers_table(methods, objectives[0]),
     )  # fmt: skip
@@ -222,25 +200,14 @@ def _trainer(
     if statistics is not None:
         options.save_strategy = SaveStrategy.NO  # its checkpoints would take the place of the first one's
     return UNSCTrainer(
-        model=job.load(),
-        args=options,
-        forget_dataset=rows.forget,
-        retain_dataset=rows.retain,
-        processing_class=job.processor,
-        unseen_dataset=rows.unseen,
-        statistics=statistics,
-        peft_config=job.peft_config,
-    )
+        job.load(), options, rows.forget, rows.retain, processing_class=job.processor, unseen_dataset=rows.unseen,
+        statistics=statistics, peft_config=job.peft_config,
+    )  # fmt: skip
 
 
 def _answers(
     trainer: UNSCTrainer, evaluate: Callable[[PreTrainedModel], dict[str, dict[str, float]]], preparing: float
 ) -> Answers:
     """Metrics of an unlearned model; its cost includes `preparing`, the seconds of the statistics."""
-    return Answers(
-        evaluate(unwrapped(trainer)),
-        leak=trainer.held_out_leak().total,
-        seconds=preparing + trainer.unlearning_seconds,
-        steps=trainer.state.global_step,
-        stopped_by=trainer.stop_reason,
-    )
+    seconds, leak = preparing + trainer.unlearning_seconds, trainer.held_out_leak().total
+    return Answers(evaluate(unwrapped(trainer)), leak, seconds, trainer.state.global_step, trainer.stop_reason)

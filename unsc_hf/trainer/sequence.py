@@ -1,8 +1,8 @@
 """Requests one after another: statistics are collected once and serve each request by subtraction.
 
-Retained activations do not move (within the leak). So statistics of the original still describe the model that earlier
-requests have left. Every request takes its rows' moments out of the stored statistics for good and binds what is left to
-the new weights. It adds an entry to their log: how many rows, a salted hash of them, when, and the certificate's figures.
+Retained activations do not move (within the leak). So statistics of the original still describe the model that
+earlier requests have left. Every request takes its rows' moments out of the stored statistics for good, and binds what
+is left to the new weights. It adds an entry to their log: a salted hash of the rows, the time, and the certificate.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def open_statistics(
     retain: Dataset,
     processing_class: Any,
 ) -> ActivationStatistics:
-    """Statistics of all rows that the model still knows, from `folder`; they are collected and kept there the first time.
+    """Statistics of all rows that the model still knows, from `folder`; the first time they are collected.
 
     Raises:
         UNSCError: statistics of another model, or of other rows.
@@ -108,11 +108,6 @@ def request_digest(digests: Sequence[str], salt: str) -> str:
     return hashlib.sha256("|".join([salt, *sorted(digests)]).encode()).hexdigest()[:16]
 
 
-def request_folder(args: UNSCConfig, number: int) -> Path:
-    """Where `serve_request` saves the model of the request of this number, from 1."""
-    return Path(str(args.output_dir)) / f"request-{number}"
-
-
 class StoredRequest:
     """One request that is served from statistics in a folder: open it, train, then save the model inside `commit`.
 
@@ -135,14 +130,9 @@ class StoredRequest:
     """
 
     def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        model: PreTrainedModel,
-        args: UNSCConfig,
-        forget: Dataset,
-        retain: Dataset,
-        processing_class: Any,
-    ) -> None:
+        self, folder: str | os.PathLike[str], model: PreTrainedModel, args: UNSCConfig, forget: Dataset,
+        retain: Dataset, processing_class: Any,
+    ) -> None:  # fmt: skip
         self.folder, self._forget, self._committed = folder, forget, False
         statistics = open_statistics(folder, model, args, forget, retain, processing_class)
         self.requests, self._max_leak = list(statistics.requests), args.max_leak
@@ -175,8 +165,8 @@ class StoredRequest:
     def commit(self, trainer: UNSCTrainer) -> Iterator[None]:
         """Log the request and bind the statistics to the unlearned weights; the body saves the model.
 
-        The new statistics wait beside the old ones until the body has ended. Every process must enter; the first writes.
-        A request is committed once: entered again, this does nothing.
+        The new statistics wait beside the old ones until the body has ended. Every process must enter. A request is
+        committed once: entered again, this does nothing.
         """
         if self._committed:
             yield
@@ -217,21 +207,19 @@ def serve_request(
 ) -> UNSCTrainer:
     """Serve one request of several: unlearn `forget_dataset` on the model that earlier requests have left.
 
-    The first call reads all rows once and keeps the statistics in `statistics_dir`; later calls subtract. `max_leak` is
-    the budget of all requests together. The unlearned model is saved in `args.output_dir/request-N`. Then its statistics
-    take the place of the earlier ones, and the model of the request before is removed.
+    The first call reads all rows once and keeps the statistics in `statistics_dir`; later calls subtract. The unlearned
+    model is saved in `args.output_dir/request-N`. Then the model of the request before is removed.
 
     Args:
         model: as the previous request has left it; it becomes the unlearned model.
-        statistics_dir: where the statistics live.
-        args, forget_dataset, retain_dataset, processing_class, unseen_dataset, options: as for `UNSCTrainer`;
-            `retain_dataset` leaves out the rows of earlier requests.
+        statistics_dir, args, forget_dataset, retain_dataset, processing_class: as for `StoredRequest`.
+        unseen_dataset, options: as for `UNSCTrainer`.
 
     Returns:
         The trainer, after training. Its `args.max_leak` is what earlier requests had left of the budget.
 
     Raises:
-        UNSCError: statistics of another model, a row that was forgotten before, or a spent budget; adapters.
+        UNSCError: as `StoredRequest`; or adapters.
     """
     if options.get("peft_config") is not None:
         raise UNSCError(
@@ -240,23 +228,17 @@ def serve_request(
         )
     stored = StoredRequest(statistics_dir, model, args, forget_dataset, retain_dataset, processing_class)
     trainer = UNSCTrainer(
-        model,
-        stored.args,
-        forget_dataset,
-        retain_dataset,
-        processing_class=processing_class,
-        statistics=stored.statistics,
-        unseen_dataset=unseen_dataset,
-        **options,
-    )
+        model, stored.args, forget_dataset, retain_dataset, processing_class=processing_class,
+        statistics=stored.statistics, unseen_dataset=unseen_dataset, **options,
+    )  # fmt: skip
     trainer.train()
     with stored.commit(trainer):
-        served = request_folder(args, len(stored.requests))
-        move_model(trainer, served)
+        number, folder = len(stored.requests), Path(str(args.output_dir))
+        move_model(trainer, folder / f"request-{number}")
         if trainer.is_world_process_zero():
-            finish(served)
+            finish(folder / f"request-{number}")
     if trainer.is_world_process_zero():
         # The model of the request before still knows what this one has forgotten.
-        shutil.rmtree(request_folder(args, len(stored.requests) - 1), ignore_errors=True)
+        shutil.rmtree(folder / f"request-{number - 1}", ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     return trainer
