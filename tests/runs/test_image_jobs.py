@@ -348,7 +348,14 @@ def test_the_installed_command_unlearns_and_answers_in_json(
     world: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     original = next((world / "references").glob("original-*"))
-    words = [*_common(world, world / "by-command"), "--forget_classes", "dog", "--model_name_or_path", original, "--no_controls"]
+    words = [
+        *_common(world, world / "by-command"),
+        "--forget_classes",
+        "dog",
+        "--model_name_or_path",
+        original,
+        "--no_controls",
+    ]
     assert unsc(["unlearn", "image", *map(str, words), "--json"]) == 0
     seen = capsys.readouterr()
     found = json.loads(seen.out.splitlines()[-1])

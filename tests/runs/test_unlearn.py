@@ -17,7 +17,7 @@ from helpers.texts import NAMES, texts
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, PreTrainedModel
 
-from unsc_hf import UNSCConfig, UNSCError, UnlearningResult, unlearn
+from unsc_hf import UnlearningResult, UNSCConfig, UNSCError, unlearn
 from unsc_hf.comparison.references.language_models import build_llama, to_dialogues
 from unsc_hf.comparison.references.texts import build_bert
 from unsc_hf.utils.fingerprint import weight_hash
@@ -98,7 +98,12 @@ def test_it_is_published_under_its_new_name(
 def test_rows_by_a_predicate_and_a_second_request(model: PreTrainedModel, images: DatasetDict, tmp_path: Path) -> None:
     """Chosen rows of a class that stays; then the same again on what the first request has left."""
     config = options(max_rows_per_class=None, max_samples_per_class=None, max_leak=0.5, max_steps=3, energy=0.9)
-    job: dict[str, Any] = {"controls": False, "unseen": images["test"], "config": config, "statistics_dir": str(tmp_path / "s")}
+    job: dict[str, Any] = {
+        "controls": False,
+        "unseen": images["test"],
+        "config": config,
+        "statistics_dir": str(tmp_path / "s"),
+    }
     rows = images["train"].add_column("row", list(range(120)))
     parts = DatasetDict(train=rows, test=images["test"])
     first = unlearn(model, parts, where=lambda row: row["row"] in (1, 2, 50), output_dir=tmp_path / "one", **job)
@@ -194,5 +199,7 @@ def test_the_recipe_and_the_call_end_at_the_same_weights(tmp_path: Path, monkeyp
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("called", "recipe")]
     assert set(results[0]) == set(results[1])
-    assert {path.name for path in (tmp_path / "called").iterdir()} == {path.name for path in (tmp_path / "recipe").iterdir()}
+    assert {path.name for path in (tmp_path / "called").iterdir()} == {
+        path.name for path in (tmp_path / "recipe").iterdir()
+    }
     assert called.methods["unsc"].AccDut == results[1]["methods"]["unsc"]["AccDut"]

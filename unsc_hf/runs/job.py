@@ -63,18 +63,21 @@ class Job:
 
 
 def _origin(arguments: SharedArguments, original: str) -> Origin:
-    licence, card = arguments.license, Path(original) / "README.md"
-    if licence is None and card.is_file():
-        stated = ModelCard.load(card).data.to_dict().get("license")
-        licence = stated if isinstance(stated, str) else None
-    name = str(arguments.dataset_name)
+    name, embedded = str(arguments.dataset_name), arguments.quickstart
     return Origin(
         model=public_name(original),
-        dataset="scikit-learn digits" if arguments.quickstart else public_name(name),
-        dataset_on_hub=not arguments.quickstart and not Path(name).exists(),
-        license=licence,
+        dataset="scikit-learn digits" if embedded else public_name(name),
+        dataset_on_hub=not embedded and not Path(name).exists(),
+        license=arguments.license or stated_license(original),
         command=typed_command(),
     )
+
+
+def stated_license(model: str) -> str | None:
+    """The licence in the card of a model's folder."""
+    card = Path(model) / "README.md"
+    licence = ModelCard.load(card).data.to_dict().get("license") if card.is_file() else None
+    return licence if isinstance(licence, str) else None
 
 
 def original_and_references(

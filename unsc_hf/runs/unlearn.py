@@ -27,7 +27,7 @@ from ..reporting.results import Origin
 from ..reporting.run_folder import check_output_folder
 from ..tasks.base import is_causal_lm
 from .classification import ClassifierRows, names_in, unlearn_classifier
-from .job import Job, removed_after_error
+from .job import Job, removed_after_error, stated_license
 from .language import LanguageRows, check_unseen, unlearn_language_model
 from .result import UnlearningResult
 
@@ -83,9 +83,8 @@ def unlearn(
     request = _request(data["train"] if "train" in data else data["forget"], forget_classes, indices, where)
     origin = _origin(name, dataset, license, forget_classes)
     read = processing_class if processing_class is not None else _processor(name, data, task)
-    load = partial(deepcopy, original)
-    quiet = Console(quiet=bool(options.disable_tqdm))
-    job = Job(load, read, options, origin, retrained, controls, peft_config, quiet)
+    console = Console(quiet=bool(options.disable_tqdm))
+    job = Job(partial(deepcopy, original), read, options, origin, retrained, controls, peft_config, console)
     with removed_after_error(str(options.output_dir)), unreadable_rows_by_number(data, options.text_columns):
         if task == "text-generation":
             if forget_classes is not None or statistics_dir is not None:
@@ -121,11 +120,12 @@ def _options(config: UNSCConfig | None, output_dir: str | Path | None) -> tuple[
 def _origin(name: str, dataset: DatasetDict | str, licence: str | None, forget_classes: Any) -> Origin:
     """How the card names model, data and the call: classes are named, rows are not."""
     model, request = public_name(name), "..." if forget_classes is None else f"forget_classes={forget_classes!r}"
+    named = isinstance(dataset, str)
     return Origin(
         model=model,
-        dataset=public_name(dataset) if isinstance(dataset, str) else "a data set",
-        dataset_on_hub=isinstance(dataset, str) and not Path(dataset).exists(),
-        license=licence,
+        dataset=public_name(str(dataset)) if named else "a data set",
+        dataset_on_hub=named and not Path(str(dataset)).exists(),
+        license=licence or (stated_license(name) if name else None),
         command=f"unsc_hf.unlearn({model!r}, dataset, {request})",
     )
 
