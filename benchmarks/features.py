@@ -47,7 +47,7 @@ from unsc_hf import UNSCConfig, UNSCTrainer, split_dataset
 from unsc_hf.comparison.arguments import read_names
 from unsc_hf.comparison.controls import sample_rows
 from unsc_hf.data.columns import read_labels
-from unsc_hf.data.selection import hold_out
+from unsc_hf.data.selection import at_most_per_class, hold_out
 from unsc_hf.erasure.bands import ProbeBands
 from unsc_hf.evaluation.accuracy import macro_accuracy
 from unsc_hf.evaluation.audits import AUDITS, Examination
@@ -157,7 +157,7 @@ def other_readers(outputs: RowOutputs, forgotten: Sequence[int]) -> dict[str, fl
     features = torch.cat([outputs.forget.need_features(), outputs.retain.need_features()]).numpy()
     labels = torch.cat([outputs.forget.labels, outputs.retain.labels]).numpy()
     rng = np.random.default_rng(0)
-    rows = np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:200] for c in np.unique(labels)])
+    rows = at_most_per_class(labels, 200, rng)
     unseen = np.isin(outputs.test.labels.numpy(), forgotten)
     readers = {
         "neighbours": KNeighborsClassifier(15),

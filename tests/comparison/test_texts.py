@@ -22,11 +22,11 @@ from unsc_hf import ActivationStatistics, UNSCConfig, UNSCError
 from unsc_hf.comparison.arguments import TextArguments
 from unsc_hf.comparison.compare_methods import ComparisonArguments, compare_methods
 from unsc_hf.comparison.controls import compare
-from unsc_hf.comparison.references.texts import build_bert, load_text_dataset, train_tokenizer
+from unsc_hf.comparison.references.texts import build_bert, train_tokenizer
 from unsc_hf.data.columns import find_text_columns
 from unsc_hf.data.inputs import default_collator, prepare_dataset
 from unsc_hf.data.selection import Request, split_dataset
-from unsc_hf.data.sources import load_data
+from unsc_hf.data.sources import load_data, load_text_dataset
 from unsc_hf.erasure.bands import ProbeBands
 from unsc_hf.models.loading import load_as, own_processor
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from unsc_hf import UNSCError, split_dataset
 from unsc_hf.comparison.arguments import read_indices, read_names
 from unsc_hf.data.columns import read_labels
-from unsc_hf.data.selection import Request, resolve_classes
+from unsc_hf.data.selection import Request, at_most_per_class, resolve_classes
 from unsc_hf.reporting.results import finite
 
 QUIET = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -129,3 +130,16 @@ def test_row_numbers_out_of_range_and_twice() -> None:
     for bad, message in (([5], "out of range"), ([-1], "out of range"), ([1, 1], "more than once")):
         with pytest.raises(UNSCError, match=message):
             split_dataset(rows, indices=bad)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(1, 20), st.booleans())
+def test_rows_of_each_class_are_limited(labels: list[int], limit: int, drawn: bool) -> None:
+    rows = at_most_per_class(labels, limit, np.random.default_rng(0) if drawn else None)
+    known = np.asarray(labels)
+    assert len(set(rows.tolist())) == len(rows)
+    assert np.array_equal(np.bincount(known[rows], minlength=5), np.minimum(np.bincount(known, minlength=5), limit))
+    assert known[rows].tolist() == sorted(known[rows].tolist())
+    assert sorted(at_most_per_class(torch.tensor(labels), None).tolist()) == list(range(len(labels)))
+    assert set(known[at_most_per_class(labels, limit, classes=[3, 1])].tolist()) <= {1, 3}
+    assert len(at_most_per_class(labels, limit, classes=[])) == 0

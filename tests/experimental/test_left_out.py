@@ -22,6 +22,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from unsc_hf import UNSCConfig, UNSCError, split_dataset
 from unsc_hf.config import check_fsdp
 from unsc_hf.data.inputs import default_collator
+from unsc_hf.data.selection import evenly_spaced
 from unsc_hf.experimental import left_out
 from unsc_hf.experimental.left_out import (
     LeftOut,
@@ -34,7 +35,6 @@ from unsc_hf.experimental.left_out import (
     untrained_twin,
 )
 from unsc_hf.models.outputs import Outputs
-from unsc_hf.nullspace.collect import evenly_spaced
 from unsc_hf.objectives.pseudo_labels import Matching
 from unsc_hf.trainer import preparation
 from unsc_hf.utils.fingerprint import weight_hash

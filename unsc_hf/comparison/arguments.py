@@ -14,12 +14,13 @@ from transformers import AutoModelForImageClassification, AutoModelForSequenceCl
 
 from ..config import UNSCConfig
 from ..data.selection import WHOLE_NUMBER, Request
+from ..data.sources import load_image_dataset, load_text_dataset
 from ..errors import UNSCError, first_line
-from ..models.loading import load_as
-from .references.images import ImagePlan, load_image_dataset, load_image_processor
+from ..models.loading import load_as, load_image_processor, load_tokenizer
+from .references.images import ImagePlan
 from .references.language_models import LanguagePlan
 from .references.quickstart import FORGET_CLASSES, PLAN, digits_dataset
-from .references.texts import TextPlan, load_text_dataset, load_tokenizer
+from .references.texts import TextPlan
 from .references.training import TrainingPlan
 
 

@@ -209,3 +209,29 @@ def hold_out(dataset: Dataset, fraction: float, labels: np.ndarray, limit: int, 
     mask = np.zeros(len(dataset), dtype=bool)
     mask[held] = True
     return dataset.select(np.flatnonzero(~mask)), dataset.select(np.flatnonzero(mask))
+
+
+def evenly_spaced(rows: np.ndarray, limit: int | None) -> np.ndarray:
+    """At most `limit` of the rows, evenly spaced; all of them when None."""
+    if limit is None or len(rows) <= limit:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
+
+
+def at_most_per_class(
+    labels: Any, limit: int | None, rng: np.random.Generator | None = None, classes: Iterable[Any] | None = None
+) -> np.ndarray:
+    """Row numbers of at most `limit` rows of each class, int64, one class after another.
+
+    Args:
+        labels: class of each row, an array or a CPU tensor of shape (rows,).
+        limit: rows per class; None takes all.
+        rng: draws the rows; evenly spaced ones are taken when None.
+        classes: which classes, in this order; all of them, sorted, when None.
+    """
+    labels = np.asarray(labels)
+    chosen = []
+    for value in np.unique(labels) if classes is None else classes:
+        rows = np.flatnonzero(labels == value)
+        chosen.append(evenly_spaced(rows, limit) if rng is None else rng.permutation(rows)[:limit])
+    return np.concatenate(chosen) if chosen else np.zeros(0, dtype=np.int64)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
-from datasets import DatasetDict
+from datasets import DatasetDict, Image
 
 from ..errors import UNSCError, first_line
+from .columns import find_label_column, find_text_columns
 
 TEST_SPLITS = ("test", "validation", "valid", "val")
 
@@ -73,3 +75,47 @@ def _files_by_split(path: Path, ending: str) -> dict[str, list[str]]:
         split = (file.parent.name if file.parent not in (path, path / "data") else file.stem).split("-")[0]
         found.setdefault(split, []).append(str(file))
     return found
+
+
+def load_image_dataset(
+    name: str,
+    config_name: str | None = None,
+    label_column: str | None = None,
+    train_split: str = "train",
+    test_split: str | None = None,
+    cache_dir: str | None = None,
+) -> DatasetDict:
+    """Load `train` and `test` from a Hub id, a parquet file or folder, an imagefolder, or a `save_to_disk` folder.
+
+    Raises:
+        UNSCError: nothing loadable there, no test split (the splits found are listed), no labels, or no images.
+    """
+    result = load_splits(name, config_name, train_split, test_split, cache_dir, folder_format="imagefolder")
+    for split, part in result.items():
+        find_label_column(part, label_column)
+        if not any(isinstance(feature, Image) for feature in part.features.values()):
+            raise UNSCError(
+                f"dataset_name: the {split} split of {name!r} has no image column; columns are {', '.join(part.column_names)}."
+            )
+    return result
+
+
+def load_text_dataset(
+    name: str,
+    config_name: str | None = None,
+    label_column: str | None = None,
+    text_columns: Sequence[str] | None = None,
+    train_split: str = "train",
+    test_split: str | None = None,
+    cache_dir: str | None = None,
+) -> DatasetDict:
+    """Load `train` and `test` from a Hub id, a parquet, CSV or JSON file or folder, or a `save_to_disk` folder.
+
+    Raises:
+        UNSCError: nothing loadable there, no test split (the splits found are listed), no labels, or no text.
+    """
+    result = load_splits(name, config_name, train_split, test_split, cache_dir)
+    for part in result.values():
+        find_label_column(part, label_column)
+        find_text_columns(part, text_columns)
+    return result

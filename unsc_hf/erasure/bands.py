@@ -7,16 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..data.selection import at_most_per_class
 from ..errors import UNSCError
 from ..evaluation.band import Band, choose_strength
 from ..evaluation.probes import linear_probe
 from ..models.loading import own_processor
-from ..nullspace.collect import evenly_spaced
 from .eraser import Batch, row_batches
 from .readings import Reading, find_readings, read_all
 
@@ -67,9 +66,9 @@ class ProbeBands:
         known, mine = trainer.task.strata(retain), trainer.task.strata(forget)
         classes = len(trainer.remaining_classes) + len(trainer.forgotten_classes)
         self._per_class = min(max(_ROWS // classes, _FEWEST_ROWS), _ROWS_PER_CLASS)
-        kept = [evenly_spaced(np.flatnonzero(known == c), self._per_class) for c in trainer.remaining_classes]
-        gone = [evenly_spaced(np.flatnonzero(mine == c), self._per_class) for c in trainer.forgotten_classes]
-        self._parts = (forget.select(np.concatenate(gone)), retain.select(np.concatenate(kept)))
+        kept = at_most_per_class(known, self._per_class, classes=trainer.remaining_classes)
+        gone = at_most_per_class(mine, self._per_class, classes=trainer.forgotten_classes)
+        self._parts = (forget.select(gone), retain.select(kept))
         self._rows = self._batches(None)
         self._last: dict[str, float] = {}
         self.bands = dict(bands) if bands is not None else self._read(references)

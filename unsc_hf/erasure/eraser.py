@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..data.inputs import default_collator, prepare_dataset
+from ..data.selection import at_most_per_class, evenly_spaced
 from ..errors import UNSCError
 from ..models.head import head_weights
 from ..models.layers import ProtectedLayer, plain_name
-from ..nullspace.collect import evenly_spaced
 from ..utils.distributed import gathered
 from .closed_form import LowRank, differences, least_leak, output_shifts, shared_pairs
 from .readings import IGNORED, Reading, find_readings, find_writer, read_all, read_writer
@@ -508,7 +508,7 @@ def erasure_rows(trainer: UNSCTrainer) -> ErasureRows:
     mine = trainer.task.strata(forget)
     gone = np.unique(mine)
     limit = max(_FORGOTTEN_ROWS // len(gone), _FORGOTTEN_ROWS_PER_CLASS)
-    chosen = np.sort(np.concatenate([evenly_spaced(np.flatnonzero(mine == c), limit) for c in gone]))
+    chosen = np.sort(at_most_per_class(mine, limit))
     batches = partial(row_batches, trainer)
     forgotten = batches(forget.select(chosen))
     if plan.pseudo_labels is None:  # a language model: answers are one group

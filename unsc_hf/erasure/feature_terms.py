@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..data.selection import at_most_per_class
 from ..models.hooks import capture_inputs
 from ..models.outputs import Outputs
-from ..nullspace.collect import evenly_spaced
 from ..objectives.terms import ANSWERS, FeatureTargets
 from ..utils.fingerprint import Fingerprint, data_fingerprint
 from .class_statistics import ClassStatistics, feature_targets
@@ -63,9 +63,7 @@ class FeatureTerms:
         """From at most 500 retained rows of each class."""
         retain = trainer._retain_train
         known = trainer.task.strata(retain)
-        rows = np.sort(
-            np.concatenate([evenly_spaced(np.flatnonzero(known == c), _ROWS_PER_CLASS) for c in np.unique(known)])
-        )
+        rows = np.sort(at_most_per_class(known, _ROWS_PER_CLASS))
         chosen = retain.select(rows)
         fingerprint = Fingerprint(
             weights=trainer.original_weights,

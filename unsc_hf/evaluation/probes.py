@@ -11,15 +11,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from ..data.selection import at_most_per_class
 from ..errors import UNSCError
 from .accuracy import macro_accuracy
-
-
-def _evenly(labels: Tensor, per_class: int, seed: int) -> np.ndarray:
-    """At most `per_class` row numbers of each class."""
-    rng = np.random.default_rng(seed)
-    rows = labels.numpy()
-    return np.concatenate([rng.permutation(np.flatnonzero(rows == c))[:per_class] for c in np.unique(rows)])
 
 
 def linear_probe(
@@ -43,7 +37,7 @@ def linear_probe(
     Raises:
         UNSCError: when fewer than two classes are there to be told apart.
     """
-    chosen = _evenly(train_labels, per_class, seed)
+    chosen = at_most_per_class(train_labels, per_class, np.random.default_rng(seed))
     if len(np.unique(train_labels.numpy()[chosen])) < 2:
         raise UNSCError("train_labels: hold a single class; a probe needs at least two.")
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, C=0.1))

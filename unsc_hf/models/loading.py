@@ -57,6 +57,31 @@ def load_as(
     return model
 
 
+def load_image_processor(name: str) -> Any:
+    """The image processor saved with a model.
+
+    Raises:
+        UNSCError: there is none.
+    """
+    try:
+        return AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UNSCError(f"model_name_or_path: {name!r} has no image processor: {first_line(error)}") from error
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer saved with a model.
+
+    Raises:
+        UNSCError: there is none.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
+        return tokenizer
+    except (OSError, ValueError) as error:
+        raise UNSCError(f"model_name_or_path: {name!r} has no tokenizer: {first_line(error)}") from error
+
+
 def own_processor(name: str, like: Any) -> Any:
     """The tokenizer or image processor that was saved with a model: another one of the same kind as `like`, or `like` where there is none.
 

@@ -37,13 +37,6 @@ _FILLED = 0.9  # share of a sample's room that is used
 _ROW_STRIDE = 7919  # a prime: consecutive samples start at unrelated places of the golden sequence
 
 
-def evenly_spaced(rows: np.ndarray, limit: int | None) -> np.ndarray:
-    """At most `limit` of the rows, evenly spaced."""
-    if limit is None or len(rows) <= limit:
-        return rows
-    return rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
-
-
 def _kept_rows(first: int, samples: int, rows_per_sample: int, share: float, device: torch.device) -> Tensor:
     """Which rows of a batch are used, bool of shape (samples * rows_per_sample,).
 

@@ -23,13 +23,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..data.selection import evenly_spaced
 from ..errors import UNSCError, closest, first_line
 from ..models.hooks import evaluation_mode
 from ..models.layers import ProtectedLayer, find_layers
 from ..utils.files import write_beside, write_text
 from ..utils.fingerprint import Fingerprint, data_fingerprint, file_hash, weight_hash
 from ..utils.sizes import parse_size
-from .collect import Pass, evenly_spaced, stream
+from .collect import Pass, stream
 from .moments import Moment, SecondMoment, total_moment
 from .sketch import MomentSketch
 

@@ -13,14 +13,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.trainer_utils import SaveStrategy
 
 from ..comparison.arguments import LanguageArguments, check_model_dtype
-from ..comparison.references.language_models import to_dialogues
-from ..comparison.references.texts import load_tokenizer
 from ..config import UNSCConfig
+from ..data.dialogues import to_dialogues
 from ..data.selection import Request
 from ..data.sources import load_data
 from ..errors import UNSCError
 from ..evaluation.answers import Answers, evaluate_answers, mean_answers
-from ..models.loading import load_as
+from ..models.loading import load_as, load_tokenizer
 from ..nullspace.statistics import ActivationStatistics
 from ..objectives import OBJECTIVES
 from ..reporting.results import answers_table

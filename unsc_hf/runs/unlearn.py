@@ -14,14 +14,12 @@ from peft import PeftConfig
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from ..comparison.references.images import load_image_dataset, load_image_processor
-from ..comparison.references.texts import load_text_dataset, load_tokenizer
 from ..config import UNSCConfig
 from ..data.inputs import unreadable_rows_by_number
 from ..data.selection import Request
-from ..data.sources import load_data
+from ..data.sources import load_data, load_image_dataset, load_text_dataset
 from ..errors import UNSCError
-from ..models.loading import load_model
+from ..models.loading import load_image_processor, load_model, load_tokenizer
 from ..reporting.model_card import public_name
 from ..reporting.results import Origin
 from ..reporting.run_folder import check_output_folder

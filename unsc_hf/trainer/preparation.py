@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from ..config import UNSCConfig
+from ..data.selection import evenly_spaced
 from ..erasure.feature_terms import FeatureTerms
 from ..errors import UNSCError
 from ..evaluation.membership import tolerated_exposure
@@ -24,7 +25,6 @@ from ..experimental.left_out import LeftOut
 from ..models.hooks import NOT_INPUTS, evaluation_mode, trace_layers
 from ..models.layers import LayerSelection, find_layers
 from ..models.outputs import Outputs, collect_outputs, iterate_outputs, join_outputs
-from ..nullspace.collect import evenly_spaced
 from ..nullspace.lora import LoraProjection
 from ..nullspace.moments import Measurable, Moment
 from ..nullspace.projection import NullSpaceProjection

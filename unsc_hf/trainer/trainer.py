@@ -24,7 +24,7 @@ from transformers.trainer_utils import EvalLoopOutput, SchedulerType, TrainOutpu
 from transformers.utils import ModelOutput
 
 from ..config import REFUSED, UNSCConfig, check_fsdp
-from ..data.selection import hold_out
+from ..data.selection import evenly_spaced, hold_out
 from ..erasure.eraser import Choose, Erased, erase_features
 from ..erasure.feature_terms import FeatureTerms
 from ..errors import UNSCError
@@ -34,7 +34,6 @@ from ..models.hooks import quiet
 from ..models.layers import find_layers
 from ..models.loading import check_weights, load_as, load_model
 from ..models.outputs import Outputs, collect_outputs
-from ..nullspace.collect import evenly_spaced
 from ..nullspace.lora import LoraProjection, free_names
 from ..nullspace.moments import Moment
 from ..nullspace.projection import Leak

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, Image
+from datasets import Dataset, Image
 from torch import Tensor
 from transformers import (
-    AutoImageProcessor,
     AutoModelForImageClassification,
     PreTrainedModel,
     ViTConfig,
@@ -19,11 +18,9 @@ from transformers import (
     default_data_collator,
 )
 
-from ...data.columns import find_label_column
 from ...data.inputs import open_image, prepare_dataset
-from ...data.sources import load_splits
-from ...errors import UNSCError, first_line
-from ...models.loading import load_to_finetune
+from ...errors import UNSCError
+from ...models.loading import load_image_processor, load_to_finetune
 from .training import TrainingPlan
 
 
@@ -43,29 +40,6 @@ VIT_SIZES = {
     "medium": VitSize(12, 384, 6),
     "base": VitSize(12, 768, 12),
 }
-
-
-def load_image_dataset(
-    name: str,
-    config_name: str | None = None,
-    label_column: str | None = None,
-    train_split: str = "train",
-    test_split: str | None = None,
-    cache_dir: str | None = None,
-) -> DatasetDict:
-    """Load `train` and `test` from a Hub id, a parquet file or folder, an imagefolder, or a `save_to_disk` folder.
-
-    Raises:
-        UNSCError: nothing loadable there, no test split (the splits found are listed), no labels, or no images.
-    """
-    result = load_splits(name, config_name, train_split, test_split, cache_dir, folder_format="imagefolder")
-    for split, part in result.items():
-        find_label_column(part, label_column)
-        if not any(isinstance(feature, Image) for feature in part.features.values()):
-            raise UNSCError(
-                f"dataset_name: the {split} split of {name!r} has no image column; columns are {', '.join(part.column_names)}."
-            )
-    return result
 
 
 def build_vit(dataset: Dataset, size: str, patch_size: int, labels: Sequence[str]) -> tuple[PreTrainedModel, Any]:
@@ -176,15 +150,3 @@ class ImagePlan(TrainingPlan):
 
     def collator(self, processor: Any) -> Any:
         return AugmentingCollator(self.crop_padding, self.flip)
-
-
-def load_image_processor(name: str) -> Any:
-    """The image processor saved with a model.
-
-    Raises:
-        UNSCError: there is none.
-    """
-    try:
-        return AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise UNSCError(f"model_name_or_path: {name!r} has no image processor: {first_line(error)}") from error

@@ -19,8 +19,8 @@ from transformers import (
 
 from ...data.dialogues import AnswerCollator, prepare_dialogues
 from ...errors import UNSCError
-from ...models.loading import load_as
-from .texts import load_tokenizer, texts
+from ...models.loading import load_as, load_tokenizer
+from .texts import texts
 from .training import TrainingPlan
 
 _END, _PAD = "<|end|>", "<|pad|>"

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
     DataCollatorWithPadding,
@@ -19,11 +18,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from ...data.columns import find_label_column, find_text_columns
+from ...data.columns import find_text_columns
 from ...data.inputs import prepare_dataset
-from ...data.sources import load_splits
-from ...errors import UNSCError, first_line
-from ...models.loading import load_to_finetune
+from ...errors import UNSCError
+from ...models.loading import load_to_finetune, load_tokenizer
 from .training import TrainingPlan
 
 _SPECIAL = {
@@ -52,40 +50,6 @@ BERT_SIZES = {
     "medium": BertSize(8, 512, 8),
     "base": BertSize(12, 768, 12),
 }
-
-
-def load_text_dataset(
-    name: str,
-    config_name: str | None = None,
-    label_column: str | None = None,
-    text_columns: Sequence[str] | None = None,
-    train_split: str = "train",
-    test_split: str | None = None,
-    cache_dir: str | None = None,
-) -> DatasetDict:
-    """Load `train` and `test` from a Hub id, a parquet, CSV or JSON file or folder, or a `save_to_disk` folder.
-
-    Raises:
-        UNSCError: nothing loadable there, no test split (the splits found are listed), no labels, or no text.
-    """
-    result = load_splits(name, config_name, train_split, test_split, cache_dir)
-    for part in result.values():
-        find_label_column(part, label_column)
-        find_text_columns(part, text_columns)
-    return result
-
-
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer saved with a model.
-
-    Raises:
-        UNSCError: there is none.
-    """
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
-        return tokenizer
-    except (OSError, ValueError) as error:
-        raise UNSCError(f"model_name_or_path: {name!r} has no tokenizer: {first_line(error)}") from error
 
 
 def texts(dataset: Dataset, columns: Sequence[str]) -> Iterator[str]:
