@@ -23,7 +23,7 @@ from unsc_hf import UNSCConfig, UNSCError, split_dataset
 from unsc_hf.cli.arguments import fill_output_dir, parse_arguments
 from unsc_hf.cli.main import main as unsc
 from unsc_hf.comparison.arguments import ImageArguments
-from unsc_hf.comparison.references.images import build_vit
+from unsc_hf.comparison.references.images import ImagePlan
 from unsc_hf.comparison.references.quickstart import PLAN, digits_dataset
 from unsc_hf.reporting.hub import publication
 
@@ -325,7 +325,7 @@ def test_one_class_in_yaml_is_a_list_of_one(text: str, expected: list[str], tmp_
 
 def test_a_retrained_model_has_an_output_for_every_class() -> None:
     retain = split_dataset(image_folder(40, 0), forget_classes=["owl"]).retain.cast_column("label", Value("int64"))
-    model, _ = build_vit(retain, "nano", 4, NAMES)
+    model, _ = ImagePlan("nano").start(retain, NAMES)
     assert model.config.num_labels == 4
 
 

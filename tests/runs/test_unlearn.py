@@ -18,10 +18,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, PreTrainedModel
 
 from unsc_hf import UnlearningResult, UNSCConfig, UNSCError, unlearn
-from unsc_hf.comparison.references.language_models import build_llama, to_dialogues
-from unsc_hf.comparison.references.texts import build_bert
+from unsc_hf.comparison.references.language_models import LanguagePlan
+from unsc_hf.comparison.references.texts import TextPlan
+from unsc_hf.data.dialogues import to_dialogues
 from unsc_hf.utils.fingerprint import weight_hash
 
+BERT = TextPlan(size="nano", vocabulary_size=200, max_length=16)
+LLAMA = LanguagePlan(size="nano", vocabulary_size=300, max_length=64)
 ANIMALS = ["cat", "dog", "frog"]
 
 
@@ -119,7 +122,7 @@ def test_rows_by_a_predicate_and_a_second_request(model: PreTrainedModel, images
 
 def test_texts(tmp_path: Path) -> None:
     data = DatasetDict(train=texts(20), test=texts(8, seed=1))
-    bert, tokenizer = build_bert(data["train"], ["text"], "nano", 200, 16, NAMES)
+    bert, tokenizer = BERT.start(data["train"], NAMES)
     result = unlearn(
         bert, data, forget_classes=["money"], processing_class=tokenizer, controls=False, config=options(max_leak=None)
     )
@@ -131,7 +134,7 @@ def test_texts(tmp_path: Path) -> None:
 
 def test_language_models(tmp_path: Path) -> None:
     rows = questions(8)
-    llama, tokenizer = build_llama(to_dialogues(rows), "nano", 300, 64)
+    llama, tokenizer = LLAMA.start(to_dialogues(rows))
     llama.save_pretrained(tmp_path / "llama")
     tokenizer.save_pretrained(tmp_path / "llama")
     config = options(target_forget_accuracy=0.0, max_leak=None, max_rows_per_class=None, max_steps=2)
@@ -174,7 +177,7 @@ def test_missing_splits_and_processors_are_named(model: PreTrainedModel, images:
     with pytest.raises(UNSCError, match="dataset: no split 'test'; splits found: train"):
         unlearn(model, DatasetDict(train=images["train"]), forget_classes="frog", config=options())
     raw = DatasetDict(train=texts(4), test=texts(4))
-    bert, _ = build_bert(raw["train"], ["text"], "nano", 200, 16, NAMES)
+    bert, _ = BERT.start(raw["train"], NAMES)
     with pytest.raises(UNSCError, match="^processing_class: not given"):
         unlearn(bert, raw, forget_classes="money", config=options())
 

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from unsc_hf import UNSCError, split_dataset
-from unsc_hf.comparison.references.texts import build_bert
+from unsc_hf.comparison.references.texts import TextPlan
 from unsc_hf.objectives import OBJECTIVES, Terms
 from unsc_hf.trainer.rehearsal import dropout_mode, has_dropout, mix, special_tokens
 
@@ -150,7 +150,7 @@ def test_pixels_are_blended_with_those_of_one_other_row() -> None:
 
 
 def test_special_tokens_are_the_tokenizers_or_the_models() -> None:
-    model, tokenizer = build_bert(texts(30), ["text"], "nano", 200, 16, NAMES)
+    model, tokenizer = TextPlan("nano", vocabulary_size=200, max_length=16).start(texts(30), NAMES)
     expected = {tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id}
     assert expected <= set(special_tokens(tokenizer, model.config).tolist())
     model.config.pad_token_id, model.config.eos_token_id = 3, [7, 9]
@@ -191,7 +191,7 @@ def test_the_forgotten_classes_have_no_part_in_what_is_distilled() -> None:
 
 def test_model_and_original_read_the_same_mixed_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train = texts(60)
-    model, tokenizer = build_bert(train, ["text"], "nano", 200, 16, NAMES)
+    model, tokenizer = TextPlan("nano", vocabulary_size=200, max_length=16).start(train, NAMES)
     data = split_dataset(train, forget_classes=[0])
     trainer = make_trainer(
         model, data, tmp_path, objective="unsc_distill", max_steps=2, check_steps=100, energy=0.9, per_device_train_batch_size=8,
