@@ -285,6 +285,7 @@ class ActivationStatistics:
         rank: int | None = None,
         ratio: float | None = None,
         merge: str = "sum",
+        device: torch.device | str | None = None,
     ) -> Subspace:
         """Subspace of the rows that are kept: see `rules.build_subspace`; `exclude` names the forgotten classes."""
         kept = self.groups(exclude)
@@ -298,6 +299,7 @@ class ActivationStatistics:
             ratio=ratio,
             merge=merge,
             forget=self.pooled(forgotten) if forgotten else None,
+            device=device,
         )
 
     # ---- storage ----------------------------------------------------------------------------------------------------
