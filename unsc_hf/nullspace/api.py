@@ -30,17 +30,17 @@ class NullSpace:
     Every weight may move only in directions that the fitted rows' activations do not use, so each layer's output on
     these rows stays what it was, up to rounding and the share of energy that was left out (1 - `energy`).
 
-    ```python
-    space = NullSpace.fit(model, rows_to_keep, energy=0.99)
-    space.freeze_others()  # biases, norms, embeddings, and layers without a free direction
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    with space.attach(optimizer):
-        train(model, optimizer)  # any loop
-    print(space.leak(held_out_rows).total)
-    ```
+    Example::
 
-    Source: "Machine Unlearning via Null Space Calibration" (IJCAI 2024, arXiv 2404.13588), section 4.1; displacements are
-    projected beside gradients because adaptive optimisers and weight decay leave the null space.
+        space = NullSpace.fit(model, rows_to_keep, energy=0.99)
+        space.freeze_others()  # biases, norms, embeddings, and layers without a free direction
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        with space.attach(optimizer):
+            train(model, optimizer)  # any loop
+        print(space.leak(held_out_rows).total)
+
+    Source: "Machine Unlearning via Null Space Calibration" (IJCAI 2024, arXiv 2404.13588), section 4.1. Displacements
+    are projected beside gradients because adaptive optimisers and weight decay leave the null space.
 
     Attributes:
         model: the model, which is not changed by fitting (of adapters see `fit`).
@@ -101,8 +101,8 @@ class NullSpace:
         """Read the rows to keep once, in eval mode, and find the null space of every layer's input.
 
         Args:
-            model: any module with `nn.Linear`, `Conv1D` or `nn.Conv2d` layers, before training. In a PEFT model the LoRA
-                factors A are moved into the null space; B is zero then, so outputs do not change.
+            model: any module with `nn.Linear`, `Conv1D` or `nn.Conv2d` layers, before training. In a PEFT model the
+                LoRA factors A are moved into the null space; B is zero then, so outputs do not change.
             batches: dicts of the model's arguments, such as a `DataLoader` gives; read once. Rows of padding, which an
                 `attention_mask` of shape (batch, tokens) tells, are left out. Under `torch.distributed` each process
                 gives its own batches, and their sums are added up.
@@ -168,8 +168,8 @@ class NullSpace:
     def attach(self, optimizer: Optimizer) -> Attachment:
         """Protect every step of an optimiser: gradients are projected before it, displacements after it.
 
-        Running statistics of batch normalisation are put back after each step, too. For a last projection in float64 call
-        `project_displacements(torch.float64)` when training has ended.
+        Running statistics of batch normalisation are put back after each step, too. When training has ended,
+        `project_displacements(torch.float64)` removes what rounding has left.
 
         Args:
             optimizer: any torch optimiser, or one that accelerate has wrapped.
@@ -213,7 +213,7 @@ class NullSpace:
         for name, parameter in trained.items():
             if parameter.dtype not in (torch.float32, torch.float64):
                 raise UNSCError(
-                    f"optimizer: {name!r} is {parameter.dtype}, which is too coarse for small changes to stay in the null "
+                    f"optimizer: {name!r} is {parameter.dtype}, too coarse for small changes to stay in the null "
                     "space; load the model in float32 (autocast is fine)."
                 )
 

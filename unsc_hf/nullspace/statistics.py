@@ -152,7 +152,8 @@ class ActivationStatistics:
         key = by_name.get(str(item), str(item))
         if key not in self.moments:
             raise UNSCError(
-                f"exclude: no class {item!r} in these statistics; closest: {closest(str(item), self.group_names.values())}."
+                f"exclude: no class {item!r} in these statistics; "
+                f"closest: {closest(str(item), self.group_names.values())}."
             )
         return key
 
@@ -182,8 +183,8 @@ class ActivationStatistics:
             collecting: as for `collect` (`processing_class`, `label_column`, `groups`, `collate_fn`, ...).
 
         Raises:
-            UNSCError: another model, rows taken out before, or statistics collected with a budget (whether a row was read
-                cannot be told then).
+            UNSCError: another model, rows taken out before, or statistics collected with a budget, which do not tell
+                whether a row was read.
         """
         budget = self.fingerprint.max_rows_per_class or self.fingerprint.max_samples_per_class
         names = set(self.module_keys)
@@ -204,8 +205,8 @@ class ActivationStatistics:
         )
         if budget and not whole:
             raise UNSCError(
-                "statistics: were collected with a budget, so whether a row is in them cannot be told; collect them with "
-                "max_rows_per_class=None and max_samples_per_class=None to serve requests of single rows."
+                "statistics: were collected with a budget, so whether a row is in them cannot be told; collect them "
+                "with max_rows_per_class=None and max_samples_per_class=None to serve requests of single rows."
             )
         left = self - theirs
         fingerprint = replace(left.fingerprint, removed=(*self.fingerprint.removed, *digests))
