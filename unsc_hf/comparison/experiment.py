@@ -204,7 +204,7 @@ def record(file: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     return content
 
 
-# ---- checks -----------------------------------------------------------------------------------------------------------
+# ---- checks ---------------------------------------------------------------------------------------------------------
 def check_names(option: str, names: Iterable[str] | None, known: Mapping[str, Any]) -> None:
     """Refuse names that nothing was registered under.
 
@@ -225,9 +225,7 @@ def check_originals(originals: Sequence[str] | None, seeds: Sequence[int]) -> No
         UNSCError: with both numbers.
     """
     if originals is not None and len(originals) not in (1, len(seeds)):
-        raise UNSCError(
-            f"originals: {len(originals)} given for {len(seeds)} seeds; give one for each, or one for all."
-        )
+        raise UNSCError(f"originals: {len(originals)} given for {len(seeds)} seeds; give one for each, or one for all.")
 
 
 def options_hash(arguments: ClassificationArguments, config: UNSCConfig) -> str:
