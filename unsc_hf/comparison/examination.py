@@ -79,8 +79,8 @@ class Examiner:
         if name.startswith(RETRAINED) and (accuracies["AccDut"] or 0.0) > _KNOWN:
             model = self.experiment.reference(int(name.rpartition("-")[2]))
             raise UNSCError(
-                f"retrained_model_name_or_path: {model} recognises {accuracies['AccDut']:.0%} of the forgotten classes, "
-                "so it was trained on them; leave it out."
+                f"retrained_model_name_or_path: {model} recognises {accuracies['AccDut']:.0%} of the forgotten "
+                "classes, so it was trained on them; leave it out."
             )
         return f"read {name}: {in_words(accuracies)}"
 
@@ -164,7 +164,7 @@ class Examiner:
             "audits": {audit.name: audit.run(exam) for audit in self.audits},
         }
 
-    # ---- models that no method made -----------------------------------------------------------------------------------
+    # ---- models that no method made ---------------------------------------------------------------------------------
 
     def examine_reference(self, number: int) -> dict[str, Any]:
         """A retrained model, beside the other ones."""

@@ -1,4 +1,4 @@
-"""Masked logit: the trivial control. Nothing inside the model changes; whoever does not beat it in depth has no case."""
+"""Masked logit: the trivial control. Nothing inside the model changes, so a method has to do better in the features."""
 
 from __future__ import annotations
 
