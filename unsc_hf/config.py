@@ -39,7 +39,7 @@ class UNSCConfig(TrainingArguments):
         subspace_ratio (`float`, *optional*): forgotten against retained energy for rule `"ratio"`.
         subspace_merge (`str`, defaults to `"sum"`): `"sum"` of class moments (exact) or `"concat"` of class bases (paper).
         target_modules (`list[str]`, *optional*): module names or endings to train; every protectable layer when None.
-        null_space (`str`, defaults to `"retained"`): `"retained"` is UNSC. `"random"` (a random projector of the same
+        null_space (`str`, defaults to `"retained"`): `"retained"` is UNSC. `"random"` (a random subspace of the same
             ranks) and `"none"` (no projection) are controls for comparison, never for use.
 
     Parameters that control the statistics:

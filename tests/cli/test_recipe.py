@@ -222,7 +222,7 @@ def test_push_to_hub_uploads_only_what_is_public(finished: Path, world: Path, mo
         assert "hf_secret" not in content
         assert str(world) not in content
     text = (world / "pushed" / "README.md").read_text(encoding="utf-8")
-    assert "random projector" not in text
+    assert "random subspace" not in text
     assert "Compared with" in text  # the full card, not a bare one
 
 

@@ -250,7 +250,7 @@ def test_files_for_every_reader(world: World, result: dict[str, Any], tmp_path: 
     summary, place = summaries["frog"], tmp_path / "frog"
     rows = table(summary)
     assert [row[0] for row in rows[1:]] == [
-        "original", "UNSC", "forgotten logit masked", "gradient ascent", "retrained", "false alarms on retrained models",
+        "original", "UNSC", "masked logits", "gradient ascent", "retrained", "false alarms on retrained models",
     ]  # fmt: skip
     assert all(len(row) == len(rows[0]) for row in rows)
     lines = (place / "table.md").read_text().strip().splitlines()

@@ -44,7 +44,7 @@ def test_names_from_outside_stay_text(tmp_path: Path) -> None:
         ({"history": [{"forget_accuracy": 0.5, "forget_loss": None}]}, "not finite"),
         (
             {"methods": {"original": _method(), "unsc": _method(), "random_projector": _method(AccDrt=0.91)}},
-            "random projector",
+            "random subspace",
         ),
     ],
 )

@@ -16,7 +16,7 @@ from ..config import UNSCConfig
 from ..data.columns import class_names, read_labels
 from ..data.selection import Request, hold_out
 from ..errors import UNSCError
-from ..evaluation.accuracy import macro_accuracy, per_class_accuracy
+from ..evaluation.engine import accuracies
 from ..models.loading import load_as
 from ..models.outputs import Outputs, RowOutputs, collect_outputs
 from ..reporting.results import finite
@@ -159,14 +159,7 @@ class Desk:
 
     def accuracies(self, outputs: RowOutputs) -> dict[str, Any]:
         """AccDut, AccDrt, AccDf, AccDr and test accuracy by class."""
-        test, kept = outputs.test, [c for c in range(outputs.test.logits.shape[1]) if c not in self.forgotten]
-        return {
-            "AccDut": macro_accuracy(test.logits, test.labels, self.forgotten),
-            "AccDrt": macro_accuracy(test.logits, test.labels, kept),
-            "AccDf": macro_accuracy(outputs.forget.logits, outputs.forget.labels),
-            "AccDr": macro_accuracy(outputs.retain.logits, outputs.retain.labels),
-            "per_class": per_class_accuracy(test.logits, test.labels),
-        }
+        return accuracies(outputs, self.forgotten)
 
     def record(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What `make` gives, kept in a file: made once, by one process."""

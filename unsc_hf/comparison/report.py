@@ -87,7 +87,7 @@ def _report(
             signs.setdefault(sign, []).append(names.get(method, method))
     points = [f"{sign} ({', '.join(methods)})" for sign, methods in signs.items()]
     calibration = found.get("calibration", {})
-    told = [f"{AUDITS[audit].title}: {chosen['told']}." for audit, chosen in calibration.items() if audit in AUDITS]
+    told = [f"{AUDITS[audit].title}: {chosen['summary']}." for audit, chosen in calibration.items() if audit in AUDITS]
     ours = summary["rows"].get("unsc", {"verdict": ""})
     sections = [
         Section("What was asked", asked),

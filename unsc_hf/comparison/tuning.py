@@ -19,11 +19,12 @@ from ..data.columns import read_labels
 from ..errors import UNSCError
 from ..evaluation.accuracy import macro_accuracy
 from ..evaluation.audits import Audit, Examination, calibrate
+from ..evaluation.engine import sample_rows
 from ..models.loading import load_as, own_processor
 from ..models.outputs import Outputs, RowOutputs
 from ..reporting.model_card import public_name
 from ..utils.files import alone, write_beside, write_text
-from .controls import sample_rows
+from .controls import training_seconds
 from .experiment import Desk
 from .jobs import Job
 from .methods import Method, Workbench
@@ -32,9 +33,6 @@ ORIGINAL, RETRAINED = "original", "retrained"
 
 
 _FORGOTTEN = 0.01  # AccDut at or below which a class counts as forgotten
-
-
-_ROWS = 5000  # about so many training rows to forget, and to keep, does every model read
 
 
 _KNOWN = 0.05  # a reference that recognises this much of the forgotten classes was trained on them
@@ -61,7 +59,7 @@ class MethodDesk(Desk):
         super().__init__(*parts)
         self.methods, self.audits, self.audited = methods, audits, audited
         column = self.config.label_column
-        self.samples = [sample_rows(rows, read_labels(rows, column), _ROWS) for rows in (self.forget, self.retain)]
+        self.samples = [sample_rows(rows, read_labels(rows, column)) for rows in (self.forget, self.retain)]
         self._outputs = read
 
     # ---- jobs -------------------------------------------------------------------------------------------------------
@@ -297,7 +295,7 @@ class MethodDesk(Desk):
         return self.record("calibration", make)
 
     def _told_calibration(self) -> str:
-        told = [f"{name}: {found['told']}" for name, found in self._calibration().items()]
+        told = [f"{name}: {found['summary']}" for name, found in self._calibration().items()]
         return f"on {len(self.validation)} validation rows, {'; '.join(told)}"
 
     def examine(
@@ -318,7 +316,7 @@ class MethodDesk(Desk):
         outputs, original = self.outputs(f"{RETRAINED}-{number}"), self.outputs(f"{ORIGINAL}-{first}")
         bench = self._reader(name)
         record = self.examine(bench, bench.original, outputs, original, others)
-        return {**record, "seconds": _training_seconds(name), "model": public_name(name)}
+        return {**record, "seconds": training_seconds(name), "model": public_name(name)}
 
     def _original(self, seed: int) -> dict[str, Any]:
         bench, outputs = self.bench(seed), self.outputs(f"{ORIGINAL}-{seed}")
@@ -449,11 +447,6 @@ def _told_training(make: Callable[[int], str], number: int, text: str) -> str:
 
 def _missing() -> dict[str, Any]:
     raise RuntimeError("a record that was just written is gone")
-
-
-def _training_seconds(folder: str) -> float | None:
-    file = Path(folder) / "training.json"
-    return json.loads(file.read_text(encoding="utf-8")).get("seconds") if file.is_file() else None
 
 
 def _flat(outputs: RowOutputs) -> dict[str, torch.Tensor]:

@@ -67,7 +67,7 @@ TABLE_NOTE = (
 _HEADINGS = ("model", "AccDut", "AccDrt", "AccDf", "AccDr", "MIA", "probe", "10-shot", "leak", "sec")
 
 
-_NAMES = {"masked": "masked logit", "random_projector": "random space"}
+_NAMES = {"masked": "masked logits", "random_projector": "random subspace"}
 
 
 def run(arguments: ClassificationArguments, config: UNSCConfig, console: Console | None = None) -> Comparison:

@@ -1,4 +1,4 @@
-"""Fine-tuning on retained rows alone: what was only muted may come back by itself (Łucki et al., arXiv 2409.18025)."""
+"""Fine-tuning on retained rows alone may bring back what was only muted (Łucki et al., arXiv 2409.18025)."""
 
 from __future__ import annotations
 
