@@ -20,6 +20,8 @@ from .accuracy import of_classes
 
 _LARGEST_LOSS = 50.0  # masked logits give an infinite loss
 
+Rows = tuple[Tensor, Tensor]  # logits (rows, labels) and labels (rows,)
+
 
 @dataclass(frozen=True)
 class Membership:
@@ -102,37 +104,28 @@ def accuracy_gap(accuracy: float, unseen: float, rows: int) -> float:
 
 
 def membership_inference(
-    retain_train: tuple[Tensor, Tensor],
-    retain_test: tuple[Tensor, Tensor],
-    forget_train: tuple[Tensor, Tensor],
-    forget_test: tuple[Tensor, Tensor],
-    seed: int = 0,
+    retain_train: Rows, retain_test: Rows, forget_train: Rows, forget_test: Rows, seed: int = 0
 ) -> Membership:
-    """Logistic regression on loss, confidence and entropy, fitted on retained rows, used on forgotten ones.
+    """Logistic regression on loss, confidence and entropy, fitted on retained rows and used on forgotten ones.
 
-    The attacker knows which retained rows are members (training) and which are not (test), learns to tell them apart
-    from the unlearned model's outputs, and is then asked to tell forgotten training rows from test rows of the
-    forgotten classes. Both sides are balanced by sampling.
+    The attacker knows which retained rows are members (training) and which are not (test), and learns to tell them apart
+    from the unlearned model's outputs. It is then asked to tell forgotten training rows from test rows of the forgotten
+    classes. Both sides are balanced by sampling.
 
     Args:
-        retain_train, retain_test, forget_train, forget_test: (logits (rows, labels), labels (rows,)) each.
+        retain_train, retain_test, forget_train, forget_test: logits (rows, labels) and labels (rows,) of each.
         seed: of the sampling.
 
     Raises:
         UNSCError: when one of the four has no rows.
     """
-    parts = {
-        "retain_train": retain_train,
-        "retain_test": retain_test,
-        "forget_train": forget_train,
-        "forget_test": forget_test,
-    }
-    for name, (logits, _) in parts.items():
+    names = ("retain_train", "retain_test", "forget_train", "forget_test")
+    for name, (logits, _) in zip(names, (retain_train, retain_test, forget_train, forget_test), strict=True):
         if len(logits) == 0:
             raise UNSCError(f"{name}: has no rows; the attack needs members and non-members of both kinds.")
     rng = np.random.default_rng(seed)
 
-    def balanced(members: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    def balanced(members: Rows, others: Rows) -> tuple[np.ndarray, np.ndarray]:
         x1, x0 = attack_features(*members), attack_features(*others)
         n = min(len(x1), len(x0))
         x = np.concatenate([x1[rng.permutation(len(x1))[:n]], x0[rng.permutation(len(x0))[:n]]])

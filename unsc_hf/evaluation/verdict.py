@@ -17,7 +17,6 @@ LABELS = {
     "retrained": "retrained",
 }
 
-
 COLUMNS = {
     "AccDut": "AccDut",
     "AccDrt": "AccDrt",
@@ -29,7 +28,6 @@ COLUMNS = {
     "leak": "leak",
     "seconds": "seconds",
 }
-
 
 FORGOTTEN = 0.01  # test accuracy at or below which a class counts as forgotten
 FEWEST_REFERENCES = 3  # retrained models below which nothing is said about the features
@@ -185,8 +183,8 @@ def audits_outside(model: Evidence, references: Sequence[Evidence]) -> dict[str,
         if value is None or not math.isfinite(value):
             outside[title] = f"the {title} could not be measured"
         elif not within_band(value, band):
-            mean, spread = float(np.mean(band)), float(np.std(band, ddof=1))
-            outside[title] = f"the {title} reads {value:.1%}, retrained models {mean:.1%} ± {spread:.1%}"
+            retrained = f"{np.mean(band):.1%} ± {np.std(band, ddof=1):.1%}"
+            outside[title] = f"the {title} reads {value:.1%}, retrained models {retrained}"
     return outside
 
 

@@ -67,4 +67,4 @@ def _original_accuracy(exam: Examination) -> float:
 
 def _curve(exam: Examination, rate: float) -> list[float]:
     model = with_fresh_rows(exam.model, exam.forgotten)
-    return fit(exam, model, list(model.parameters()), few_of_each(exam, SHOTS), forgotten_rows(exam), rate)
+    return fit(exam, model, few_of_each(exam, SHOTS), forgotten_rows(exam), rate)

@@ -14,8 +14,8 @@ from .registry import Examination, Reading, audit
 @audit("distance to retrained models")
 def similarity(exam: Examination) -> Reading:
     """Means over the references. `cka_forgotten`, `cka_kept`: linear CKA of the head's inputs on test rows (Kornblith
-    et al., arXiv 1905.00414). `js_forgotten`, `js_kept`: Jensen-Shannon divergence of predictions, in bits. `tow`: tug of
-    war (Zhao et al., arXiv 2406.01257, equation 1)."""
+    et al., arXiv 1905.00414). `js_forgotten`, `js_kept`: Jensen-Shannon divergence of predictions, in bits. `tow`: tug
+    of war (Zhao et al., arXiv 2406.01257, equation 1)."""
     if not exam.references:
         return {}
     test = exam.outputs.test

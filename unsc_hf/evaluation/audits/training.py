@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
-from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...data.selection import at_most_per_class
 from ...models.head import classify, find_head
 from ...models.hooks import NOT_INPUTS, evaluation_mode
-from ...models.outputs import join_outputs
+from ...models.outputs import Outputs, join_outputs
 from ..accuracy import macro_accuracy
 from .registry import Examination
 
@@ -44,29 +43,55 @@ def forgotten_rows(exam: Examination) -> Dataset:
 
 
 def fit(
-    exam: Examination,
-    model: PreTrainedModel,
-    parameters: list[nn.Parameter],
-    rows: Dataset,
-    unseen: Dataset,
-    learning_rate: float = LEARNING_RATE,
+    exam: Examination, model: PreTrainedModel, rows: Dataset, unseen: Dataset, learning_rate: float = LEARNING_RATE
 ) -> list[float]:
-    """Train in place; accuracy on `unseen` (macro over the forgotten classes) before, and after every 5 of 40 steps."""
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
-    batches: Iterator[dict[str, Any]] = exam.batches(rows, BATCH, 0)
-    curve = []
-    for step in range(STEPS + 1):
-        if step % EVERY == 0:
-            seen = exam.collect(model, unseen)
-            curve.append(macro_accuracy(seen.logits, seen.labels, exam.forgotten) or 0.0)
-        if step == STEPS:
-            break
+    """Train a model in place; macro accuracy on the forgotten classes among `unseen` before, and every 5 of 40 steps."""
+    batches = exam.batches(rows, BATCH, 0)
+
+    def loss() -> Tensor:
         batch = next(batches)
         with evaluation_mode(model, gradients=True):  # without dropout every model is attacked alike
             logits, _ = classify(model, {name: value for name, value in batch.items() if name not in NOT_INPUTS})
+            return nn.functional.cross_entropy(logits.float(), batch["labels"])
+
+    return _curve(model, loss, lambda: exam.collect(model, unseen), exam.forgotten, learning_rate)
+
+
+def fit_head(exam: Examination, shots: int, learning_rate: float) -> list[float]:
+    """As `fit`, but only the head learns: `shots` examples of every class, and its forgotten rows start anew."""
+    _, head = find_head(with_fresh_rows(exam.model, exam.forgotten), len(exam.kept) + len(exam.forgotten))
+    head = head.float().cpu()
+    train, test = join_outputs([exam.outputs.forget, exam.outputs.retain]), exam.outputs.test
+    few, unseen = few_rows(exam, shots), exam.of_forgotten(test.labels)
+
+    def loss() -> Tensor:
+        return nn.functional.cross_entropy(head(train.need_features()[few]), train.labels[few])
+
+    def evaluate() -> Outputs:
+        with torch.no_grad():
+            return Outputs(head(test.need_features()[unseen]), None, test.labels[unseen])
+
+    return _curve(head, loss, evaluate, exam.forgotten, learning_rate)
+
+
+def _curve(
+    model: nn.Module,
+    loss: Callable[[], Tensor],
+    evaluate: Callable[[], Outputs],
+    forgotten: Sequence[int],
+    learning_rate: float,
+) -> list[float]:
+    """Accuracy on the forgotten classes before, and after every 5 of 40 steps."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
+    curve = []
+    for step in range(STEPS + 1):
+        if step % EVERY == 0:
+            seen = evaluate()
+            curve.append(macro_accuracy(seen.logits, seen.labels, forgotten) or 0.0)
+        if step < STEPS:
             optimizer.zero_grad()
-            nn.functional.cross_entropy(logits.float(), batch["labels"]).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+            loss().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
     return curve
 
 
@@ -81,24 +106,3 @@ def with_fresh_rows(model: PreTrainedModel, forgotten: Sequence[int]) -> PreTrai
         if head.bias is not None:
             head.bias[rows] = head.bias[kept].mean()
     return copy
-
-
-def fit_head(exam: Examination, shots: int, learning_rate: float) -> list[float]:
-    """As `fit`, but only the head learns: `shots` examples of every class, and its forgotten rows start anew."""
-    _, head = find_head(with_fresh_rows(exam.model, exam.forgotten), len(exam.kept) + len(exam.forgotten))
-    head = head.float().cpu()
-    train, test = join_outputs([exam.outputs.forget, exam.outputs.retain]), exam.outputs.test
-    few = few_rows(exam, shots)
-    features, labels = train.need_features()[few], train.labels[few]
-    unseen = exam.of_forgotten(test.labels)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=0.0)
-    curve = []
-    for step in range(STEPS + 1):
-        if step % EVERY == 0:
-            with torch.no_grad():
-                logits = head(test.need_features()[unseen])
-            curve.append(macro_accuracy(logits, test.labels[unseen], exam.forgotten) or 0.0)
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(head(features), labels).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return curve
