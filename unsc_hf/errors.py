@@ -8,15 +8,15 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UNSCError(ValueError):
-    """Bad input: the message names the argument, the value seen and what to do. Recipes print it as one line."""
+    """Bad input. The message is one line that names the argument, the value seen and what to do."""
 
 
 class UnreadableRowError(UNSCError):
-    """A row of a data set holds no image or text; found when the row is read, so it is not known which."""
+    """A row holds no image or text that can be read. It is noticed while a batch is read, so its number is unknown."""
 
 
 def closest(name: str, options: Iterable[str], limit: int = 3) -> str:
@@ -29,7 +29,7 @@ def closest(name: str, options: Iterable[str], limit: int = 3) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, in one line; `datasets` tells the reason only in the cause."""
+    """First line of another library's error message. `datasets` gives the reason only in the cause."""
     if type(error).__name__ == "DatasetGenerationError" and error.__cause__ is not None:
         error = error.__cause__
     if "column names don't match" in str(error):
@@ -37,13 +37,13 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _no_room(error: BaseException | None) -> bool:
-    """Whether an error, or one below it, is a full disk; libraries in Rust tell it in words."""
+def _disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that caused it, is a full disk. Libraries in Rust only mention the number."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
             return True
-        found = re.search(r"\(os error (\d+)\)", str(error))
-        if found and int(found.group(1)) in _NO_ROOM:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number and int(number.group(1)) in _DISK_FULL:
             return True
         if isinstance(error, RuntimeError) and re.search(
             "unexpected pos|iostream error|PytorchStreamWriter", str(error)
@@ -55,16 +55,17 @@ def _no_room(error: BaseException | None) -> bool:
 
 @contextmanager
 def full_disk_in_one_line() -> Iterator[None]:
-    """A full disk is told like bad input, from whatever library it comes.
+    """Report a full disk like bad input, whichever library raised the error.
 
     Raises:
-        UNSCError: no room was left; what is whole on the disk stays so.
+        UNSCError: no space was left. Files that were complete stay complete.
     """
     try:
         yield
     except Exception as error:
-        if _no_room(error):
+        if _disk_full(error):
             raise UNSCError(
-                f"output_dir: no room is left on the disk ({first_line(error)}); make some, and start the same command again: what is whole is used."
+                f"output_dir: no space is left on the disk ({first_line(error)}); free some and start the same command "
+                "again, which uses what is complete."
             ) from error
         raise

@@ -22,7 +22,8 @@ from PIL import Image as PILImage
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, ViTImageProcessorPil
 
-from unsc_hf.nullspace.statistics import ActivationStatistics, settle
+from unsc_hf.nullspace.statistics import ActivationStatistics
+from unsc_hf.nullspace.storage import settle
 from unsc_hf.utils.fingerprint import weight_hash
 
 KILLS = int(os.environ.get("KILLS", "20"))
@@ -150,7 +151,7 @@ def test_a_full_disk_is_one_line_and_the_run_can_go_on(runner: Runner, largest: 
     log = runner.root / name / "log"
     lines = [line for line in log.read_text().splitlines() if "rror" in line]
     assert len(lines) == 1, log.read_text()
-    assert lines[0].startswith("error: output_dir: no room is left on the disk"), lines[0]
+    assert lines[0].startswith("error: output_dir: no space is left on the disk"), lines[0]
     assert not (runner.root / name / "out" / "results.json").exists()
     assert runner.run(name, words) == 0, log.read_text()
 

@@ -25,10 +25,10 @@ from unsc_hf import UNSCError, split_dataset
 from unsc_hf.cli.arguments import fill_output_dir, parse_arguments, run_recipe
 from unsc_hf.cli.main import main as unsc
 from unsc_hf.comparison.arguments import ImageArguments
-from unsc_hf.comparison.references.images import build_vit
+from unsc_hf.comparison.references.images import ImagePlan
 from unsc_hf.comparison.references.quickstart import PLAN, digits_dataset
 from unsc_hf.config import UNSCConfig
-from unsc_hf.reporting.hub import publication
+from unsc_hf.reporting.hub import public_files
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +214,7 @@ def test_push_to_hub_uploads_only_what_is_public(finished: Path, world: Path, mo
     (call,) = pushed  # once, when there is something to publish
     assert (call["name"], call["private"], call["token"]) == ("user/without-cat", True, "hf_secret")
     assert {"model.safetensors", "config.json", "README.md", "report.html", "results.json"} <= set(
-        publication(call["folder"]).files
+        public_files(call["folder"])
     )
     assert not [p.name for p in (world / "pushed").iterdir() if p.suffix in (".bin", ".pt", ".pkl")]
     for file in [*(world / "pushed").glob("*.json"), world / "pushed" / "README.md"]:
@@ -373,7 +373,7 @@ def test_one_class_in_yaml_is_a_list_of_one(text: str, expected: list[str], tmp_
 
 def test_a_retrained_model_has_an_output_for_every_class() -> None:
     retain = split_dataset(image_folder(40, 0), forget_classes=["owl"]).retain.cast_column("label", Value("int64"))
-    model, _ = build_vit(retain, "nano", 4, NAMES)
+    model, _ = ImagePlan("nano").start(retain, NAMES)
     assert model.config.num_labels == 4
 
 

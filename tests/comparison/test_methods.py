@@ -17,7 +17,7 @@ from unsc_hf import UNSCConfig, UNSCError, split_dataset
 from unsc_hf.comparison.methods import METHODS, Workbench, method
 from unsc_hf.comparison.methods.masked import LOW
 from unsc_hf.comparison.methods.salun import GradientMask
-from unsc_hf.comparison.references.texts import build_bert
+from unsc_hf.comparison.references.texts import TextPlan
 from unsc_hf.models.outputs import collect_outputs
 from unsc_hf.objectives import OBJECTIVES, Terms
 from unsc_hf.utils.fingerprint import weight_hash
@@ -299,7 +299,7 @@ def test_every_method_runs_on_texts_of_all_lengths(name: str, tmp_path: Path) ->
     words = [" ".join(["word", "other", "third"][i % 3] for i in range(1 + 7 * row % 23)) for row in range(60)]
     features = Features({"text": Value("string"), "label": ClassLabel(names=["cat", "dog", "frog"])})
     data = Dataset.from_dict({"text": words, "label": [row % 3 for row in range(60)]}, features=features)
-    model, tokenizer = build_bert(data, ["text"], "tiny", 100, 32, ["cat", "dog", "frog"])
+    model, tokenizer = TextPlan("tiny", vocabulary_size=100, max_length=32).start(data, ["cat", "dog", "frog"])
     forget, retain = split_dataset(data, forget_classes=["frog"])
     config = UNSCConfig(
         output_dir=str(tmp_path), disable_tqdm=True, report_to="none", use_cpu=True, energy=0.5, max_steps=2,

@@ -24,7 +24,7 @@ from unsc_hf import ActivationStatistics, UNSCConfig, UNSCError
 from unsc_hf.comparison.arguments import TextArguments
 from unsc_hf.comparison.compare_methods import ComparisonArguments, compare_methods
 from unsc_hf.comparison.controls import compare
-from unsc_hf.comparison.references.texts import build_bert, train_tokenizer
+from unsc_hf.comparison.references.texts import TextPlan, train_tokenizer
 from unsc_hf.data.columns import find_text_columns
 from unsc_hf.data.inputs import default_collator, prepare_dataset
 from unsc_hf.data.selection import Request, split_dataset
@@ -58,7 +58,7 @@ def _run(monkeypatch: pytest.MonkeyPatch, world: Path, out: Path, *arguments: An
 def test_padding_does_not_enter_the_statistics() -> None:
     """The same texts alone and padded beside longer ones."""
     data = texts(5)
-    model, tokenizer = build_bert(data, ["text"], "nano", 200, 16, NAMES)
+    model, tokenizer = TextPlan("nano", vocabulary_size=200, max_length=16).start(data, NAMES)
     one = ActivationStatistics.collect(model, data, processing_class=tokenizer, batch_size=1, progress=False)
     many = ActivationStatistics.collect(model, data, processing_class=tokenizer, batch_size=15, progress=False)
     for group, by_key in one.moments.items():
@@ -82,7 +82,7 @@ def test_text_columns_are_found_or_named() -> None:
 
 def test_text_needs_a_tokenizer_that_can_pad(tmp_path: Path) -> None:
     data = texts(4)
-    model, tokenizer = build_bert(data, ["text"], "nano", 200, 16, NAMES)
+    model, tokenizer = TextPlan("nano", vocabulary_size=200, max_length=16).start(data, NAMES)
     with pytest.raises(UNSCError, match="a tokenizer is needed, got NoneType"):
         prepare_dataset(data, None, model)
     gpt2 = GPT2ForSequenceClassification(
@@ -168,8 +168,8 @@ def renumbered(model: Any, tokenizer: Any, folder: Path) -> None:
 
 def test_a_reference_is_read_with_its_own_tokenizer(world: Path, tmp_path: Path) -> None:
     """The same model with its tokens numbered otherwise is the same model."""
-    columns, data = ["text"], texts(60)
-    model, tokenizer = build_bert(data, columns, "nano", 100, 16, NAMES)
+    data = texts(60)
+    model, tokenizer = TextPlan("nano", vocabulary_size=100, max_length=16).start(data, NAMES)
     rows = prepare_dataset(data, tokenizer, model)
     batch = default_collator(tokenizer)([rows[i] for i in range(len(rows))])
     optimiser = torch.optim.Adam(model.parameters(), 3e-3)
@@ -196,7 +196,7 @@ def test_a_reference_is_read_with_its_own_tokenizer(world: Path, tmp_path: Path)
 
 def test_a_comparison_of_methods_reads_a_reference_with_its_own_tokenizer(world: Path, tmp_path: Path) -> None:
     """As above: a reference that is the original with its tokens numbered otherwise is at no distance from it."""
-    model, tokenizer = build_bert(texts(60), ["text"], "nano", 100, 16, NAMES)
+    model, tokenizer = TextPlan("nano", vocabulary_size=100, max_length=16).start(texts(60), NAMES)
     with torch.no_grad():
         model.classifier.bias[2] = -9.0  # it has never seen this class
     model.save_pretrained(tmp_path / "original")
@@ -217,7 +217,7 @@ def test_a_comparison_of_methods_reads_a_reference_with_its_own_tokenizer(world:
 
 def test_bands_read_a_reference_with_its_own_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A probe of the original with its tokens numbered otherwise is given the features of the original."""
-    model, tokenizer = build_bert(texts(60), ["text"], "nano", 100, 16, NAMES)
+    model, tokenizer = TextPlan("nano", vocabulary_size=100, max_length=16).start(texts(60), NAMES)
     model.save_pretrained(tmp_path / "same")
     tokenizer.save_pretrained(tmp_path / "same")
     renumbered(model, tokenizer, tmp_path / "other")
@@ -235,7 +235,7 @@ def test_bands_read_a_reference_with_its_own_tokenizer(tmp_path: Path, monkeypat
         tmp_path,
         trainer_kwargs={"processing_class": tokenizer},
     )
-    ProbeBands(trainer, loads)
+    ProbeBands(trainer.model, trainer.feature_rows(), loads)
     same, other = given[: len(given) // 2], given[len(given) // 2 :]
     assert len(same) == 2
     for ours, theirs in zip(same, other, strict=True):

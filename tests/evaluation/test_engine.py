@@ -24,7 +24,7 @@ HEAD = (3 * torch.eye(3, 6), torch.zeros(3))  # what it is matters to the protot
 
 
 def predict(labels: Tensor, right: float, confidence: float, doubt: float | None = None) -> Tensor:
-    """Logits: the first `right` of each class's rows are right; every other row has `doubt` in place of `confidence`."""
+    """Logits: the first `right` of each class's rows are right; every other row has `doubt` instead of `confidence`."""
     logits = torch.zeros(len(labels), 3)
     for c in labels.unique().tolist():
         rows = (labels == c).nonzero()[:, 0]

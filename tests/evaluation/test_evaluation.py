@@ -18,7 +18,7 @@ from unsc_hf.evaluation.membership import (
     tolerated_exposure,
 )
 from unsc_hf.evaluation.probes import linear_probe, prototype_attack
-from unsc_hf.trainer.callbacks import Check
+from unsc_hf.trainer.checks import Check
 
 
 def test_accuracies_are_per_class_and_macro() -> None:

@@ -12,9 +12,9 @@ import torch
 from datasets import Dataset
 from helpers.rows import tensor_dataset
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+from unsc_hf.comparison.remembered import Memory
 
 from unsc_hf.comparison.references import training
-from unsc_hf.comparison.remembered import Memory
 from unsc_hf.data.inputs import prepare_dataset
 from unsc_hf.evaluation.audits import probe
 from unsc_hf.evaluation.engine import sample_rows

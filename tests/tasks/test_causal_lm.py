@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM
 
 from unsc_hf import UNSCConfig, UNSCError
 from unsc_hf.comparison.language_unlearning import LanguageArguments, evaluate_answers, run
-from unsc_hf.comparison.references.language_models import build_llama, to_dialogues
+from unsc_hf.comparison.references.language_models import LanguagePlan
 from unsc_hf.comparison.references.training import train_model
-from unsc_hf.data.dialogues import IGNORED, AnswerCollator, prepare_dialogues
+from unsc_hf.data.dialogues import IGNORED, AnswerCollator, prepare_dialogues, to_dialogues
 from unsc_hf.evaluation.generation import (
     extraction_strength,
     generate_answers,
@@ -37,11 +37,13 @@ from unsc_hf.nullspace.projection import NullSpaceProjection
 from unsc_hf.objectives import OBJECTIVES, Terms
 from unsc_hf.tasks.causal_lm import SOFT_TOKENS, CausalLMTask
 
+PLAN = LanguagePlan(size="nano", vocabulary_size=300, max_length=64)
+
 
 # ---- rows -----------------------------------------------------------------------------------------------------------
 def test_only_the_completion_is_labelled_and_nothing_is_lost() -> None:
     rows = to_dialogues(questions(6))
-    _, tokenizer = build_llama(rows, "nano", 300, 64)
+    _, tokenizer = PLAN.start(rows)
     prepared = prepare_dialogues(rows, tokenizer, completion_only=True)
     for row, raw in zip(prepared, rows, strict=True):
         labelled = [t for t in row["labels"] if t != IGNORED]
@@ -65,7 +67,7 @@ def test_bad_rows(token_data: Data, tmp_path: Path) -> None:
         prepare_dialogues(Dataset.from_dict({"input_ids": [[1, 2]]}), None, True)
     with pytest.raises(UNSCError, match="no labelled token"):
         AnswerCollator(1)([{"input_ids": [3, 4], "labels": [IGNORED, IGNORED]}])
-    _, tokenizer = build_llama(to_dialogues(questions(2)), "nano", 300, 64)
+    _, tokenizer = PLAN.start(to_dialogues(questions(2)))
     tokenizer.pad_token = None
     with pytest.raises(UNSCError, match="no padding token"):
         prepare_dialogues(Dataset.from_dict({"text": ["x"]}), tokenizer, True)
@@ -127,7 +129,7 @@ def test_metrics_as_evaluate_modules() -> None:
 
 def test_answers_do_not_depend_on_the_batch(tmp_path: Path) -> None:
     rows = to_dialogues(questions(5))
-    model, tokenizer = build_llama(rows, "nano", 300, 64)
+    model, tokenizer = PLAN.start(rows)
     together = generate_answers(model, tokenizer, rows["prompt"][:], 8, batch_size=10)
     alone = generate_answers(model, tokenizer, rows["prompt"][:], 8, batch_size=1)
     assert together == alone
@@ -146,26 +148,26 @@ def _gradient(loss: torch.Tensor, terms: Terms) -> torch.Tensor:
 
 
 def test_npo_starts_as_ascent_on_each_samples_likelihood() -> None:
-    terms = _terms(beta=0.3)
-    loss = OBJECTIVES["npo"].loss(terms)
+    terms = _terms()
+    loss = OBJECTIVES["npo"].loss(terms, {"beta": 0.3})
     assert float(loss) == pytest.approx(2 / 0.3 * math.log(2), rel=1e-5)
     torch.testing.assert_close(_gradient(loss, terms), _gradient(terms.log_likelihood().mean(), terms))
 
 
 def test_simnpo_is_bounded_below_and_uses_the_mean_token() -> None:
-    terms = _terms(beta=2.0, gamma=0.5)
+    terms, options = _terms(), {"beta": 2.0, "gamma": 0.5}
     mean = terms.log_likelihood() / terms.lengths()
     expected = -(2 / 2.0) * torch.nn.functional.logsigmoid(-2.0 * mean - 0.5).mean()
-    assert float(OBJECTIVES["simnpo"].loss(terms)) == pytest.approx(float(expected), rel=1e-5)
-    assert float(OBJECTIVES["simnpo"].loss(terms)) > 0
+    assert float(OBJECTIVES["simnpo"].loss(terms, options)) == pytest.approx(float(expected), rel=1e-5)
+    assert float(OBJECTIVES["simnpo"].loss(terms, options)) > 0
 
 
 def test_ascent_and_difference() -> None:
-    terms = _terms(retain_loss=torch.tensor(2.5), retain_weight=3.0)
+    terms, triple = _terms(retain_loss=torch.tensor(2.5)), {"retain_weight": 3.0}
     assert float(OBJECTIVES["gradient_ascent"].loss(terms)) == pytest.approx(-float(terms.loss()))
-    assert float(OBJECTIVES["gradient_difference"].loss(terms)) == pytest.approx(7.5 - float(terms.loss()))
+    assert float(OBJECTIVES["gradient_difference"].loss(terms, triple)) == pytest.approx(7.5 - float(terms.loss()))
     forgetting = float(OBJECTIVES["unsc"].loss(terms))
-    assert float(OBJECTIVES["unsc_retain"].loss(terms)) == pytest.approx(7.5 + forgetting)
+    assert float(OBJECTIVES["unsc_retain"].loss(terms, triple)) == pytest.approx(7.5 + forgetting)
 
 
 def test_targets_leave_the_true_token_out(token_data: Data, tmp_path: Path) -> None:
@@ -251,7 +253,7 @@ def test_target_is_what_unseen_rows_score(tmp_path: Path) -> None:
     """Unlearning stops where forgotten answers are known as well as unseen ones, not past it."""
     rows = to_dialogues(questions(12))
     forget, retain, unseen = rows.select(range(8)), rows.select(range(8, 24)), to_dialogues(questions(6, start=40))
-    model, tokenizer = build_llama(rows, "nano", 300, 64)
+    model, tokenizer = PLAN.start(rows)
     optimiser = torch.optim.Adam(model.parameters(), 3e-3)
     batch = AnswerCollator.of(tokenizer)(list(prepare_dialogues(rows, tokenizer, True)))
     for _ in range(120):
@@ -276,7 +278,7 @@ def test_target_is_what_unseen_rows_score(tmp_path: Path) -> None:
     assert trainer.stop_reason == "target"
     assert last[-1]["forget_accuracy"] <= trainer.plan.target < 0.9
     assert last[-1]["forget_accuracy"] > trainer.plan.target - 0.15
-    metrics = trainer.evaluate(trainer._prepared(unseen))
+    metrics = trainer.evaluate(trainer.reader.prepare(unseen))
     assert 0 <= metrics["eval_accuracy"] <= 1
 
 
@@ -362,7 +364,7 @@ def test_bad_requests(tmp_path: Path) -> None:
 
 def test_truth_ratio_where_paraphrases_exist(tmp_path: Path) -> None:
     rows = to_dialogues(questions(4))
-    model, tokenizer = build_llama(rows, "nano", 300, 64)
+    model, tokenizer = PLAN.start(rows)
     rows = rows.add_column("paraphrased_answer", rows["completion"][:])
     rows = rows.add_column("perturbed_answer", [["P is gone."]] * len(rows))
     found = evaluate_answers(model, tokenizer, {"forget": rows}, max_rows=2, max_new_tokens=4, batch_size=4)
@@ -379,8 +381,6 @@ def test_outputs_without_a_label_are_never_counted() -> None:
 
 
 def test_references_share_the_originals_tokenizer(tmp_path: Path) -> None:
-    from unsc_hf.comparison.references.language_models import LanguagePlan
-
     rows = to_dialogues(questions(6))
     plan = LanguagePlan(size="nano", epochs=1, batch_size=8, vocabulary_size=300, max_length=64)
     original = train_model(rows, plan, tmp_path, "original")

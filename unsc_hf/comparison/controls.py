@@ -222,10 +222,9 @@ def compare(
         methods["masked"] = runs.masked_logits(methods["original"], original)
     if config.feature_erasure != "none" and unsc.whole_classes and len(names) > 1:
         loads = [partial(load_as, network_class, name, "retrained_model_name_or_path") for name in names]
-        unsc.choose_erasure = ProbeBands(unsc, loads)
+        unsc.choose_erasure = ProbeBands(unsc.model, unsc.feature_rows(), loads)
     unsc.train(resume_from_checkpoint=resume_from(config.resume_from_checkpoint))
     certificate = unsc.certify()
-    assert unsc.plan is not None
     preparation = sum(unsc.plan.seconds.values())  # the controls borrow the statistics, and share what they cost
     if pristine is not None:
         for name, null_space in CONTROLS.items():

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.trainer_utils import SaveStrategy
 
 from ..config import UNSCConfig
-from ..data.dialogues import AnswerCollator, prepare_dialogues
+from ..data.dialogues import AnswerCollator, prepare_dialogues, to_dialogues
 from ..data.selection import Request
 from ..data.sources import load_data
 from ..errors import UNSCError
@@ -37,7 +37,7 @@ from ..trainer.checkpoints import has_checkpoint, resume_from
 from ..trainer.trainer import UNSCTrainer
 from ..utils.fingerprint import data_fingerprint
 from .arguments import SharedArguments, check_model_dtype, load_original, lora_config
-from .references.language_models import LanguagePlan, to_dialogues
+from .references.language_models import LanguagePlan
 from .references.training import train_model
 from .unlearning import frozen_line
 

@@ -19,12 +19,12 @@ IGNORED = -100
 class DialogueTransform:
     """Rows with `prompt` and `completion`, or with `text`, to token ids and labels.
 
-    Prompt and completion are tokenised apart, so that the completion has the same tokens after any prompt; the
-    completion ends with the tokenizer's end-of-text token.
+    Prompt and completion are tokenised separately, so the completion has the same tokens after any prompt. It ends with
+    the tokenizer's end-of-text token.
 
     Attributes:
         tokenizer: a tokenizer; rows are cut at its `model_max_length`.
-        completion_only: label the completion's tokens alone, not the prompt's.
+        completion_only: label only the completion's tokens.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -50,7 +50,7 @@ class DialogueTransform:
         return encoded
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """Token ids of a prompt; at least one token, so that the first of the completion can be predicted."""
+        """Token ids of a prompt, at least one, so that the completion's first token can be predicted."""
         ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
         start = self.tokenizer.bos_token_id
         if start is None and not ids:
@@ -58,13 +58,38 @@ class DialogueTransform:
         return ids if start is None else [start, *ids]
 
 
+def to_dialogues(dataset: Dataset, template: str = "Question: {question}\nAnswer:") -> Dataset:
+    """Turn `question` and `answer` into `prompt` and `completion` by `template`; other columns stay.
+
+    Rows that have `prompt` and `completion`, or `text`, are returned as they are.
+
+    Raises:
+        UNSCError: none of these columns, or a row without a question or an answer.
+    """
+    columns = set(dataset.column_names)
+    if {"prompt", "completion"} <= columns or "text" in columns:
+        return dataset
+    if not {"question", "answer"} <= columns:
+        raise UNSCError(
+            f"dataset_name: columns are {', '.join(dataset.column_names)}; expected prompt and completion, question "
+            "and answer, or text."
+        )
+
+    def convert(row: dict[str, Any]) -> dict[str, str]:
+        if row["question"] is None or row["answer"] is None:
+            raise UNSCError("dataset_name: a row has no question or no answer; leave it out.")
+        return {"prompt": template.format(question=row["question"]), "completion": " " + row["answer"].strip()}
+
+    return dataset.map(convert, remove_columns=["question", "answer"], load_from_cache_file=False)
+
+
 def prepare_dialogues(dataset: Dataset, tokenizer: Any, completion_only: bool) -> Dataset:
-    """Rows of `input_ids`, `attention_mask` and `labels`; raw rows are tokenised as they are read.
+    """Rows of `input_ids`, `attention_mask` and `labels`. Raw rows are tokenised as they are read.
 
     Args:
         dataset: with columns `prompt` and `completion`, or `text`, or already `input_ids` and `labels`.
         tokenizer: for raw rows.
-        completion_only: label the completion's tokens alone.
+        completion_only: label only the completion's tokens.
 
     Raises:
         UNSCError: other columns, no tokenizer, or rows without any labelled token.
@@ -78,7 +103,8 @@ def prepare_dialogues(dataset: Dataset, tokenizer: Any, completion_only: bool) -
         return dataset if dataset.format["type"] is not None else dataset.with_format("torch")
     if not ({"prompt", "completion"} <= columns or "text" in columns):
         raise UNSCError(
-            f"dataset: columns are {', '.join(dataset.column_names)}; a language model needs prompt and completion, or text."
+            f"dataset: columns are {', '.join(dataset.column_names)}; a language model needs prompt and completion, or "
+            "text."
         )
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise UNSCError(f"processing_class: rows hold text, so a tokenizer is needed, got {type(tokenizer).__name__}.")
@@ -91,7 +117,7 @@ def prepare_dialogues(dataset: Dataset, tokenizer: Any, completion_only: bool) -
 
 @dataclass(frozen=True)
 class AnswerCollator:
-    """Pads on the right; labels with -100.
+    """Makes a batch of rows, padded on the right; labels are padded with -100.
 
     Attributes:
         pad_token_id: fills `input_ids`.
@@ -101,9 +127,9 @@ class AnswerCollator:
 
     @classmethod
     def of(cls, tokenizer: Any) -> AnswerCollator:
-        """For a tokenizer; without one token 0 pads, which the mask hides."""
-        found = getattr(tokenizer, "pad_token_id", None)
-        return cls(0 if found is None else int(found))
+        """For a tokenizer. Without one, token 0 pads, which the attention mask hides."""
+        pad_token_id = getattr(tokenizer, "pad_token_id", None)
+        return cls(0 if pad_token_id is None else int(pad_token_id))
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Any]:
         fill = {"input_ids": self.pad_token_id, "attention_mask": 0, "labels": IGNORED}
@@ -114,9 +140,9 @@ class AnswerCollator:
                 for row in features
             ]
             batch[name] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
-        bare = [i for i, row in enumerate(batch["labels"]) if not bool((row[1:] != IGNORED).any())]
-        if bare:
+        if not bool((batch["labels"][:, 1:] != IGNORED).any(1).all()):
             raise UNSCError(
-                "dataset: a row has no labelled token (its completion is empty, or was cut away with model_max_length); leave it out."
+                "dataset: a row has no labelled token (its completion is empty, or beyond model_max_length); leave it "
+                "out."
             )
         return batch

@@ -1,61 +1,69 @@
-"""Data sets: which rows to forget and which to keep, where the labels are, and how raw rows become model inputs."""
+"""How raw images and texts become model inputs, and which rows cannot be read."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import PIL.Image
+import torch
 from datasets import Dataset, Image
-from torch import nn
+from torch import Tensor, nn
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, default_data_collator
 from transformers.image_processing_base import ImageProcessingMixin
 
 from ..errors import UnreadableRowError, UNSCError, first_line
-from .columns import _check_dataset, _is_text, find_label_column, find_text_columns
+from .columns import check_dataset, find_label_column, find_text_columns, is_text
+
+_LISTED = 10  # row numbers in an error message
 
 
 def open_image(stored: Mapping[str, Any] | None) -> PIL.Image.Image:
-    """Decode what the data set holds."""
+    """Decode an image as the data set stores it.
+
+    Raises:
+        UnreadableRowError: there is none, or it cannot be decoded.
+    """
     try:
         if stored is None:
             raise ValueError("there is none")
         image: PIL.Image.Image = Image().decode_example(stored)
         image.load()
-    except Exception as error:  # whatever a decoder raises at bytes that anybody may have written
+    except Exception as error:  # decoders raise many kinds of errors at broken files
         raise UnreadableRowError(
-            f"dataset: the image of a row cannot be read ({first_line(error)}); unsc_hf.data.unreadable_rows tells which, leave it out."
+            f"dataset: the image of a row cannot be read ({first_line(error)}); leave it out. "
+            "unsc_hf.data.inputs.unreadable_rows lists such rows."
         ) from error
     return image
 
 
 def unreadable_rows(dataset: Dataset, text_columns: Sequence[str] | None = None) -> list[int]:
-    """Numbers of the rows that lack an image that can be decoded, or a text in the columns that are read."""
+    """Numbers of the rows whose image cannot be decoded, or that lack a text in the columns that are read."""
     images = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
     texts = [] if images else list(find_text_columns(dataset, text_columns))
-    bare = dataset.select_columns([*images, *texts])
+    stored = dataset.select_columns([*images, *texts])
     for name in images:
-        bare = bare.cast_column(name, Image(decode=False))
-    found = []
-    for i, row in enumerate(bare):
-        try:
-            for name in images:
-                open_image(row[name])
-        except UnreadableRowError:
-            found.append(i)
-        else:
-            if any(row[name] is None for name in texts):
-                found.append(i)
-    return found
+        stored = stored.cast_column(name, Image(decode=False))
+    return [i for i, row in enumerate(stored) if not _readable(row, images, texts)]
+
+
+def _readable(row: Mapping[str, Any], images: Sequence[str], texts: Sequence[str]) -> bool:
+    try:
+        for name in images:
+            open_image(row[name])
+    except UnreadableRowError:
+        return False
+    return all(row[name] is not None for name in texts)
 
 
 @contextmanager
 def unreadable_rows_by_number(
     splits: Mapping[str, Dataset], text_columns: Sequence[str] | None = None
 ) -> Iterator[None]:
-    """Name the rows that could not be read.
+    """Name the rows that could not be read inside the block.
 
     Raises:
         UNSCError: the split and the first few row numbers.
@@ -64,23 +72,24 @@ def unreadable_rows_by_number(
         yield
     except UnreadableRowError as error:
         for name, rows in splits.items():
-            found = unreadable_rows(rows, text_columns)
-            if found:
-                listed = ", ".join(map(str, found[:10])) + (", ..." if len(found) > 10 else "")
+            unreadable = unreadable_rows(rows, text_columns)
+            if unreadable:
+                listed = ", ".join(map(str, unreadable[:_LISTED])) + (", ..." if len(unreadable) > _LISTED else "")
                 raise UNSCError(
-                    f"dataset_name: {len(found)} of {len(rows)} {name} rows hold no image or text that can be read: {listed}; leave them out."
+                    f"dataset_name: {len(unreadable)} of {len(rows)} {name} rows hold no image or text that can be "
+                    f"read: {listed}; leave them out."
                 ) from error
         raise
 
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Raw rows to model inputs: `datasets` calls it on a batch of rows each time they are read.
+    """Raw rows to model inputs. `datasets` calls it on a batch of rows each time they are read.
 
     Attributes:
         processor: an image processor.
         image_column, label_column: names in the raw data.
-        mode: PIL mode images are converted to ("RGB" or "L"), from the model's number of channels.
+        mode: PIL mode that images are converted to ("RGB" or "L").
     """
 
     processor: Any
@@ -113,7 +122,7 @@ class TextTransform:
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
         if any(text is None for name in self.text_columns for text in rows[name]):
             raise UnreadableRowError(
-                "dataset: a row holds no text; unsc_hf.data.unreadable_rows tells which, leave it out."
+                "dataset: a row holds no text; leave it out. unsc_hf.data.inputs.unreadable_rows lists such rows."
             )
         inputs = dict(self.tokenizer(*(rows[name] for name in self.text_columns), truncation=True))
         if self.label_column in rows:
@@ -128,19 +137,20 @@ def prepare_dataset(
     label_column: str | None = None,
     text_columns: Sequence[str] | None = None,
 ) -> Dataset:
-    """Rows ready for the model: raw images and texts are processed as they are read, others are left alone.
+    """Rows ready for the model. Raw images and texts are processed as they are read; other rows stay as they are.
 
     Raises:
         UNSCError: images without an image processor, or texts without a tokenizer.
     """
-    _check_dataset(dataset)
+    check_dataset(dataset)
     if dataset.format["type"] == "custom":
         return dataset
+    given = type(processing_class).__name__
     images = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
     if images:
         if not isinstance(processing_class, ImageProcessingMixin):
             raise UNSCError(
-                f"processing_class: column {images[0]!r} holds images, so an image processor is needed, got {type(processing_class).__name__}."
+                f"processing_class: column {images[0]!r} holds images, so an image processor is needed, got {given}."
             )
         if len(images) > 1:
             raise UNSCError(
@@ -151,25 +161,19 @@ def prepare_dataset(
         return dataset.cast_column(images[0], Image(decode=False)).with_transform(
             ImageTransform(processing_class, images[0], label, "L" if channels == 1 else "RGB")
         )
-    raw_text = any(_is_text(feature) for feature in dataset.features.values())
+    raw_text = any(is_text(feature) for feature in dataset.features.values())
     if raw_text and not {"input_ids", "pixel_values", "inputs_embeds"} & set(dataset.column_names):
         names = find_text_columns(dataset, text_columns)
         if not isinstance(processing_class, PreTrainedTokenizerBase):
-            raise UNSCError(
-                f"processing_class: column {names[0]!r} holds text, so a tokenizer is needed, got {type(processing_class).__name__}."
-            )
-        check_padding(processing_class, model)
+            raise UNSCError(f"processing_class: column {names[0]!r} holds text, so a tokenizer is needed, got {given}.")
+        _check_padding(processing_class, model)
         label = find_label_column(dataset, label_column)
         return dataset.with_transform(TextTransform(processing_class, names, label))
     return dataset if dataset.format["type"] is not None else dataset.with_format("torch")
 
 
-def check_padding(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> None:
-    """Batches of texts need a padding token, and the model must know it where it pools the last token.
-
-    Raises:
-        UNSCError: there is none, or the model's config names another.
-    """
+def _check_padding(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> None:
+    """Batches of texts need a padding token. Models that pool the last token must know it too."""
     if tokenizer.pad_token_id is None:
         raise UNSCError(
             "processing_class: the tokenizer has no padding token; set tokenizer.pad_token = tokenizer.eos_token "
@@ -188,3 +192,32 @@ def default_collator(processing_class: Any) -> Callable[[list[dict[str, Any]]], 
     if isinstance(processing_class, PreTrainedTokenizerBase) and processing_class.pad_token_id is not None:
         return DataCollatorWithPadding(processing_class)
     return default_data_collator
+
+
+class CachedRows(torch.utils.data.Dataset[dict[str, Any]]):
+    """Prepared rows that stay in memory once they were read: decoding and tokenising again takes as long as a small model.
+
+    The rows must not be changed.
+
+    Args:
+        prepared: rows ready for the model.
+        budget: bytes; once the cached rows take that many, all others are prepared anew each time.
+    """
+
+    def __init__(self, prepared: Dataset, budget: int = 512 * 2**20) -> None:
+        self.prepared, self._rows = prepared, dict[int, dict[str, Any]]()
+        sizes = [value.nbytes if isinstance(value, Tensor) else sys.getsizeof(value) for value in prepared[0].values()]
+        self._most = budget // max(1, sum(sizes))
+
+    def __len__(self) -> int:
+        return len(self.prepared)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        missing = [i for i in dict.fromkeys(indices) if i not in self._rows]
+        read = dict(zip(missing, self.prepared.__getitems__(missing), strict=True)) if missing else {}
+        for i in missing[: max(0, self._most - len(self._rows))]:
+            self._rows[i] = read[i]
+        return [read[i] if i in read else self._rows[i] for i in indices]

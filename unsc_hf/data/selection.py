@@ -11,7 +11,7 @@ import numpy as np
 from datasets import Dataset
 
 from ..errors import UNSCError, closest
-from .columns import _check_dataset, class_names, read_labels
+from .columns import check_dataset, class_names, read_labels
 
 WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
 
@@ -79,16 +79,16 @@ def split_dataset(
         dataset: a `datasets.Dataset`.
         forget_classes: class names or ids.
         indices: row numbers.
-        where: predicate on a row.
+        where: predicate on a row; rows for which it is true are forgotten.
         column_values: `{"author": [3, 7]}` takes the rows whose column holds one of the values.
         label_column: found by itself when None.
 
     Exactly one of `forget_classes`, `indices`, `where` and `column_values` must be given.
 
     Raises:
-        UNSCError: bad selection, or one of the two sides would be empty.
+        UNSCError: a bad selection, or one of the two parts would be empty.
     """
-    _check_dataset(dataset)
+    check_dataset(dataset)
     selections = {
         "forget_classes": forget_classes,
         "indices": indices,
@@ -110,8 +110,7 @@ def split_dataset(
         chosen = _rows_by_index(indices, len(dataset))
     elif column_values is not None:
         chosen = _rows_by_value(dataset, column_values)
-    else:
-        assert where is not None
+    elif where is not None:
         chosen = np.fromiter((bool(where(row)) for row in dataset), dtype=bool, count=len(dataset))
     if not chosen.any():
         raise UNSCError(f"{given[0]}: selects no row of {len(dataset)}; there is nothing to forget.")
@@ -134,7 +133,7 @@ def _rows_by_index(indices: Iterable[int], count: int) -> np.ndarray:
 
 
 def _rows_by_value(dataset: Dataset, column_values: Mapping[str, Any]) -> np.ndarray:
-    """Rows where every named column holds one of its values; values are compared as text, so "3" finds 3."""
+    """Rows where every named column holds one of its values. Values are compared as text, so "3" matches 3."""
     chosen = np.ones(len(dataset), dtype=bool)
     for column, wanted in column_values.items():
         if column not in dataset.column_names:
@@ -142,27 +141,27 @@ def _rows_by_value(dataset: Dataset, column_values: Mapping[str, Any]) -> np.nda
                 f"column_values: no column {column!r} in the data set; columns are {', '.join(dataset.column_names)}."
             )
         accepted = {str(value) for value in ([wanted] if isinstance(wanted, str | int | float) else wanted)}
-        found = np.asarray(
-            [str(v) for v in dataset.select_columns([column]).with_format("arrow")[:][column].to_pylist()]
-        )
-        absent = sorted(accepted - set(found.tolist()))
+        stored = dataset.select_columns([column]).with_format("arrow")[:][column].to_pylist()
+        values = np.asarray([str(value) for value in stored])
+        present = set(values.tolist())
+        absent = sorted(accepted - present)
         if absent:
             raise UNSCError(
-                f"column_values: no row has {column} {absent[0]!r}; closest: {closest(absent[0], set(found.tolist()))}."
+                f"column_values: no row has {column} {absent[0]!r}; closest: {closest(absent[0], present)}."
             )
-        chosen &= np.isin(found, sorted(accepted))
+        chosen &= np.isin(values, sorted(accepted))
     return chosen
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be forgotten: one of the selections that `split_dataset` takes.
+    """Which rows to forget: one of the selections that `split_dataset` takes.
 
     Attributes:
         forget_classes: names or ids.
         indices: row numbers in the training data.
         column_values: values by column.
-        option: what the command line calls the selection, for errors; its name above when None.
+        option: name of the selection on the command line, for errors; its name above when None.
     """
 
     forget_classes: tuple[Any, ...] | None = None
@@ -174,7 +173,7 @@ class Request:
         """Rows to forget and rows to keep.
 
         Raises:
-            UNSCError: as `split_dataset`; it names `option`.
+            UNSCError: as `split_dataset`, but naming `option`.
         """
         try:
             return split_dataset(
@@ -185,16 +184,23 @@ class Request:
                 label_column=label_column,
             )
         except UNSCError as error:
-            argument, _, what = str(error).partition(": ")
+            argument, _, message = str(error).partition(": ")
             if self.option is None or getattr(self, argument, None) is None:
                 raise
-            raise UNSCError(f"{self.option}: {what}") from None
+            raise UNSCError(f"{self.option}: {message}") from None
 
 
 def hold_out(dataset: Dataset, fraction: float, labels: np.ndarray, limit: int, seed: int) -> tuple[Dataset, Dataset]:
-    """Split off a validation part, stratified by class, of at most `limit` rows; returns (rest, held out).
+    """Split off a validation part, stratified by class; returns (rest, held out).
 
-    Each class gives at least one row if it has two or more. With a single row in all, the two parts are the same row.
+    Each class with two rows or more gives at least one. If there is only one row, both parts are that row.
+
+    Args:
+        dataset: rows to split.
+        fraction: share of the rows to hold out.
+        labels: class of each row, (rows,).
+        limit: most rows to hold out.
+        seed: draws the rows.
     """
     if len(dataset) == 1:
         return dataset, dataset

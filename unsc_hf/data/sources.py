@@ -22,18 +22,19 @@ def load_splits(
     cache_dir: str | None,
     folder_format: str | None = None,
 ) -> DatasetDict:
-    """Load `train`, `test` and, where there is one besides, `validation` from a Hub id, a parquet, CSV or JSON file or
-    folder, or a `save_to_disk` folder.
+    """Load the splits `train` and `test`, and `validation` if there is a third.
+
+    The source is a Hub id, a parquet, CSV or JSON file or folder, or a `save_to_disk` folder.
 
     Args:
-        name: where from.
+        name: the source.
         config_name: configuration of a Hub data set.
         train_split, test_split: names of the splits; a test split is found by itself when None.
         cache_dir: where data sets are cached.
         folder_format: builder for a folder without data files, such as "imagefolder".
 
     Raises:
-        UNSCError: nothing loadable there, or no such split (the splits found are listed).
+        UNSCError: nothing can be loaded from there, or a split is missing (those that exist are listed).
     """
     loaded = load_data(name, config_name, cache_dir, folder_format)
     wanted_test = test_split or next((split for split in TEST_SPLITS if split in loaded), None)
@@ -50,7 +51,7 @@ def load_splits(
 def load_data(
     name: str, config_name: str | None = None, cache_dir: str | None = None, folder_format: str | None = None
 ) -> DatasetDict:
-    """All splits of a data set: see `load_splits`."""
+    """All splits of a data set; the arguments are those of `load_splits`."""
     path = Path(name)
     try:
         if (path / "dataset_dict.json").is_file():
@@ -67,14 +68,17 @@ def load_data(
 
 
 def _files_by_split(path: Path, ending: str) -> dict[str, list[str]]:
-    """Data files by split: `train.parquet`, `train-00000-of-00002.parquet`, or `train/*.parquet`; a single file is "train"."""
+    """Data files by split: `train.parquet`, `train-00000-of-00002.parquet` or `train/*.parquet`.
+
+    A single file is "train".
+    """
     if path.is_file():
         return {"train": [str(path)]} if path.suffix == ending else {}
-    found: dict[str, list[str]] = {}
+    files: dict[str, list[str]] = {}
     for file in sorted(path.rglob(f"*{ending}")):
         split = (file.parent.name if file.parent not in (path, path / "data") else file.stem).split("-")[0]
-        found.setdefault(split, []).append(str(file))
-    return found
+        files.setdefault(split, []).append(str(file))
+    return files
 
 
 def load_image_dataset(
@@ -88,16 +92,17 @@ def load_image_dataset(
     """Load `train` and `test` from a Hub id, a parquet file or folder, an imagefolder, or a `save_to_disk` folder.
 
     Raises:
-        UNSCError: nothing loadable there, no test split (the splits found are listed), no labels, or no images.
+        UNSCError: as `load_splits`, or a split has no labels or no images.
     """
-    result = load_splits(name, config_name, train_split, test_split, cache_dir, folder_format="imagefolder")
-    for split, part in result.items():
+    loaded = load_splits(name, config_name, train_split, test_split, cache_dir, folder_format="imagefolder")
+    for split, part in loaded.items():
         find_label_column(part, label_column)
         if not any(isinstance(feature, Image) for feature in part.features.values()):
             raise UNSCError(
-                f"dataset_name: the {split} split of {name!r} has no image column; columns are {', '.join(part.column_names)}."
+                f"dataset_name: the {split} split of {name!r} has no image column; columns are "
+                f"{', '.join(part.column_names)}."
             )
-    return result
+    return loaded
 
 
 def load_text_dataset(
@@ -112,10 +117,10 @@ def load_text_dataset(
     """Load `train` and `test` from a Hub id, a parquet, CSV or JSON file or folder, or a `save_to_disk` folder.
 
     Raises:
-        UNSCError: nothing loadable there, no test split (the splits found are listed), no labels, or no text.
+        UNSCError: as `load_splits`, or a split has no labels or no text.
     """
-    result = load_splits(name, config_name, train_split, test_split, cache_dir)
-    for part in result.values():
+    loaded = load_splits(name, config_name, train_split, test_split, cache_dir)
+    for part in loaded.values():
         find_label_column(part, label_column)
         find_text_columns(part, text_columns)
-    return result
+    return loaded

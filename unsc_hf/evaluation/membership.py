@@ -108,9 +108,9 @@ def membership_inference(
 ) -> Membership:
     """Logistic regression on loss, confidence and entropy, fitted on retained rows and used on forgotten ones.
 
-    The attacker knows which retained rows are members (training) and which are not (test), and learns to tell them apart
-    from the unlearned model's outputs. It is then asked to tell forgotten training rows from test rows of the forgotten
-    classes. Both sides are balanced by sampling.
+    The attacker knows which retained rows are members (training) and which are not (test). It learns to tell them apart
+    from the unlearned model's outputs, and is then asked to tell forgotten training rows from test rows of the
+    forgotten classes. Both sides are balanced by sampling.
 
     Args:
         retain_train, retain_test, forget_train, forget_test: logits (rows, labels) and labels (rows,) of each.

@@ -1,25 +1,18 @@
-"""Small language models to compare with: loading question-answer data, and training an original or retrained model."""
+"""Training of small language models to compare with, and of their tokenizers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from ...data.dialogues import AnswerCollator, prepare_dialogues
-from ...errors import UNSCError
-from ...models.loading import load_as, load_tokenizer
+from ...models.loading import load_tokenizer
+from .sizes import from_scratch
 from .texts import texts
 from .training import TrainingPlan
 
@@ -27,43 +20,43 @@ _END, _PAD = "<|end|>", "<|pad|>"
 
 
 @dataclass(frozen=True)
-class LlamaSize:
-    """A Llama from scratch: depth, width, heads; the MLP is four times as wide."""
+class LanguagePlan(TrainingPlan):
+    """How a language model is trained.
 
-    layers: int
-    width: int
-    heads: int
-
-
-LLAMA_SIZES = {
-    "nano": LlamaSize(2, 128, 4),
-    "tiny": LlamaSize(4, 256, 4),
-    "small": LlamaSize(6, 384, 6),
-    "medium": LlamaSize(12, 768, 12),
-}
-
-
-def to_dialogues(dataset: Dataset, template: str = "Question: {question}\nAnswer:") -> Dataset:
-    """Rows with `prompt` and `completion`: those of `question` and `answer` through `template`; other columns stay.
-
-    Raises:
-        UNSCError: neither pair of columns, nor `text`.
+    Attributes:
+        size: a Llama's, or None to fine-tune `base_model`.
+        vocabulary_size: most tokens of the tokenizer that is learned for `size`.
+        max_length: tokens of a row, for `size`.
+        completion_only: learn the completions' tokens alone.
     """
-    columns = set(dataset.column_names)
-    if {"prompt", "completion"} <= columns or "text" in columns:
-        return dataset
-    if not {"question", "answer"} <= columns:
-        raise UNSCError(
-            f"dataset_name: columns are {', '.join(dataset.column_names)}; expected prompt and completion, question and "
-            "answer, or text."
+
+    vocabulary_size: int = 2048
+    max_length: int = 256
+    completion_only: bool = False
+
+    auto_class: ClassVar[Any] = AutoModelForCausalLM
+    load_processor: ClassVar[Callable[[str], Any]] = load_tokenizer
+
+    def untrained(self, dataset: Dataset, labels: Sequence[str]) -> tuple[PreTrainedModel, Any]:
+        """A Llama, and a tokenizer learned from `dataset`."""
+        tokenizer = train_bpe(dataset, self.vocabulary_size, self.max_length)
+        model = from_scratch(
+            LlamaConfig,
+            self.size,
+            vocab_size=len(tokenizer),
+            max_position_embeddings=self.max_length,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+            tie_word_embeddings=True,
         )
+        return model, tokenizer
 
-    def convert(row: dict[str, Any]) -> dict[str, str]:
-        if row["question"] is None or row["answer"] is None:
-            raise UNSCError("dataset_name: a row has no question or no answer; leave it out.")
-        return {"prompt": template.format(question=row["question"]), "completion": " " + row["answer"].strip()}
+    def prepare(self, dataset: Dataset, processor: Any, model: PreTrainedModel, label_column: str | None) -> Dataset:
+        return prepare_dialogues(dataset, processor, self.completion_only)
 
-    return dataset.map(convert, remove_columns=["question", "answer"], load_from_cache_file=False)
+    def collator(self, processor: Any) -> Any:
+        return AnswerCollator.of(processor)
 
 
 def train_bpe(dataset: Dataset, size: int, max_length: int) -> PreTrainedTokenizerFast:
@@ -82,58 +75,3 @@ def train_bpe(dataset: Dataset, size: int, max_length: int) -> PreTrainedTokeniz
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=max_length, eos_token=_END, pad_token=_PAD
     )
-
-
-def build_llama(
-    dataset: Dataset, size: str, vocabulary_size: int, max_length: int
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """An untrained Llama and a tokenizer learned from `dataset`.
-
-    Raises:
-        UNSCError: unknown size.
-    """
-    if size not in LLAMA_SIZES:
-        raise UNSCError(f"model_size: {size!r} does not exist; choose from {', '.join(LLAMA_SIZES)}.")
-    tokenizer = train_bpe(dataset, vocabulary_size, max_length)
-    shape = LLAMA_SIZES[size]
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=shape.width,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=4 * shape.width,
-        max_position_embeddings=max_length,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-        tie_word_embeddings=True,
-    )
-    return LlamaForCausalLM(config), tokenizer
-
-
-@dataclass(frozen=True)
-class LanguagePlan(TrainingPlan):
-    """How a language model is trained.
-
-    Attributes:
-        size: name in `LLAMA_SIZES`, or None to fine-tune `base_model`.
-        vocabulary_size: most tokens of the tokenizer that is learned for `size`.
-        max_length: tokens of a row, for `size`.
-        completion_only: learn the completions' tokens alone.
-    """
-
-    vocabulary_size: int = 2048
-    max_length: int = 256
-    completion_only: bool = False
-
-    def start(self, dataset: Dataset, labels: Sequence[str]) -> tuple[PreTrainedModel, Any]:
-        if self.base_model is None:
-            assert self.size is not None
-            return build_llama(dataset, self.size, self.vocabulary_size, self.max_length)
-        return load_as(AutoModelForCausalLM, self.base_model, "model_name_or_path"), load_tokenizer(self.base_model)
-
-    def prepare(self, dataset: Dataset, processor: Any, model: PreTrainedModel, label_column: str | None) -> Any:
-        return prepare_dialogues(dataset, processor, self.completion_only)
-
-    def collator(self, processor: Any) -> Any:
-        return AnswerCollator.of(processor)

@@ -1,4 +1,4 @@
-"""The embedded quickstart: scikit-learn's bundled handwritten digits, a data set of 1,797 images of 8 x 8 pixels."""
+"""The quickstart's data and plan: scikit-learn's handwritten digits, 1,797 images of 8 x 8 pixels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .images import ImagePlan
 FORGET_CLASSES = ["8"]
 
 
-# Chosen by validation accuracy on the train rows alone: benchmarks/quickstart.py choose.
+# Chosen by validation accuracy on training rows alone: benchmarks/quickstart.py choose.
 PLAN = ImagePlan(size="nano", patch_size=2, epochs=100, learning_rate=1e-3, batch_size=64)
 
 

@@ -1,8 +1,8 @@
-"""Text data sets and the models to compare with: loading, and training an original or a retrained classifier."""
+"""Training of text classifiers to compare with, and of their tokenizers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,45 +11,60 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
-    BertForSequenceClassification,
     DataCollatorWithPadding,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
 from ...data.columns import find_text_columns
 from ...data.inputs import prepare_dataset
-from ...errors import UNSCError
-from ...models.loading import load_to_finetune, load_tokenizer
+from ...models.loading import load_tokenizer
+from .sizes import from_scratch
 from .training import TrainingPlan
 
 _SPECIAL = {
-    "pad_token": "[PAD]",
-    "unk_token": "[UNK]",
-    "cls_token": "[CLS]",
-    "sep_token": "[SEP]",
-    "mask_token": "[MASK]",
-}
+    "pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class BertSize:
-    """A BERT from scratch: depth, width, heads; the MLP is four times as wide."""
+class TextPlan(TrainingPlan):
+    """How a text classifier is trained.
 
-    layers: int
-    width: int
-    heads: int
+    Attributes:
+        size: a BERT's, or None to fine-tune `base_model`.
+        text_columns: found by themselves when None.
+        vocabulary_size: most tokens of the tokenizer that is learned for `size`.
+        max_length: tokens of a text, for `size`.
+    """
 
+    text_columns: tuple[str, ...] | None = None
+    vocabulary_size: int = 4096
+    max_length: int = 64
 
-BERT_SIZES = {
-    "nano": BertSize(2, 64, 2),
-    "tiny": BertSize(2, 128, 2),
-    "mini": BertSize(4, 256, 4),
-    "small": BertSize(4, 512, 8),
-    "medium": BertSize(8, 512, 8),
-    "base": BertSize(12, 768, 12),
-}
+    inputs: ClassVar[int] = 1
+    auto_class: ClassVar[Any] = AutoModelForSequenceClassification
+    load_processor: ClassVar[Callable[[str], Any]] = load_tokenizer
+
+    def untrained(self, dataset: Dataset, labels: Sequence[str]) -> tuple[PreTrainedModel, Any]:
+        """A BERT, and a tokenizer learned from the texts of `dataset`."""
+        columns = find_text_columns(dataset, self.text_columns)
+        tokenizer = train_tokenizer(dataset, columns, self.vocabulary_size, self.max_length)
+        model = from_scratch(
+            BertConfig,
+            self.size,
+            labels,
+            vocab_size=len(tokenizer),
+            max_position_embeddings=self.max_length,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        return model, tokenizer
+
+    def prepare(self, dataset: Dataset, processor: Any, model: PreTrainedModel, label_column: str | None) -> Dataset:
+        return prepare_dataset(dataset, processor, model, label_column, self.text_columns)
+
+    def collator(self, processor: Any) -> Any:
+        return DataCollatorWithPadding(processor)
 
 
 def texts(dataset: Dataset, columns: Sequence[str]) -> Iterator[str]:
@@ -60,11 +75,11 @@ def texts(dataset: Dataset, columns: Sequence[str]) -> Iterator[str]:
 
 
 def train_tokenizer(dataset: Dataset, columns: Sequence[str], size: int, max_length: int) -> PreTrainedTokenizerFast:
-    """A lower-casing WordPiece tokenizer of at most `size` tokens, learned from the texts of `dataset`; the same texts give the same one.
+    """A lower-casing WordPiece tokenizer of at most `size` tokens; the same texts always give the same one.
 
-    Left to itself, training numbers the pieces inside words in the order of a hash table, which differs from process to process, and
-    breaks ties by these numbers. So they are named beforehand, among the special tokens, and what was learned is put into a new tokenizer
-    in which they are pieces like all others.
+    The trainer of `tokenizers` numbers the pieces inside words in the order of a hash table, which differs between
+    processes, and breaks ties by these numbers. So the pieces are given to it beforehand, among the special tokens.
+    The learned vocabulary then goes into a new tokenizer, in which they are ordinary pieces.
     """
     learner = _word_pieces(models.WordPiece(unk_token=_SPECIAL["unk_token"]))
     inside = {
@@ -93,62 +108,3 @@ def _word_pieces(model: models.WordPiece) -> Tokenizer:
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return tokenizer
-
-
-def build_bert(
-    dataset: Dataset, columns: Sequence[str], size: str, vocabulary_size: int, max_length: int, labels: Sequence[str]
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """An untrained BERT for the texts of `dataset`, and a tokenizer learned from them.
-
-    Raises:
-        UNSCError: unknown size.
-    """
-    if size not in BERT_SIZES:
-        raise UNSCError(f"model_size: {size!r} does not exist; choose from {', '.join(BERT_SIZES)}.")
-    tokenizer = train_tokenizer(dataset, columns, vocabulary_size, max_length)
-    shape = BERT_SIZES[size]
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=shape.width,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=4 * shape.width,
-        max_position_embeddings=max_length,
-        pad_token_id=tokenizer.pad_token_id,
-        num_labels=len(labels),
-        id2label=dict(enumerate(labels)),
-        label2id={label: i for i, label in enumerate(labels)},
-    )
-    return BertForSequenceClassification(config), tokenizer
-
-
-@dataclass(frozen=True)
-class TextPlan(TrainingPlan):
-    """How a text classifier is trained.
-
-    Attributes:
-        size: name in `BERT_SIZES`, or None to fine-tune `base_model`.
-        text_columns: found by themselves when None.
-        vocabulary_size: most tokens of the tokenizer that is learned for `size`.
-        max_length: tokens of a text, for `size`.
-    """
-
-    text_columns: tuple[str, ...] | None = None
-    vocabulary_size: int = 4096
-    max_length: int = 64
-
-    inputs: ClassVar[int] = 1
-
-    def start(self, dataset: Dataset, labels: Sequence[str]) -> tuple[PreTrainedModel, Any]:
-        if self.base_model is None:
-            assert self.size is not None
-            columns = find_text_columns(dataset, self.text_columns)
-            return build_bert(dataset, columns, self.size, self.vocabulary_size, self.max_length, labels)
-        tokenizer = load_tokenizer(self.base_model)
-        return load_to_finetune(AutoModelForSequenceClassification, self.base_model, labels), tokenizer
-
-    def prepare(self, dataset: Dataset, processor: Any, model: PreTrainedModel, label_column: str | None) -> Any:
-        return prepare_dataset(dataset, processor, model, label_column, self.text_columns)
-
-    def collator(self, processor: Any) -> Any:
-        return DataCollatorWithPadding(processor)

@@ -1,4 +1,4 @@
-"""Originals and retrained references: trained once by a stated plan, and kept for the next run."""
+"""Originals and retrained references: each is trained once by a stated plan and kept for the next run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,23 +18,24 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 
+from ...data.inputs import CachedRows
 from ...models.head import classify
+from ...models.loading import load_to_finetune
 from ...utils.files import alone
 from ...utils.fingerprint import data_fingerprint
-from ..remembered import Memory, RememberedRows
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How an original or retrained model is made; equal plans on equal data are trained once and kept.
+    """How an original or retrained model is trained. Equal plans on equal data are trained once and kept.
 
-    A modality's plan says what to start from and how to batch.
+    A subclass says what a model of its kind starts from and how its rows are batched.
 
     Attributes:
         size: name of a size to train from scratch, or None to fine-tune `base_model`.
         base_model: Hub id or folder to start from.
         epochs, learning_rate, batch_size, weight_decay: of AdamW with a linear schedule and 5 % warm-up.
-        seed: of initial weights and order.
+        seed: of the initial weights and the order of the rows.
     """
 
     size: str | None = "tiny"
@@ -45,13 +46,29 @@ class TrainingPlan:
     weight_decay: float = 0.05
     seed: int = 0
 
-    inputs: ClassVar[int] = 0  # changes with how rows become numbers: models that were trained before read others
+    inputs: ClassVar[int] = 0  # counts changes of how rows become inputs: a model trained before one reads others
+    auto_class: ClassVar[Any] = None  # loads `base_model`
+    load_processor: ClassVar[Callable[[str], Any]]  # loads its image processor or tokenizer
 
-    def start(self, dataset: Dataset, labels: Sequence[str]) -> tuple[PreTrainedModel, Any]:
-        """The model before training, and its image processor or tokenizer."""
+    def start(self, dataset: Dataset, labels: Sequence[str] = ()) -> tuple[PreTrainedModel, Any]:
+        """The model before training, and its image processor or tokenizer.
+
+        Args:
+            dataset: rows that an image processor or tokenizer is made from, for `size`.
+            labels: names of a classifier's labels by id.
+
+        Raises:
+            UNSCError: an unknown size, or a base model that cannot be loaded.
+        """
+        if self.base_model is None:
+            return self.untrained(dataset, labels)
+        return load_to_finetune(self.auto_class, self.base_model, labels), type(self).load_processor(self.base_model)
+
+    def untrained(self, dataset: Dataset, labels: Sequence[str]) -> tuple[PreTrainedModel, Any]:
+        """A model of `size` with random weights, and its image processor or tokenizer."""
         raise NotImplementedError
 
-    def prepare(self, dataset: Dataset, processor: Any, model: PreTrainedModel, label_column: str | None) -> Any:
+    def prepare(self, dataset: Dataset, processor: Any, model: PreTrainedModel, label_column: str | None) -> Dataset:
         """Rows ready for the model."""
         raise NotImplementedError
 
@@ -61,7 +78,7 @@ class TrainingPlan:
 
 
 class _Trainer(Trainer):
-    """Texts with one label each run in pieces of like length, where that spares padding: the same loss and gradient."""
+    """Runs texts with one label each in pieces of similar length. Loss and gradient are the same, with less padding."""
 
     def compute_loss(
         self,
@@ -85,22 +102,22 @@ def train_model(
     label_column: str | None = None,
     vocabulary: Dataset | None = None,
 ) -> Path:
-    """Train by `plan` on `dataset`, or find the model that an equal call has left in `folder`; one that another process is training is
-    waited for.
+    """Train by `plan` on `dataset`, or return the model that an equal call has left in `folder`.
+
+    While another process trains the same model, this one waits for it.
 
     Args:
         dataset: training rows.
         plan: how to train.
         folder: where trained models are kept.
-        name: what the model is, for its folder's name; an equal model is found under any name.
-        labels: names of all classes by id; a retrained model has an output for the forgotten ones too.
+        name: start of the folder's name; an equal model is found under any name.
+        labels: names of all classes by id. A retrained model has an output for the forgotten ones too.
         label_column: found by itself when None.
-        vocabulary: rows that an image processor's pixel statistics or a tokenizer is made from, where that is not
-            `dataset`. References for a comparison must read the same inputs as the original.
+        vocabulary: rows that the image processor or tokenizer is made from, where that is not `dataset`. A reference in
+            a comparison must read the same inputs as the original.
 
     Returns:
-        The model's folder, `folder/name-<hash of plan and data>`, or an equal model's under another name; it appears only when
-        training has ended.
+        The model's folder, `folder/name-<hash of plan and data>`. It appears only when training has ended.
 
     Raises:
         UNSCError: a base model that cannot be loaded, an unknown size, or inputs that do not fit.
@@ -113,40 +130,36 @@ def train_model(
     if vocabulary is not None:
         settings["vocabulary"] = data_fingerprint(vocabulary)
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
-    found = _trained(Path(folder), key)
-    if found is None:
-        with _one_process(Path(folder) / key):
-            found = _trained(Path(folder), key) or _train(
-                dataset, plan, Path(folder) / f"{name}-{key}", name, labels, label_column, vocabulary, settings
-            )
-    return found
+    trained = _trained(Path(folder), key)
+    if trained is not None:
+        return trained
+    target = Path(folder) / f"{name}-{key}"
+    with _one_process(Path(folder) / key):
+        trained = _trained(Path(folder), key)
+        if trained is None:
+            set_seed(plan.seed)
+            model, processor = plan.start(dataset if vocabulary is None else vocabulary, labels)
+            _train(model, processor, plan.prepare(dataset, processor, model, label_column), plan, target, settings)
+    return trained or target
 
 
 def _trained(folder: Path, key: str) -> Path | None:
-    """The model of this key, whatever it was called then."""
-    return next((found for found in sorted(folder.glob(f"*-{key}")) if (found / "config.json").is_file()), None)
+    """The finished model of this key, under any name."""
+    return next((path for path in sorted(folder.glob(f"*-{key}")) if (path / "config.json").is_file()), None)
 
 
 def _one_process(target: Path) -> AbstractContextManager[None]:
-    """Nobody else trains the same meanwhile; but processes that train it together must not wait for each other."""
+    """Lock out other runs that train the same. Processes of one run train together and must not wait for each other."""
     together = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return nullcontext() if together else alone(target)
 
 
 def _train(
-    dataset: Dataset,
-    plan: TrainingPlan,
-    target: Path,
-    name: str,
-    labels: Sequence[str],
-    label_column: str | None,
-    vocabulary: Dataset | None,
-    settings: dict[str, Any],
-) -> Path:
-    set_seed(plan.seed)
-    model, processor = plan.start(dataset if vocabulary is None else vocabulary, labels)
+    model: PreTrainedModel, processor: Any, rows: Dataset, plan: TrainingPlan, target: Path, settings: dict[str, Any]
+) -> None:
+    """Train in a hidden folder, which becomes `target` at the end."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=target.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         trainer = _Trainer(
             model=model,
@@ -160,12 +173,12 @@ def _train(
                 save_strategy="no",
                 logging_strategy="epoch",
                 report_to="none",
-                use_cpu=not torch.accelerator.is_available(),  # said aloud, so that processes on CPUs find each other
+                use_cpu=not torch.accelerator.is_available(),  # explicit, so that processes on CPUs connect
                 seed=plan.seed,
                 remove_unused_columns=False,
                 dataloader_pin_memory=torch.cuda.is_available(),
             ),
-            train_dataset=RememberedRows(plan.prepare(dataset, processor, model, label_column), Memory()),
+            train_dataset=CachedRows(rows),
             data_collator=plan.collator(processor),
             processing_class=processor,
         )
@@ -179,4 +192,3 @@ def _train(
         trainer.accelerator.wait_for_everyone()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return target

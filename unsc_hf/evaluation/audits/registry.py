@@ -68,8 +68,8 @@ class Audit:
         headline: the key that a verdict compares with the retrained models' band; None for an audit that takes no part
             in verdicts.
         run: the audit.
-        calibrate: chooses how strong the audit is, once for a comparison. It examines the original on validation rows in
-            the place of test rows. What it returns is in `Examination.calibration`; its "summary" is printed.
+        calibrate: chooses how strong the audit is, once for a comparison. It examines the original, on validation rows
+            instead of test rows. What it returns is in `Examination.calibration`; its "summary" is printed.
     """
 
     name: str
