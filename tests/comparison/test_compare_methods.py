@@ -268,8 +268,7 @@ def test_files_for_every_reader(world: World, result: dict[str, Any], tmp_path: 
     summary, place = summaries["frog"], tmp_path / "frog"
     rows = table(summary)
     assert [row[0] for row in rows[1:]] == [
-        "original", "UNSC", "forgotten logit masked", "gradient ascent", "retrained",
-        "false alarms on retrained models",
+        "original", "UNSC", "masked logits", "gradient ascent", "retrained", "false alarms on retrained models",
     ]  # fmt: skip
     assert all(len(row) == len(rows[0]) for row in rows)
     lines = (place / "table.md").read_text().strip().splitlines()
@@ -477,8 +476,8 @@ def test_python_users_compare_and_audit_models_with_functions(world: World, tmp_
         "audits": ["membership"], "config": world.config("unused"),
     }  # fmt: skip
     found = compare(model, methods=["masked"], seeds=[0], output_dir=tmp_path / "compared", **given)
-    assert [row[0] for row in found.table] == ["method", "original", "forgotten logit masked"]
-    assert "| forgotten logit masked | 0.0 |" in str(found)
+    assert [row[0] for row in found.table] == ["method", "original", "masked logits"]
+    assert "| masked logits | 0.0 |" in str(found)
     assert (found.save() / "frog" / "report.html").is_file()
     assert not Path(world.config("unused").output_dir).exists()
     masked = METHODS["masked"].run(SimpleNamespace(fresh=lambda: deepcopy(model), forgotten=[2]))

@@ -14,10 +14,10 @@ from datasets import Dataset
 from helpers.rows import tensor_dataset
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
-from unsc_hf.comparison.controls import sample_rows
 from unsc_hf.comparison.references import training
 from unsc_hf.data.inputs import CachedRows, prepare_dataset
 from unsc_hf.evaluation.audits import probe
+from unsc_hf.evaluation.engine import sample_rows
 from unsc_hf.models.head import classify
 from unsc_hf.models.outputs import Outputs, collect_outputs
 
@@ -57,13 +57,13 @@ def test_pieces_of_like_length_give_the_logits_and_gradients_of_the_batch(rows: 
 def test_probed_hidden_states_stay_beside_their_labels() -> None:
     model, batch, labels = bert(), texts(40, 11), torch.arange(40)
     exam: Any = SimpleNamespace(model=model, batches=lambda rows, size, seed: iter([{**batch, "labels": labels}]))
-    states, found = probe._hidden_states(exam, [labels], 40)
+    states, found = probe.hidden_states(exam, labels)
     assert sorted(found.tolist()) == list(range(40))
     with torch.no_grad():
         whole = model(**batch, output_hidden_states=True).hidden_states
     assert len(states) == len(whole) == 3
     for state, expected in zip(states, whole, strict=True):
-        pooled = probe._pool(expected, batch["attention_mask"])
+        pooled = probe.pool(expected, batch["attention_mask"])
         torch.testing.assert_close(state, pooled[found], atol=2e-6, rtol=1e-5)
 
 

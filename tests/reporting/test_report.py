@@ -44,7 +44,7 @@ def test_names_from_outside_stay_text(tmp_path: Path) -> None:
         ({"history": [{"forget_accuracy": 0.5, "forget_loss": None}]}, "not finite"),
         (
             {"methods": {"original": accuracies(), "unsc": accuracies(), "random_projector": accuracies(AccDrt=0.91)}},
-            "random",
+            "random subspace",
         ),
     ],
 )

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,21 +13,17 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from ..data.columns import read_labels
 from ..errors import UNSCError
-from ..evaluation.accuracy import macro_accuracy, per_class_accuracy
 from ..evaluation.audits import Audit, Examination, calibrate
+from ..evaluation.engine import EvaluationRows, accuracies
 from ..models.loading import own_processor
 from ..models.outputs import Outputs, RowOutputs
 from ..reporting.model_card import public_name
 from ..utils.files import alone, write_beside
-from .controls import sample_rows
+from .controls import KNOWN, training_seconds
 from .experiment import Experiment
 from .summary import ORIGINAL, RETRAINED
 from .workbench import Workbench
-
-_ROWS = 5000  # about so many training rows to forget, and to keep, are read with every model
-_KNOWN = 0.05  # a reference that recognises this much of the forgotten classes was trained on them
 
 
 class Examiner:
@@ -41,8 +36,8 @@ class Examiner:
 
     def __init__(self, experiment: Experiment, audits: Sequence[Audit]) -> None:
         self.experiment, self.audits = experiment, audits
-        column, parts = experiment.config.label_column, (experiment.forget, experiment.retain)
-        self._samples = [sample_rows(rows, read_labels(rows, column), _ROWS) for rows in parts]
+        column = experiment.config.label_column
+        self._rows = EvaluationRows.sample(experiment.forget, experiment.retain, experiment.test, column)
 
     # ---- what models answer -----------------------------------------------------------------------------------------
 
@@ -62,9 +57,7 @@ class Examiner:
 
     def row_outputs(self, bench: Workbench, model: PreTrainedModel) -> RowOutputs:
         """Outputs on sampled training rows and on all test rows."""
-        forget, retain = self._samples
-        parts = (forget, retain, self.experiment.test)
-        return RowOutputs(*(self.experiment.collect(bench, model, rows) for rows in parts))
+        return self._rows.outputs(partial(self.experiment.collect, bench, model))
 
     def check_outputs(self, name: str) -> str:
         """Read a model, and refuse a reference that knows what it should never have seen.
@@ -75,14 +68,14 @@ class Examiner:
         Raises:
             UNSCError: naming the reference.
         """
-        accuracies = self.experiment.accuracies(self.outputs(name).test)
-        if name.startswith(RETRAINED) and (accuracies["AccDut"] or 0.0) > _KNOWN:
+        shares = accuracies(self.outputs(name), self.experiment.forgotten)
+        if name.startswith(RETRAINED) and (shares["AccDut"] or 0.0) > KNOWN:
             model = self.experiment.reference(int(name.rpartition("-")[2]))
             raise UNSCError(
-                f"retrained_model_name_or_path: {model} recognises {accuracies['AccDut']:.0%} of the forgotten "
-                "classes, so it was trained on them; leave it out."
+                f"retrained_model_name_or_path: {model} recognises {shares['AccDut']:.0%} of the forgotten classes, "
+                "so it was trained on them; leave it out."
             )
-        return f"read {name}: {in_words(accuracies)}"
+        return f"read {name}: {in_words(shares)}"
 
     def _bench(self, seed: int) -> Workbench:
         return self.experiment.bench(seed)
@@ -111,9 +104,9 @@ class Examiner:
             original=self.outputs(f"{ORIGINAL}-{seed}"),
             references=[self.outputs(f"{RETRAINED}-{number}") for number in references],
             forgotten=self.experiment.forgotten,
-            forget=self._samples[0],
-            retain=self._samples[1],
-            test=self.experiment.test,
+            forget=self._rows.forget,
+            retain=self._rows.retain,
+            test=self._rows.test,
             collect=lambda model, rows: self.experiment.collect(bench, model, rows, features=False),
             batches=batches,
         )
@@ -133,7 +126,7 @@ class Examiner:
 
     def calibration_line(self) -> str:
         """What was chosen, for people."""
-        chosen = [f"{name}: {choice['told']}" for name, choice in self.calibration().items()]
+        chosen = [f"{name}: {choice['summary']}" for name, choice in self.calibration().items()]
         return f"on {len(self.experiment.validation)} validation rows, {'; '.join(chosen)}"
 
     def examine(
@@ -157,10 +150,7 @@ class Examiner:
         exam = self._examination(bench, model, outputs, seed, numbers)
         exam = replace(exam, calibration=self.calibration())
         return {
-            **self.experiment.accuracies(outputs.test),
-            "AccDf": macro_accuracy(outputs.forget.logits, outputs.forget.labels),
-            "AccDr": macro_accuracy(outputs.retain.logits, outputs.retain.labels),
-            "per_class": per_class_accuracy(outputs.test.logits, outputs.test.labels),
+            **accuracies(outputs, self.experiment.forgotten),
             "audits": {audit.name: audit.run(exam) for audit in self.audits},
         }
 
@@ -172,7 +162,7 @@ class Examiner:
         others = [other for other in self.experiment.reference_numbers() if other != number]
         outputs = self.outputs(f"{RETRAINED}-{number}")
         result = self.examine(bench, bench.original, self.experiment.seeds[0], outputs, others)
-        return {**result, "seconds": _training_seconds(name), "model": public_name(name)}
+        return {**result, "seconds": training_seconds(name), "model": public_name(name)}
 
     def examine_original(self, seed: int) -> dict[str, Any]:
         """The original of a seed. Its record also names the references that were given, see `check_models`."""
@@ -233,11 +223,6 @@ def in_words(accuracies: Mapping[str, Any]) -> str:
     shares = (accuracies[name] for name in ("AccDut", "AccDrt"))
     words = ("–" if share is None else f"{share:.1%}" for share in shares)
     return "AccDut {}, AccDrt {}".format(*words)
-
-
-def _training_seconds(folder: str) -> float | None:
-    file = Path(folder) / "training.json"
-    return json.loads(file.read_text(encoding="utf-8")).get("seconds") if file.is_file() else None
 
 
 def _to_tensors(outputs: RowOutputs) -> dict[str, torch.Tensor]:

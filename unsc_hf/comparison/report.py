@@ -99,7 +99,7 @@ def _sections(
             signs.setdefault(sign, []).append(names.get(method, method))
     points = [f"{sign} ({', '.join(methods)})" for sign, methods in signs.items()]
     calibration = outcome.get("calibration", {})
-    strength = [f"{AUDITS[audit].title}: {choice['told']}." for audit, choice in calibration.items() if audit in AUDITS]
+    strength = [f"{AUDITS[name].title}: {choice['summary']}." for name, choice in calibration.items() if name in AUDITS]
     chosen = "Chosen on the original and validation rows, and the same for every model."
     return [
         Section("What was asked", _asked(result, outcome)),

@@ -21,15 +21,15 @@ def unsc(bench: Workbench, **settings: Any) -> PreTrainedModel:
     return bench.unlearn(**settings)
 
 
-@method("UNSC without null space", SETTINGS)
+@method("UNSC, no projection", SETTINGS)
 def no_null_space(bench: Workbench, **settings: Any) -> PreTrainedModel:
     """The same pseudo-labels, and no projection."""
     return bench.unlearn(null_space="none", **settings)
 
 
-@method("UNSC, random projector", SETTINGS)
+@method("UNSC, random subspace", SETTINGS)
 def random_projector(bench: Workbench, **settings: Any) -> PreTrainedModel:
-    """The same pseudo-labels under a random projector of the same rank in every layer."""
+    """The same pseudo-labels under a random subspace of the same rank in every layer."""
     return bench.unlearn(null_space="random", **settings)
 
 

@@ -21,7 +21,7 @@ _SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 _WAYS = {
     "UNSC": {},
     "with rehearsal": {"objective": "unsc_retain"},
-    "random projector": {"null_space": "random"},
+    "random subspace": {"null_space": "random"},
     "no projection": {"null_space": "none"},
 }
 
@@ -29,7 +29,7 @@ _WAYS = {
 _COLOURS = {
     "UNSC": BLUE,
     "with rehearsal": "#6fb1e0",
-    "random projector": ORANGE,
+    "random subspace": ORANGE,
     "no projection": GREY,
     "retrained": GREEN,
 }

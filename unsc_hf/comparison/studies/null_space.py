@@ -10,7 +10,7 @@ from ...reporting.plots import BLUE, GREY, ORANGE
 from .lab import Lab, bars, matching, mean, panels, percent
 from .registry import Points, Study, register
 
-_SPACES = {"retained": "null space", "random": "random, same rank", "none": "no projection"}
+_SPACES = {"retained": "null space", "random": "random subspace", "none": "no projection"}
 
 
 _OBJECTIVES = {"unsc": "pseudo-labels", "gradient_ascent": "true-label ascent"}
