@@ -113,7 +113,7 @@ def summarise(outcome: Mapping[str, Any]) -> dict[str, Any]:
             z = (mean - float(np.mean(band))) / spread if mean is not None and band and spread > 0 else None
             cells[path] = {"mean": mean, "half": half_interval(numbers), "z": z}
         verdict, outside = (
-            judge_method(records, references, found["forgotten"]) if name not in (ORIGINAL, RETRAINED) else ("", [])
+            judge_method(records, references, outcome["forgotten"]) if name not in (ORIGINAL, RETRAINED) else ("", [])
         )
         rows[name] = {"cells": cells, "verdict": verdict, "outside": outside, "lead": against(runs, name)}
     alarms = {path: false_alarms(references, path) for path in paths}
