@@ -33,5 +33,7 @@ def format_size(size: int) -> str:
     """Bytes with a unit of thousands, rounded up: a need that is named must be enough when it is granted."""
     for unit, count in _UNITS.items():
         if size >= count:
-            return f"{math.ceil(100 * size / count) / 100:.12g}{unit}"
+            hundredths = math.ceil(100 * size / count)
+            hundredths += int(hundredths / 100 * count) < size  # where reading the number back would round it down
+            return f"{hundredths / 100:.12g}{unit}"
     return f"{size}B"
