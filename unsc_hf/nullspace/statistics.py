@@ -203,7 +203,7 @@ class ActivationStatistics:
         )
         if budget and not whole:
             raise UNSCError(
-                "statistics: were collected with a budget, so whether a row is in them cannot be told; collect them "
+                "statistics: were collected with a budget, so whether a row is in them is unknown; collect them "
                 "with max_rows_per_class=None and max_samples_per_class=None to serve requests of single rows."
             )
         left = self - theirs

@@ -21,12 +21,12 @@ def size_in_bytes(size: str | int | None, argument: str) -> int | None:
         return None
     try:
         # Upper case: accelerate reads a small "b" as bits.
-        found = convert_file_size_to_int(size if isinstance(size, int) else size.upper().strip())
+        count = convert_file_size_to_int(size if isinstance(size, int) else size.upper().strip())
     except (ValueError, OverflowError, AttributeError):
-        found = 0
-    if isinstance(size, bool) or found < 1:
+        count = 0
+    if isinstance(size, bool) or count < 1:
         raise UNSCError(f'{argument}: {size!r} is not a size; give a number and a unit, such as "2GB" or "500MiB".')
-    return int(found)
+    return int(count)
 
 
 def format_size(size: int) -> str:
