@@ -189,11 +189,15 @@ def test_layers_without_a_free_direction_are_frozen() -> None:
 def test_layers_that_never_run_and_those_not_asked_for_are_frozen() -> None:
     model = make_vit(labels=10)
     model.unused = nn.Linear(4, 4)
-    space = NullSpace.fit(model, [_patterns(4, False)], energy=1.0, target_modules=["fc2", "unused"])
+    images = _patterns(4, False)
+    space = NullSpace.fit(model, [images], energy=1.0, target_modules=["fc2", "unused"])
     frozen = space.freeze_others()
     assert frozen["unused.weight"] == "never ran on the fitted rows"
     assert frozen["classifier.weight"] == "not selected by target_modules"
     assert {name for name, p in model.named_parameters() if p.requires_grad} == space.projection.trained_names()
+    del model.vit.layers[1:]
+    with pytest.raises(UNSCError, match="batches: layer 'vit.layers.1.mlp.fc2' never ran"):
+        space.leak([images])
 
 
 def _tokens(rows: int, length: int) -> torch.Tensor:

@@ -202,7 +202,8 @@ class NullSpace:
                 )
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         trained = {name: parameter for name, parameter in self._trained().items() if id(parameter) in held}
-        others = [name for name in trained if name not in self.projection.trained_names()]
+        protected = self.projection.trained_names()
+        others = [name for name in trained if name not in protected]
         if others:
             raise UNSCError(
                 f"optimizer: trains {len(others)} parameters that cannot be protected, the first is {others[0]!r} "
@@ -229,7 +230,8 @@ class NullSpace:
         """
         self.projection.project_displacements(dtype)
         for name, buffer in self._running_statistics().items():
-            buffer.copy_(self._running[name])
+            if name in self._running:
+                buffer.copy_(self._running[name])
 
     def leak(self, batches: Iterable[Mapping[str, Any]]) -> Leak:
         """Relative change of the trained layers' outputs on some rows, such as held-out ones: see `projection.Leak`.
@@ -246,6 +248,9 @@ class NullSpace:
                 moments, keys = read_batches(self.model, batches, layers)
         finally:
             self.projection.restore(now)
+        silent = [layer.name for layer in layers if layer.name not in keys]
+        if silent:
+            raise UNSCError(f"batches: layer {silent[0]!r} never ran on them; give rows like those that were fitted.")
         return self.projection.leak(moments, keys)
 
 

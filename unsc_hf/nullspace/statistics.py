@@ -86,10 +86,8 @@ class ActivationStatistics:
             label_column: column that names the group of each row; found by itself when None.
             groups: a group for each row, instead of a column.
             pool_as: sum all classes into one group of this name, which saves memory. Budgets still hold for each class.
-            target_modules: see `models.layers.find_layers`.
-            layers: the layers themselves, when they are already known.
-            processing_class: image processor or tokenizer for raw rows.
-            prepare: makes raw rows ready for the model, instead of `processing_class`.
+            target_modules, layers: see `models.layers.find_layers`, or the layers themselves.
+            processing_class, prepare: image processor or tokenizer for raw rows, or what makes them ready instead.
             collate_fn: makes a batch of samples; transformers' default when None.
             batch_size: samples per forward pass; does not change the result.
             max_rows_per_class: row budget per class and layer. When a class has more activation rows than this, an
@@ -206,7 +204,7 @@ class ActivationStatistics:
         )
         if budget and not whole:
             raise UNSCError(
-                "statistics: were collected with a budget, so whether a row is in them cannot be told; collect them "
+                "statistics: were collected with a budget, so whether a row is in them is unknown; collect them "
                 "with max_rows_per_class=None and max_samples_per_class=None to serve requests of single rows."
             )
         left = self - theirs
