@@ -150,10 +150,8 @@ def _load(dataset: DatasetDict | str, task: str, config: UNSCConfig) -> DatasetD
                 data = load_text_dataset(dataset, label_column=config.label_column, text_columns=config.text_columns)
         except UNSCError as error:
             raise UNSCError(str(error).replace("dataset_name:", "dataset:", 1)) from error
-    wanted = ("train", "test")
-    if task == "text-generation":
-        wanted = ("train",) if "train" in data else ("forget", "retain")
-    for split in wanted:
+    splits = ("train", "test") if task != "text-generation" else ("train",) if "train" in data else ("forget", "retain")
+    for split in splits:
         if split not in data:
             raise UNSCError(f"dataset: no split {split!r}; splits found: {', '.join(sorted(data))}.")
     return data
