@@ -78,6 +78,7 @@ def test_what_is_saved_is_what_a_recipe_leaves(result: UnlearningResult, tmp_pat
     assert weight_hash(loaded) == weight_hash(result.model)
     results = results_of(folder)
     assert results["request"]["forget_classes"] == ["frog"]
+    assert results["request"]["model"] == "ViTForImageClassification"  # one that no folder names
     assert results["verdict"] == {"word": result.verdict, "reason": result.reason}
     assert results["table"] == result.table.cells
     assert results["command"].endswith("forget_classes='frog')")
@@ -138,7 +139,7 @@ def test_language_models(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "llama")
     config = options(target_forget_accuracy=0.0, max_leak=None, max_rows_per_class=None, max_steps=2)
     job: dict[str, Any] = {"controls": False, "config": config, "output_dir": tmp_path / "out"}
-    result = unlearn(str(tmp_path / "llama"), DatasetDict(train=rows), where=lambda row: row["person"] < 2, **job)
+    result = unlearn(tmp_path / "llama", DatasetDict(train=rows), where=lambda row: row["person"] < 2, **job)
     assert list(result.methods) == ["original", "unsc"]
     assert set(result.methods["unsc"].sets) == {"forget", "retain"}
     assert result.verdict == "not judged"
