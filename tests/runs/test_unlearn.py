@@ -111,6 +111,8 @@ def test_rows_by_a_predicate_and_a_second_request(model: PreTrainedModel, images
     parts = DatasetDict(train=rows, test=images["test"])
     first = unlearn(model, parts, where=lambda row: row["row"] in (1, 2, 50), output_dir=tmp_path / "one", **job)
     assert list(first.methods) == ["original", "unsc"]
+    first.save(tmp_path / "copy")
+    assert len(results_of(tmp_path / "copy")["requests"]) == 1  # a second copy is no second request
     left = DatasetDict(train=rows.select([i for i in range(120) if i not in (1, 2, 50)]), test=images["test"])
     unlearn(str(tmp_path / "one"), left, indices=[0, 3], output_dir=tmp_path / "two", **job)
     results = results_of(tmp_path / "two")
