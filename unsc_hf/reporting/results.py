@@ -58,10 +58,11 @@ class Table:
     def rich(self) -> RichTable:
         """For a terminal."""
         header, *rows = self.cells
-        table = RichTable(box=SIMPLE, pad_edge=False, padding=0)
-        table.add_column(header[0], min_width=min(14, max(len(row[0]) for row in rows)))
-        for column in header[1:]:
-            table.add_column(column, justify="right")
+        table = RichTable(box=SIMPLE, show_edge=False, padding=0)
+        table.add_column(header[0])
+        for i, title in enumerate(header[1:], 1):  # long titles are wrapped, figures are not
+            widest = max(len(text) for text in (*title.split(), *(row[i] for row in rows)))
+            table.add_column(title, justify="right", width=widest)
         for row in rows:
             table.add_row(*row, style="bold" if row[0] == self.written else None)
         return table
@@ -69,7 +70,7 @@ class Table:
     def __str__(self) -> str:
         text = io.StringIO()
         Console(file=text, width=120).print(self.rich())
-        return f"{text.getvalue().strip()}\n\n{self.note}"
+        return f"{text.getvalue().rstrip()}\n\n{self.note}"
 
 
 def classifier_table(methods: Mapping[str, MethodResult]) -> Table:
