@@ -30,6 +30,7 @@ from unsc_hf.data.sources import load_data, load_text_dataset
 from unsc_hf.erasure.bands import ProbeBands
 from unsc_hf.models.loading import load_as, own_processor
 
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("texts")
@@ -220,7 +221,7 @@ def test_bands_read_a_reference_with_its_own_tokenizer(tmp_path: Path, monkeypat
         tmp_path,
         trainer_kwargs={"processing_class": tokenizer},
     )
-    ProbeBands(trainer, loads)
+    ProbeBands(trainer.model, trainer.feature_rows(), loads)
     same, other = given[: len(given) // 2], given[len(given) // 2 :]
     assert len(same) == 2
     for ours, theirs in zip(same, other, strict=True):

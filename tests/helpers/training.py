@@ -52,7 +52,7 @@ def make_trainer(
 
 
 def logits(model: PreTrainedModel, dataset: Dataset, double: bool = False) -> torch.Tensor:
-    """With `double` those of the float32 weights computed in float64: what the weights did, without the rounding of two passes."""
+    """Logits on image rows; `double` computes them in float64, to exclude the rounding of the forward passes."""
     model = copy.deepcopy(model).double() if double else model
     with torch.no_grad():
         return model.eval()(pixel_values=dataset[:]["pixel_values"].to(model.dtype)).logits
@@ -98,7 +98,7 @@ EXACT = {
     "clipping": {"optim": "adamw_torch", "max_grad_norm": 1e-3},
     "accumulation": {"optim": "adamw_torch", "gradient_accumulation_steps": 4, "per_device_train_batch_size": 4},
     "activation checkpointing": {"optim": "adamw_torch", "activation_checkpointing": True},
-    "concatenated bases": {"optim": "adamw_torch", "subspace_merge": "concat"},
+    "concatenated bases": {"optim": "adamw_torch", "subspace_rule": "class_energy"},
 }
 
 

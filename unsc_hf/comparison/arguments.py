@@ -43,7 +43,9 @@ class SharedArguments:
     )
     forget_column: str | None = field(default=None, metadata={"help": "Column that marks the rows to forget."})
     forget_values: list[str] | None = field(default=None, metadata={"help": "Its values in the rows to forget."})
-    controls: bool = field(default=True, metadata={"help": "Also run the random projector and the unprojected update."})
+    controls: bool = field(
+        default=True, metadata={"help": "Also run the controls with a random subspace and with no projection."}
+    )
     license: str | None = field(default=None, metadata={"help": "Licence of the unlearned model, as an SPDX id."})
     use_peft: bool = field(
         default=False, metadata={"help": "Unlearn in LoRA adapters; the base weights are not touched."}

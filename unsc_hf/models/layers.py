@@ -70,7 +70,11 @@ class ProtectedLayer:
         return self.geometry.groups == 1 and not isinstance(self.module, Conv1D)
 
     def as_matrix(self, weight: Tensor) -> Tensor:
-        """`weight`, its gradient or a shard of its rows as (groups, out / groups, width), where `matrix @ row` is the output."""
+        """`weight`, its gradient or a shard of its rows as a matrix that maps rows to outputs.
+
+        Returns:
+            A view of shape (groups, out / groups, width).
+        """
         if isinstance(self.module, Conv1D):
             return weight.t().unsqueeze(0)
         return weight.reshape(self.geometry.groups, weight.shape[0] // self.geometry.groups, self.geometry.width)
@@ -99,7 +103,7 @@ class ProtectedLayer:
 
 
 def _conv_padding(conv: nn.Conv2d) -> tuple[int, int, int, int]:
-    """Padding of a convolution as F.pad wants it; 'same' puts the odd element on the right and bottom, as torch does."""
+    """Padding of a convolution in F.pad's order. Like torch, 'same' puts an odd element on the right and bottom."""
     if conv.padding == "valid":
         return (0, 0, 0, 0)
     if conv.padding == "same":

@@ -143,6 +143,7 @@ def options_of(config: UNSCConfig) -> dict[str, Any]:
     inherited = {f.name for f in fields(TrainingArguments)}
     names = [f.name for f in fields(config) if f.name not in inherited]
     values = {name: getattr(config, name) for name in (*names, *_TRAINING_OPTIONS)}
+    values["objective_args"] = config.objective_options
     return {name: getattr(value, "value", value) for name, value in values.items()}
 
 

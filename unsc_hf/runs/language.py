@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.trainer_utils import SaveStrategy
 
 from ..comparison.arguments import LanguageArguments, check_model_dtype
-from ..config import UNSCConfig
+from ..config import UNSCConfig, parse_objective_args
 from ..data.dialogues import to_dialogues
 from ..data.selection import Request
 from ..data.sources import load_data
@@ -27,7 +26,7 @@ from ..reporting.run_folder import check_output_folder
 from ..trainer.checkpoints import resume_from
 from ..trainer.trainer import UNSCTrainer
 from .job import Job, original_and_references, removed_after_error
-from .result import UnlearningResult, finished_run, unwrapped
+from .result import UnlearningResult, finished_run
 
 
 @dataclass(frozen=True)
@@ -182,7 +181,7 @@ def unlearn_language_model(
         methods["retrained"] = mean_answers(references)
     run = finished_run(
         job, trainer, rows.forget, "text-generation",
-        details={"target_token_accuracy": trainer.prepare_unlearning().target}, methods=methods,
+        details={"target_token_accuracy": trainer.goal.target}, methods=methods,
         references=references, certificate=certificate, verdict="not judged",
         reason="answers are compared with a retrained model's in the table; the representation was not examined",
         table=answers_table(methods, objectives[0]),
@@ -194,8 +193,9 @@ def _trainer(
     job: Job, rows: LanguageRows, objective: str, null_space: str, statistics: ActivationStatistics | None = None
 ) -> UNSCTrainer:
     """A trainer on a fresh original; without `statistics` it is the one whose model is written."""
-    options = deepcopy(job.config)
-    options.objective, options.null_space, options.push_to_hub = objective, null_space, False
+    options = job.config.control(null_space)
+    options.objective = objective
+    options.objective_args = OBJECTIVES[objective].own(parse_objective_args(job.config.objective_args))
     if statistics is not None:
         options.save_strategy = SaveStrategy.NO  # its checkpoints would take the place of the first one's
     return UNSCTrainer(
@@ -209,4 +209,4 @@ def _answers(
 ) -> Answers:
     """Metrics of an unlearned model; its cost includes `preparing`, the seconds of the statistics."""
     seconds, leak = preparing + trainer.unlearning_seconds, trainer.held_out_leak().total
-    return Answers(evaluate(unwrapped(trainer)), leak, seconds, trainer.state.global_step, trainer.stop_reason)
+    return Answers(evaluate(trainer.unwrapped()), leak, seconds, trainer.state.global_step, trainer.stop_reason)

@@ -48,7 +48,8 @@ class UnlearningResult:
     @property
     def model(self) -> PreTrainedModel:
         """The unlearned model."""
-        return unwrapped(self.trainer)
+        model: PreTrainedModel = self.trainer.unwrapped()
+        return model
 
     def save(self, folder: str | Path, model_name: str | None = None) -> Path:
         """Save model, processor, card, report, pictures and `results.json`. Every process must call this.
@@ -101,25 +102,20 @@ class UnlearningResult:
             self.push_to_hub(name, private=private, token=config.hub_token, revision=config.hub_revision)
 
 
-def unwrapped(trainer: UNSCTrainer) -> Any:
-    """The trainer's model without the wrappers of several processes or mixed precision."""
-    return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-
-
 def finished_run(
     job: Job, trainer: UNSCTrainer, forget: Dataset, task: str, class_names: Sequence[str] = (), **measured: Any
 ) -> FinishedRun:
     """The plain data of a run, from its job, its trainer, and what the comparison has `measured`."""
-    plan, model, adapters = trainer.prepare_unlearning(), unwrapped(trainer), job.peft_config
+    plan, model, adapters = trainer.prepare_unlearning(), trainer.unwrapped(), job.peft_config
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    chosen = {"objective": trainer.args.objective, "pseudo_labels": trainer.pseudo_label_strategy}
+    chosen = {"objective": trainer.args.objective, "pseudo_labels": trainer.goal.pseudo_labels}
     return FinishedRun(
         origin=job.origin,
         task=task,
         model_class=trainer.model_class,
         base_dtype=str(base.dtype).removeprefix("torch."),
         adapter={"r": adapters.r, "alpha": adapters.lora_alpha} if isinstance(adapters, LoraConfig) else None,
-        forgotten=list(trainer.forgotten_classes),
+        forgotten=list(trainer.task.forgotten_classes),
         class_names=class_names,
         rows=len(forget),
         digest=data_fingerprint(forget)[:16],

@@ -24,7 +24,7 @@ from ..models.loading import load_image_processor, load_model, load_tokenizer
 from ..reporting.model_card import public_name
 from ..reporting.results import Origin
 from ..reporting.run_folder import check_output_folder
-from ..tasks.base import is_causal_lm
+from ..tasks.causal_lm import CausalLMTask
 from .classification import ClassifierRows, names_in, unlearn_classifier
 from .job import Job, removed_after_error, stated_license
 from .language import LanguageRows, check_unseen, unlearn_language_model
@@ -133,7 +133,7 @@ def _origin(name: str, dataset: DatasetDict | str, licence: str | None, forget_c
 
 def _task(model: PreTrainedModel) -> str:
     """The Hub's name of what a model does."""
-    if is_causal_lm(model):
+    if CausalLMTask.accepts(model):
         return "text-generation"
     return "image-classification" if model.main_input_name == "pixel_values" else "text-classification"
 

@@ -25,7 +25,8 @@ from transformers import PreTrainedModel
 
 from ..config import UNSCConfig
 from ..errors import UNSCError
-from ..nullspace.statistics import ActivationStatistics, settle
+from ..nullspace.statistics import ActivationStatistics
+from ..nullspace.storage import settle
 from ..reporting.run_folder import finish, move_model
 from ..tasks import make_task
 from ..utils.fingerprint import row_digests, weight_hash
@@ -61,13 +62,11 @@ def open_statistics(
         prepare=task.prepare,
         collate_fn=task.default_collator(),
         target_modules=args.target_modules,
-        batch_size=args.statistics_batch_size,
         max_rows_per_class=args.max_rows_per_class,
         max_samples_per_class=args.max_samples_per_class,
         progress=not args.disable_tqdm,
         num_workers=args.dataloader_num_workers,
         max_memory=args.max_statistics_memory,
-        sketch_size=args.sketch_size,
     )
     _first_then_all(lambda: statistics.save_pretrained(folder))
     return statistics
@@ -168,7 +167,7 @@ class StoredRequest:
         The new statistics wait beside the old ones until the body has ended. Every process must enter. Entered again,
         for a second copy of the model, this logs nothing more.
         """
-        weights = weight_hash(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False))
+        weights = weight_hash(trainer.unwrapped())
         if not self._committed:
             requests = [*self.requests, self._entry(trainer)]
             if trainer.is_world_process_zero():
