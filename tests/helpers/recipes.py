@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -39,3 +40,11 @@ def image_folder(rows: int, seed: int) -> Dataset:
     pixels = [np.clip(means[c] + rng.normal(0, 25, (8, 8, 3)), 0, 255).astype(np.uint8) for c in labels]
     features = Features({"image": Image(), "label": ClassLabel(names=NAMES)})
     return Dataset.from_dict({"image": [PILImage.fromarray(p) for p in pixels], "label": labels}, features=features)
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    """What a finished run has written; NaN and infinity are no JSON."""
+    results: dict[str, Any] = json.loads(
+        (folder / "results.json").read_text(encoding="utf-8"), parse_constant=pytest.fail
+    )
+    return results

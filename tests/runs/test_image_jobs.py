@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Value
-from helpers.recipes import FAST, NAMES, RECIPE, image_folder, run_recipe
+from helpers.recipes import FAST, NAMES, RECIPE, image_folder, results_of, run_recipe
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
@@ -42,10 +42,6 @@ def _common(world: Path, output: Path) -> list[Any]:
     return ["--dataset_name", world / "data", "--references_dir", world / "references", "--output_dir", output, *FAST]
 
 
-def _results(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "results.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
-
-
 @pytest.fixture(scope="module")
 def finished(world: Path) -> Path:
     """Output folder of a complete run, made once."""
@@ -65,7 +61,7 @@ def test_everything_is_written_and_loads(finished: Path, world: Path) -> None:
     frogs = [row["image"] for row in image_folder(80, 1) if row["label"] == 2]
     with torch.no_grad():
         predicted = model(**processor(frogs, return_tensors="pt")).logits.argmax(1)
-    results = _results(finished)
+    results = results_of(finished)
     assert float((predicted == 2).float().mean()) == pytest.approx(results["methods"]["unsc"]["AccDut"])
 
     methods = results["methods"]
@@ -122,7 +118,7 @@ def test_accelerate_launch_and_yaml(finished: Path, world: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Verdict" in done.stdout
     assert "UNSC" in done.stdout
-    results = _results(output)
+    results = results_of(output)
     assert results["request"]["forget_classes"] == ["dog", "owl"]
     assert results["hyperparameters"]["max_steps"] == 4  # the command line wins over the file
 
@@ -139,7 +135,7 @@ def test_adapters_from_the_command_line(world: Path, finished: Path) -> None:
         p.name for p in output.iterdir()
     }
     assert not (output / "model.safetensors").exists()
-    results = _results(output)
+    results = results_of(output)
     assert list(results["methods"]) == ["original", "masked", "random_projector", "unprojected", "unsc"]
     assert results["methods"]["unsc"]["AccDut"] < 0.1 < 0.8 < results["methods"]["original"]["AccDut"]
     merged = results["certificate"]["merged"]
@@ -168,7 +164,7 @@ def test_imagefolder_and_a_fine_tuned_original(world: Path, finished: Path) -> N
         *FAST[:3], "--train_epochs", "1", "--max_steps", "3",
     )  # fmt: skip
     assert code == 0
-    results = _results(output)
+    results = results_of(output)
     assert results["request"]["rows"] == 20
     assert results["methods"]["original"]["AccDrt"] > 0.8  # it began from the given model, not from nothing
     assert results["request"]["model"].startswith("original-")
@@ -306,7 +302,7 @@ def test_quickstart_runs_without_arguments(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TQDM_DISABLE", "1")
     assert run_recipe(RECIPE) == 0
-    assert _results(tmp_path / "outputs" / "quickstart")["request"]["forget_classes"] == ["8"]
+    assert results_of(tmp_path / "outputs" / "quickstart")["request"]["forget_classes"] == ["8"]
     config = UNSCConfig()
     fill_output_dir(config, "quickstart")
     assert str(config.output_dir).endswith("quickstart-2")

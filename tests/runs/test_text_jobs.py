@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.recipes import RECIPES, run_recipe
+from helpers.recipes import RECIPES, results_of, run_recipe
 from helpers.texts import texts
 from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification
@@ -31,18 +30,14 @@ def _run(world: Path, out: Path, *arguments: Any) -> int:
     return run_recipe(
         RECIPE, "--dataset_name", world / "data", "--train_original", "--train_retrained", "--model_size", "nano",
         "--train_epochs", 12, "--train_learning_rate", 3e-3, "--train_batch_size", 16, "--max_length", 16,
-        "--references_dir", world / "references", "--use_cpu", "--disable_tqdm", "true", "--output_dir", out, *arguments,
+        "--references_dir", world / "references", "--use_cpu", "--disable_tqdm", "true",
+        "--output_dir", out, *arguments,
     )  # fmt: skip
-
-
-def _results(folder: Path) -> dict[str, Any]:
-    results: dict[str, Any] = json.loads((folder / "results.json").read_text())
-    return results
 
 
 def test_a_class_is_forgotten(world: Path, tmp_path: Path) -> None:
     assert _run(world, tmp_path / "out", "--forget_classes", "money", "--max_steps", 200) == 0
-    methods = _results(tmp_path / "out")["methods"]
+    methods = results_of(tmp_path / "out")["methods"]
     assert methods["original"]["AccDut"] > 0.9
     assert methods["unsc"]["AccDut"] <= 0.1
     assert methods["unsc"]["AccDrt"] >= 0.9
@@ -58,7 +53,7 @@ def test_rows_are_forgotten_in_adapters(world: Path, tmp_path: Path) -> None:
     rows.write_text("\n".join(map(str, range(0, 180, 9))))
     arguments = ("--forget_indices", rows, "--use_peft", "--lora_r", 4, "--no_controls", "--max_steps", 10)
     assert _run(world, tmp_path / "out", *arguments) == 0
-    results = _results(tmp_path / "out")
+    results = results_of(tmp_path / "out")
     assert results["request"] == {**results["request"], "forget_classes": [], "rows": 20}
     assert "masked" not in results["methods"]  # no class is forgotten whole
     assert results["methods"]["unsc"]["AccDut"] is None
@@ -78,16 +73,16 @@ def test_requests_in_sequence_share_one_budget(world: Path, tmp_path: Path, caps
         left = load_data(str(world / "data"))[split].filter(lambda row: row["label"] != 2)
         left.to_parquet(smaller / f"{split}.parquet")
     second = (
-        "--dataset_name", smaller, "--model_name_or_path", tmp_path / "first", "--use_cpu", "--forget_classes", "weather",
-        "--output_dir", tmp_path / "second", "--disable_tqdm", "true", *common,
+        "--dataset_name", smaller, "--model_name_or_path", tmp_path / "first", "--use_cpu",
+        "--forget_classes", "weather", "--output_dir", tmp_path / "second", "--disable_tqdm", "true", *common,
     )  # fmt: skip
-    spent = _results(tmp_path / "first")["certificate"]["leak"]
+    spent = results_of(tmp_path / "first")["certificate"]["leak"]
     assert run_recipe(RECIPE, *second, "--max_leak", spent) == 2  # nothing is left of it
     assert "1 requests have spent" in capsys.readouterr().err
     assert not (tmp_path / "second").exists()
     assert run_recipe(RECIPE, *second, "--max_leak", 0.2) == 0
 
-    first, results = _results(tmp_path / "first"), _results(tmp_path / "second")
+    first, results = results_of(tmp_path / "first"), results_of(tmp_path / "second")
     assert first["leak_budget"] == {"max_leak": 0.2, "spent_by_earlier_requests": 0, "spent": spent}
     leak = results["certificate"]["leak"]
     assert results["leak_budget"] == {"max_leak": 0.2, "spent_by_earlier_requests": spent, "spent": leak}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from helpers.language import questions
 from helpers.models import learned
-from helpers.recipes import RECIPE, run_recipe
+from helpers.recipes import FAST, RECIPE, image_folder, results_of, run_recipe
 from helpers.rows import tensor_dataset
 from helpers.texts import NAMES, texts
 from safetensors.torch import load_file
@@ -77,8 +76,9 @@ def test_what_is_saved_is_what_a_recipe_leaves(result: UnlearningResult, tmp_pat
     }  # fmt: skip
     loaded = AutoModelForImageClassification.from_pretrained(folder)
     assert weight_hash(loaded) == weight_hash(result.model)
-    results = json.loads((folder / "results.json").read_text())
+    results = results_of(folder)
     assert results["request"]["forget_classes"] == ["frog"]
+    assert results["request"]["model"] == "ViTForImageClassification"  # one that no folder names
     assert results["verdict"] == {"word": result.verdict, "reason": result.reason}
     assert results["table"] == result.table.cells
     assert results["command"].endswith("forget_classes='frog')")
@@ -111,9 +111,11 @@ def test_rows_by_a_predicate_and_a_second_request(model: PreTrainedModel, images
     parts = DatasetDict(train=rows, test=images["test"])
     first = unlearn(model, parts, where=lambda row: row["row"] in (1, 2, 50), output_dir=tmp_path / "one", **job)
     assert list(first.methods) == ["original", "unsc"]
+    first.save(tmp_path / "copy")
+    assert len(results_of(tmp_path / "copy")["requests"]) == 1  # a second copy is no second request
     left = DatasetDict(train=rows.select([i for i in range(120) if i not in (1, 2, 50)]), test=images["test"])
     unlearn(str(tmp_path / "one"), left, indices=[0, 3], output_dir=tmp_path / "two", **job)
-    results = json.loads((tmp_path / "two" / "results.json").read_text())
+    results = results_of(tmp_path / "two")
     assert [entry["rows"] for entry in results["requests"]] == [3, 2]
     assert results["leak_budget"]["spent_by_earlier_requests"] == pytest.approx(first.certificate["leak"])
     assert results["hyperparameters"]["max_leak"] == config.max_leak == 0.5
@@ -139,7 +141,7 @@ def test_language_models(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "llama")
     config = options(target_forget_accuracy=0.0, max_leak=None, max_rows_per_class=None, max_steps=2)
     job: dict[str, Any] = {"controls": False, "config": config, "output_dir": tmp_path / "out"}
-    result = unlearn(str(tmp_path / "llama"), DatasetDict(train=rows), where=lambda row: row["person"] < 2, **job)
+    result = unlearn(tmp_path / "llama", DatasetDict(train=rows), where=lambda row: row["person"] < 2, **job)
     assert list(result.methods) == ["original", "unsc"]
     assert set(result.methods["unsc"].sets) == {"forget", "retain"}
     assert result.verdict == "not judged"
@@ -183,8 +185,6 @@ def test_missing_splits_and_processors_are_named(model: PreTrainedModel, images:
 
 
 def test_the_recipe_and_the_call_end_at_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from helpers.recipes import FAST, image_folder
-
     (tmp_path / "data").mkdir()
     for split, rows in (("train", image_folder(80, 0)), ("test", image_folder(40, 1))):
         rows.to_parquet(tmp_path / "data" / f"{split}.parquet")
@@ -200,7 +200,7 @@ def test_the_recipe_and_the_call_end_at_the_same_weights(tmp_path: Path, monkeyp
     )  # fmt: skip
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("called", "recipe"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("called", "recipe")]
+    results = [results_of(tmp_path / name) for name in ("called", "recipe")]
     assert set(results[0]) == set(results[1])
     assert {path.name for path in (tmp_path / "called").iterdir()} == {
         path.name for path in (tmp_path / "recipe").iterdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,9 @@ def parse_arguments(
     parser = HfArgumentParser(list(types), description=description, allow_abbrev=False)
     parser.add_argument("--config", help="YAML file with any of these options; the command line wins over it.")
     parser.set_defaults(**(defaults or {}))
-    file = _config_file(arguments)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path)
+    file = first.parse_known_args(arguments)[0].config
     if file is not None:
         options = _read_yaml(file)
         known = {f.name for cls in types for f in dataclasses.fields(cls) if f.init}
@@ -53,15 +56,6 @@ def parse_arguments(
         parser.set_defaults(**options)
     namespace = vars(parser.parse_args(arguments))
     return tuple(cls(**{f.name: namespace[f.name] for f in dataclasses.fields(cls) if f.init}) for cls in types)
-
-
-def _config_file(arguments: Sequence[str]) -> Path | None:
-    for i, argument in enumerate(arguments):
-        if argument == "--config" and i + 1 < len(arguments):
-            return Path(arguments[i + 1])
-        if argument.startswith("--config="):
-            return Path(argument.partition("=")[2])
-    return None
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

@@ -169,13 +169,13 @@ class ImageArguments(ClassificationArguments):
     def load(self, config: UNSCConfig) -> DatasetDict:
         if self.dataset_name is None:
             return digits_dataset()
-        columns, splits = (config.label_column,), (self.train_split, self.test_split)
-        return load_image_dataset(self.dataset_name, self.dataset_config_name, *columns, *splits, self.cache_dir)
+        column, name = config.label_column, self.dataset_config_name
+        return load_image_dataset(self.dataset_name, name, column, self.train_split, self.test_split, self.cache_dir)
 
     def plan(self, config: UNSCConfig) -> TrainingPlan:
         if self.quickstart:
             return replace(PLAN, seed=config.seed)
-        augmentation = {"crop_padding": self.train_crop_padding, "flip": self.train_flip}
+        augmentation: dict[str, Any] = {"crop_padding": self.train_crop_padding, "flip": self.train_flip}
         return ImagePlan(**self.base_plan(config.seed), patch_size=self.patch_size, **augmentation)
 
     def load_processor(self, name: str) -> Any:
@@ -196,8 +196,10 @@ class TextArguments(ClassificationArguments):
             raise UNSCError(
                 "dataset_name: not given; name a Hub id or a local data file or folder with text and labels."
             )
-        columns, splits = (config.label_column, config.text_columns), (self.train_split, self.test_split)
-        return load_text_dataset(self.dataset_name, self.dataset_config_name, *columns, *splits, self.cache_dir)
+        return load_text_dataset(
+            self.dataset_name, self.dataset_config_name, config.label_column, config.text_columns, self.train_split,
+            self.test_split, self.cache_dir,
+        )  # fmt: skip
 
     def plan(self, config: UNSCConfig) -> TrainingPlan:
         return TextPlan(

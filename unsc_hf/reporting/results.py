@@ -58,10 +58,11 @@ class Table:
     def rich(self) -> RichTable:
         """For a terminal."""
         header, *rows = self.cells
-        table = RichTable(box=SIMPLE, pad_edge=False, padding=0)
-        table.add_column(header[0], min_width=min(14, max(len(row[0]) for row in rows)))
-        for column in header[1:]:
-            table.add_column(column, justify="right")
+        table = RichTable(box=SIMPLE, show_edge=False, padding=0)
+        table.add_column(header[0])
+        for i, title in enumerate(header[1:], 1):  # long titles are wrapped, figures are not
+            widest = max(len(text) for text in (*title.split(), *(row[i] for row in rows)))
+            table.add_column(title, justify="right", width=widest)
         for row in rows:
             table.add_row(*row, style="bold" if row[0] == self.written else None)
         return table
@@ -69,7 +70,7 @@ class Table:
     def __str__(self) -> str:
         text = io.StringIO()
         Console(file=text, width=120).print(self.rich())
-        return f"{text.getvalue().strip()}\n\n{self.note}"
+        return f"{text.getvalue().rstrip()}\n\n{self.note}"
 
 
 def classifier_table(methods: Mapping[str, MethodResult]) -> Table:
@@ -92,67 +93,44 @@ def answers_table(methods: Mapping[str, Answers], written: str) -> Table:
 
 @dataclass(frozen=True)
 class Origin:
-    """What was unlearned, as a card names it: no paths of this machine.
+    """What was unlearned, as a card names it: no paths of this machine."""
 
-    Attributes:
-        model, dataset: Hub id, or last part of a folder.
-        dataset_on_hub: whether `dataset` is a Hub id.
-        license: SPDX id, or None when unknown.
-        command: what makes the run again.
-    """
-
-    model: str
+    model: str  # Hub id, or last part of a folder
     dataset: str
-    dataset_on_hub: bool = False
-    license: str | None = None
-    command: str = ""
+    dataset_on_hub: bool  # whether `dataset` is a Hub id
+    license: str | None  # SPDX id
+    command: str  # what makes the run again
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run in plain data; everything that is written about it comes from here.
-
-    Attributes:
-        task: the Hub's name of what the model does.
-        base_dtype, adapter: precision of the base model, and rank and alpha of the adapters, if there are any.
-        forgotten: ids of the classes that were forgotten whole.
-        rows, digest: number of forgotten rows, and the beginning of a hash over them.
-        methods, references: metrics of each model by name, and of each retrained model.
-        table: the same as text.
-        options: as they were given.
-        layers: rows of `Subspace.report()`.
-        frozen, unreachable: reason by weight that was not trained; how many by reason, without biases.
-        history: the checks while unlearning.
-        requests: log of the requests served on this model, oldest first.
-        budget: of the leak over all requests: what was given, and what is spent.
-        details: more entries of `results.json`.
-    """
+    """A finished run in plain data; everything that is written about it comes from here."""
 
     origin: Origin
-    task: str
+    task: str  # the Hub's name of what the model does
     model_class: str
-    base_dtype: str
-    adapter: dict[str, Any] | None
-    forgotten: list[int]
-    class_names: Sequence[str]
-    rows: int
-    digest: str
-    methods: dict[str, Any]
-    references: list[Any]
+    base_dtype: str  # precision of the model under adapters
+    adapter: dict[str, Any] | None  # rank and alpha of the adapters
+    forgotten: list[int]  # ids of the classes that were forgotten whole
+    class_names: Sequence[str]  # by id
+    rows: int  # number of forgotten rows
+    digest: str  # beginning of a hash over them
+    methods: dict[str, Any]  # metrics of each model by name, in the order of the table
+    references: list[Any]  # metrics of each retrained model
     certificate: dict[str, Any]
     verdict: str
     reason: str
     table: Table
-    options: dict[str, Any]
+    options: dict[str, Any]  # as they were given
     seconds: dict[str, float]
     steps: int
-    layers: list[Any]
-    frozen: dict[str, str]
-    unreachable: dict[str, int]
-    history: list[dict[str, Any]]
-    requests: list[dict[str, Any]] = field(default_factory=list)
-    budget: dict[str, float | None] | None = None
-    details: dict[str, Any] = field(default_factory=dict)
+    layers: list[Any]  # rows of `Subspace.report()`
+    frozen: dict[str, str]  # reason by weight that was not trained
+    unreachable: dict[str, int]  # number of frozen weights by reason, without biases
+    history: list[dict[str, Any]]  # the checks while unlearning
+    requests: list[dict[str, Any]] = field(default_factory=list)  # served on this model, oldest first
+    budget: dict[str, float | None] | None = None  # of the leak over all requests: what was given, and what is spent
+    details: dict[str, Any] = field(default_factory=dict)  # more entries of `results.json`
 
     @property
     def forgotten_names(self) -> list[str]:
@@ -245,7 +223,7 @@ def _results(run: FinishedRun, pictures: Sequence[tuple[str, str]]) -> dict[str,
             "forget_classes": run.forgotten_names,
             "rows": run.rows,
             "dataset": run.origin.dataset,
-            "model": run.origin.model,
+            "model": run.origin.model or run.model_class,
         },
         "verdict": {"word": run.verdict, "reason": run.reason},
         "methods": {name: asdict(method) for name, method in run.methods.items()},

@@ -26,21 +26,13 @@ from .result import UnlearningResult, finished_run
 
 @dataclass(frozen=True)
 class ClassifierRows:
-    """The rows of a request.
-
-    Attributes:
-        train, test: rows with labels.
-        unseen: rows that no model was trained on, or None.
-        request: what to forget, classes by id.
-        names: of the classes, by id.
-        label_column: found by itself when None.
-    """
+    """The rows of a request."""
 
     train: Dataset
     test: Dataset
-    unseen: Dataset | None
-    request: Request
-    names: list[str]
+    unseen: Dataset | None  # rows that no model was trained on
+    request: Request  # what to forget, classes by id
+    names: list[str]  # of the classes, by id
     label_column: str | None
 
     @classmethod

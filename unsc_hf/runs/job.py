@@ -29,24 +29,13 @@ from ..trainer.checkpoints import has_checkpoint
 
 @dataclass(frozen=True)
 class Job:
-    """What is unlearned, and how.
+    """What is unlearned, and how."""
 
-    Attributes:
-        load: gives the original, anew at each call.
-        processor: image processor or tokenizer; None for rows that need none.
-        config: options; with `statistics_dir`, `max_leak` is the budget of all requests together.
-        origin: how the card names model and data.
-        retrained: folders or Hub ids of models trained without the forgotten rows.
-        controls: also run the controls.
-        peft_config: adapters, to leave the weights as they are.
-        console: told what is done.
-    """
-
-    load: Callable[[], PreTrainedModel]
-    processor: Any
+    load: Callable[[], PreTrainedModel]  # gives the original, anew at each call
+    processor: Any  # image processor or tokenizer; None for rows that need none
     config: UNSCConfig
     origin: Origin
-    retrained: Sequence[str]
+    retrained: Sequence[str]  # folders or Hub ids of models trained without the forgotten rows
     controls: bool
     peft_config: PeftConfig | None
     console: Console

@@ -60,6 +60,7 @@ class UnlearningResult:
         """
         folder = Path(folder)
         check_output_folder(folder)
+        self.trainer.accelerator.wait_for_everyone()  # every process has looked before the first one writes
         with nullcontext() if self._stored is None else self._stored.commit(self.trainer):
             if self._stored is not None:
                 self._run = replace(self._run, requests=self._stored.requests, budget=self._stored.budget)

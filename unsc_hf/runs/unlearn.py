@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ _READY = ("pixel_values", "input_ids")  # columns of rows that need no image pro
 
 
 def unlearn(
-    model: PreTrainedModel | str,
-    dataset: DatasetDict | str,
+    model: PreTrainedModel | str | PathLike[str],
+    dataset: DatasetDict | str | PathLike[str],
     *,
     forget_classes: Iterable[Any] | str | int | None = None,
     indices: Iterable[int] | None = None,
@@ -74,6 +75,8 @@ def unlearn(
         UNSCError: input that cannot work; the message names the argument and says what to do.
     """
     options, workspace = _options(config, output_dir)
+    model = str(model) if isinstance(model, PathLike) else model
+    dataset = str(dataset) if isinstance(dataset, PathLike) else dataset
     original = load_model(model) if isinstance(model, str) else model
     name = model if isinstance(model, str) else str(model.config._name_or_path or "")
     task = _task(original)
@@ -150,10 +153,8 @@ def _load(dataset: DatasetDict | str, task: str, config: UNSCConfig) -> DatasetD
                 data = load_text_dataset(dataset, label_column=config.label_column, text_columns=config.text_columns)
         except UNSCError as error:
             raise UNSCError(str(error).replace("dataset_name:", "dataset:", 1)) from error
-    wanted = ("train", "test")
-    if task == "text-generation":
-        wanted = ("train",) if "train" in data else ("forget", "retain")
-    for split in wanted:
+    splits = ("train", "test") if task != "text-generation" else ("train",) if "train" in data else ("forget", "retain")
+    for split in splits:
         if split not in data:
             raise UNSCError(f"dataset: no split {split!r}; splits found: {', '.join(sorted(data))}.")
     return data

@@ -164,18 +164,15 @@ class StoredRequest:
     def commit(self, trainer: UNSCTrainer) -> Iterator[None]:
         """Log the request and bind the statistics to the unlearned weights; the body saves the model.
 
-        The new statistics wait beside the old ones until the body has ended. Every process must enter. A request is
-        committed once: entered again, this does nothing.
+        The new statistics wait beside the old ones until the body has ended. Every process must enter. Entered again,
+        for a second copy of the model, this logs nothing more.
         """
-        if self._committed:
-            yield
-            return
-        model = trainer.unwrapped()
-        weights = weight_hash(model)
-        requests = [*self.requests, self._entry(trainer)]
-        if trainer.is_world_process_zero():
-            self.statistics.bound_to(weights, requests).save_pretrained(self.folder, pending=True)
-        self.requests, self._committed = requests, True
+        weights = weight_hash(trainer.unwrapped())
+        if not self._committed:
+            requests = [*self.requests, self._entry(trainer)]
+            if trainer.is_world_process_zero():
+                self.statistics.bound_to(weights, requests).save_pretrained(self.folder, pending=True)
+            self.requests, self._committed = requests, True
         yield
         if trainer.is_world_process_zero():
             settle(self.folder, weights)
