@@ -32,11 +32,8 @@ FEWEST_ROWS = 25  # of each class in any case
 class ProbeBands:
     """Bands of what a probe reads in retrained models, and the strengths of erasure that reach them.
 
-    The probe is taught on training rows, and asked about the forget rows that are held out for validation.
-
-    Attributes:
-        bands: by name of the reading.
-        taught_on, asked: batches.
+    The probe is taught on training rows, and asked about the forget rows that are held out for validation. `bands` are
+    by name of the reading; `taught_on` and `asked` are batches.
     """
 
     def __init__(
