@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUTPUT ?= outputs/digits-without-8
+OLDEST := tests/data tests/models tests/nullspace tests/reporting tests/trainer/test_adapters.py tests/trainer/test_trainer.py
 
-.PHONY: demo test lint types docs wheel clean
+.PHONY: demo test test-oldest lint types docs wheel clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,9 +22,20 @@ demo: $(STAMP) ## The quickstart: train, unlearn, compare, write a model card (a
 test: $(STAMP) ## All tests: offline, on a CPU, two at a time.
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
 
-lint: $(STAMP) ## ruff: lint and format.
+test-oldest: $(STAMP) ## Unit tests with the oldest versions that pyproject.toml admits (of everything but torch).
+	rm -rf build/oldest
+	$(PYTHON) -m venv build/oldest
+	$(BIN)/python tools/oldest_versions.py > build/oldest/constraints.txt
+	build/oldest/bin/python -m pip install --quiet --constraint constraints.txt torch
+	build/oldest/bin/python -m pip freeze --quiet | grep '^torch==' >> build/oldest/constraints.txt
+	build/oldest/bin/python -m pip install --quiet --constraint build/oldest/constraints.txt --editable ".[test]"
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 build/oldest/bin/python -m pytest $(OLDEST) -n 2 --dist loadfile
+
+lint: $(STAMP) ## ruff (lint and format), the order of the layers, lengths and private names.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python tools/check_code.py
 
 types: $(STAMP) ## mypy, strict.
 	$(BIN)/mypy

@@ -19,33 +19,33 @@ from helpers.language import Data, draw_tokens, token_rows
 from helpers.rows import exact_rows, tensor_dataset
 
 # Tests start processes of their own, which import the same helpers.
-_HERE = str(Path(__file__).parent)
-os.environ["PYTHONPATH"] = os.pathsep.join([_HERE, str(Path(_HERE).parent), os.environ.get("PYTHONPATH", "")]).rstrip(
-    os.pathsep
-)
+_HERE = Path(__file__).parent
+_PATHS = [str(_HERE), str(_HERE.parent), os.environ.get("PYTHONPATH", "")]
+os.environ["PYTHONPATH"] = os.pathsep.join(_PATHS).rstrip(os.pathsep)
 
 datasets.disable_progress_bars()
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
-# The files that take longest, the longest first: begun last, one of them would run on while the other worker has nothing to do.
+# The slowest files, slowest first. If one of them started last, the other worker would have nothing to do meanwhile.
 _LONG = (
-    "comparison/test_compare_methods.py", "cli/test_interruptions.py", "trainer/test_two_processes.py", "trainer/test_trainer.py",
-    "trainer/test_architectures.py", "cli/test_recipe.py", "comparison/test_studies.py", "comparison/test_texts.py",
-    "trainer/test_large_layers.py", "trainer/test_preparation.py", "comparison/test_methods.py", "tasks/test_causal_lm.py",
-    "trainer/test_compile.py", "erasure/test_bands.py", "erasure/test_eraser.py",
+    "comparison/test_compare_methods.py", "cli/test_interruptions.py", "trainer/test_two_processes.py",
+    "trainer/test_trainer.py", "trainer/test_architectures.py", "cli/test_recipe.py", "comparison/test_studies.py",
+    "comparison/test_texts.py", "trainer/test_large_layers.py", "trainer/test_preparation.py",
+    "comparison/test_methods.py", "tasks/test_causal_lm.py", "trainer/test_compile.py", "erasure/test_bands.py",
+    "erasure/test_eraser.py",
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the long files first; within a file the order stays."""
-    gone = [name for name in _LONG if not Path(_HERE, name).is_file()]
-    assert not gone, f"_LONG names files that are no longer here: {gone}"
+    missing = [name for name in _LONG if not (_HERE / name).is_file()]
+    assert not missing, f"_LONG names files that do not exist: {missing}"
     place = {name: i for i, name in enumerate(_LONG)}
     items.sort(key=lambda item: place.get(item.path.relative_to(_HERE).as_posix(), len(_LONG)))
 
 
 def pytest_configure() -> None:
-    """One seed for the run, drawn anew; set before the workers start, so that they share it."""
+    """Draw one seed for the run before the workers start, so that they share it."""
     os.environ.setdefault("TEST_SEED", str(torch.seed() % 2**31))
 
 
@@ -57,7 +57,7 @@ def _seed(place: str) -> None:
 def pytest_fixture_setup(
     fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
 ) -> Generator[None, Any, Any]:
-    """A fixture that several tests share draws the same whichever of them comes first."""
+    """Seed a fixture that several tests share by its name, so that it does not depend on which test comes first."""
     if fixturedef.scope != "function":
         _seed(f"{fixturedef.baseid}::{fixturedef.argname}[{getattr(request, 'param_index', 0)}]")
     return (yield)
@@ -65,7 +65,7 @@ def pytest_fixture_setup(
 
 @pytest.fixture(autouse=True)
 def _fresh_inputs(request: pytest.FixtureRequest) -> None:
-    """Inputs are drawn anew in every run; a failure prints the seed that repeats it, alone or with others."""
+    """Inputs differ from run to run. A failure prints the seed that repeats it, alone or with other tests."""
     _seed(request.node.nodeid)
     request.node.add_report_section("setup", "seed", f"repeat with TEST_SEED={os.environ['TEST_SEED']}")
 
@@ -78,8 +78,8 @@ def low_rank_data() -> tuple[Dataset, Dataset]:
 
 @pytest.fixture
 def exact_data() -> tuple[Dataset, Dataset]:
-    """The same for models of ten labels: of three random logits alone, all may be nearly zero, and a change relative to
-    them would then measure their size."""
+    """The same for models of ten labels. Three random logits may all be nearly zero, and a change relative to them
+    would then be large by chance."""
     return exact_rows(list("abcdefghij"))
 
 

@@ -12,7 +12,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UNSCError(ValueError):
-    """Bad input. The message names the argument, the value seen and what to do; the command line prints that one line."""
+    """Bad input. The message is one line that names the argument, the value seen and what to do."""
 
 
 class UnreadableRowError(UNSCError):
@@ -38,7 +38,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that caused it, is a full disk. Libraries in Rust give the number only in the message."""
+    """Whether an error, or one that caused it, is a full disk. Libraries in Rust only mention the number."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _DISK_FULL:
             return True

@@ -190,7 +190,7 @@ def logits(model: Any, rows: Dataset) -> torch.Tensor:
 
 
 def exact_logits(model: Any, rows: Dataset) -> torch.Tensor:
-    """The float32 weights' logits, computed in float64: what the weights did, without the rounding of two forward passes."""
+    """Logits of the float32 weights, computed in float64 to exclude the rounding of the forward passes."""
     double = copy.deepcopy(model).double().eval()
     inputs = {name: value for name, value in rows[:].items() if name != "label"}
     with torch.no_grad():

@@ -52,7 +52,7 @@ def make_trainer(
 
 
 def logits(model: PreTrainedModel, dataset: Dataset, double: bool = False) -> torch.Tensor:
-    """With `double` those of the float32 weights computed in float64: what the weights did, without the rounding of two passes."""
+    """Logits on image rows; `double` computes them in float64, to exclude the rounding of the forward passes."""
     model = copy.deepcopy(model).double() if double else model
     with torch.no_grad():
         return model.eval()(pixel_values=dataset[:]["pixel_values"].to(model.dtype)).logits

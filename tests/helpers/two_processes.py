@@ -1,4 +1,4 @@
-"""Run by `test_two_processes.py` (and `test_gpu.py`) alone and under torchrun: one case after another, what each process ends with is written down."""
+"""Run by `test_two_processes.py` and `test_gpu.py`, alone and under torchrun: every process writes down its results."""
 
 from __future__ import annotations
 
@@ -97,7 +97,10 @@ def unlearn(case: str, folder: Path, sharded: bool = False, resume: bool = False
         output_dir=str(folder), disable_tqdm=True, report_to="none", energy=0.9, seed=1,
         per_device_train_batch_size=BATCH // world, per_device_eval_batch_size=8, learning_rate=3e-3, weight_decay=0.1,
         adam_epsilon=1e-5,  # else Adam blows the rounding of a gradient that is nearly zero up to a whole step
-        **{"use_cpu": True, "max_steps": 4, "check_steps": 2, "max_leak": None, "max_rows_per_class": 60, **given.options, **options},
+        **{
+            "use_cpu": True, "max_steps": 4, "check_steps": 2, "max_leak": None, "max_rows_per_class": 60,
+            **given.options, **options,
+        },
     )  # fmt: skip
     pretending = sharded and config.use_cpu
     if pretending:

@@ -1,4 +1,4 @@
-"""Ways of sharding that the projection cannot follow are refused in one line; see `test_two_processes.py` for those it can."""
+"""Ways of sharding that the projection does not support are refused in one line."""
 
 from __future__ import annotations
 

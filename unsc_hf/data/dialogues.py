@@ -71,8 +71,8 @@ def to_dialogues(dataset: Dataset, template: str = "Question: {question}\nAnswer
         return dataset
     if not {"question", "answer"} <= columns:
         raise UNSCError(
-            f"dataset_name: columns are {', '.join(dataset.column_names)}; expected prompt and completion, question and "
-            "answer, or text."
+            f"dataset_name: columns are {', '.join(dataset.column_names)}; expected prompt and completion, question "
+            "and answer, or text."
         )
 
     def convert(row: dict[str, Any]) -> dict[str, str]:
@@ -142,6 +142,7 @@ class AnswerCollator:
             batch[name] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
         if not bool((batch["labels"][:, 1:] != IGNORED).any(1).all()):
             raise UNSCError(
-                "dataset: a row has no labelled token (its completion is empty, or beyond model_max_length); leave it out."
+                "dataset: a row has no labelled token (its completion is empty, or beyond model_max_length); leave it "
+                "out."
             )
         return batch

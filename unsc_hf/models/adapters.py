@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
@@ -41,33 +42,19 @@ def check_lora_config(config: PeftConfig) -> LoraConfig:
 
 
 def add_adapters(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
-    """Wrap `model` with LoRA adapters whose B is zero; `target_modules=None` means every linear layer but the head, or, where
-    there is none (a ResNet), every convolution that is not grouped.
+    """Wrap `model` with LoRA adapters whose B is zero.
+
+    `target_modules=None` means every linear layer but the head. In a model without linear layers (a ResNet) it means
+    every convolution that is not grouped.
 
     Raises:
-        UNSCError: an option that breaks the promise, or target modules that match nothing (the model's names are listed).
+        UNSCError: an option that breaks the promise, or target modules that match nothing (the model's are listed).
     """
     config = copy.deepcopy(check_lora_config(config))
     if config.target_modules is None:
-        config.target_modules = "all-linear"
-        if model.get_output_embeddings() is None:  # of language models PEFT leaves the head out itself
-            head, _ = find_head(model, model.config.num_labels)
-            config.exclude_modules = config.exclude_modules or [head]
-            layers = [layer for layer in find_layers(model).layers if layer.name != head]
-            if layers and all(isinstance(layer.module, nn.Conv2d) for layer in layers):
-                config.target_modules = [layer.name for layer in layers if layer.geometry.groups == 1]
+        _choose_targets(model, config)
     if config.target_modules != "all-linear":
-        names = [layer.name for layer in find_layers(model).layers]
-        wanted = config.target_modules if isinstance(config.target_modules, str) else sorted(config.target_modules)
-        try:
-            find_layers(model, wanted)
-        except UNSCError:
-            endings = sorted({name.rsplit(".", 1)[-1] for name in names})
-            first = wanted if isinstance(wanted, str) else wanted[0]
-            raise UNSCError(
-                f"peft_config: target_modules={wanted!r} matches no layer of {type(model).__name__}; "
-                f"did you mean {closest(first, endings)}? Its layers are {', '.join(endings)}."
-            ) from None
+        _check_targets(model, config.target_modules)
     config.init_lora_weights = True
     adapted = get_peft_model(model, config)
     for name, module in adapted.named_modules():
@@ -76,3 +63,27 @@ def add_adapters(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
                 f"peft_config: {plain_name(name)!r} is a grouped convolution; leave it out of target_modules."
             )
     return adapted
+
+
+def _choose_targets(model: PreTrainedModel, config: LoraConfig) -> None:
+    config.target_modules = "all-linear"
+    if model.get_output_embeddings() is not None:
+        return  # PEFT leaves out the head of a language model by itself
+    head, _ = find_head(model, model.config.num_labels)
+    config.exclude_modules = config.exclude_modules or [head]
+    layers = [layer for layer in find_layers(model).layers if layer.name != head]
+    if layers and all(isinstance(layer.module, nn.Conv2d) for layer in layers):
+        config.target_modules = [layer.name for layer in layers if layer.geometry.groups == 1]
+
+
+def _check_targets(model: PreTrainedModel, target_modules: str | Collection[str]) -> None:
+    endings = sorted({layer.name.rsplit(".", 1)[-1] for layer in find_layers(model).layers})
+    wanted = target_modules if isinstance(target_modules, str) else sorted(target_modules)
+    try:
+        find_layers(model, wanted)
+    except UNSCError:
+        first = wanted if isinstance(wanted, str) else wanted[0]
+        raise UNSCError(
+            f"peft_config: target_modules={wanted!r} matches no layer of {type(model).__name__}; "
+            f"did you mean {closest(first, endings)}? Its layers are {', '.join(endings)}."
+        ) from None

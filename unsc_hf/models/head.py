@@ -1,4 +1,4 @@
-"""The output layer of a classifier: where it is, what enters it, and its weights."""
+"""The output layer of a classifier, its weights, and logits computed with little padding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def find_head(model: nn.Module, num_labels: int) -> tuple[str, nn.Linear]:
     """Name and module of the linear layer that produces the logits: the last one with `num_labels` outputs.
 
     Raises:
-        UNSCError: when the model has none.
+        UNSCError: the model has none.
     """
     heads = [
         (name, module)
@@ -29,28 +29,28 @@ def find_head(model: nn.Module, num_labels: int) -> tuple[str, nn.Linear]:
 
 
 def classify(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Logits of samples with one label each, and the order in which the samples were run (for whoever watches a layer).
+    """Logits of samples with one label each, and the order in which the samples ran, which hooks on layers need.
 
-    Texts of a batch are padded to the longest, which on a CPU may double the work: there a batch is run in pieces of like length, each
-    cut after its own last token. What is masked has no influence, so the logits are the same, to rounding. Several processes run the same
-    number of passes each, so there nothing is cut.
+    Texts of a batch are padded to the longest, which on a CPU may double the work. There the batch runs in pieces of
+    similar length, each cut after its own last token. Masked tokens have no influence, so the logits agree up to
+    rounding. Several processes must run the same number of passes, so their batches are not split.
 
     Args:
         model: its output has `logits`, (batch, labels).
-        inputs: what it reads, (batch, ...) each.
+        inputs: the model's inputs, (batch, ...) each.
 
     Returns:
-        Logits (batch, labels) in the order of `inputs`, and the number of the sample that was run first, second, ..., (batch,).
+        Logits (batch, labels) in the order of `inputs`, and the numbers of the samples in the order they ran, (batch,).
     """
-    found = [(rows, model(**piece).logits) for rows, piece in pieces(inputs)]
-    if len(found) == 1:
-        return found[0][1], found[0][0]
-    order = torch.cat([rows for rows, _ in found])
-    return torch.cat([logits for _, logits in found])[order.argsort()], order
+    parts = [(rows, model(**piece).logits) for rows, piece in pieces(inputs)]
+    if len(parts) == 1:
+        return parts[0][1], parts[0][0]
+    order = torch.cat([rows for rows, _ in parts])
+    return torch.cat([logits for _, logits in parts])[order.argsort()], order
 
 
 def head_weights(model: nn.Module, num_labels: int) -> tuple[Tensor, Tensor | None]:
-    """Weight (labels, width) and bias of the head as they act, an adapter on it included."""
+    """Weight (labels, width) and bias of the head, with the change that an adapter on it makes."""
     name, head = find_head(model, num_labels)
     weight = whole(head.weight.detach())
     owner = dict(model.named_modules()).get(name.removesuffix(".base_layer"))

@@ -1,4 +1,4 @@
-"""Forward hooks that record layer inputs, and the modes a model is read in."""
+"""Forward hooks that record layer inputs, and the modes in which a model is run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..utils.distributed import process, reshard
 from ..utils.precision import full_float32
 from .layers import ProtectedLayer
 
-# Fields of a batch that are not inputs of the model.
+# Fields of a batch that the model does not read.
 NOT_INPUTS = ("labels", "pseudo_labels", "reference", "target_row", "retain")
 
 
@@ -26,13 +26,18 @@ RowCallback = Callable[[ProtectedLayer, Tensor], None]
 def capture_inputs(
     layers: Sequence[ProtectedLayer], on_input: RowCallback, strict: bool = True, at_source: bool = False
 ) -> Iterator[set[str]]:
-    """Call `on_input(layer, x)` with the input of each layer every time the model runs inside the `with` block; `at_source` with
-    that of its source, before it is cast.
+    """Call `on_input(layer, x)` with each layer's input whenever the model runs inside the `with` block.
 
     The hooks are removed whatever happens. Yields the set of names of the layers seen so far.
 
+    Args:
+        layers: which layers.
+        on_input: called with a layer and its input.
+        strict: refuse layers that never ran, whose statistics would be empty.
+        at_source: take the input of a layer's `source`, before it is cast.
+
     Raises:
-        UNSCError: on leaving normally, when `strict` and a layer never ran: its statistics would be empty.
+        UNSCError: at the end of the block, when `strict` and a layer never ran.
     """
     fired: set[str] = set()
 
@@ -56,19 +61,19 @@ def capture_inputs(
 
 
 def quiet(model: nn.Module) -> None:
-    """Dropout off and batch norm on its running statistics, without switching activation checkpointing off.
+    """Switch dropout off and batch norm to its running statistics, but leave activation checkpointing on.
 
-    Modules that checkpoint look at their own `training` flag, so those alone stay in training mode.
+    Modules that checkpoint look at their own `training` flag, so only those stay in training mode.
     """
     for module in model.modules():
-        training = bool(vars(module).get("gradient_checkpointing"))  # set on the module itself where it is on
+        training = bool(vars(module).get("gradient_checkpointing"))
         if module.training != training:
             module.training = training
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module, gradients: bool = False) -> Iterator[None]:
-    """Eval mode and full float32, by default without gradients, inside the block; every module's own mode is restored afterwards."""
+    """Eval mode and full float32 inside the block, by default without gradients. Every module's mode is restored."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -82,7 +87,7 @@ def evaluation_mode(model: nn.Module, gradients: bool = False) -> Iterator[None]
 
 
 def row_mask(x: Tensor, attention_mask: Tensor | None) -> Tensor | None:
-    """Which rows of a (batch, tokens, width) input are real tokens, shape (batch * tokens,); None keeps all rows."""
+    """Which rows of a (batch, tokens, width) input are real tokens, bool (batch * tokens,); None means all."""
     if attention_mask is None or attention_mask.dim() != 2 or x.dim() != 3 or x.shape[:2] != attention_mask.shape:
         return None
     return attention_mask.reshape(-1).bool()
@@ -90,10 +95,10 @@ def row_mask(x: Tensor, attention_mask: Tensor | None) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Trace:
-    """What one forward pass of a small batch shows.
+    """What one forward pass of a small batch shows about the layers.
 
     Attributes:
-        leaders: for each layer's name the name of the layer whose input it shares (itself when it is the first).
+        leaders: by layer name, the first layer that reads the same tensor (possibly itself).
         rows_per_sample: activation rows per sample by layer name.
         silent: layers that did not run.
     """
@@ -104,9 +109,9 @@ class Trace:
 
 
 def trace_layers(layers: Sequence[ProtectedLayer], forward: Callable[[], Any], batch_size: int) -> Trace:
-    """Run `forward` once and find which layers run and which are fed by the very same tensor (q, k and v).
+    """Run `forward` once and find which layers run and which read the very same tensor (q, k and v).
 
-    Inputs are told apart by memory, shape, strides and version; they are kept alive until the pass has ended, so that no
+    Inputs are compared by address, shape, strides and version. They are kept alive until the pass has ended, so that no
     address is used twice.
     """
     seen: dict[str, list[tuple[Any, ...]]] = {}
@@ -130,11 +135,11 @@ def trace_layers(layers: Sequence[ProtectedLayer], forward: Callable[[], Any], b
     return Trace(leaders, rows, tuple(layer.name for layer in layers if layer.name not in seen))
 
 
-_PIECES = 4  # a batch of texts is run in so many, short ones apart from long ones
+_PIECES = 4  # a batch of texts is run in this many pieces
 
 
 def pieces(inputs: dict[str, Tensor]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """A batch in pieces of like length where that spares padding, each with the numbers of its samples; else the batch."""
+    """Split a batch of texts by length where that saves padding; yields the sample numbers and inputs of each piece."""
     mask = inputs.get("attention_mask")
     few = mask is None or len(mask) < 2 * _PIECES or process()[1] > 1
     if few or mask is None or mask.dim() != 2 or mask.device.type != "cpu" or bool(mask.all()):

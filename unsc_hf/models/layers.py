@@ -41,12 +41,12 @@ class ProtectedLayer:
     """One protectable module.
 
     Attributes:
-        name: the layer's name in the base model; a LoRA factor bears the name of the layer it belongs to, so that
+        name: the layer's name in the base model. A LoRA factor has the name of the layer it belongs to, so that
             statistics of a model serve its adapters too.
         module: the module itself.
         geometry: how its input becomes rows.
-        path: the module's own name in `model.named_modules()`, where that is another.
-        source: the module whose input this one reads, at most cast to another precision: of a LoRA factor the layer it belongs to.
+        path: the module's own name in `model.named_modules()`, where it differs.
+        source: the module whose input this one reads, possibly cast: for a LoRA factor the layer it belongs to.
     """
 
     name: str
@@ -57,7 +57,7 @@ class ProtectedLayer:
 
     @property
     def weight(self) -> nn.Parameter:
-        """The live parameter: looked up at each use because sharding replaces parameter objects."""
+        """The live parameter. It is looked up at each use because sharding replaces parameter objects."""
         return self.module.weight  # type: ignore[return-value]
 
     @property
@@ -70,7 +70,11 @@ class ProtectedLayer:
         return self.geometry.groups == 1 and not isinstance(self.module, Conv1D)
 
     def as_matrix(self, weight: Tensor) -> Tensor:
-        """`weight` (or its gradient, or a shard of its rows) as (groups, out / groups, width): `matrix @ row` is the output."""
+        """`weight`, its gradient or a shard of its rows as a matrix that maps rows to outputs.
+
+        Returns:
+            A view of shape (groups, out / groups, width).
+        """
         if isinstance(self.module, Conv1D):
             return weight.t().unsqueeze(0)
         return weight.reshape(self.geometry.groups, weight.shape[0] // self.geometry.groups, self.geometry.width)
@@ -84,8 +88,8 @@ class ProtectedLayer:
     def rows(self, x: Tensor) -> Tensor:
         """Rows of one input tensor, shape (groups, n, width): one row per token, or per position of the kernel.
 
-        For a convolution the rows are the patches in `F.unfold`'s order, exactly as the layer pads, strides and
-        dilates, sample after sample.
+        For a convolution the rows are the patches in `F.unfold`'s order, sample after sample, with the layer's own
+        padding, stride and dilation.
         """
         g = self.geometry
         if g.kind == "linear":
@@ -99,7 +103,7 @@ class ProtectedLayer:
 
 
 def _conv_padding(conv: nn.Conv2d) -> tuple[int, int, int, int]:
-    """Padding of a convolution as F.pad wants it; 'same' puts the odd element on the right and bottom, as torch does."""
+    """Padding of a convolution in F.pad's order. Like torch, 'same' puts an odd element on the right and bottom."""
     if conv.padding == "valid":
         return (0, 0, 0, 0)
     if conv.padding == "same":
@@ -111,9 +115,9 @@ def _conv_padding(conv: nn.Conv2d) -> tuple[int, int, int, int]:
 
 def row_geometry(module: nn.Module) -> RowGeometry | None:
     """Geometry of a module whose weight can be protected, or None."""
-    if "weight" not in module._parameters:  # parametrised, quantised or lazy: the weight is not what is multiplied
+    if "weight" not in dict(module.named_parameters(recurse=False)):  # parametrised, quantised or lazy
         return None
-    forward = type(module).forward  # a subclass that computes something else (standardised weights, say) is left alone
+    forward = type(module).forward  # a subclass may compute something else, such as standardised weights
     if isinstance(module, Conv1D) and forward is Conv1D.forward:
         return RowGeometry("linear", 1, module.weight.shape[0])
     if isinstance(module, nn.Linear) and forward is nn.Linear.forward:
@@ -146,7 +150,7 @@ class LayerSelection:
     frozen: dict[str, str]
 
     def unprotectable(self) -> dict[str, int]:
-        """Number of frozen weights by reason, without biases: what unlearning cannot reach in this model."""
+        """Number of frozen weights by reason, without biases: the part of the model that unlearning cannot change."""
         counts: dict[str, int] = {}
         for reason in self.frozen.values():
             if reason != "bias":
@@ -200,7 +204,8 @@ def find_layers(model: nn.Module, target_modules: str | Sequence[str] | None = N
         candidates[name] = ProtectedLayer(plain_name(name), module, geometry, name, _source(modules, name))
     if not candidates:
         raise UNSCError(
-            f"model: {type(model).__name__} has no protectable layer (nn.Linear, Conv1D or nn.Conv2d with an untied weight)."
+            f"model: {type(model).__name__} has no protectable layer (nn.Linear, Conv1D or nn.Conv2d with an untied "
+            "weight)."
         )
 
     layers = tuple(layer for layer in candidates.values() if _matches(layer.name, target_modules))
@@ -217,33 +222,36 @@ def find_layers(model: nn.Module, target_modules: str | Sequence[str] | None = N
         if name in protected or name in reasons or (lora_names and ".lora_B." in name):
             continue
         owner = name.rsplit(".", 1)[0] if "." in name else ""
-        if owner in candidates and name.endswith(".weight"):
-            reasons[name] = "not selected by target_modules"
-        elif name.endswith(".bias"):
-            reasons[name] = "bias"
-        elif len(owners[id(parameter)]) > 1:
-            reasons[name] = "tied weight"
-        elif (
-            parameter.dim() > 2
-            and parameter.shape[0] > 1
-            and not isinstance(modules.get(owner), nn.Conv1d | nn.Conv2d | nn.Conv3d)
-        ):
-            reasons[name] = (
-                f"fused weight of {type(modules.get(owner, model)).__name__}, whose inputs cannot be observed apart"
-            )
-        else:
-            reasons[name] = f"parameter of {type(modules.get(owner, model)).__name__}"
+        tied = len(owners[id(parameter)]) > 1
+        reasons[name] = _reason(name, parameter, modules.get(owner, model), owner in candidates, tied)
     return LayerSelection(layers, reasons)
 
 
+def _reason(name: str, parameter: nn.Parameter, owner: nn.Module, protectable: bool, tied: bool) -> str:
+    """Why a parameter of `owner` is frozen."""
+    kind = type(owner).__name__
+    if protectable and name.endswith(".weight"):
+        return "not selected by target_modules"
+    if name.endswith(".bias"):
+        return "bias"
+    if tied:
+        return "tied weight"
+    convolution = isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    if parameter.dim() > 2 and parameter.shape[0] > 1 and not convolution:
+        return f"fused weight of {kind}, whose inputs cannot be observed apart"
+    return f"parameter of {kind}"
+
+
 def _source(modules: Mapping[str, nn.Module], name: str) -> nn.Module | None:
-    """The adapted layer that a LoRA factor belongs to, which hands its own input on; None for other layers, and for adapters of fused
-    parameters, whose factors read something else."""
+    """The adapted layer that a LoRA factor belongs to, which passes its own input on.
+
+    None for other layers, and for adapters of fused parameters, whose factors read something else.
+    """
     owner = modules.get(name.split(".lora_A.")[0]) if ".lora_A." in name else None
     whole = isinstance(owner, LoraLayer) and row_geometry(owner.get_base_layer()) is not None
     return owner if whole else None
 
 
 def plain_name(name: str) -> str:
-    """Name in the base model of the layer a LoRA factor belongs to; other names unchanged."""
+    """Name in the base model of the layer that a LoRA factor belongs to; other names are unchanged."""
     return name.removeprefix("base_model.model.").split(".lora_A.")[0]

@@ -1,4 +1,4 @@
-"""Loading a model for unlearning, in a precision that can keep the promise."""
+"""Loading models, image processors and tokenizers, and checks of a model's precision."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def load_model(name: str) -> PreTrainedModel:
     """Model of the architecture its config names, in float32, from a Hub id or folder.
 
     Raises:
-        UNSCError: when nothing can be loaded from there.
+        UNSCError: it cannot be loaded.
     """
     try:
         config = AutoConfig.from_pretrained(name)
@@ -39,10 +39,10 @@ def load_model(name: str) -> PreTrainedModel:
 def load_as(
     auto_class: Any, name: str, argument: str, dtype: torch.dtype = torch.float32, **options: Any
 ) -> PreTrainedModel:
-    """A model of the kind `auto_class` loads, in `dtype`, from a Hub id or folder, with every weight from there.
+    """A model of the kind that `auto_class` loads, in `dtype`, from a Hub id or folder.
 
     Raises:
-        UNSCError: naming `argument`, when nothing can be loaded from there, or a weight is missing.
+        UNSCError: it cannot be loaded, or a weight is missing; the message names `argument`.
     """
     try:
         model: PreTrainedModel
@@ -52,7 +52,8 @@ def load_as(
     missing = sorted(report["missing_keys"])
     if missing and not options.get("ignore_mismatched_sizes"):  # a fine-tuned head is made anew
         raise UNSCError(
-            f"{argument}: {name!r} lacks {len(missing)} weights of {type(model).__name__}, the first is {missing[0]}; they would be random."
+            f"{argument}: {name!r} lacks {len(missing)} weights of {type(model).__name__}, the first is {missing[0]}; "
+            "they would be random."
         )
     return model
 
@@ -83,10 +84,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def own_processor(name: str, like: Any) -> Any:
-    """The tokenizer or image processor that was saved with a model: another one of the same kind as `like`, or `like` where there is none.
+    """The tokenizer or image processor saved with a model, of the same kind as `like`, or `like` where there is none.
 
-    A model reads its own numbers of tokens; another tokenizer learned from the same texts may number them otherwise. Where `like` is
-    None the rows need no processor.
+    Each model needs its own: two tokenizers learned from the same texts may number their tokens differently. Where
+    `like` is None the rows need no processor.
     """
     if like is None:
         return None
@@ -105,7 +106,7 @@ def load_to_finetune(auto_class: Any, name: str, labels: Sequence[str]) -> PreTr
     """A model to train further. A classifier's head is made anew where it does not fit `labels`.
 
     Raises:
-        UNSCError: when nothing can be loaded from there.
+        UNSCError: it cannot be loaded.
     """
     if not labels:
         return load_as(auto_class, name, "model_name_or_path")
@@ -125,14 +126,14 @@ def model_label_names(model: PreTrainedModel) -> list[str]:
 
 
 def check_weights(model: nn.Module, frozen: bool = False) -> None:
-    """Refuse what is no transformers model, and weights that are not stored in full precision.
+    """Refuse anything but a transformers model, and weights that are not stored in full precision.
 
     Args:
-        frozen: whether adapters alone are trained, which are in float32 themselves: the weights under them, which never move,
-            may then be in bfloat16.
+        frozen: whether only adapters are trained. They are in float32 themselves, so the frozen weights under them may
+            be in bfloat16.
 
     Raises:
-        UNSCError: naming the first parameter in half precision.
+        UNSCError: it is something else, or a parameter is in half precision (the first is named).
     """
     if not isinstance(model, PreTrainedModel):
         raise UNSCError(
@@ -144,6 +145,6 @@ def check_weights(model: nn.Module, frozen: bool = False) -> None:
             if parameter.dtype == torch.bfloat16:
                 way += ", or unlearn in adapters (peft_config), under which a bfloat16 model stays as it is"
             raise UNSCError(
-                f"model: {name} is {str(parameter.dtype).removeprefix('torch.')}, which rounds small updates away and breaks "
-                f"the promise; {way}."
+                f"model: {name} is {str(parameter.dtype).removeprefix('torch.')}, which rounds small updates away and "
+                f"breaks the promise; {way}."
             )

@@ -1,4 +1,4 @@
-"""What a classifier says about rows: logits, the features its head reads, and the true labels."""
+"""A model's outputs on rows: logits, the features its head reads, and the true labels."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Outputs:
-    """Outputs of a model on some rows: on the CPU, but for those of answer tokens, which are as wide as a vocabulary and stay where
-    the model is until they are kept.
+    """Outputs of a model on some rows, on the CPU.
+
+    Outputs of answer tokens are as wide as a vocabulary, so they stay on the model's device until they are kept.
 
     Attributes:
         logits: float32, shape (rows, labels).
         features: float32 inputs of the head, shape (rows, width), or None when not asked for.
         labels: int64, shape (rows,).
-        samples: which sample of its batch each row belongs to, where a sample has several (answer tokens).
+        samples: the sample of the batch that each row belongs to, where a sample has several (answer tokens).
     """
 
     logits: Tensor
@@ -45,7 +46,11 @@ class Outputs:
         return Outputs(self.logits.cpu(), features, self.labels.cpu(), samples)
 
     def need_features(self) -> Tensor:
-        """The features; it is a programming error not to have asked for them."""
+        """The features.
+
+        Raises:
+            TypeError: the outputs were collected without them.
+        """
         if self.features is None:
             raise TypeError("outputs were collected without features; pass features=True.")
         return self.features
@@ -57,7 +62,7 @@ class Outputs:
         return self.samples
 
     def first(self, max_elements: int | None) -> Outputs:
-        """The first rows, as many as have `max_elements` logits together and at least one; all when None."""
+        """The first rows, at least one, that have at most `max_elements` logits together; all when None."""
         rows = len(self.logits) if max_elements is None else max(1, max_elements // self.logits.shape[1])
         samples = None if self.samples is None else self.samples[:rows]
         features = None if self.features is None else self.features[:rows]
@@ -93,71 +98,83 @@ def iterate_outputs(
     description: str = "Evaluating",
     read: Reader = _one_per_sample,
 ) -> Iterator[Outputs]:
-    """Run `model` in eval mode over all rows of a prepared data set, a batch at a time; the model is in eval mode only
-    while a batch is computed.
+    """Run `model` in eval mode over all rows of a prepared data set, batch by batch.
 
-    Several processes share the rows, a batch each at a time, and all of them get every batch, in its order; so all must iterate to the same
-    point.
+    The model is in eval mode only while a batch is computed. Several processes take a batch each and all get every
+    batch, in order, so all of them must iterate to the same point.
 
     Args:
         model: its output has `logits`.
-        dataset: prepared rows that carry labels.
+        dataset: prepared rows that have labels.
         collate_fn: makes a batch; it must contain `labels`.
         features: also keep the inputs of the head, for classifiers.
-        read: makes rows of a batch's logits and labels; one per sample by default.
+        batch_size: rows of a batch in one process.
+        progress: show a progress bar with this `description`.
+        read: makes rows of a batch's logits and labels; one row per sample by default.
 
     Raises:
         UNSCError: rows without labels, or outputs of another shape than (batch, labels).
     """
     device = next(model.parameters()).device
     rank, world = process()
-    # Each turn is cut evenly, so that few rows are shared out as well. In the last one there may be fewer rows than processes: the others
-    # repeat one, since a sharded model runs on all or on none.
-    turns = [
-        np.array_split(np.arange(start, min(start + batch_size * world, len(dataset))), world)
-        for start in range(0, len(dataset), batch_size * world)
-    ]
-    mine = [(parts[rank] if len(parts[rank]) else parts[0]).tolist() for parts in turns]
+    turns = _turns(len(dataset), batch_size, world)
     loader = DataLoader(
         dataset,
-        batch_sampler=mine,
+        batch_sampler=[(parts[rank] if len(parts[rank]) else parts[0]).tolist() for parts in turns],
         collate_fn=collate_fn,
         generator=torch.Generator(),  # leaves the global random state alone
     )
-    inputs: list[Tensor] = []
     heads: list[ProtectedLayer] = []
     if features:
         name, module = find_head(model, int(model.config.num_labels))  # type: ignore[union-attr, arg-type]
         heads = [ProtectedLayer(name, module, RowGeometry("linear", 1, module.in_features))]
+    bar = tqdm(loader, desc=description, disable=not progress or rank > 0, leave=False)
+    for turn, batch in zip(turns, bar, strict=True):
+        if "labels" not in batch:
+            raise UNSCError("label_column: the rows carry no labels; name the column that holds them.")
+        rows = _run(model, batch, device, heads, read)
+        if rows.samples is None or world > 1:
+            rows = rows.cpu()
+        yield from gathered(rows, device)[: sum(len(part) > 0 for part in turn)]
+
+
+def _turns(rows: int, batch_size: int, world: int) -> list[list[np.ndarray]]:
+    """Row numbers of each process's batch, turn by turn.
+
+    Each turn is split evenly. In the last one some processes may have no rows. They repeat another's, because a sharded
+    model must run on all processes.
+    """
+    step = batch_size * world
+    return [np.array_split(np.arange(start, min(start + step, rows)), world) for start in range(0, rows, step)]
+
+
+def _run(
+    model: nn.Module, batch: dict[str, Any], device: torch.device, heads: Sequence[ProtectedLayer], read: Reader
+) -> Outputs:
+    """Outputs of one batch, with the inputs of `heads` as features."""
+    inputs: list[Tensor] = []
 
     def keep(layer: ProtectedLayer, x: Tensor) -> None:
         inputs.append(layer.rows(x.detach())[0].float().cpu())
 
-    bar = tqdm(loader, desc=description, disable=not progress or rank > 0, leave=False)
-    for turn, batch in enumerate(bar):
-        if "labels" not in batch:
-            raise UNSCError("label_column: the rows carry no labels; name the column that holds them.")
-        inputs.clear()
-        ready = {name: value.to(device) for name, value in batch.items() if name not in NOT_INPUTS}
-        with evaluation_mode(model), capture_inputs(heads, keep, strict=False):
-            if batch["labels"].dim() == 1:
-                logits, order = classify(model, ready)
-            else:  # a label for each token
-                logits, order = model(**ready).logits, torch.arange(len(batch["labels"]))
-        rows = read(logits.detach(), batch["labels"].to(logits.device))
-        rows = replace(rows, logits=rows.logits.float())
-        if rows.samples is None or world > 1:
-            rows = rows.cpu()
-        if heads:
-            seen = torch.cat(inputs)
-            rows = replace(rows, features=seen[order.argsort()] if len(seen) == len(order) else seen)
-        yield from gathered(rows, device)[: sum(len(part) > 0 for part in turns[turn])]
+    ready = {name: value.to(device) for name, value in batch.items() if name not in NOT_INPUTS}
+    with evaluation_mode(model), capture_inputs(heads, keep, strict=False):
+        if batch["labels"].dim() == 1:
+            logits, order = classify(model, ready)
+        else:  # a label for each token
+            logits, order = model(**ready).logits, torch.arange(len(batch["labels"]))
+    rows = read(logits.detach(), batch["labels"].to(logits.device))
+    rows = replace(rows, logits=rows.logits.float())
+    if not heads:
+        return rows
+    features = torch.cat(inputs)
+    return replace(rows, features=features[order.argsort()] if len(features) == len(order) else features)
 
 
 def collect_outputs(
     model: nn.Module, dataset: Any, collate_fn: Collator, max_elements: int | None = None, **options: Any
 ) -> Outputs:
-    """`iterate_outputs` in one piece; with `max_elements` only the first rows, as many as have that many logits together."""
+    """Outputs on all rows, see `iterate_outputs`; with `max_elements` on the first rows, up to that many logits."""
     parts: list[Outputs] = []
     elements = 0
     for part in iterate_outputs(model, dataset, collate_fn, **options):
@@ -169,7 +186,7 @@ def collect_outputs(
 
 
 def join_outputs(parts: Sequence[Outputs]) -> Outputs:
-    """Rows of several batches; `samples` count within each batch, so they are dropped."""
+    """Rows of several batches. `samples` are numbered within a batch, so they are dropped."""
     return Outputs(
         torch.cat([part.logits for part in parts]),
         None if parts[0].features is None else torch.cat([part.need_features() for part in parts]),
@@ -177,11 +194,11 @@ def join_outputs(parts: Sequence[Outputs]) -> Outputs:
     )
 
 
-_LOGITS_AT_ONCE = 2**26  # that are made float64
+_LOGITS_AT_ONCE = 2**26  # logits that are converted to float64 at a time
 
 
 def read_answers(logits: Tensor, labels: Tensor) -> Outputs:
-    """One position per labelled token of (batch, tokens) labels: the logits that predict it, and which sample it is of."""
+    """One row per labelled token of (batch, tokens) labels: the logits that predict it, and its sample."""
     if logits.dim() != 3:
         raise UNSCError(f"model: logits have shape {tuple(logits.shape)}, expected (batch, tokens, vocabulary).")
     following = labels[:, 1:]
@@ -191,7 +208,7 @@ def read_answers(logits: Tensor, labels: Tensor) -> Outputs:
 
 
 def token_losses(rows: Outputs) -> Tensor:
-    """Cross-entropy of each position, (rows,), float64; some positions at a time, since a vocabulary is wide."""
+    """Cross-entropy of each position, float64 of shape (rows,), computed in blocks because a vocabulary is wide."""
     pieces = max(1, -(-rows.logits.numel() // _LOGITS_AT_ONCE))
     parts = zip(rows.logits.tensor_split(pieces), rows.labels.tensor_split(pieces), strict=True)
     return torch.cat([F.cross_entropy(logits.double(), labels, reduction="none") for logits, labels in parts])

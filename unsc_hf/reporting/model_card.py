@@ -189,7 +189,7 @@ def build_card(content: CardContent) -> ModelCard:
         dataset=escape(content.dataset),
         reason=escape(content.reason[:1].upper() + content.reason[1:]),
         forgotten=escape(forgotten),
-        reads_retained=objective in OBJECTIVES and OBJECTIVES[objective].retain,
+        reads_retained=objective in OBJECTIVES and OBJECTIVES[objective].rehearses,
         comparison=markdown_table(comparison, content.written),
         comparison_note=tables.LANGUAGE_NOTE if content.task == "text-generation" else tables.CLASSIFIER_NOTE,
         certificate=markdown_table(certificate),

@@ -1,7 +1,7 @@
-"""Weights and results that several processes hold together: row-sharded tensors (FSDP2), sums, and rows dealt out in turn.
+"""Row-sharded weights (FSDP2), and sums and results over processes.
 
-Right-multiplication by a projector touches each row of a weight on its own, so sharded rows are projected where they lie and
-nothing is communicated. Everything here does nothing in a single process.
+A projector multiplies each row of a weight separately. So every process projects its own rows, without communication.
+In a single process these functions return their input or do nothing.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor with all its rows; of a sharded one every process must ask at the same time."""
+    """The tensor with all its rows. For a sharded one every process must call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gather_like(part: Tensor, like: Tensor) -> Tensor:
-    """Whole of what every process holds a `part` of, cut as `like` is."""
+    """The whole tensor of which every process holds a `part`, sharded like `like`."""
     if not isinstance(like, DTensor):
         return part
     shape, stride = like.shape, like.stride()
@@ -49,7 +49,7 @@ def gather_like(part: Tensor, like: Tensor) -> Tensor:
 
 
 def cut_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a tensor that every process holds whole, cut as `like` is; nothing is communicated."""
+    """This process's part of a tensor that every process has, sharded like `like`, without communication."""
     if not isinstance(like, DTensor):
         return tensor
     everywhere = [Replicate()] * like.device_mesh.ndim
@@ -58,7 +58,7 @@ def cut_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def own_rows(matrix: Tensor) -> Tensor:
-    """This process's share of the rows of a matrix (groups, rows, width) that every process holds whole."""
+    """This process's share of the rows of a matrix (groups, rows, width) that every process has."""
     rank, world = process()
     return matrix[:, rank::world]
 
@@ -72,54 +72,53 @@ def summed(values: Iterable[float], device: torch.device) -> list[float]:
 
 
 def gathered(item: Any, device: torch.device) -> list[Any]:
-    """What every process calls this with, in the order of their ranks."""
+    """The `item` of every process, in the order of their ranks; all must call this together."""
     _, world = process()
     if world == 1:
         return [item]
     items: list[Any] = [None] * world
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # where the exchange takes place
+        torch.cuda.set_device(device)  # the exchange uses the current device
     dist.all_gather_object(items, item)
     return items
 
 
 def dealt(names: Sequence[str], work: Callable[[str], Result], device: torch.device | str | None) -> dict[str, Result]:
-    """`work` on every name, the processes taking them in turn; each gets all results.
-
-    Args:
-        device: where the exchange takes place; the CPU when None.
-    """
+    """Results of `work` by name. The processes share the names and exchange their results on `device` (default CPU)."""
     rank, world = process()
     mine = {name: work(name) for name in names[rank::world]}
     if world == 1:
         return mine
     place, results = torch.device("cpu" if device is None else device), dict[str, Result]()
     for i, name in enumerate(names):
-        told: list[Any] = [mine.get(name)]
-        dist.broadcast_object_list(told, src=i % world, device=place)
-        results[name] = told[0]
+        result: list[Any] = [mine.get(name)]
+        dist.broadcast_object_list(result, src=i % world, device=place)
+        results[name] = result[0]
     return results
 
 
 def units_to_shard(model: Any) -> list[str]:
-    """Classes of the modules that are gathered one at a time: those the model wants unsplit, without the one around its input embedding,
-    which accelerate shards by itself and cannot shard twice (a ViT names its `ViTEmbeddings` too)."""
+    """Classes of the modules that are gathered one at a time: those that the model declares unsplittable.
+
+    The module around the input embedding is left out. Accelerate shards that embedding itself and cannot shard it twice
+    (a ViT declares its `ViTEmbeddings` too).
+    """
     embedding = model.get_input_embeddings()
     around = {type(module).__name__ for module in model.modules() if any(m is embedding for m in module.modules())}
     return [name for name in model._no_split_modules or () if name not in around]
 
 
 def reshard(model: nn.Module) -> None:
-    """Put gathered weights away again: FSDP2 keeps some of them gathered after a forward pass, and what is written into those is lost."""
+    """Shard weights that FSDP2 keeps gathered after a forward pass; what is written into gathered ones is lost."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def set_trained(model: nn.Module, names: Collection[str]) -> None:
-    """Let exactly the parameters of these names be trained.
+    """Train exactly the parameters of these names.
 
-    FSDP2 keeps a second parameter for the gathered weight, which decides whether a gradient is computed at all; both must know.
+    FSDP2 has a second parameter for the gathered weight, which decides whether a gradient is computed. Both are set.
     """
     shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for sharded in shards:

@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever sees half of one."""
+"""Writing files so that no other process sees an incomplete one."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ def write_beside(path: Path, write: Callable[[Path], None]) -> None:
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """While one process makes `path`, others that would make it too wait here; a process that is killed lets them go on. What
-    ends in an error leaves no lock behind."""
+    """Hold a lock while this process makes `path`; others that would make it too wait.
+
+    The lock of a process that is killed is released. After an error no lock file is left.
+    """
     locks = path.parent / "_locks"
     locks.mkdir(parents=True, exist_ok=True)
     lock = locks / f"{path.name}.lock"
@@ -37,13 +39,13 @@ def alone(path: Path) -> Iterator[None]:
         except BaseException:
             lock.unlink(missing_ok=True)
             for folder in (locks, path.parent):
-                with suppress(OSError):  # others use it
+                with suppress(OSError):  # not empty: others use it
                     folder.rmdir()
             raise
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all."""
+    """Write UTF-8 text, completely or not at all."""
 
     def write(scratch: Path) -> None:
         scratch.write_text(text, encoding="utf-8")

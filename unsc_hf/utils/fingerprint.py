@@ -1,4 +1,4 @@
-"""What a model, a data set or a file is, as a hash: two things with one fingerprint are the same."""
+"""Hashes of models, data sets and files."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _READERS = 8  # tensors whose bytes are hashed at a time
 def weight_hash(model: nn.Module, exclude: Collection[str] = ()) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of parameters and buffers, in the order of their names.
 
-    Where weights are sharded over processes, all of them must call this together.
+    Where weights are sharded, all processes must call this together.
 
     Args:
-        exclude: names that do not count.
+        exclude: names that are left out.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -39,30 +39,30 @@ def weight_hash(model: nn.Module, exclude: Collection[str] = ()) -> str:
 
 
 def weight_digests(model: nn.Module, exclude: Collection[str] = ()) -> dict[str, str]:
-    """SHA-256 of the bytes of each parameter and buffer, by name: to see whether any has changed. Several are read at a time.
+    """SHA-256 of the bytes of each parameter and buffer, by name. Several are hashed at the same time.
 
-    Where weights are sharded over processes, all of them must call this together.
+    Where weights are sharded, all processes must call this together.
     """
 
     def digest(tensor: torch.Tensor) -> str:
         return hashlib.sha256(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
 
     with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
-        found: dict[str, str | Future[str]] = {}
+        digests: dict[str, str | Future[str]] = {}
         for name, tensor in model.state_dict().items():
             if name in exclude:
                 continue
-            if is_sharded(tensor):  # put together by all processes, in one order
-                found[name] = digest(whole(tensor.detach()))
+            if is_sharded(tensor):  # gathered by all processes, in the same order
+                digests[name] = digest(whole(tensor.detach()))
             else:
-                found[name] = pool.submit(digest, tensor.detach())
-        return {name: value if isinstance(value, str) else value.result() for name, value in found.items()}
+                digests[name] = pool.submit(digest, tensor.detach())
+        return {name: value if isinstance(value, str) else value.result() for name, value in digests.items()}
 
 
 def data_fingerprint(dataset: Any) -> str:
-    """SHA-256 of a `datasets.Dataset`'s content, in its order: the same rows give the same value on every machine.
+    """SHA-256 of a `datasets.Dataset`'s rows, in order, the same on every machine.
 
-    Images count by their bytes, whether these stand in the table or in a file beside it.
+    Images are hashed by their bytes, whether these are in the table or in a file beside it.
     """
     digest = hashlib.sha256()
     for table in dataset.with_format("arrow").iter(batch_size=1024):
@@ -97,17 +97,17 @@ def _value_bytes(value: Any) -> bytes:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What the statistics were collected from; two sets of statistics may only be combined when the model part agrees.
+    """The model and rows that statistics were collected from. Only statistics of the same model may be combined.
 
     Attributes:
-        model: the model's name or folder name (for people; not compared).
-        revision: the commit it was loaded at, when known (for people; not compared).
+        model: the model's name or folder name; not compared.
+        revision: the commit it was loaded at, when known; not compared.
         weights: SHA-256 of its weights.
         data: SHA-256 of the rows that were read, in order.
         dtype: dtype in which rows were multiplied.
         max_rows_per_class, max_samples_per_class: the budgets.
         samples: number of data set rows read.
-        removed: hashes of single rows that were taken out again, see `row_digests`.
+        removed: hashes of single rows that were subtracted again, see `row_digests`.
     """
 
     weights: str
@@ -124,20 +124,20 @@ class Fingerprint:
         object.__setattr__(self, "removed", tuple(self.removed))
 
     def refuse_removed(self, dataset: Any) -> list[str]:
-        """Hashes of these rows, none of which was taken out before.
+        """Hashes of these rows.
 
         Raises:
-            UNSCError: a row was.
+            UNSCError: a row was removed before.
         """
         digests = row_digests(dataset)
-        gone = set(self.removed)
+        removed = set(self.removed)
         for row, digest in enumerate(digests):
-            if digest in gone:
+            if digest in removed:
                 raise UNSCError(f"forget_dataset: row {row} was forgotten by an earlier request; leave it out.")
         return digests
 
     def still_held(self, dataset: Any) -> int:
-        """How many of these rows were not taken out."""
+        """How many different rows among these were not removed."""
         return len(set(row_digests(dataset)) - set(self.removed))
 
 

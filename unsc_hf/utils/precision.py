@@ -1,4 +1,4 @@
-"""Full precision where something is measured or projected, whatever the process computes in otherwise."""
+"""Full float32 where something is measured or projected, whatever precision is set elsewhere."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """No TF32 or bfloat16 in float32 products and convolutions inside the block: their rounding would fill the null space.
+    """No TF32 or bfloat16 in float32 products and convolutions: their rounding would fill the null space.
 
-    Convolutions on a GPU are in TF32 unless told otherwise; products where `tf32=True` or
-    `torch.set_float32_matmul_precision` asked for it. Everything is restored afterwards.
+    On a GPU convolutions use TF32 by default, and products do so after `tf32=True` or
+    `torch.set_float32_matmul_precision`. All settings are restored after the block.
     """
     operators = _operators()
     before = [operator.fp32_precision for operator in operators]
@@ -33,13 +33,13 @@ def full_float32() -> Iterator[None]:
         if convolutions is not None:
             torch.backends.cudnn.allow_tf32 = convolutions
         for operator, precision in zip(operators, before, strict=True):
-            operator.fp32_precision = "none"  # as the general setting says
+            operator.fp32_precision = "none"  # follow the general setting
             if operator.fp32_precision != precision:
                 operator.fp32_precision = precision
 
 
 def _operators() -> list[Any]:
-    """What has a precision of its own; none before torch 2.9, which knew the old switches alone."""
+    """Operators with a precision setting of their own; none before torch 2.9, which had only the old switches."""
     if not hasattr(torch.backends, "fp32_precision"):
         return []
     backends: Any = torch.backends
@@ -48,7 +48,7 @@ def _operators() -> list[Any]:
 
 
 def _old_switches() -> tuple[str | None, bool | None]:
-    """Those of products and convolutions; None where they cannot be read, since the operators' own were set to something else."""
+    """The old switches of products and convolutions; None where an operator's own setting makes them unreadable."""
     try:
         products: str | None = torch.get_float32_matmul_precision()
     except RuntimeError:
