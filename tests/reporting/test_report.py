@@ -52,9 +52,9 @@ def test_names_from_outside_stay_text(tmp_path: Path) -> None:
 )
 def test_each_failure_has_its_signature(changes: dict[str, Any], sign: str) -> None:
     assert run_signatures(run_results()) == []
-    found = run_signatures(run_results(**changes))
-    assert len(found) == 1
-    assert sign in found[0]
+    signs = run_signatures(run_results(**changes))
+    assert len(signs) == 1
+    assert sign in signs[0]
 
 
 def test_signatures_over_seeds() -> None:
