@@ -10,7 +10,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from datasets import DatasetDict
 from rich.console import Console
@@ -35,7 +35,7 @@ from .workbench import Workbench
 _RECORDS = 3  # changes with what records hold: a comparison does not continue on those of older versions
 _STRANGERS = 0.8  # leak above which two models hardly share an ancestor; unprojected unlearning stays far below
 
-Model = str | PathLike[str] | PreTrainedModel
+Model: TypeAlias = str | PathLike[str] | PreTrainedModel
 
 
 @dataclass
