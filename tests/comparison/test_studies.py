@@ -161,7 +161,7 @@ def test_bad_input_is_one_line(changes: dict[str, Any], said: str, arguments: Im
 
 def test_a_folder_of_another_study_is_refused(finished: dict[str, str], arguments: Images, config: UNSCConfig) -> None:
     other = replace(arguments, forget_classes=["owl"])
-    with pytest.raises(UNSCError, match="holds a study with other classes"):
+    with pytest.raises(UNSCError, match="holds a study that differs in classes"):
         run_studies(AblationArguments(studies=["rank"], seeds=[0]), other, config, "")
 
 

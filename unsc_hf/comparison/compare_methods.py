@@ -10,7 +10,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from datasets import DatasetDict
 from rich.console import Console
@@ -35,7 +35,7 @@ from .workbench import Workbench
 _RECORDS = 3  # changes with what records hold: a comparison does not continue on those of older versions
 _STRANGERS = 0.8  # leak above which two models hardly share an ancestor; unprojected unlearning stays far below
 
-Model = str | PathLike[str] | PreTrainedModel
+Model: TypeAlias = str | PathLike[str] | PreTrainedModel
 
 
 @dataclass
@@ -130,9 +130,9 @@ class _Task:
         data = data_fingerprint(splits.train)[:16] + data_fingerprint(splits.test)[:16]
         origin = {"data": data, "records": _RECORDS, "audits": sorted(comparison.audits or AUDITS)}
         origin["options"] = options_hash(self.arguments, self.config)
-        check_folder(Path(str(self.config.output_dir)), "comparison", origin)
         for name, forget_set in sets.items():
-            forget_set.check_classes(name)
+            origin |= {f"the classes of {name!r}": forget_set.experiment.forgotten, **forget_set.experiment.origin()}
+        check_folder(Path(str(self.config.output_dir)), "comparison", origin)
         if not any(forget_set.experiment.reference_numbers() for forget_set in sets.values()):
             console.print("No retrained references: nothing can be said about 'removed', and no band is drawn.")
         run_jobs(

@@ -51,7 +51,7 @@ class Examiner:
             with alone(file):
                 if not file.is_file():
                     kind, _, number = name.rpartition("-")
-                    bench = self._bench(int(number)) if kind == ORIGINAL else self._reader(int(number))
+                    bench = self.experiment.bench(int(number)) if kind == ORIGINAL else self._reader(int(number))
                     write_beside(file, partial(save_file, _to_tensors(self.row_outputs(bench, bench.original))))
         return _from_tensors(load_file(file))
 
@@ -76,9 +76,6 @@ class Examiner:
                 "so it was trained on them; leave it out."
             )
         return f"read {name}: {in_words(shares)}"
-
-    def _bench(self, seed: int) -> Workbench:
-        return self.experiment.bench(seed)
 
     def _reader(self, number: int) -> Workbench:
         """What a reference is read with: its own tokenizer or image processor."""
@@ -116,7 +113,7 @@ class Examiner:
 
         def choose() -> dict[str, Any]:
             seed, validation = self.experiment.seeds[0], self.experiment.validation
-            bench = self._bench(seed)
+            bench = self.experiment.bench(seed)
             answers = self.experiment.collect(bench, bench.original, validation)
             outputs = replace(self.outputs(f"{ORIGINAL}-{seed}"), test=answers)
             exam = self._examination(bench, bench.original, outputs, seed, ())
@@ -165,11 +162,10 @@ class Examiner:
         return {**result, "seconds": training_seconds(name), "model": public_name(name)}
 
     def examine_original(self, seed: int) -> dict[str, Any]:
-        """The original of a seed. Its record also names the references that were given, see `check_models`."""
-        bench, given = self._bench(seed), self._given_references()
+        """The original of a seed."""
+        bench, name = self.experiment.bench(seed), public_name(self.experiment.original(seed))
         result = self.examine(bench, bench.original, seed, self.outputs(f"{ORIGINAL}-{seed}"))
-        more = {"leak": 0.0, "seconds": None, "model": public_name(self.experiment.original(seed))}
-        return {**result, **more, **({} if given is None else {"beside": given})}
+        return {**result, "leak": 0.0, "seconds": None, "model": name}
 
     def examine_other(self, name: str) -> dict[str, Any]:
         """A model that was unlearned by anybody.
@@ -178,44 +174,12 @@ class Examiner:
             UNSCError: it has another number of labels than the original.
         """
         seed = self.experiment.seeds[0]
-        bench, model = self._bench(seed), self.experiment.load(name, "audited")
+        bench, model = self.experiment.bench(seed), self.experiment.load(name, "audited")
         labels, expected = int(model.config.num_labels), int(bench.original.config.num_labels)
         if labels != expected:
             raise UNSCError(f"audited: {name} has {labels} labels, its original {expected}; name the right pair.")
         cost = {"leak": bench.leak(model), "seconds": None, "steps": None}
         return {**self.examine(bench, model, seed), **cost}
-
-    def check_models(self) -> None:
-        """Refuse a folder whose records are of other models than those given now.
-
-        Raises:
-            UNSCError: naming both.
-        """
-        experiment, given = self.experiment, self._given_references()
-        names = {} if experiment.trains_originals else {
-            f"{ORIGINAL}-{seed}": public_name(experiment.original(seed)) for seed in experiment.seeds
-        }  # fmt: skip
-        if given is not None:
-            names |= {f"{RETRAINED}-{i}": name for i, name in zip(experiment.reference_numbers(), given, strict=True)}
-        for record, name in names.items():
-            file = experiment.folder / f"{record}.json"
-            before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"model": name}
-            beside = before.get("beside", given)
-            if before["model"] == name and beside == given:
-                continue
-            there, now = before["model"], name
-            if there == now:
-                there, now = (", ".join(models or ()) or "none" for models in (beside, given))
-            raise UNSCError(
-                f"output_dir: {experiment.folder} holds a comparison with other models ({there} there, {now} now); "
-                "choose another folder."
-            )
-
-    def _given_references(self) -> list[str] | None:
-        """Names of the references that were given; None where they are trained, since more seeds bring more of them."""
-        if self.experiment.trains_references:
-            return None
-        return [public_name(name) for name in self.experiment.references()]
 
 
 def in_words(accuracies: Mapping[str, Any]) -> str:

@@ -134,8 +134,8 @@ def plot_changes(outcome: Mapping[str, Any], path: Path) -> Path:
         for i, row in enumerate(change):
             for j, number in enumerate(row):
                 colour = "white" if abs(number) > 12 else "black"
-                text, place = f"{round(number):+d}" if round(number) else "0", {"ha": "center", "va": "center"}
-                axes.text(j, i, text, fontsize=7, color=colour, **place)
+                text = f"{round(number):+d}" if round(number) else "0"
+                axes.text(j, i, text, ha="center", va="center", fontsize=7, color=colour)
     figure.colorbar(image, ax=axes, label="points against the original", extend="both")
     return save(figure, path)
 

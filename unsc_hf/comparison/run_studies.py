@@ -93,12 +93,10 @@ def run_studies(
     }
     paragraphs = {}
     for name in ablation.studies or STUDIES:
-        folder = Path(str(config.output_dir), name)
-        check_folder(folder, "study", origin)
-        request = Request(forget_classes=tuple(ids))
-        experiment = Experiment(
-            ablation.seeds, ablation.originals, arguments, config, splits, request, folder / "_runs"
-        )
+        folder, request = Path(str(config.output_dir), name), Request(forget_classes=tuple(ids))
+        models = (ablation.seeds, ablation.originals)
+        experiment = Experiment(*models, arguments, config, splits, request, folder / "_runs")
+        check_folder(folder, "study", {**origin, **experiment.origin()})
         console.rule(f"{name}: {STUDIES[name].title}")
         points = STUDIES[name].measure(Lab(experiment, name, console))
         paragraphs[name] = write_study(STUDIES[name], points, folder, command)

@@ -18,8 +18,9 @@ def fine_tune(bench: Workbench, **settings: Any) -> PreTrainedModel:
 
     Source: Warnecke et al., arXiv 2108.11577; "FT" in Golatkar et al., arXiv 1911.04933.
     """
-    steps = {"lr_doubling_steps": None, "max_steps": FINE_TUNE_STEPS}
-    return bench.unlearn(null_space="none", objective="fine_tune", **steps, **settings)
+    return bench.unlearn(
+        null_space="none", objective="fine_tune", lr_doubling_steps=None, max_steps=FINE_TUNE_STEPS, **settings
+    )
 
 
 @method("random label", LEARNING_RATES)
