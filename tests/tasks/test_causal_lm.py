@@ -78,7 +78,7 @@ def test_bad_rows(token_data: Data, tmp_path: Path) -> None:
         make_trainer(model, token_data, tmp_path, pseudo_labels="nearest_mean")
     with pytest.raises(UNSCError, match="'left_out' needs classes"):
         make_trainer(model, token_data, tmp_path, pseudo_labels="left_out")
-    with pytest.raises(UNSCError, match="choose from unsc, "):
+    with pytest.raises(UNSCError, match="choose from .*unsc, "):
         UNSCConfig(output_dir=str(tmp_path), objective="oblivion")
 
 
@@ -264,8 +264,8 @@ def test_target_is_what_unseen_rows_score(tmp_path: Path) -> None:
     last = [entry for entry in trainer.state.log_history if "leak" in entry]
     assert last[0]["forget_accuracy"] > 0.95
     assert trainer.stop_reason == "target"
-    assert last[-1]["forget_accuracy"] <= trainer.plan.target < 0.9
-    assert last[-1]["forget_accuracy"] > trainer.plan.target - 0.15
+    assert last[-1]["forget_accuracy"] <= trainer.goal.target < 0.9
+    assert last[-1]["forget_accuracy"] > trainer.goal.target - 0.15
     metrics = trainer.evaluate(trainer.reader.prepare(unseen))
     assert 0 <= metrics["eval_accuracy"] <= 1
 

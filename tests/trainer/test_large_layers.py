@@ -82,7 +82,7 @@ def test_requests_in_sequence_keep_to_the_limit(
     model = learned(train)
     config = UNSCConfig(
         output_dir=str(tmp_path / "out"), use_cpu=True, disable_tqdm=True, report_to="none", energy=0.9, max_steps=3,
-        max_leak=None, **LIMIT,
+        max_leak=None, max_statistics_memory="1.45MB",
     )  # fmt: skip
     forget, retain = split_dataset(train, forget_classes=["cat"])
     serve_request(model, tmp_path / "statistics", config, forget, retain)

@@ -28,7 +28,7 @@ _VALIDATION_ROWS = 50  # forget rows wanted for validation where whole classes a
 _MOST_HELD_OUT = 0.4  # ... but never more than this share of them
 _CURVE_ROWS = 300  # held-out retained rows that a check reads: they draw a curve, nothing is decided by them
 _SETTLING_RATE = 10.0  # a run that settles beside unseen rows learns at most this many times faster than stated
-_LEFT_OUT_ROWS = 20_000  # retained and unseen rows whose features are held in memory to see how hard rows are
+LEFT_OUT_ROWS = 20_000  # retained and unseen rows whose features are held in memory to see how hard rows are
 
 
 class ForgettingGoal(ABC):
@@ -102,10 +102,10 @@ class ForgettingGoal(ABC):
 
     def _left_out(self, model: nn.Module, reader: ModelReader, rows: UnlearningRows) -> Tensor:
         """How well each forget row would be known if it had been left out; as unseen rows count those as hard as these."""
-        unseen = at_most(self.unseen, _LEFT_OUT_ROWS) if self.unseen is not None else rows.retain_held_out
+        unseen = at_most(self.unseen, LEFT_OUT_ROWS) if self.unseen is not None else rows.retain_held_out
         read = LeftOut.of(
             model,
-            reader.prepare(at_most(rows.retain, _LEFT_OUT_ROWS)),
+            reader.prepare(at_most(rows.retain, LEFT_OUT_ROWS)),
             reader.prepare(rows.forget),
             reader.prepare(unseen),
             reader.collate,
@@ -185,7 +185,7 @@ class LikeUnseenRows(ForgettingGoal):
 
     def fix(self, model: nn.Module, reader: ModelReader, rows: UnlearningRows) -> None:
         self.target = tolerated_exposure(len(rows.forget_validation))
-        self._unseen = self.task.measure(iter(self.read_unseen(model, reader))).in_order()
+        self.unseen_before = self.task.measure(iter(self.read_unseen(model, reader))).in_order()
         self._read = []
 
     def read_unseen(self, model: nn.Module, reader: ModelReader) -> Iterable[Outputs]:
@@ -210,7 +210,7 @@ class LikeUnseenRows(ForgettingGoal):
 
     def check(self, model: nn.Module, reader: ModelReader, rows: UnlearningRows, leak: float) -> Check:
         forget, retain = self._measured(model, reader, self._check_rows(rows))
-        unseen = self._unseen_now(model, reader) if self.follows else self._unseen
+        unseen = self._unseen_now(model, reader) if self.follows else self.unseen_before
         return Check.beside_unseen(forget, retain, leak, unseen, self.follows)
 
     def _unseen_now(self, model: nn.Module, reader: ModelReader) -> Measure:
