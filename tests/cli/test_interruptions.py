@@ -41,7 +41,7 @@ class Runner:
             [
                 "helpers.kill_worker",
                 "unsc_hf.cli.main",
-                "unsc_hf.comparison.unlearning",
+                "unsc_hf.runs.classification",
                 "unsc_hf.comparison.compare_methods",
                 "unsc_hf.comparison.report",
             ]

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "unlearn_vit.py"
-
-
+RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPE = RECIPES / "unlearn_vit.py"
 NAMES = ["cat", "dog", "frog", "owl"]
-
-
 FAST = [
-    "--use_cpu",
-    "--disable_tqdm",
-    "true",
-    "--train_epochs",
-    "12",
-    "--model_size",
-    "nano",
-    "--patch_size",
-    "4",
-    "--max_steps",
-    "20",
-]
+    "--use_cpu", "--disable_tqdm", "true", "--train_epochs", "12", "--model_size", "nano", "--patch_size", "4",
+    "--max_steps", "20",
+]  # fmt: skip
+
+
+def run_recipe(recipe: Path, *arguments: Any) -> int:
+    """Exit code of a recipe that runs in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(recipe), *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(recipe), run_name="__main__")
+    assert isinstance(left.value.code, int)
+    return left.value.code
 
 
 def image_folder(rows: int, seed: int) -> Dataset:

@@ -19,10 +19,11 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
 from unsc_hf import UNSCConfig, UNSCError
-from unsc_hf.comparison.language_unlearning import LanguageArguments, evaluate_answers, run
+from unsc_hf.comparison.arguments import LanguageArguments
 from unsc_hf.comparison.references.language_models import LanguagePlan
 from unsc_hf.comparison.references.training import train_model
 from unsc_hf.data.dialogues import IGNORED, AnswerCollator, prepare_dialogues, to_dialogues
+from unsc_hf.evaluation.answers import evaluate_answers
 from unsc_hf.evaluation.generation import (
     extraction_strength,
     generate_answers,
@@ -35,6 +36,7 @@ from unsc_hf.evaluation.metrics import ExtractionStrength, Perplexity, RougeL, T
 from unsc_hf.models.outputs import Outputs, iterate_outputs, read_answers
 from unsc_hf.nullspace.projection import NullSpaceProjection
 from unsc_hf.objectives import OBJECTIVES, Terms
+from unsc_hf.runs.language import run
 from unsc_hf.tasks.causal_lm import SOFT_TOKENS, CausalLMTask
 
 PLAN = LanguagePlan(size="nano", vocabulary_size=300, max_length=64)

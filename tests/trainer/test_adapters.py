@@ -19,8 +19,7 @@ from helpers.training import Data, Stop, logits, make_trainer
 from peft import LoraConfig, PeftModel, PromptTuningConfig
 
 from unsc_hf import ActivationStatistics, UNSCError, split_dataset
-from unsc_hf.comparison.arguments import check_model_dtype
-from unsc_hf.comparison.language_unlearning import LanguageArguments
+from unsc_hf.comparison.arguments import LanguageArguments, check_model_dtype
 from unsc_hf.nullspace.lora import null_space_start
 from unsc_hf.nullspace.moments import SecondMoment
 from unsc_hf.nullspace.projection import NullSpaceProjection

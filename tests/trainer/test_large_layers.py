@@ -37,7 +37,7 @@ def test_a_run_under_a_limit_is_the_run_without(adapter: bool, low_rank_data: Da
 
 
 def test_only_layers_with_capacity_are_trained_and_only_their_start_is_kept(tmp_path: Path) -> None:
-    """Sixteen images have 80 tokens: they fill inputs 48 wide, not those 96 wide, nor the head's, which reads one token of each."""
+    """Sixteen images have 80 tokens, which fill inputs 48 wide but not 96 wide. The head reads one token of each."""
     retain = tensor_dataset(torch.randn(16, 3, 8, 8), [0, 1] * 8, ["a", "b", "c"])
     forget = tensor_dataset(torch.randn(40, 3, 8, 8), [2] * 40, ["a", "b", "c"])
     model = make_vit()

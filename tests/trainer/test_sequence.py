@@ -123,6 +123,30 @@ def test_trainer_refuses_statistics_that_still_hold_the_rows(tmp_path: Path) -> 
         trainer.train()
 
 
+def test_a_request_gets_what_is_left_of_the_budget_and_leaves_nothing_stale(tmp_path: Path) -> None:
+    model = make_vit(labels=10, hidden=96)
+    parts = rows_of_images(8)
+    args, folder = options(tmp_path, energy=0.9, max_leak=0.5), tmp_path / "statistics"
+    first = serve_request(model, folder, args, parts[0], concatenate_datasets(parts[1:]))
+    spent = first.certify().leak
+    assert spent > 0
+    assert (first.args.max_leak, args.max_leak) == (0.5, 0.5)
+    assert (tmp_path / "out" / "request-1" / "model.safetensors").is_file()
+
+    second = serve_request(model, folder, args, parts[1], concatenate_datasets(parts[2:]))
+    assert second.args.max_leak == pytest.approx(0.5 - spent)
+    assert second.certify().max_leak == second.args.max_leak
+    assert args.max_leak == 0.5
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["request-2"]
+    stored = ActivationStatistics.from_pretrained(folder, model)
+    assert [entry["leak"] for entry in stored.requests] == [spent, second.certify().leak]
+    assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".safetensors"]
+
+    args.max_leak = sum(entry["leak"] for entry in stored.requests)
+    with pytest.raises(UNSCError, match="2 requests have spent"):
+        serve_request(model, folder, args, parts[2], concatenate_datasets(parts[3:]))
+
+
 def test_the_budget_is_of_all_requests_together(tmp_path: Path) -> None:
     model = make_vit(labels=10, hidden=96)
     parts = rows_of_images(8)

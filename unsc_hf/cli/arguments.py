@@ -1,4 +1,4 @@
-"""Command-line arguments of the recipes: dataclasses, a YAML file of defaults, and one-line errors."""
+"""Command-line arguments: dataclasses, a YAML file of defaults, and errors in one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import HfArgumentParser
 
 from ..errors import UNSCError, closest, full_disk_in_one_line
 
@@ -20,12 +19,16 @@ def parse_arguments(
     description: str = "",
     defaults: Mapping[str, Any] | None = None,
 ) -> tuple[Any, ...]:
-    """One instance of each dataclass in `types`, from the command line and, below it, from `--config file.yaml` and `defaults`.
+    """One instance of each dataclass in `types`, from the command line.
+
+    What is not given there comes from `--config file.yaml`, then from `defaults`.
 
     Raises:
         UNSCError: unreadable file, or a key that is no option (the closest are listed).
         SystemExit: argparse's own, for unknown options and `--help`.
     """
+    from transformers import HfArgumentParser
+
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = HfArgumentParser(list(types), description=description, allow_abbrev=False)
     parser.add_argument("--config", help="YAML file with any of these options; the command line wins over it.")
@@ -74,7 +77,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 
 def fill_output_dir(config: Any, base: str) -> None:
-    """Where none was given, a folder that holds no finished run: `outputs/base`, `outputs/base-2`, ..."""
+    """Where no folder was given, take one that holds no finished run: `outputs/base`, `outputs/base-2`, ..."""
     if config.output_dir != "trainer_output":  # what transformers fills in
         return
     folder, number = Path("outputs", base), 2
@@ -84,7 +87,7 @@ def fill_output_dir(config: Any, base: str) -> None:
 
 
 def run_recipe(main: Callable[[], Any]) -> None:
-    """Run a recipe; what a user can correct is printed as one line on standard error, with exit code 2."""
+    """Run a script; what a user can correct is printed as one line on standard error, with exit code 2."""
     try:
         with full_disk_in_one_line():
             main()

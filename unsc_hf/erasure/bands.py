@@ -24,9 +24,9 @@ logger = logging.getLogger(__name__)
 
 ProbeRows = tuple[Sequence[Batch], Sequence[Batch]]  # that a probe is taught on, and asked about
 
-_ROWS_PER_CLASS = 200  # rows of each class that a probe is taught on
-_ROWS = 4_000  # of all classes together: a probe of 150 classes would take longer than unlearning
-_FEWEST_ROWS = 25  # of each class in any case
+ROWS_PER_CLASS = 200  # rows of each class that a probe is taught on
+ROWS = 4_000  # of all classes together: a probe of 150 classes would take longer than unlearning
+FEWEST_ROWS = 25  # of each class in any case
 
 
 class ProbeBands:
@@ -61,7 +61,7 @@ class ProbeBands:
             raise UNSCError("references: bands of a probe need whole classes to be forgotten; leave them out.")
         self._model, self._args, self._forgotten = model, rows.args, rows.task.forgotten_classes
         classes = len(rows.task.remaining_classes) + len(self._forgotten)
-        self._per_class = min(max(_ROWS // classes, _FEWEST_ROWS), _ROWS_PER_CLASS)
+        self._per_class = min(max(ROWS // classes, FEWEST_ROWS), ROWS_PER_CLASS)
         self.taught_on, self.asked = self._rows = self._batches(rows)
         self._chosen: dict[str, float] = {}
         self.bands = dict(bands) if bands is not None else self._read(rows, references)

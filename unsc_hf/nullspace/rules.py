@@ -141,7 +141,7 @@ def descending_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     try:
         values, vectors = torch.linalg.eigh(symmetric)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        # Divide and conquer can fail where many eigenvalues are exactly zero (dead ReLU channels); this driver does not.
+        # Divide and conquer can fail where many eigenvalues are zero (dead ReLU channels); this driver does not.
         pairs = [scipy.linalg.eigh(m.cpu().numpy(), driver="evr") for m in symmetric]
         values = torch.stack([torch.from_numpy(w) for w, _ in pairs]).to(matrix.device)
         vectors = torch.stack([torch.from_numpy(v) for _, v in pairs]).to(matrix.device)

@@ -153,7 +153,8 @@ class ActivationStatistics:
         key = by_name.get(str(item), str(item))
         if key not in self.moments:
             raise UNSCError(
-                f"exclude: no class {item!r} in these statistics; closest: {closest(str(item), self.group_names.values())}."
+                f"exclude: no class {item!r} in these statistics; "
+                f"closest: {closest(str(item), self.group_names.values())}."
             )
         return key
 
@@ -183,8 +184,8 @@ class ActivationStatistics:
             collecting: as for `collect` (`processing_class`, `label_column`, `groups`, `collate_fn`, ...).
 
         Raises:
-            UNSCError: another model, rows taken out before, or statistics collected with a budget (whether a row was read
-                cannot be told then).
+            UNSCError: another model, rows taken out before, or statistics collected with a budget, which do not tell
+                whether a row was read.
         """
         budget = self.fingerprint.max_rows_per_class or self.fingerprint.max_samples_per_class
         names = set(self.module_keys)
@@ -205,8 +206,8 @@ class ActivationStatistics:
         )
         if budget and not whole:
             raise UNSCError(
-                "statistics: were collected with a budget, so whether a row is in them cannot be told; collect them with "
-                "max_rows_per_class=None and max_samples_per_class=None to serve requests of single rows."
+                "statistics: were collected with a budget, so whether a row is in them cannot be told; collect them "
+                "with max_rows_per_class=None and max_samples_per_class=None to serve requests of single rows."
             )
         left = self - theirs
         fingerprint = replace(left.fingerprint, removed=(*self.fingerprint.removed, *digests))
@@ -286,6 +287,7 @@ class ActivationStatistics:
         rank: int | None = None,
         ratio: float | None = None,
         merge: str = "sum",
+        device: torch.device | str | None = None,
     ) -> Subspace:
         """Subspace of the rows that are kept: see `rules.build_subspace`; `exclude` names the forgotten classes."""
         kept = self.groups(exclude)
@@ -299,6 +301,7 @@ class ActivationStatistics:
             ratio=ratio,
             merge=merge,
             forget=self.pooled(forgotten) if forgotten else None,
+            device=device,
         )
 
     # ---- storage ----------------------------------------------------------------------------------------------------
