@@ -32,7 +32,6 @@ from unsc_hf.evaluation.generation import (
     token_metrics,
     truth_ratio,
 )
-from unsc_hf.evaluation.metrics import ExtractionStrength, Perplexity, RougeL, TruthRatio
 from unsc_hf.models.outputs import Outputs, iterate_outputs, read_answers
 from unsc_hf.nullspace.projection import NullSpaceProjection
 from unsc_hf.objectives import OBJECTIVES, Terms
@@ -114,19 +113,6 @@ def test_token_metrics_agree_with_the_models_own_loss(token_data: Data) -> None:
         expected = float(model(**batch).loss)
     assert token_metrics(parts)["loss"] == pytest.approx(expected, rel=1e-5)
     assert token_metrics(parts)["perplexity"] == pytest.approx(math.exp(expected), rel=1e-4)
-
-
-def test_metrics_as_evaluate_modules() -> None:
-    texts = (["the cat sat", "a dog"], ["the cat sat", "the dog ran off"])
-    assert RougeL().compute(predictions=texts[0], references=texts[1])["rouge_l"] == pytest.approx((1 + 0.25) / 2)
-    strength = ExtractionStrength()
-    strength.add_batch(predictions=[[1, 2, 3]], references=[[1, 2, 3]])
-    strength.add_batch(predictions=[[9, 2]], references=[[1, 2]])
-    assert strength.compute()["extraction_strength"] == pytest.approx(0.75)
-    found = Perplexity().compute(predictions=[1.0, 2.0], references=[3, 1])
-    assert found["perplexity"] == pytest.approx(math.exp(1.25))
-    ratio = TruthRatio().compute(predictions=[-1.0], references=[[-1.0, -3.0]])
-    assert ratio["truth_ratio"] == pytest.approx(math.exp(-1))
 
 
 def test_answers_do_not_depend_on_the_batch(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def compare(
     methods = {"original": runs.evaluate(unsc.model, original, 0.0, None)}
     if runs.forgotten:
         methods["masked"] = runs.masked_logits(methods["original"], original)
-    if config.feature_erasure != "none" and unsc.whole_classes and len(names) > 1:
+    if config.feature_erasure != "none" and unsc.task.whole_classes and len(names) > 1:
         loads = [partial(load_as, network_class, name, "retrained_model_name_or_path") for name in names]
         unsc.choose_erasure = ProbeBands(unsc.model, unsc.feature_rows(), loads)
     unsc.train(resume_from_checkpoint=resume_from(config.resume_from_checkpoint))
