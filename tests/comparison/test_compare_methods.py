@@ -409,7 +409,8 @@ def test_a_reference_that_knows_the_forgotten_class_is_named(world: World) -> No
 def test_without_references_a_report_comes_and_says_what_cannot_be_said(world: World, tmp_path: Path) -> None:
     arguments = replace(world.arguments, retrained_model_name_or_path=None)
     comparison = replace(
-        world.comparison, methods=["masked"], audits=["membership", "quantisation"], seeds=[0], originals=world.originals[:1], no_intervals=True
+        world.comparison, methods=["masked"], audits=["membership", "quantisation"], seeds=[0],
+        originals=world.originals[:1], no_intervals=True,
     )  # fmt: skip
     found = compare_methods(comparison, arguments, world.config("alone"))
     summary = write_comparison(found, tmp_path, "command")["frog"]
@@ -429,8 +430,8 @@ def test_the_files_that_the_docs_show_are_a_method_and_an_audit(world: World, tm
         files[-1].write_text(code, encoding="utf-8")
     assert len(files) == 2
     comparison = replace(
-        world.comparison, plugins=[str(file) for file in files], methods=["uniform_labels"], audits=["entropy"], seeds=[0],
-        originals=world.originals[:1], no_intervals=True,
+        world.comparison, plugins=[str(file) for file in files], methods=["uniform_labels"], audits=["entropy"],
+        seeds=[0], originals=world.originals[:1], no_intervals=True,
     )  # fmt: skip
     try:
         found = compare_methods(comparison, world.arguments, world.config("own"))["forget_sets"]["frog"]

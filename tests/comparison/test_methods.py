@@ -204,7 +204,7 @@ def test_boundary_shrink_labels_are_what_a_signed_gradient_step_is_taken_for(ben
     handle = embed.register_forward_hook(lambda *_: moved)
     expected = bench.original(batch["pixel_values"]).logits.detach()
     handle.remove()
-    torch.testing.assert_close(module._attacked(bench.original, batch), expected, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(module.attacked_logits(bench.original, batch), expected, atol=1e-4, rtol=1e-3)
 
 
 def test_boundary_expand_returns_a_head_of_the_old_size(bench: Workbench) -> None:

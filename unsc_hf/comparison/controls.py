@@ -16,7 +16,6 @@ import torch
 from datasets import Dataset
 from peft import PeftConfig
 from transformers import AutoConfig, PreTrainedModel
-from transformers.trainer_utils import SaveStrategy
 
 from ..config import UNSCConfig
 from ..data.columns import check_labels_match, read_labels
@@ -103,14 +102,9 @@ class RequestRuns:
 
     def trainer(self, null_space: str, model: PreTrainedModel, statistics: Any) -> UNSCTrainer:
         """A trainer of `model`; see `UNSCConfig.null_space`."""
-        options = deepcopy(self.config)
-        options.null_space = null_space
-        options.push_to_hub = False  # no repository is made before there is something to publish
-        if null_space != "retained":
-            options.save_strategy = SaveStrategy.NO  # its checkpoints would take the place of the real ones
         return UNSCTrainer(
             model=model,
-            args=options,
+            args=self.config.control(null_space),
             forget_dataset=self.forget,
             retain_dataset=self.retain,
             eval_dataset=self.eval_dataset,
@@ -150,7 +144,7 @@ class RequestRuns:
 
     def result(self, trainer: UNSCTrainer, preparation: float) -> MethodResult:
         """Of a run that is done; `preparation` is what its statistics and subspaces cost, in seconds."""
-        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        model = trainer.unwrapped()
         outputs = self.outputs(model, self.processing_class)
         return self.evaluate(model, outputs, trainer.held_out_leak().total, preparation + trainer.unlearning_seconds)
 

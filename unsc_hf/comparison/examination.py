@@ -154,7 +154,7 @@ class Examiner:
             "audits": {audit.name: audit.run(exam) for audit in self.audits},
         }
 
-    # ---- models that no method made -----------------------------------------------------------------------------------
+    # ---- models that no method made ---------------------------------------------------------------------------------
 
     def examine_reference(self, number: int) -> dict[str, Any]:
         """A retrained model, beside the other ones."""

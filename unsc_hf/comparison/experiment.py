@@ -204,7 +204,7 @@ def record(file: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     return content
 
 
-# ---- checks -----------------------------------------------------------------------------------------------------------
+# ---- checks ---------------------------------------------------------------------------------------------------------
 def check_names(option: str, names: Iterable[str] | None, known: Mapping[str, Any]) -> None:
     """Refuse names that nothing was registered under.
 

@@ -39,7 +39,7 @@ class ForgetSet:
         self.examiner, self.tuning = Examiner(experiment, audits), Tuning(experiment)
         self._first = experiment.seeds[0]
 
-    # ---- records ------------------------------------------------------------------------------------------------------
+    # ---- records ----------------------------------------------------------------------------------------------------
 
     def _seeded_records(self, seeds: Iterable[int]) -> list[str]:
         names = (ORIGINAL, *(method.name for method in self.methods))
@@ -58,7 +58,7 @@ class ForgetSet:
         return (self.experiment.folder / f"{name}.json").is_file()
 
     def _make(self, name: str, make: Callable[[], dict[str, Any]]) -> str:
-        """Make a record, and say what was found."""
+        """Make a record, and return its accuracies for people."""
         content = self.experiment.record(name, make)
         kind, _, seed = name.rpartition("-")
         title = f"{kind} (seed {seed})" if name in self._seeded_records(self.experiment.seeds) else name
@@ -101,7 +101,7 @@ class ForgetSet:
                 "choose another folder."
             )
 
-    # ---- jobs ---------------------------------------------------------------------------------------------------------
+    # ---- jobs -------------------------------------------------------------------------------------------------------
 
     def jobs(self, everything: bool = False) -> list[Job]:
         """What has no record yet, or `everything`, in an order in which it can be done.

@@ -1,4 +1,4 @@
-"""Run named studies, and write what they found: JSON, a picture, a table, a paragraph, one HTML file."""
+"""Run named studies, and write their results: JSON, a picture, a table, a paragraph, one HTML file."""
 
 from __future__ import annotations
 
@@ -137,7 +137,8 @@ def write_study(study: Study, points: list[dict[str, Any]], folder: Path, comman
     paragraph, rows = study.paragraph(points), table(study, points)
     picture = save(study.plot(points), folder / "study.png")
     text = (
-        f"# {study.title}", paragraph, f"![{study.name}](study.png)", f"{markdown(rows)}", _UNITS, f"```\n{command}\n```",
+        f"# {study.title}", paragraph, f"![{study.name}](study.png)", markdown(rows), _UNITS,
+        f"```\n{command}\n```",
     )  # fmt: skip
     write_text(folder / "README.md", "\n\n".join(text) + "\n")
     sections = [

@@ -29,10 +29,10 @@ def titles() -> dict[str, str]:
 
 def columns(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
     """Column titles by path: accuracies, the headline of each audit that was run, costs."""
-    found = next(iter(runs.values()))[0]["audits"]
-    audits = {f"{name}.{AUDITS[name].headline}": AUDITS[name].title for name in found if AUDITS[name].headline}
+    run = next(iter(runs.values()))[0]["audits"]
+    audits = {f"{name}.{AUDITS[name].headline}": AUDITS[name].title for name in run if AUDITS[name].headline}
     more = {"collateral.change": "worst retained class", "similarity.tow": "ToW"}
-    more = {path: title for path, title in more.items() if path.split(".")[0] in found}
+    more = {path: title for path, title in more.items() if path.split(".")[0] in run}
     return {**_MAIN, **audits, **more, **_COST}
 
 
@@ -87,7 +87,10 @@ def _evidence(record: Mapping[str, Any]) -> Evidence:
 def against(
     runs: Mapping[str, Sequence[Mapping[str, Any]]], method: str, ours: str = "unsc"
 ) -> tuple[float, float] | None:
-    """AccDrt of UNSC minus that of a method, paired by seed: mean and half the 95 % interval; None where it cannot be given."""
+    """AccDrt of UNSC minus that of a method, paired by seed: mean and half the 95 % interval.
+
+    None where it cannot be given.
+    """
     if ours not in runs or method in (ours, RETRAINED) or method not in runs:
         return None
     pairs = [(value(a, "AccDrt"), value(b, "AccDrt")) for a, b in zip(runs[ours], runs[method], strict=True)]
@@ -96,9 +99,9 @@ def against(
     return None if half is None else (float(np.mean(gaps)), half)
 
 
-def summarise(found: Mapping[str, Any]) -> dict[str, Any]:
+def summarise(outcome: Mapping[str, Any]) -> dict[str, Any]:
     """Statistics of one forget set: by method the mean, interval and z of each column, verdict, and UNSC's lead."""
-    runs, references = dict(found["runs"]), found["references"]
+    runs, references = dict(outcome["runs"]), outcome["references"]
     paths = columns(runs)
     rows: dict[str, Any] = {}
     for name, records in [*runs.items(), *([(RETRAINED, references)] if references else [])]:
@@ -110,22 +113,22 @@ def summarise(found: Mapping[str, Any]) -> dict[str, Any]:
             z = (mean - float(np.mean(band))) / spread if mean is not None and band and spread > 0 else None
             cells[path] = {"mean": mean, "half": half_interval(numbers), "z": z}
         verdict, outside = (
-            judge_method(records, references, found["forgotten"]) if name not in (ORIGINAL, RETRAINED) else ("", [])
+            judge_method(records, references, outcome["forgotten"]) if name not in (ORIGINAL, RETRAINED) else ("", [])
         )
         rows[name] = {"cells": cells, "verdict": verdict, "outside": outside, "lead": against(runs, name)}
     alarms = {path: false_alarms(references, path) for path in paths}
-    return {"columns": paths, "rows": rows, "false_alarms": alarms, "signatures": signatures(found)}
+    return {"columns": paths, "rows": rows, "false_alarms": alarms, "signatures": signatures(outcome)}
 
 
-def signatures(found: Mapping[str, Any]) -> dict[str, list[str]]:
+def signatures(outcome: Mapping[str, Any]) -> dict[str, list[str]]:
     """Failure signatures by method, each with what to do about it."""
-    before = values(found["runs"][ORIGINAL], "AccDrt")
+    before = values(outcome["runs"][ORIGINAL], "AccDrt")
     signs = {
         name: accuracy_signatures(before, values(records, "AccDrt"), values(records, "AccDut"))
-        for name, records in found["runs"].items()
+        for name, records in outcome["runs"].items()
         if name != ORIGINAL
     }
-    return {name: found for name, found in signs.items() if found}
+    return {name: of_method for name, of_method in signs.items() if of_method}
 
 
 # ---- as text --------------------------------------------------------------------------------------------------------
