@@ -19,7 +19,8 @@ BAND = (0.50, 0.52, 0.54, 0.52)
 
 
 def model(accuracy: float = 0.0, **audits: float | None) -> Evidence:
-    return Evidence({0: 0.9, 1: 0.0, 2: accuracy}, audits)
+    titles = {"probe": "linear probe", "attack": "membership attack"}
+    return Evidence({0: 0.9, 1: 0.0, 2: accuracy}, {titles[name]: value for name, value in audits.items()})
 
 
 def references(*numbers: float) -> list[Evidence]:
@@ -48,7 +49,8 @@ def record(accuracy: float = 0.0, **audits: float) -> dict[str, Any]:
         (model(probe=0.53), [model(), *references(0.53, 0.53)], "suppressed"),  # an audit of two references
         (model(probe=0.53), references(*[float("nan")] * 4), "suppressed"),  # an audit that says nothing
         (model(probe=0.53, attack=0.9), [model(probe=0.53, attack=0.5)] * 3, "suppressed"),  # every audit counts
-        (Evidence({0: 0.9}, {"probe": 0.53}), references(*BAND), "not judged"),  # no test rows
+        (model(attack=0.5), [model(attack=0.5)] * 3, "suppressed"),  # nothing examined the features
+        (Evidence({0: 0.9}, model(probe=0.53).audits), references(*BAND), "not judged"),  # no test rows
     ],
 )
 def test_words_and_their_limits(evidence: Evidence, retrained: list[Evidence], word: str) -> None:
@@ -64,7 +66,7 @@ def test_the_band_is_two_sample_standard_deviations_and_at_least_a_point() -> No
     assert within_band(0.509, [0.5] * 3)
     assert not within_band(0.511, [0.5] * 3)
     assert audits_outside(model(probe=0.71), references(*numbers)) == {
-        "probe": "the probe reads 71.0%, retrained models 50.0% ± 10.0%"
+        "linear probe": "the linear probe reads 71.0%, retrained models 50.0% ± 10.0%"
     }
 
 

@@ -71,12 +71,12 @@ def accuracies(outputs: RowOutputs, forgotten: Sequence[int]) -> dict[str, Any]:
 
 def output_metrics(outputs: RowOutputs, forgotten: Sequence[int]) -> dict[str, Any]:
     """What the logits say: accuracies and the membership attack."""
-    found = attack_forgotten_rows(outputs, forgotten) if _finite(outputs) else None
-    attack = {
-        "mia_auc": None if found is None else found.auc,
-        "mia_tpr_at_1pct_fpr": None if found is None else found.tpr_at_1pct_fpr,
+    attack = attack_forgotten_rows(outputs, forgotten) if _finite(outputs) else None
+    membership = {
+        "mia_auc": None if attack is None else attack.auc,
+        "mia_tpr_at_1pct_fpr": None if attack is None else attack.tpr_at_1pct_fpr,
     }
-    return {**accuracies(outputs, forgotten), **attack}
+    return {**accuracies(outputs, forgotten), **membership}
 
 
 def feature_metrics(outputs: RowOutputs, head: Head, forgotten: Sequence[int]) -> dict[str, float | None]:

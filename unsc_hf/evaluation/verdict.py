@@ -35,8 +35,10 @@ FAR = 2.0  # sample standard deviations from the retrained models' mean that sti
 LEAST_BAND = 0.01  # half the width of a band is at least one point
 WORDS = ("not judged", "not forgotten", "suppressed", "removed")  # verdicts, the weakest first
 
+_UNEXAMINED = "the features were not examined"
 ROW_ACCURACY = "accuracy on the rows"
 MEMBERSHIP = "membership attack"
+FEATURES = ("linear probe", "10-shot prototype attack")  # audits that examine the features
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class MethodResult:
         """What a verdict rests on; for single rows (no class is `forgotten` whole) nothing about the features."""
         if not forgotten:
             return Evidence(self.per_class, {ROW_ACCURACY: self.AccDf, MEMBERSHIP: self.mia_auc})
-        features = {"linear probe": self.probe_forget, "10-shot prototype attack": self.prototype_attack_10}
+        features = dict(zip(FEATURES, (self.probe_forget, self.prototype_attack_10), strict=True))
         return Evidence(self.per_class, {MEMBERSHIP: self.mia_auc, **features})
 
 
@@ -131,8 +133,8 @@ def judge(model: Evidence, references: Sequence[Evidence], forgotten: Sequence[i
     """The verdict on one model.
 
     "not forgotten": the test accuracy of some forgotten class is above 1 %. "suppressed": none is, so the output is
-    gone. "removed": besides, every available audit lies within the band of at least three retrained models. "not
-    judged": there are no test rows of the forgotten classes.
+    gone. "removed": besides, every available audit lies within the band of at least three retrained models, and one of
+    them examines the features. "not judged": there are no test rows of the forgotten classes.
 
     Single rows of remaining classes are compared with the retrained models by their accuracy and a membership attack
     alone. That says nothing about the features, so the verdict is at most "suppressed".
@@ -150,7 +152,7 @@ def judge(model: Evidence, references: Sequence[Evidence], forgotten: Sequence[i
             return Verdict("not judged", f"a verdict on single rows {more}")
         if outside:
             return Verdict("not forgotten", "; ".join(outside.values()), list(outside))
-        return Verdict("suppressed", f"{_inside(references)}; the features were not examined")
+        return Verdict("suppressed", f"{_inside(references)}; {_UNEXAMINED}")
     accuracies = [model.per_class[c] for c in forgotten if c in model.per_class]
     if not accuracies:
         return Verdict("not judged", "no test rows of the forgotten classes were given")
@@ -161,6 +163,8 @@ def judge(model: Evidence, references: Sequence[Evidence], forgotten: Sequence[i
         return Verdict("suppressed", f"saying more {more}")
     if outside:
         return Verdict("suppressed", "; ".join(outside.values()), list(outside))
+    if not set(FEATURES) & set(available_audits(references)):
+        return Verdict("suppressed", f"{_inside(references)}; {_UNEXAMINED}")
     return Verdict("removed", _inside(references))
 
 

@@ -66,7 +66,7 @@ def unlearn(
         config: options of unlearning.
         output_dir: where the result is saved; nothing is saved when None, see `UnlearningResult.save`.
         peft_config: a `LoraConfig`, to unlearn in adapters only.
-        controls: also run a random projector and an unprojected update.
+        controls: also run the controls with a random subspace and with no projection.
         unseen: rows that the original never saw, for requests of single rows.
         statistics_dir: where activation statistics are kept for later requests (classifiers).
         license: of the unlearned model, as an SPDX id.
