@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from unsc_hf.nullspace.moments import SecondMoment
-from unsc_hf.nullspace.subspace import descending_eigh
+from unsc_hf.nullspace.rules import descending_eigh
 
 OUTPUT = Path(__file__).parent / "results" / "speed" / "capacity"
 ROWS = 1_000_000  # activation rows that enter the statistics

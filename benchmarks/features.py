@@ -2,13 +2,15 @@
 
     python benchmarks/features.py --dataset_name DATA --originals MODEL_SEED0 MODEL_SEED1 --retrained REFERENCE ... \
         --forget Shirt --output_dir OUT
-    python benchmarks/features.py --merge OUT --baseline docs/results/fashion_mnist_shirt/comparison.json --forget Shirt --output_dir OUT
+    python benchmarks/features.py --merge OUT --baseline docs/results/fashion_mnist_shirt/comparison.json \
+        --forget Shirt --output_dir OUT
 
-Every original is unlearned by UNSC alone, with features erased at the default strength ("default"), and with strengths that
-bring a probe on *validation* rows into the retrained models' band ("band"), with full weights and in LoRA adapters. Test rows choose
-nothing. Finished runs are kept in `OUT/runs.json`, so a stopped benchmark goes on; several processes with other `--seeds` write
-into folders of their own, and `--merge` puts them together: `OUT/features.json`, `OUT/table.md`, `OUT/front.png`. What a comparison of methods
-on the same models has already measured, on the same test rows by the same audits, is taken from its file (`--baseline`).
+Every original is unlearned by UNSC alone, with features erased at the default strength ("default"), and with strengths
+that bring a probe on *validation* rows into the retrained models' band ("band"), with full weights and in LoRA
+adapters. Test rows choose nothing. Finished runs are kept in `OUT/runs.json`, so a stopped benchmark goes on. Several
+processes with other `--seeds` write into folders of their own, and `--merge` puts them together: `OUT/features.json`,
+`OUT/table.md`, `OUT/front.png`. What a comparison of methods on the same models has already measured, on the same test
+rows by the same audits, is taken from its file (`--baseline`).
 """
 
 from __future__ import annotations
@@ -62,8 +64,9 @@ from unsc_hf.utils.files import write_text
 
 COLUMNS = {
     "AccDut": "AccDut", "AccDrt": "AccDrt", "probe.head": "probe, head's input",
-    **{f"probe.layer_{i:02d}": f"layer {i}" for i in range(1, 13)}, "prototype.shots_10": "10-shot prototype", "relearning.area": "relearning area",
-    "membership.auc": "membership AUC", "readers.network": "a network reads", "readers.neighbours": "15 neighbours read",
+    **{f"probe.layer_{i:02d}": f"layer {i}" for i in range(1, 13)}, "prototype.shots_10": "10-shot prototype",
+    "relearning.area": "relearning area", "membership.auc": "membership AUC", "readers.network": "a network reads",
+    "readers.neighbours": "15 neighbours read",
     "readers.quadratic": "a quadratic reads", "leak": "leak", "seconds": "seconds",
 }  # fmt: skip
 ARMS = ("unsc", "default", "band")
@@ -110,50 +113,56 @@ class Desk:
         )  # fmt: skip
 
     def chooser(self, trainer: UNSCTrainer, seed: int) -> ProbeBands:
-        """Bands of the retrained models on the rows that this seed holds out, read once for full weights and adapters."""
+        """Bands of the retrained models on the rows that this seed holds out, for full weights and adapters."""
         file = self.folder / f"bands-{seed}.json"
         if file.is_file():
             known = {name: Band(**band) for name, band in json.loads(file.read_text(encoding="utf-8")).items()}
-            return ProbeBands(trainer, [], known)
+            return ProbeBands(trainer.model, trainer.feature_rows(), [], known)
         loads = [partial(load_as, self.model_class, name, "retrained") for name in self.options.retrained]
-        found = ProbeBands(trainer, loads)
-        write_text(file, json.dumps({name: asdict(band) for name, band in found.bands.items()}, indent=1))
-        return found
+        chooser = ProbeBands(trainer.model, trainer.feature_rows(), loads)
+        write_text(file, json.dumps({name: asdict(band) for name, band in chooser.bands.items()}, indent=1))
+        return chooser
 
     def examine(self, trainer: UNSCTrainer, model: PreTrainedModel) -> dict[str, Any]:
         """Accuracies and audits of a model, on test rows."""
 
         def collect(network: PreTrainedModel, rows: Dataset, features: bool = False) -> Outputs:
-            return collect_outputs(network, trainer.task.prepare(rows), trainer._collate, features=features)
+            return collect_outputs(network, trainer.task.prepare(rows), trainer.data_collator, features=features)
 
         def batches(rows: Dataset, size: int, seed: int) -> Iterator[dict[str, Any]]:
             while True:
                 generator = torch.Generator().manual_seed(seed)
                 yield from DataLoader(
-                    trainer.task.prepare(rows), size, shuffle=True, collate_fn=trainer._collate, generator=generator
+                    trainer.task.prepare(rows),
+                    size,
+                    shuffle=True,
+                    collate_fn=trainer.data_collator,
+                    generator=generator,
                 )
                 seed += 1
 
         forget, retain = self.audited
         outputs = RowOutputs(*(collect(model, rows, True) for rows in (forget, retain, self.test)))
         exam = Examination(
-            model, outputs, outputs, [], self.forgotten, forget, retain, self.test, partial(collect, features=False), batches,
-            {"relearning": {"learning_rate": self.options.relearning_rate}},
+            model, outputs, outputs, [], self.forgotten, forget, retain, self.test, partial(collect, features=False),
+            batches, {"relearning": {"learning_rate": self.options.relearning_rate}},
         )  # fmt: skip
         kept = exam.kept
-        found: dict[str, Any] = {
+        results: dict[str, Any] = {
             "AccDut": macro_accuracy(outputs.test.logits, outputs.test.labels, self.forgotten),
             "AccDrt": macro_accuracy(outputs.test.logits, outputs.test.labels, kept),
         }
         for name in self.options.audits:
             reading = other_readers(outputs, self.forgotten) if name == "readers" else AUDITS[name].run(exam)
-            found |= {f"{name}.{key}": value for key, value in reading.items()}
-        return found
+            results |= {f"{name}.{key}": value for key, value in reading.items()}
+        return results
 
 
 def other_readers(outputs: RowOutputs, forgotten: Sequence[int]) -> dict[str, float]:
-    """Test accuracy on the forgotten classes of readers of the head's input that are not linear: what erasing class means does not
-    promise to hide. Taught on 200 rows of each class, standardised."""
+    """Test accuracy on the forgotten classes of readers of the head's input that are not linear.
+
+    Erasing class means does not promise to hide this. They are taught on 200 rows of each class, standardised.
+    """
     features = torch.cat([outputs.forget.need_features(), outputs.retain.need_features()]).numpy()
     labels = torch.cat([outputs.forget.labels, outputs.retain.labels]).numpy()
     rng = np.random.default_rng(0)
@@ -164,18 +173,18 @@ def other_readers(outputs: RowOutputs, forgotten: Sequence[int]) -> dict[str, fl
         "network": MLPClassifier((64,), alpha=1.0, max_iter=60, random_state=0),
         "quadratic": QuadraticDiscriminantAnalysis(reg_param=0.1),
     }
-    found = {}
+    accuracies = {}
     for name, reader in readers.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             fitted = make_pipeline(StandardScaler(), reader).fit(features[rows], labels[rows])
-        told = fitted.predict(outputs.test.need_features().numpy()[unseen])
-        found[name] = macro_accuracy(told, outputs.test.labels.numpy()[unseen], forgotten) or 0.0
-    return found
+        predicted = fitted.predict(outputs.test.need_features().numpy()[unseen])
+        accuracies[name] = macro_accuracy(predicted, outputs.test.labels.numpy()[unseen], forgotten) or 0.0
+    return accuracies
 
 
 def unlearned(desk: Desk, original: str, seed: int, kind: str, arm: str) -> dict[str, Any]:
-    """One run; its model is kept. Seconds are those of everything but the statistics, which all arms share, and the audits."""
+    """One run; its model is kept. Seconds leave out the audits, and the statistics, which all arms share."""
     folder, shared = desk.folder / "_statistics" / str(seed), desk.folder / f"statistics-{seed}.json"
     if not folder.is_dir():
         first = desk.trainer(original, seed, "full", None)
@@ -196,7 +205,7 @@ def unlearned(desk: Desk, original: str, seed: int, kind: str, arm: str) -> dict
     trainer.train()
     network: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     model = network.merge_and_unload() if isinstance(network, PeftModel) else network
-    found = {
+    record = {
         "leak": trainer.held_out_leak().total,
         "seconds": prepared + trainer.unlearning_seconds,
         "statistics_seconds": json.loads(shared.read_text(encoding="utf-8"))["statistics"]
@@ -208,7 +217,7 @@ def unlearned(desk: Desk, original: str, seed: int, kind: str, arm: str) -> dict
         "bands": bands,
     }
     model.save_pretrained(desk.folder / "_models" / f"{kind}-{arm}-{seed}")
-    return found
+    return record
 
 
 def run(desk: Desk) -> None:
@@ -216,10 +225,10 @@ def run(desk: Desk) -> None:
     options, file = desk.options, desk.folder / "runs.json"
     runs: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
-    def keep(key: str, found: dict[str, Any]) -> None:
-        runs[key] = {**runs.get(key, {}), **found}
+    def keep(key: str, record: dict[str, Any]) -> None:
+        runs[key] = {**runs.get(key, {}), **record}
         write_text(file, json.dumps(finite(runs), indent=1))
-        print(key, {c: round(found[c], 3) for c in COLUMNS if found.get(c) is not None}, flush=True)
+        print(key, {c: round(record[c], 3) for c in COLUMNS if record.get(c) is not None}, flush=True)
 
     def examined(key: str, name: str, seed: int) -> None:
         if "AccDrt" in runs.get(key, {}) or "examine" not in options.phases:
@@ -248,11 +257,11 @@ def run(desk: Desk) -> None:
 
 def from_comparison(file: str) -> dict[str, Any]:
     """Runs of original, UNSC and retrained models, as a comparison of methods has recorded them."""
-    (found,) = json.loads(Path(file).read_text(encoding="utf-8"))["forget_sets"].values()
+    (comparison,) = json.loads(Path(file).read_text(encoding="utf-8"))["forget_sets"].values()
     groups = {
-        "original": found["runs"]["original"],
-        "full|unsc": found["runs"]["unsc"],
-        "retrained": found["references"],
+        "original": comparison["runs"]["original"],
+        "full|unsc": comparison["runs"]["unsc"],
+        "retrained": comparison["references"],
     }
     runs = {}
     for name, records in groups.items():
@@ -281,18 +290,18 @@ def merge(folders: Sequence[str], output: Path, request: Sequence[str], baseline
     groups = {name: groups[name] for name in order if name in groups}
     titles = {
         "original": "original", "retrained": "retrained", "full|unsc": "UNSC", "full|default": "UNSC, erased (default)",
-        "full|band": "UNSC, erased into the band", "adapters|unsc": "UNSC in adapters", "adapters|default": "in adapters, erased (default)",
-        "adapters|band": "in adapters, erased into the band",
+        "full|band": "UNSC, erased into the band", "adapters|unsc": "UNSC in adapters",
+        "adapters|default": "in adapters, erased (default)", "adapters|band": "in adapters, erased into the band",
     }  # fmt: skip
-    columns = {c: t for c, t in COLUMNS.items() if any(_numbers(found, c) for found in groups.values())}
+    columns = {c: t for c, t in COLUMNS.items() if any(_numbers(records, c) for records in groups.values())}
     band = {c: _numbers(groups["retrained"], c) for c in COLUMNS} if "retrained" in groups else {}
     lines = ["| model | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name, found in groups.items():
-        cells = [_cell(_numbers(found, column), column, band.get(column, []), name) for column in columns]
+    for name, records in groups.items():
+        cells = [_cell(_numbers(records, column), column, band.get(column, []), name) for column in columns]
         lines.append(f"| {titles[name]} | " + " | ".join(cells) + " |")
     note = (
-        "Mean ± standard deviation; percent, but for the AUC and seconds (without statistics and audits). Bold: the mean lies "
-        "within two standard deviations of the retrained models' mean. Without ±: one seed."
+        "Mean ± standard deviation; percent, but for the AUC and seconds (without statistics and audits). Bold: the "
+        "mean lies within two standard deviations of the retrained models' mean. Without ±: one seed."
     )
     title = f"# {', '.join(Path(word).stem for word in request)}: forgetting in the features"
     write_text(output / "table.md", "\n".join([title, "", *lines, "", note, ""]))
@@ -302,8 +311,8 @@ def merge(folders: Sequence[str], output: Path, request: Sequence[str], baseline
     print("\n".join(lines))
 
 
-def _numbers(found: Sequence[dict[str, Any]], column: str) -> list[float]:
-    return [float(one[column]) for one in found if one.get(column) is not None]
+def _numbers(records: Sequence[dict[str, Any]], column: str) -> list[float]:
+    return [float(one[column]) for one in records if one.get(column) is not None]
 
 
 def _cell(numbers: Sequence[float], column: str, band: Sequence[float], name: str) -> str:
@@ -325,7 +334,8 @@ def _plot(groups: dict[str, list[dict[str, Any]]], titles: dict[str, str], path:
     axes = figure.subplots(1, 2, sharey=True)
     style = {
         "original": (GREY, "s"), "full|unsc": (BLUE, "o"), "full|default": (BLUE, "^"), "full|band": (BLUE, "*"),
-        "adapters|unsc": (ORANGE, "o"), "adapters|default": (ORANGE, "^"), "adapters|band": (ORANGE, "*"), "retrained": (GREEN, "D"),
+        "adapters|unsc": (ORANGE, "o"), "adapters|default": (ORANGE, "^"), "adapters|band": (ORANGE, "*"),
+        "retrained": (GREEN, "D"),
     }  # fmt: skip
     layers = [column for column in COLUMNS if column.startswith("probe.layer")]
     readers: tuple[tuple[str, Callable[[dict[str, Any]], float]], ...] = (
@@ -336,9 +346,9 @@ def _plot(groups: dict[str, list[dict[str, Any]]], titles: dict[str, str], path:
         ),
     )
     for axis, (label, read) in zip(axes, readers, strict=True):
-        for name, found in groups.items():
+        for name, records in groups.items():
             colour, marker = style[name]
-            x, y = 100 * np.asarray([read(one) for one in found]), 100 * np.asarray(_numbers(found, "AccDrt"))
+            x, y = 100 * np.asarray([read(one) for one in records]), 100 * np.asarray(_numbers(records, "AccDrt"))
             axis.plot(x, y, marker, color=colour, ms=11 if marker == "*" else 7, label=titles[name], alpha=0.85, mew=0)
         if len(groups.get("retrained", [])) > 1:
             values = np.asarray([read(one) for one in groups["retrained"]])

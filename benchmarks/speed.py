@@ -51,7 +51,8 @@ from unsc_hf.models.layers import ProtectedLayer, find_layers, row_geometry
 from unsc_hf.nullspace.lora import LoraProjection
 from unsc_hf.nullspace.moments import SecondMoment
 from unsc_hf.nullspace.projection import NullSpaceProjection
-from unsc_hf.nullspace.subspace import LayerSubspace, Subspace, build_subspace, descending_eigh
+from unsc_hf.nullspace.rules import build_subspace, descending_eigh
+from unsc_hf.nullspace.subspace import LayerSubspace, Subspace
 from unsc_hf.reporting.plots import BLUE, save
 
 RESULTS = Path(__file__).parent / "results" / "speed"

@@ -2,250 +2,281 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 from .errors import UNSCError
-from .nullspace.subspace import MERGES, RULES, check_energy
+from .nullspace.rules import RULES, check_energy
 from .objectives import OBJECTIVES
 from .objectives.pseudo_labels import STRATEGIES
-from .utils.sizes import parse_size
+from .utils.sizes import size_in_bytes
 
 REFUSED = {
     "deepspeed": "its engine updates weights where no projection can follow; use DDP (torchrun) or FSDP2",
     "remove_unused_columns": "it would drop the pseudo-labels; the trainer already passes on only what the model reads",
-    "load_best_model_at_end": "it may bring back a checkpoint from before unlearning; the leak budget keeps the last good state",
+    "load_best_model_at_end": "it may bring back a checkpoint from before unlearning; the last state within the leak "
+    "budget is kept anyway",
     "fp16_full_eval": "evaluation would round the weights that are being certified",
     "bf16_full_eval": "evaluation would round the weights that are being certified",
 }
-_COARSE = 0.9999  # up to this energy, what float32 products round away (1e-7 of the largest eigenvalue) decides nothing
+# Up to this energy nothing is decided by directions as small as the rounding of float32 products.
+_COARSE_ENERGY = 0.9999
+CLASS_BASES = "class_energy"
+SUBSPACE_RULES = (*RULES, CLASS_BASES)
 NULL_SPACES = ("retained", "random", "none")
 ERASURES = ("none", "head", "layers")
 
 
+def _help(text: str, choices: Iterable[str] | None = None) -> dict[str, Any]:
+    """What the command line prints of a field."""
+    return {"help": text} if choices is None else {"help": text, "choices": list(choices)}
+
+
 @dataclass
 class UNSCConfig(TrainingArguments):
-    """Options of `UNSCTrainer`. Defaults work untouched for image classifiers; all `TrainingArguments` are accepted.
+    """Options of `UNSCTrainer`, on top of all `TrainingArguments`. The defaults work untouched for image classifiers.
 
     Parameters that control the subspace:
-        subspace_rule (`str`, defaults to `"energy"`): how many directions of the retained activations are kept fixed:
-            `"energy"`, `"rank"`, `"ratio"` or `"released_ramp"`; see `unsc_hf.subspace.build_subspace`.
-        energy (`float`, defaults to `0.99`): share of the retained energy kept fixed, in (0, 1].
+        subspace_rule (`str`, defaults to `"energy"`): how many directions of the retained activations are kept fixed.
+            `"energy"`, `"rank"` and `"ratio"` read the sum of all classes' moments; `"class_energy"` applies the energy
+            rule to each class and joins the bases (the paper's); `"released_ramp"` is the released code's threshold.
+            See `unsc_hf.nullspace.rules`.
+        energy (`float`, defaults to `0.99`): share of the retained energy that is kept fixed, in (0, 1].
         subspace_rank (`int`, *optional*): number of directions for rule `"rank"`.
         subspace_ratio (`float`, *optional*): forgotten against retained energy for rule `"ratio"`.
-        subspace_merge (`str`, defaults to `"sum"`): `"sum"` of class moments (exact) or `"concat"` of class bases (paper).
-        target_modules (`list[str]`, *optional*): module names or endings to train; every protectable layer when None.
-        null_space (`str`, defaults to `"retained"`): `"retained"` is UNSC. `"random"` (a random projector of the same
-            ranks) and `"none"` (no projection) are controls for comparison, never for use.
+        target_modules (`list[str]`, *optional*): names or endings of the modules to train. None trains every layer that
+            can be protected.
+        null_space (`str`, defaults to `"retained"`): `"retained"` is UNSC. `"random"` (a random subspace of the same
+            ranks) and `"none"` (no projection) are controls for comparison, never for use. They have no leak budget.
 
     Parameters that control the statistics:
-        max_rows_per_class (`int`, defaults to `10000`): activation rows per class and layer; None reads all.
-        max_samples_per_class (`int`, defaults to `2000`): data set rows per class that are read; None reads all.
-        statistics_batch_size (`int`, defaults to `128`): samples per forward pass.
-        statistics_dtype (`str`, *optional*): `"float32"` or `"float64"`, in which rows are multiplied; products are summed in float64
-            either way. None means float32, twice as fast and on many accelerators far more, where nothing depends on directions as small
-            as its rounding: rule `"energy"` up to 0.9999, merged by `"sum"`.
-        max_statistics_memory (`str`, *optional*): limit on their extra memory on the model's device, such as `"2GB"`: layers are
-            read in several passes, and inputs too wide for it are sketched; see `docs/large_layers.md`. None means one pass.
-        sketch_size (`int`, *optional*): columns of every sketch, instead of as many as the limit allows.
+        max_rows_per_class (`int`, defaults to `10000`): activation rows of each class and layer; None reads all.
+        max_samples_per_class (`int`, defaults to `2000`): data set rows of each class that are read; None reads all.
+        max_statistics_memory (`str`, *optional*): limit on the extra memory of the statistics on the model's device,
+            such as `"2GB"`. Layers are then read in several passes over the data. None means one pass.
 
     Parameters that control forgetting:
-        pseudo_labels (`str`, *optional*): `"top1"`, `"soft"`, `"second"`, `"random"`, `"nearest_mean"`, `"matched"` or `"left_out"`; see
-            `unsc_hf.pseudo_labels`. None means `"soft"` for whole classes and `"matched"` for single rows; the paper's is
-            `"top1"`.
-        pseudo_label_temperature (`float`, defaults to `0.5`): of `"soft"`: 1 is the original's own distribution over the
-            remaining classes, towards 0 it becomes `"top1"`.
-        lr_doubling_steps (`int`, *optional*, defaults to `40`): with the constant schedule the learning rate doubles every so
-            many steps, until the target or the leak budget is reached; None keeps it constant. For single rows of a classifier
-            with an objective that rehearses retained rows it grows to ten times the stated one at most: they are to look like unseen rows, and
-            settle there.
+        objective (`str`, defaults to `"unsc"`): what is minimised on the forget rows; see `unsc_hf.objectives`. Every
+            objective runs under the same projection.
+        objective_args (`dict` or `str`, *optional*): options of the objective, such as `{"beta": 0.1}`, as JSON, or as
+            `"beta=0.1,gamma=0.0"`. Objectives that read retained rows also take `retain_weight` and `retain_dropout`.
+        pseudo_labels (`str`, *optional*): how forgotten rows are labelled anew; see `unsc_hf.objectives.pseudo_labels`.
+            None means `"soft"` for whole classes and `"matched"` for single rows; the paper's is `"top1"`.
+        pseudo_label_temperature (`float`, defaults to `0.5`): temperature of `"soft"`. 1 is the original's own
+            distribution over the remaining classes; towards 0 it becomes `"top1"`.
+        lr_doubling_steps (`int`, *optional*, defaults to `40`): steps in which the learning rate doubles, with the
+            constant schedule, until the target or the leak budget is reached. None keeps it constant.
         target_forget_accuracy (`float`, *optional*): unlearning stops when the accuracy on the forget rows (for whole
-            classes: on a validation part of them) is at or below this share. None means 0.002 for whole classes; for single rows
-            of a classifier that their losses tell them from `unseen_dataset` no better than chance would (AUC at most 0.5 and a
-            standard deviation, 1 / sqrt(12 rows); with rehearsal both as the model knows them then); for answers of a language
-            model the token accuracy on unseen ones, and a point.
-        max_leak (`float`, defaults to `0.1`): budget on the held-out leak; the last state within it is kept.
+            classes: on a validation part of them) is at or below this share. None leaves the target to the kind of
+            request; see `unsc_hf.trainer.goals`.
+        max_leak (`float`, *optional*, defaults to `0.1`): budget on the held-out leak; the last state within it is
+            kept.
         check_steps (`int`, defaults to `5`): optimiser steps between two checks of accuracy and leak.
-        validation_fraction (`float`, defaults to `0.1`): share of forget and retain rows held out for these checks. Of whole
-            classes at least 50 forget rows are held out, or 40 % where there are fewer than 125.
-        max_validation_rows (`int`, defaults to `1000`): at most this many rows are held out of each.
-        label_column (`str`, *optional*): column with class ids; found by itself when None.
-        objective (`str`, defaults to `"unsc"`): what is minimised on the forget rows: `"unsc"`, `"unsc_retain"`,
-            `"unsc_distill"`, `"gradient_ascent"`, `"gradient_difference"`, `"npo"`, `"simnpo"`, `"fine_tune"`, `"scrub"`,
-            `"whitened_means"`, `"whitened_covariances"` or `"adversarial_probe"`; see `unsc_hf.objectives`. All run under the same projection.
-        objective_beta, objective_gamma, retain_weight (`float`): of `"npo"` and `"simnpo"`, of `"simnpo"`, and of
-            `"unsc_retain"`, `"unsc_distill"`, `"gradient_difference"` and `"scrub"`.
-        retain_dropout (`bool`, defaults to `False`): retained rows are rehearsed with the model's dropout on, as when it was
-            trained: rows that it knows by heart teach it nothing otherwise. Measured for single rows of texts alone.
-        retain_mixing (`float`, defaults to `0.3`): for `"unsc_distill"`, how much of each rehearsed row comes from other retained rows of its
-            batch, in [0, 1): that share of its tokens, or of its pixels' values. The model is then held to the original's answers beside
-            the rows that both know by heart. Measured for texts alone; 0 rehearses the rows as they are.
-        completion_only_loss (`bool`, defaults to `True`): for language models, forget the completions' tokens alone, not the
-            prompts'.
-        text_columns (`list[str]`, *optional*): column with the text, or the two of a pair; found by themselves when None.
-        lora_freeze_a (`bool`, defaults to `False`): with adapters, keep A where it starts.
+        validation_fraction (`float`, defaults to `0.1`): share of forget and retain rows that is held out for the
+            checks. Of whole classes at least 50 forget rows are held out, or 40 % where there are fewer than 125.
 
     Parameters that control forgetting in the features:
-        feature_erasure (`str`, defaults to `"none"`): after unlearning, what a linear probe reads of the forgotten rows is erased
-            in closed form from the head's input (`"head"`), or from every hidden state too (`"layers"`). It leaves the null
-            space: the held-out leak says how far, and `max_leak` bounds it.
-        erasure_strength (`float`, defaults to `0.35`): share of the difference between class means that is taken out; without
-            retrained models to compare with, a share that leaves about as much as they have.
-        feature_weight (`float`, defaults to `0.1`): of the features' part in `"whitened_means"`, `"whitened_covariances"` and
-            `"adversarial_probe"`.
+        feature_erasure (`str`, defaults to `"none"`): after unlearning, erase what a linear probe reads of the
+            forgotten rows from the head's input (`"head"`), or from every hidden state too (`"layers"`). This leaves the
+            null space; the held-out leak says how far, and `max_leak` bounds it.
+        erasure_strength (`float`, defaults to `0.35`): share of the difference between class means that is erased.
+
+    Parameters that describe the data:
+        label_column (`str`, *optional*): column with class ids; detected when None.
+        text_columns (`list[str]`, *optional*): column with the text, or the two of a pair; detected when None.
+        completion_only_loss (`bool`, defaults to `True`): for language models, forget the tokens of the completions
+            alone, not those of the prompts.
     """
 
     subspace_rule: str = field(
-        default="energy", metadata={"help": "Rule for the kept directions.", "choices": list(RULES)}
+        default="energy", metadata=_help("Rule for the directions that are kept fixed.", SUBSPACE_RULES)
     )
-    energy: float = field(default=0.99, metadata={"help": "Share of the retained energy kept fixed, in (0, 1]."})
-    subspace_rank: int | None = field(default=None, metadata={"help": "Kept directions for subspace_rule 'rank'."})
+    energy: float = field(default=0.99, metadata=_help("Share of the retained energy that is kept fixed, in (0, 1]."))
+    subspace_rank: int | None = field(
+        default=None, metadata=_help("Directions that are kept fixed, for subspace_rule 'rank'.")
+    )
     subspace_ratio: float | None = field(
-        default=None, metadata={"help": "Forgotten against retained energy for subspace_rule 'ratio'."}
-    )
-    subspace_merge: str = field(
-        default="sum", metadata={"help": "Merge classes by sum of moments or by bases.", "choices": list(MERGES)}
+        default=None, metadata=_help("Forgotten against retained energy, for subspace_rule 'ratio'.")
     )
     target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Module names or endings to train; all protectable layers by default."}
+        default=None, metadata=_help("Names or endings of the modules to train; all by default.")
     )
     null_space: str = field(
-        default="retained",
-        metadata={"help": "'retained' is UNSC; the others are controls.", "choices": list(NULL_SPACES)},
+        default="retained", metadata=_help("'retained' is UNSC; the others are controls.", NULL_SPACES)
     )
+
     max_rows_per_class: int | None = field(
-        default=10_000, metadata={"help": "Activation rows per class and layer in the statistics."}
+        default=10_000, metadata=_help("Activation rows of each class and layer in the statistics.")
     )
     max_samples_per_class: int | None = field(
-        default=2_000, metadata={"help": "Data set rows per class read for the statistics."}
-    )
-    statistics_batch_size: int = field(default=128, metadata={"help": "Samples per forward pass of the statistics."})
-    statistics_dtype: str | None = field(
-        default=None,
-        metadata={
-            "help": "Precision of products in the statistics; sums are float64.",
-            "choices": ["float32", "float64"],
-        },
+        default=2_000, metadata=_help("Data set rows of each class read for the statistics.")
     )
     max_statistics_memory: str | None = field(
-        default=None, metadata={"help": 'Limit on the extra memory of the statistics, such as "2GB".'}
+        default=None, metadata=_help('Limit on the extra memory of the statistics, such as "2GB".')
     )
-    sketch_size: int | None = field(
-        default=None, metadata={"help": "Columns of the sketch of an input too wide for max_statistics_memory."}
+
+    objective: str = field(default="unsc", metadata=_help("What is minimised on the forget rows.", OBJECTIVES))
+    objective_args: dict[str, Any] | str | None = field(
+        default=None, metadata=_help("Options of the objective, as JSON or as 'retain_weight=2,retain_dropout=true'.")
     )
     pseudo_labels: str | None = field(
         default=None,
-        metadata={
-            "help": "How forgotten rows are re-labelled; by default soft for classes, matched for rows.",
-            "choices": list(STRATEGIES),
-        },
+        metadata=_help(
+            "How forgotten rows are labelled anew; by default soft for classes, matched for rows.", STRATEGIES
+        ),
     )
     pseudo_label_temperature: float = field(
-        default=0.5, metadata={"help": "Temperature of soft pseudo-labels; towards 0 they become top1."}
+        default=0.5, metadata=_help("Temperature of soft pseudo-labels; towards 0 they become top1.")
     )
     lr_doubling_steps: int | None = field(
-        default=40, metadata={"help": "Steps in which the (otherwise constant) learning rate doubles."}
+        default=40, metadata=_help("Steps in which the (otherwise constant) learning rate doubles.")
     )
     target_forget_accuracy: float | None = field(
         default=None,
-        metadata={
-            "help": "Stop when accuracy on the forget set is at or below this share; by default 0.002 for classes."
-        },
+        metadata=_help(
+            "Stop when accuracy on the forget rows is at or below this share; by default 0.002 for classes."
+        ),
     )
     max_leak: float | None = field(
-        default=0.1, metadata={"help": "Budget on the held-out leak; the last state within it is kept."}
+        default=0.1, metadata=_help("Budget on the held-out leak; the last state within it is kept.")
     )
-    check_steps: int = field(default=5, metadata={"help": "Optimiser steps between two checks."})
-    validation_fraction: float = field(default=0.1, metadata={"help": "Share of rows held out for the checks."})
-    max_validation_rows: int = field(default=1_000, metadata={"help": "At most this many rows are held out."})
-    label_column: str | None = field(default=None, metadata={"help": "Column with class ids."})
-    objective: str = field(
-        default="unsc", metadata={"help": "What is minimised on the forget rows.", "choices": list(OBJECTIVES)}
-    )
-    objective_beta: float = field(default=0.1, metadata={"help": "Inverse temperature of npo and simnpo."})
-    objective_gamma: float = field(default=0.0, metadata={"help": "Reward margin of simnpo."})
-    retain_weight: float = field(
-        default=1.0,
-        metadata={"help": "Weight of retained rows in unsc_retain, unsc_distill, gradient_difference and scrub."},
-    )
-    retain_dropout: bool = field(
-        default=False, metadata={"help": "Rehearse retained rows with the model's dropout on, as in its training."}
-    )
-    retain_mixing: float = field(
-        default=0.3, metadata={"help": "Share of each row that unsc_distill rehearses taken from other retained rows."}
-    )
-    completion_only_loss: bool = field(
-        default=True, metadata={"help": "Language models: forget the completions' tokens alone, not the prompts'."}
-    )
-    text_columns: list[str] | None = field(default=None, metadata={"help": "Column with the text, or two for pairs."})
-
-    lora_freeze_a: bool = field(
-        default=False,
-        metadata={"help": "With adapters: keep A where it starts, instead of projecting it after each step."},
-    )
+    check_steps: int = field(default=5, metadata=_help("Optimiser steps between two checks."))
+    validation_fraction: float = field(default=0.1, metadata=_help("Share of rows held out for the checks."))
 
     feature_erasure: str = field(
         default="none",
-        metadata={
-            "help": "After unlearning, erase from the features what a linear probe reads: of the head's input, or of all layers.",
-            "choices": list(ERASURES),
-        },
+        metadata=_help(
+            "After unlearning, erase what a linear probe reads: of the head's input, or of all layers.", ERASURES
+        ),
     )
     erasure_strength: float = field(
-        default=0.35,
-        metadata={"help": "Share of the difference between class means that erasure takes out, in [0, 1]."},
+        default=0.35, metadata=_help("Share of the difference between class means to erase, in [0, 1].")
     )
-    feature_weight: float = field(
-        default=0.1,
-        metadata={"help": "Weight of the features in whitened_means, whitened_covariances, adversarial_probe."},
+
+    label_column: str | None = field(default=None, metadata=_help("Column with class ids."))
+    text_columns: list[str] | None = field(default=None, metadata=_help("Column with the text, or two for pairs."))
+    completion_only_loss: bool = field(
+        default=True, metadata=_help("Language models: forget the completions alone, not the prompts.")
     )
 
     # TrainingArguments with other defaults.
-    learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate."})
-    optim: str = field(default="adamw_torch", metadata={"help": "Optimiser; any torch optimiser keeps the promise."})
-    lr_scheduler_type: str = field(default="constant", metadata={"help": "Learning rate schedule."})
-    max_steps: int = field(default=400, metadata={"help": "Upper limit of optimiser steps; -1 uses num_train_epochs."})
-    per_device_train_batch_size: int = field(default=128, metadata={"help": "Forget rows per step and device."})
-    per_device_eval_batch_size: int = field(default=256, metadata={"help": "Rows per evaluation batch and device."})
-    save_strategy: str = field(default="no", metadata={"help": "When checkpoints are written."})
-    logging_steps: float = field(default=5, metadata={"help": "Steps between two log lines."})
-    hub_strategy: str = field(default="end", metadata={"help": "Only 'end': half-unlearned weights are never pushed."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Handled by the trainer's collator."})
+    learning_rate: float = field(default=1e-4, metadata=_help("Learning rate."))
+    optim: str = field(default="adamw_torch", metadata=_help("Optimiser; any torch optimiser stays in the null space."))
+    lr_scheduler_type: str = field(default="constant", metadata=_help("Learning rate schedule."))
+    max_steps: int = field(default=400, metadata=_help("Upper limit of optimiser steps; -1 uses num_train_epochs."))
+    per_device_train_batch_size: int = field(default=128, metadata=_help("Forget rows per step and device."))
+    per_device_eval_batch_size: int = field(default=256, metadata=_help("Rows per evaluation batch and device."))
+    save_strategy: str = field(default="no", metadata=_help("When checkpoints are written."))
+    logging_steps: float = field(default=5, metadata=_help("Steps between two log lines."))
+    hub_strategy: str = field(default="end", metadata=_help("Only 'end': half-unlearned weights are never pushed."))
+    remove_unused_columns: bool = field(default=False, metadata=_help("Handled by the trainer's collator."))
+
+    @property
+    def is_control(self) -> bool:
+        """Whether this run is a control, whose update is not confined to the null space of the retained rows."""
+        return self.null_space != "retained"
+
+    @property
+    def leak_budget(self) -> float | None:
+        """`max_leak`; None for controls, which leave the null space on purpose."""
+        return None if self.is_control else self.max_leak
+
+    @property
+    def erases_features(self) -> bool:
+        """Whether `feature_erasure` applies; controls erase nothing."""
+        return self.feature_erasure != "none" and not self.is_control
+
+    @property
+    def per_class_statistics(self) -> bool:
+        """Whether the subspace rule needs each class's moments apart."""
+        return self.subspace_rule in (CLASS_BASES, "released_ramp")
+
+    @property
+    def subspace_options(self) -> dict[str, Any]:
+        """Keywords of `nullspace.rules.build_subspace`."""
+        by_class = self.subspace_rule == CLASS_BASES
+        return {
+            "rule": "energy" if by_class else self.subspace_rule,
+            "energy": self.energy,
+            "rank": self.subspace_rank,
+            "ratio": self.subspace_ratio,
+            "merge": "concat" if by_class else "sum",
+        }
 
     @property
     def product_dtype(self) -> torch.dtype:
-        """Precision in which the statistics multiply rows; see `statistics_dtype`."""
-        if self.statistics_dtype is not None:
-            return torch.float32 if self.statistics_dtype == "float32" else torch.float64
-        coarse = self.subspace_rule == "energy" and self.energy <= _COARSE and self.subspace_merge == "sum"
+        """Precision in which statistics multiply rows. float32 is twice as fast and on many devices far more."""
+        coarse = self.subspace_rule == "energy" and self.energy <= _COARSE_ENERGY
         return torch.float32 if coarse else torch.float64
 
+    @property
+    def objective_options(self) -> dict[str, Any]:
+        """All options of the objective, `objective_args` in place of their defaults."""
+        return OBJECTIVES[self.objective].options(parse_objective_args(self.objective_args))
+
+    def control(self, null_space: str) -> UNSCConfig:
+        """A copy for a control run: another `null_space`, no checkpoints, nothing published."""
+        options = deepcopy(self)
+        options.null_space = null_space
+        options.push_to_hub = False
+        if options.is_control:  # its checkpoints would take the place of the real run's
+            options.save_strategy = SaveStrategy.NO
+        return options
+
     def __post_init__(self) -> None:
-        check_energy(self.energy)
+        self._check_choices()
+        self._check_numbers()
+        _ = self.objective_options  # refuses unknown ones
+        if self.hub_strategy != "end":
+            raise UNSCError(
+                f"hub_strategy: {self.hub_strategy!r} would push half-unlearned weights, and a repository's history "
+                "keeps them; use 'end'."
+            )
+        for argument, reason in REFUSED.items():
+            if getattr(self, argument):
+                raise UNSCError(f"{argument}: not supported, {reason}.")
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # otherwise each of several processes on CPUs would believe to be alone
+        if self.fsdp and (self.bf16 or self.fp16):
+            raise UNSCError(
+                "fsdp: sharded weights are gathered in half precision under bf16 or fp16, and statistics would be read "
+                "through them; leave both off, or use DDP (torchrun)."
+            )
+        super().__post_init__()
+
+    def _check_choices(self) -> None:
+        """Refuse unknown names, and rules without their number."""
         for argument, options in (
-            ("subspace_rule", RULES),
-            ("subspace_merge", MERGES),
+            ("subspace_rule", SUBSPACE_RULES),
             ("pseudo_labels", STRATEGIES),
             ("null_space", NULL_SPACES),
             ("objective", tuple(OBJECTIVES)),
-            ("statistics_dtype", ("float32", "float64")),
             ("feature_erasure", ERASURES),
         ):
-            if getattr(self, argument) is not None and getattr(self, argument) not in options:
-                raise UNSCError(
-                    f"{argument}: {getattr(self, argument)!r} does not exist; choose from {', '.join(options)}."
-                )
+            value = getattr(self, argument)
+            if value is not None and value not in options:
+                raise UNSCError(f"{argument}: {value!r} does not exist; choose from {', '.join(options)}.")
         if self.subspace_rule == "rank" and self.subspace_rank is None:
             raise UNSCError("subspace_rank: not given; rule 'rank' needs the number of directions to keep.")
         if self.subspace_rule == "ratio" and self.subspace_ratio is None:
             raise UNSCError("subspace_ratio: not given; rule 'ratio' needs a positive number, such as 1.5.")
+
+    def _check_numbers(self) -> None:
+        """Refuse numbers outside their range."""
+        check_energy(self.energy)
+        size_in_bytes(self.max_statistics_memory, "max_statistics_memory")
         if self.target_forget_accuracy is not None and not 0.0 <= self.target_forget_accuracy < 1.0:
             raise UNSCError(
-                f"target_forget_accuracy: {self.target_forget_accuracy!r} is outside [0, 1); it is a share, not percent."
+                f"target_forget_accuracy: {self.target_forget_accuracy!r} is outside [0, 1); it is a share, "
+                "not percent."
             )
         if self.max_leak is not None and not (math.isfinite(self.max_leak) and self.max_leak > 0):
             raise UNSCError(f"max_leak: {self.max_leak!r} is not a positive number; use None for no budget.")
@@ -253,93 +284,35 @@ class UNSCConfig(TrainingArguments):
             raise UNSCError(
                 f"erasure_strength: {self.erasure_strength!r} is outside [0, 1]; it is a share, not percent."
             )
-        if self.feature_erasure != "none" and self.lora_freeze_a:
-            raise UNSCError("lora_freeze_a: erasure adds rows to A; use feature_erasure='none', or let A be trained.")
-        for argument in ("objective_beta", "pseudo_label_temperature", "feature_weight"):
-            if not getattr(self, argument) > 0:
-                raise UNSCError(f"{argument}: {getattr(self, argument)!r} is not a positive number.")
-        if not 0.0 <= self.retain_mixing < 1.0:
-            raise UNSCError(f"retain_mixing: {self.retain_mixing!r} is outside [0, 1); it is a share, not percent.")
+        if not self.pseudo_label_temperature > 0:
+            raise UNSCError(f"pseudo_label_temperature: {self.pseudo_label_temperature!r} is not a positive number.")
         if not 0.0 < self.validation_fraction < 1.0:
             raise UNSCError(f"validation_fraction: {self.validation_fraction!r} is outside (0, 1).")
-        for argument in (
-            "check_steps",
-            "lr_doubling_steps",
-            "statistics_batch_size",
-            "max_validation_rows",
-            "max_rows_per_class",
-            "max_samples_per_class",
-            "sketch_size",
-        ):
+        for argument in ("check_steps", "lr_doubling_steps", "max_rows_per_class", "max_samples_per_class"):
             value = getattr(self, argument)
             if value is not None and value < 1:
                 raise UNSCError(f"{argument}: {value!r} is not a positive number.")
-        if parse_size(self.max_statistics_memory, "max_statistics_memory") is None and self.sketch_size is not None:
-            raise UNSCError(
-                f"sketch_size: {self.sketch_size} given without max_statistics_memory, so no layer is sketched."
-            )
-        if self.hub_strategy != "end":
-            raise UNSCError(
-                f"hub_strategy: {self.hub_strategy!r} would push half-unlearned weights, and a repository's history keeps them; use 'end'."
-            )
-        for argument, reason in REFUSED.items():
-            if getattr(self, argument):
-                raise UNSCError(f"{argument}: not supported, {reason}.")
-        if not torch.accelerator.is_available():
-            self.use_cpu = True  # else several processes on CPUs would each believe to be alone
-        if self.fsdp and (self.bf16 or self.fp16):
-            raise UNSCError(
-                "fsdp: sharded weights are gathered in half precision under bf16 or fp16, and statistics would be read through them; "
-                "leave both off, or use DDP (torchrun)."
-            )
-        super().__post_init__()
 
 
-def check_fsdp(plugin: Any, objective: str, erasure: str = "none", strategy: str | None = None) -> None:
-    """Refuse ways of sharding that the projection cannot follow, whether arguments or a launcher asked for them.
-
-    Args:
-        plugin: accelerate's `FullyShardedDataParallelPlugin`.
-        objective: name of the objective.
-        erasure: `feature_erasure`.
-        strategy: `pseudo_labels`.
+def parse_objective_args(given: dict[str, Any] | str | None) -> dict[str, Any]:
+    """Options of an objective from Python or from the command line.
 
     Raises:
-        UNSCError: names the option and what to set instead.
+        UNSCError: neither a dict, nor a JSON object, nor a list of `name=value`.
     """
-    state_dict = str(plugin.state_dict_type)
-    reasons = {
-        "fsdp_version": (plugin.fsdp_version != 2, "FSDP1 flattens weights into one vector; set it to 2"),
-        "fsdp_cpu_ram_efficient_loading": (
-            plugin.cpu_ram_efficient_loading,
-            "all but one process would start from empty weights, whose hash is not the model's; set it to false",
-        ),
-        "fsdp_activation_checkpointing": (
-            plugin.activation_checkpointing,
-            "it renames the layers; set it to false and use --activation_checkpointing",
-        ),
-        "fsdp_state_dict_type": (
-            "FULL_STATE_DICT" not in state_dict,
-            f"{state_dict} saves no model that from_pretrained can load; set it to FULL_STATE_DICT",
-        ),
-        "mixed_precision": (
-            plugin.mixed_precision_policy is not None
-            and plugin.mixed_precision_policy.param_dtype not in (None, torch.float32),
-            "weights would be gathered in half precision, and statistics read through them; set it to 'no'",
-        ),
-    }
-    for option, (given, reason) in reasons.items():
-        if given:
-            raise UNSCError(f"{option}: not supported with FSDP, {reason}.")
-    if erasure != "none":
+    if given is None:
+        return {}
+    if isinstance(given, dict):
+        return given
+    text = given.strip()
+    if not text.startswith("{"):
+        pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
+        text = "{" + ", ".join(f'"{name.strip()}": {value.strip()}' for name, _, value in pairs) + "}"
+    try:
+        options = json.loads(text)
+    except json.JSONDecodeError as error:
         raise UNSCError(
-            "feature_erasure: not supported with FSDP, sharded weights cannot be folded into; use DDP (torchrun)."
-        )
-    if strategy == "left_out":
-        raise UNSCError(
-            "pseudo_labels: 'left_out' is not supported with FSDP, it reads an untrained model beside the sharded one; use DDP (torchrun)."
-        )
-    if OBJECTIVES[objective].keeps_original:
-        raise UNSCError(
-            f"objective: {objective!r} keeps a second, whole model beside the sharded one; use DDP (torchrun)."
-        )
+            f"objective_args: cannot read {given!r}; write 'beta=0.1,gamma=0' or a JSON object "
+            "(true and false in lower case)."
+        ) from error
+    return dict(options)

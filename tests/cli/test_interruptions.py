@@ -22,7 +22,8 @@ from PIL import Image as PILImage
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, ViTImageProcessorPil
 
-from unsc_hf.nullspace.statistics import ActivationStatistics, settle
+from unsc_hf.nullspace.statistics import ActivationStatistics
+from unsc_hf.nullspace.storage import settle
 from unsc_hf.utils.fingerprint import weight_hash
 
 KILLS = int(os.environ.get("KILLS", "20"))

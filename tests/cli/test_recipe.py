@@ -28,7 +28,7 @@ from unsc_hf.comparison.arguments import ImageArguments
 from unsc_hf.comparison.references.images import ImagePlan
 from unsc_hf.comparison.references.quickstart import PLAN, digits_dataset
 from unsc_hf.config import UNSCConfig
-from unsc_hf.reporting.hub import publication
+from unsc_hf.reporting.hub import public_files
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +214,7 @@ def test_push_to_hub_uploads_only_what_is_public(finished: Path, world: Path, mo
     (call,) = pushed  # once, when there is something to publish
     assert (call["name"], call["private"], call["token"]) == ("user/without-cat", True, "hf_secret")
     assert {"model.safetensors", "config.json", "README.md", "report.html", "results.json"} <= set(
-        publication(call["folder"]).files
+        public_files(call["folder"])
     )
     assert not [p.name for p in (world / "pushed").iterdir() if p.suffix in (".bin", ".pt", ".pkl")]
     for file in [*(world / "pushed").glob("*.json"), world / "pushed" / "README.md"]:
@@ -222,7 +222,7 @@ def test_push_to_hub_uploads_only_what_is_public(finished: Path, world: Path, mo
         assert "hf_secret" not in content
         assert str(world) not in content
     text = (world / "pushed" / "README.md").read_text(encoding="utf-8")
-    assert "random projector" not in text
+    assert "random subspace" not in text
     assert "Compared with" in text  # the full card, not a bare one
 
 

@@ -9,7 +9,9 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,16 +25,17 @@ from helpers.models import learned
 from helpers.rows import tensor_dataset
 from PIL import Image
 from rich.console import Console
+from transformers import ViTImageProcessorPil
 
 from unsc_hf import UNSCConfig, UNSCError, split_dataset
-from unsc_hf.comparison import tuning as method_desk
-from unsc_hf.comparison.compare_methods import ComparisonArguments, _requests, audit_model, compare_methods
-from unsc_hf.comparison.experiment import Desk, read_splits
-from unsc_hf.comparison.jobs import Job, next_job
+from unsc_hf.comparison.compare_methods import ComparisonArguments, audit, audit_model, compare, compare_methods
+from unsc_hf.comparison.experiment import Experiment, read_splits, record
+from unsc_hf.comparison.forget_set import requests_by_folder
 from unsc_hf.comparison.methods import METHODS
+from unsc_hf.comparison.parallel import Job, run_jobs
 from unsc_hf.comparison.report import write_comparison
 from unsc_hf.comparison.summary import latex, table
-from unsc_hf.comparison.tuning import MethodDesk
+from unsc_hf.comparison.tuning import Tuning, rank
 from unsc_hf.data.selection import Request
 from unsc_hf.evaluation.audits import AUDITS
 
@@ -129,14 +132,14 @@ def test_the_try_that_won_is_not_run_again_and_is_the_same_model(world: World, m
     kept = Path(world.config("once").output_dir, "_runs", "frog", "_kept")
     assert list(kept.iterdir()) == []
     counts.clear()
-    monkeypatch.setattr(MethodDesk, "_take", lambda *_: None)  # nothing was kept: every run is made anew
+    monkeypatch.setattr(Tuning, "saved_model", lambda *_: None)  # nothing was kept: every run is made anew
     anew = compare_methods(comparison, arguments, world.config("anew"))
     assert counts == {"unsc": 5, "gradient_ascent": 5, "masked": 2}
     assert timeless(anew) == timeless(once)
 
 
 _FAILS = """
-from unsc_hf.methods import method
+from unsc_hf.comparison.methods import method
 
 @method("fails")
 def fails(bench):
@@ -151,7 +154,7 @@ def fails(bench):
             "raise RuntimeError('first line\\nsecond')",
             "jobs: 'frog: fails-0' failed, RuntimeError: first line; without jobs",
         ),
-        ("import os; os.kill(os.getpid(), 9)", r"jobs: the process at 'frog: fails-0' died \(exit code -9"),
+        ("import os; os.kill(os.getpid(), 9)", "jobs: a process died while 'frog: fails-0' ran"),
         ("from unsc_hf import UNSCError; raise UNSCError('name: seen; do this.')", "^name: seen; do this.$"),
     ],
 )
@@ -182,21 +185,36 @@ def test_a_record_is_made_once_whoever_asks(tmp_path: Path) -> None:
         time.sleep(0.05)
         return {"x": 1}
 
-    desk: Any = SimpleNamespace(folder=tmp_path)
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: Desk.record(desk, "one", make), range(8)))
+        found = list(pool.map(lambda _: record(tmp_path / "one.json", make), range(8)))
     assert made == [1]
     assert found == [{"x": 1}] * 8
 
 
-def test_long_jobs_begin_first_and_a_process_stays_where_it_is() -> None:
-    def job(name: str, place: str, long: bool = False) -> Job:
-        return Job(name, lambda: name, (), place, long)
+def _slow_jobs(folder: Path) -> list[Job]:
+    """A diamond and a long job; each notes when it began."""
 
-    ready = [job("a", "seed 0"), job("b", "seed 1"), job("train", "seed 2", long=True)]
-    assert next_job(ready, "seed 1").name == "train"
-    assert next_job(ready[:2], "seed 1").name == "b"
-    assert next_job(ready[:2], "seed 3").name == "a"
+    def job(name: str, needs: tuple[str, ...] = (), long: bool = False) -> Job:
+        def run() -> str:
+            (folder / name).write_text(str(time.time()))
+            time.sleep(0.2)
+            return name
+
+        return Job(name, run, needs, long)
+
+    return [job("a"), job("b", ("a", "done before")), job("c", ("a",)), job("d", ("b", "c")), job("train", long=True)]
+
+
+@pytest.mark.parametrize("processes", [None, 2])
+def test_jobs_wait_for_what_they_need_and_long_ones_begin_first(processes: int | None, tmp_path: Path) -> None:
+    lines: list[str] = []
+    run_jobs(_slow_jobs(tmp_path), partial(_slow_jobs, tmp_path), processes, lines.append)
+    assert [line.split()[0] for line in lines] == [f"[{i}/5]" for i in range(1, 6)]
+    began = {name: float((tmp_path / name).read_text()) for name in ("a", "b", "c", "d", "train")}
+    assert began["a"] < min(began["b"], began["c"])
+    assert max(began["b"], began["c"]) < began["d"]
+    if processes:
+        assert began["train"] < min(began["b"], began["c"])
 
 
 def test_every_method_and_reference_is_examined_on_every_seed(world: World, result: dict[str, Any]) -> None:
@@ -207,10 +225,10 @@ def test_every_method_and_reference_is_examined_on_every_seed(world: World, resu
     assert found["forgotten"] == [2]
     assert result["validation_rows"] + result["test_rows"] == 60
     for records in found["runs"].values():
-        for record in records:
-            assert 0 <= record["AccDut"] <= 1
+        for run in records:
+            assert 0 <= run["AccDut"] <= 1
             assert {"membership", "probe", "prototype", "relearning", "fine_tuning", "quantisation"} <= set(
-                record["audits"]
+                run["audits"]
             )
     assert found["runs"]["original"][0]["AccDut"] > 0.8
     assert found["runs"]["masked"][0]["AccDut"] == 0.0
@@ -324,7 +342,7 @@ def test_forget_sets_are_told_apart_and_not_mixed_up(world: World, tmp_path: Pat
     long = "+".join(f"class {i:03d}" for i in range(20))
     names = [f"class {i:03d}" for i in range(22)]
     sets = [f"{long}+class 020", f"{long}+class 021"]
-    found = _requests(ComparisonArguments(forget_sets=sets), world.arguments, names, range(22))
+    found = requests_by_folder(sets, world.arguments, names, range(22))
     assert [asked.forget_classes for asked in found.values()] == [(*range(20), 20), (*range(20), 21)]
     assert all(len(folder) < 100 for folder in found)
     twice = [tmp_path / "a" / "pets.txt", tmp_path / "b" / "pets.txt"]
@@ -332,7 +350,7 @@ def test_forget_sets_are_told_apart_and_not_mixed_up(world: World, tmp_path: Pat
         path.parent.mkdir()
         path.write_text(name)
     with pytest.raises(UNSCError, match="forget_sets: 'pets' names two of them"):
-        _requests(ComparisonArguments(forget_sets=[str(path) for path in twice]), world.arguments, names, range(22))
+        requests_by_folder([str(path) for path in twice], world.arguments, names, range(22))
 
     file, config = tmp_path / "set.txt", world.config("files")
     comparison = replace(world.comparison, methods=["masked"], audits=["collateral"], forget_sets=[str(file)])
@@ -367,8 +385,7 @@ def test_models_are_trained_on_the_named_column_of_bare_ids(tmp_path: Path) -> N
         config = UNSCConfig(output_dir=str(tmp_path), use_cpu=True, label_column="coarse")
         splits = read_splits(arguments, config)
         assert splits.names == ["0", "1"]
-        desk = Desk([0], None, arguments, config, splits, Request(forget_classes=(1,)), tmp_path)
-        desk.original(0)
+        Experiment([0], None, arguments, config, splits, Request(forget_classes=(1,)), tmp_path).original(0)
     assert asked[0][4:6] == (["0", "1"], "coarse")
 
 
@@ -450,8 +467,30 @@ def test_a_model_of_anybody_is_audited_beside_its_original(world: World, tmp_pat
     assert "muted: suppressed" in page or ">muted<" in page
 
 
+def test_python_users_compare_and_audit_models_with_functions(world: World, tmp_path: Path) -> None:
+    model = type(learned(world.arguments.data["train"])).from_pretrained(world.originals[0])
+    processor = ViTImageProcessorPil(size={"height": 8, "width": 8})
+    given = {
+        "dataset": world.arguments.data, "forget_classes": ["frog"], "processing_class": processor,
+        "audits": ["membership"], "config": world.config("unused"),
+    }  # fmt: skip
+    found = compare(model, methods=["masked"], seeds=[0], output_dir=tmp_path / "compared", **given)
+    assert [row[0] for row in found.table] == ["method", "original", "forgotten logit masked"]
+    assert "| forgotten logit masked | 0.0 |" in str(found)
+    assert (found.save() / "frog" / "report.html").is_file()
+    assert not Path(world.config("unused").output_dir).exists()
+    masked = METHODS["masked"].run(SimpleNamespace(fresh=lambda: deepcopy(model), forgotten=[2]))
+    other = audit(masked, model, output_dir=tmp_path / "audited", **given)
+    assert other.table[2][1:3] == found.table[2][1:3]
+    with pytest.raises(UNSCError, match="task: got 'sound'; choose from image, text"):
+        compare(model, seeds=[0], task="sound", output_dir=tmp_path / "sound", **given)
+    given["dataset"] = DatasetDict(train=world.arguments.data["train"])
+    with pytest.raises(UNSCError, match="dataset: has no split 'test', only train"):
+        compare(model, seeds=[0], output_dir=tmp_path / "half", **given)
+
+
 def test_a_mean_of_one_percent_counts_as_forgotten() -> None:
     """Three of 300 rows, averaged over classes, may come out as 0.010000000000000002."""
     share = 0.010000000000000002
-    assert method_desk._rank({"AccDut": share, "AccDrt": 0.5}) > method_desk._rank({"AccDut": 0.0, "AccDrt": 0.4})
-    assert method_desk._rank({"AccDut": 0.0101, "AccDrt": 0.9}) < method_desk._rank({"AccDut": 0.0, "AccDrt": 0.4})
+    assert rank({"AccDut": share, "AccDrt": 0.5}) > rank({"AccDut": 0.0, "AccDrt": 0.4})
+    assert rank({"AccDut": 0.0101, "AccDrt": 0.9}) < rank({"AccDut": 0.0, "AccDrt": 0.4})

@@ -17,7 +17,7 @@ from PIL import Image as PILImage
 
 from unsc_hf import UNSCConfig, UNSCError
 from unsc_hf.comparison.arguments import ImageArguments
-from unsc_hf.comparison.experiment import Desk, read_splits
+from unsc_hf.comparison.experiment import Experiment, read_splits
 from unsc_hf.comparison.methods import Workbench
 from unsc_hf.comparison.run_studies import AblationArguments, run_studies, table, write_study
 from unsc_hf.comparison.studies import (
@@ -161,14 +161,15 @@ def test_bad_input_is_one_line(changes: dict[str, Any], said: str, arguments: Im
 
 def test_a_folder_of_another_study_is_refused(finished: dict[str, str], arguments: Images, config: UNSCConfig) -> None:
     other = replace(arguments, forget_classes=["owl"])
-    with pytest.raises(UNSCError, match="holds a study with other models, data or options"):
+    with pytest.raises(UNSCError, match="holds a study with other classes"):
         run_studies(AblationArguments(studies=["rank"], seeds=[0]), other, config, "")
 
 
 # ---- attacks --------------------------------------------------------------------------------------------------------
 def _lab(arguments: Images, config: UNSCConfig, tmp_path: Path) -> Lab:
     request = Request(forget_classes=(2,))
-    return Lab(Desk([0], None, arguments, config, read_splits(arguments, config), request, tmp_path), "poison")
+    experiment = Experiment([0], None, arguments, config, read_splits(arguments, config), request, tmp_path)
+    return Lab(experiment, "poison")
 
 
 def test_a_trigger_is_on_every_row_and_nowhere_else() -> None:
@@ -197,7 +198,7 @@ def test_flipped_rows_enter_the_request_and_leave_what_is_kept(
     assert len(bench.retain) == 100
     pictures = {np.asarray(image).tobytes() for image in bench.forget["image"]}
     assert len(pictures & {np.asarray(image).tobytes() for image in bench.retain["image"]}) == 0
-    own = {np.asarray(image).tobytes() for image in lab.desk.forget["image"]}
+    own = {np.asarray(image).tobytes() for image in lab.experiment.forget["image"]}
     assert len(pictures - own) == 20
 
 

@@ -235,7 +235,7 @@ def test_bands_read_a_reference_with_its_own_tokenizer(tmp_path: Path, monkeypat
         tmp_path,
         trainer_kwargs={"processing_class": tokenizer},
     )
-    ProbeBands(trainer, loads)
+    ProbeBands(trainer.model, trainer.feature_rows(), loads)
     same, other = given[: len(given) // 2], given[len(given) // 2 :]
     assert len(same) == 2
     for ours, theirs in zip(same, other, strict=True):

@@ -59,7 +59,7 @@ def test_chosen_on_validation_rows_for_each_reading(separable_data: Callable[[in
         original, (forget, retain), tmp_path, learning_rate=1e-3, energy=0.9, feature_erasure="layers"
     )
     trainer.prepare_unlearning()
-    bands = ProbeBands(trainer, [lambda model=model: model for model in references])
+    bands = ProbeBands(trainer.model, trainer.feature_rows(), [lambda model=model: model for model in references])
     assert set(bands.bands) == {"head", "layer_01", "layer_02"}
     asked: list[str] = []
 
@@ -79,12 +79,12 @@ def test_bad_references(separable_data: Callable[[int], Dataset], tmp_path: Path
     trainer = make_trainer(make_vit(), (forget, retain), tmp_path, feature_erasure="layers", energy=0.9)
     trainer.prepare_unlearning()
     with pytest.raises(UNSCError, match=r"references: a retrained model has 2 places to read, the original 3"):
-        ProbeBands(trainer, [make_vit, lambda: make_vit(layers=1)])
+        ProbeBands(trainer.model, trainer.feature_rows(), [make_vit, lambda: make_vit(layers=1)])
     with pytest.raises(UNSCError, match="a band needs the readings of two"):
-        ProbeBands(trainer, [make_vit])
+        ProbeBands(trainer.model, trainer.feature_rows(), [make_vit])
     single = make_trainer(make_vit(), (data.select(range(5)), data.select(range(5, 120))), tmp_path, energy=0.9)
     with pytest.raises(UNSCError, match="bands of a probe need whole classes"):
-        ProbeBands(single, [make_vit, make_vit])
+        ProbeBands(single.model, single.feature_rows(), [make_vit, make_vit])
 
 
 @pytest.mark.parametrize(("rows", "fewest", "wanted"), [(4_000, 25, None), (60, 5, 20), (60, 25, 25)])
@@ -100,10 +100,10 @@ def test_a_probe_of_many_classes_is_taught_on_fewer_rows_of_each(
     monkeypatch.setattr("unsc_hf.erasure.bands._FEWEST_ROWS", fewest)
     forget, retain = split_dataset(separable_data(40), forget_classes=["frog"])
     trainer = make_trainer(make_vit(), (forget, retain), tmp_path, feature_erasure="head", energy=0.9)
-    trainer.prepare_unlearning()
-    bands = ProbeBands(trainer, [], {"head": BAND})
-    counts = torch.bincount(torch.cat([batch["labels"] for batch in bands._rows[0]])).tolist()
-    every = [len(trainer._retain_train) // 2] * 2 + [len(trainer._forget_train)]
+    parts = trainer.feature_rows()
+    bands = ProbeBands(trainer.model, parts, [], {"head": BAND})
+    counts = torch.bincount(torch.cat([batch["labels"] for batch in bands.taught_on])).tolist()
+    every = [len(parts.retain) // 2] * 2 + [len(parts.forget)]
     assert counts == [min(number, wanted or number) for number in every]
 
 

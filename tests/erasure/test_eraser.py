@@ -21,27 +21,30 @@ from helpers.training import make_trainer
 from peft import LoraConfig, PeftModel
 
 from unsc_hf import UNSCConfig, UNSCError, split_dataset
-from unsc_hf.erasure.closed_form import LowRank, differences, shared_pairs
-from unsc_hf.erasure.eraser import erasure_rows
-from unsc_hf.erasure.readings import Reading, find_readings, find_writer, read_writer
+from unsc_hf.erasure.closed_form import LowRank
+from unsc_hf.erasure.readings import Reading, find_readings, find_writer, jacobian, read_writer
+from unsc_hf.erasure.rows import ErasureRows, erasure_rows
 from unsc_hf.erasure.writers import Folds, folding_sites
 from unsc_hf.models.head import head_weights
 from unsc_hf.models.layers import find_layers
 
 
+def _rows(trainer: Any) -> ErasureRows:
+    return erasure_rows(trainer.feature_rows(), trainer.prepare_unlearning().pseudo_labels)
+
+
 def _left(trainer: Any) -> dict[str, float]:
     """Norms of the differences of class means as the model has them now, by reading."""
-    rows = erasure_rows(trainer)
+    rows = _rows(trainer)
     network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    pairs = shared_pairs(rows.own, rows.relabelled, rows.labels)
-    found = {}
+    left = {}
     for reading in find_readings(network, True, False, rows.retained[0]):
         forgotten, kept = (
             torch.cat([reading.rows(network, batch) for batch in part]).detach()
             for part in (rows.forgotten, rows.retained)
         )
-        found[reading.name] = float(differences(forgotten, rows.own, rows.relabelled, kept, rows.labels, pairs).norm())
-    return found
+        left[reading.name] = float(rows.differences(forgotten, kept).norm())
+    return left
 
 
 WRITERS = {
@@ -65,16 +68,16 @@ def test_writers_and_the_derivative_of_the_tail(name: str) -> None:
         if writer is None:
             continue
         # A small constant added to the writer's output moves the mean feature as the derivative says.
-        found = read_writer(model, writer, reading, batch, jacobian=True)
-        assert found.jacobian is not None
-        assert found.inputs.shape == (4, writer.geometry.width)
-        step = 1e-3 * torch.randn(found.jacobian.shape[1])
+        features, inputs = read_writer(model, writer, reading, batch)
+        assert inputs.shape == (4, writer.geometry.width)
+        slope = jacobian(model, writer, reading, batch)
+        step = 1e-3 * torch.randn(slope.shape[1])
         shape = (-1, 1, 1) if writer.geometry.kind == "conv2d" else (-1,)
         handle = writer.module.register_forward_hook(lambda m, a, z, s=step, v=shape: z + s.reshape(v))
         with torch.no_grad():
-            moved = reading.rows(model, batch).mean(0) - found.features.mean(0)
+            moved = reading.rows(model, batch).mean(0) - features.mean(0)
         handle.remove()
-        expected = (found.jacobian @ step.double()).float()
+        expected = (slope @ step.double()).float()
         assert float((moved - expected).norm()) < 0.15 * float(expected.norm()) + 1e-5, reading.name
     assert by_name["head"] is not None
     if wanted:
@@ -184,12 +187,11 @@ def test_a_small_class_is_read_beside_a_large_one_or_named(tmp_path: Path, caplo
         labels = [2] * 700 + [3] * small
         forget = tensor_dataset(torch.randn(len(labels), 3, side, side), labels, NAMES)
         trainer = make_trainer(model, (forget, retain), tmp_path, pseudo_labels="top1", max_leak=None)
-        trainer.prepare_unlearning()
-        return erasure_rows(trainer)
+        return _rows(trainer)
 
     read = rows(20)
     assert int((read.own == 3).sum()) > 10  # all that are not held out, not a share of the 720
-    assert 3 in {own for own, _ in shared_pairs(read.own, read.relabelled, read.labels)}
+    assert 3 in {own for own, _ in read.pairs}
     caplog.clear()
     rows(2)  # one is held out, and one has no mean
     assert "Class 3 is not erased" in caplog.text
@@ -320,7 +322,7 @@ def test_erasure_does_not_bring_answers_back(
     trainer.train()
     strengths = [one.strength for one in trainer.erased]
     if targets == ["fc2"]:  # the head is not theirs to change
-        most = 0.5 + 1 / len(trainer._forget_validation)
+        most = 0.5 + 1 / len(trainer.rows.forget_validation)
         assert 0.7 * most < trainer.held_out_leak().total / erased["leak"] <= most
         assert "%: all of it brings forgotten rows back" in caplog.text
         assert 0 < strengths[0] < 0.9
@@ -331,7 +333,7 @@ def test_erasure_does_not_bring_answers_back(
     gone = sorted({int(label) for label in forget[:]["label"]})
     moved = head() - erased["head"]
     assert [c for c in range(len(moved)) if float(moved[c].norm()) > 1e-4 * float(moved.norm())] == gone
-    rows = erasure_rows(trainer)
+    rows = _rows(trainer)
     (reading,) = find_readings(trainer.model, False, False, rows.retained[0])
     inputs = torch.cat([reading.rows(trainer.model, batch) for batch in rows.forgotten]).detach()
     for c in gone:
@@ -400,7 +402,6 @@ def test_bad_input(tmp_path: Path) -> None:
             "feature_erasure: 'everything' does not exist; choose from none, head, layers",
         ),
         ({"erasure_strength": 1.5}, r"erasure_strength: 1.5 is outside \[0, 1\]"),
-        ({"feature_erasure": "head", "lora_freeze_a": True}, "lora_freeze_a: erasure adds rows to A"),
     ):
         with pytest.raises(UNSCError, match=message):
             UNSCConfig(output_dir=str(tmp_path), **options)  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ from unsc_hf.evaluation.membership import (
 from unsc_hf.evaluation.metrics import LinearProbe, MembershipInference, PrototypeAttack, UnlearningAccuracy
 from unsc_hf.evaluation.probes import linear_probe, prototype_attack
 from unsc_hf.evaluation.verdict import format_table, judge, mean_result
-from unsc_hf.trainer.callbacks import Check
+from unsc_hf.trainer.checks import Check
 
 
 def test_accuracies_are_per_class_and_macro() -> None:

@@ -20,7 +20,6 @@ from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from unsc_hf import UNSCConfig, UNSCError, split_dataset
-from unsc_hf.config import check_fsdp
 from unsc_hf.data.inputs import default_collator
 from unsc_hf.data.selection import evenly_spaced
 from unsc_hf.experimental import left_out
@@ -37,6 +36,7 @@ from unsc_hf.experimental.left_out import (
 from unsc_hf.models.outputs import Outputs
 from unsc_hf.objectives.pseudo_labels import Matching
 from unsc_hf.trainer import preparation
+from unsc_hf.trainer.sharding import check_fsdp
 from unsc_hf.utils.fingerprint import weight_hash
 
 
@@ -219,12 +219,12 @@ def test_a_run(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None
     before = weight_hash(trainer.model)
     plan = trainer.prepare_unlearning()
     assert weight_hash(trainer.model) == before
-    matching = trainer._matched.matching
+    matching = trainer.goal.matched[0].matching
     true = plan.pseudo_labels.gather(1, data[0]["label"][:][:, None])[:, 0]
     assert bool((true[matching.order.argsort()].diff() >= 0).all())
-    assert len(trainer._unseen) == 22 * 4  # of 90 unseen rows four for each of 22
+    assert len(trainer.goal.unseen) == 22 * 4  # of 90 unseen rows four for each of 22
     trainer.prepare_unlearning()
-    assert len(trainer._unseen) == 22 * 4
+    assert len(trainer.goal.unseen) == 22 * 4
     hardest = matching.order.argsort()[:3].tolist()
     assert set(hardest) == {0, 2, 10}  # rows 0, 8 and 40 of the training data
     trainer.train()
@@ -263,7 +263,7 @@ def test_of_many_rows_a_part_is_read(
     trainer.prepare_unlearning()
     assert read == [30, 15, 30] * 4  # retained, to forget, unseen: of three twins and the original
     kept = unseen["pixel_values"][:][evenly_spaced(np.arange(60), 30)]
-    assert all(any(torch.equal(row, one) for one in kept) for row in trainer._unseen["pixel_values"][:])
+    assert all(any(torch.equal(row, one) for one in kept) for row in trainer.goal.unseen["pixel_values"][:])
 
 
 def test_requests_that_it_is_not_for(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:
@@ -275,5 +275,5 @@ def test_requests_that_it_is_not_for(separable_data: Callable[[int], Dataset], t
     with pytest.raises(UNSCError, match="'left_out' is for single rows.*give rows"):
         make_trainer(make_vit(), rows, tmp_path, target_forget_accuracy=0.5, **options)
     with pytest.raises(UNSCError, match="'left_out' is not supported with FSDP"):
-        check_fsdp(SimpleNamespace(**GOOD), "unsc", strategy="left_out")
+        check_fsdp(SimpleNamespace(**GOOD), UNSCConfig(output_dir=str(tmp_path), **options))
     assert UNSCConfig(output_dir=str(tmp_path), use_cpu=True, **options).pseudo_labels == "left_out"

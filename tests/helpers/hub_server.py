@@ -1,6 +1,6 @@
-"""A Hub on this machine: what the client needs for publishing and loading, in memory, with faults on demand.
+"""A Hub on this machine: what the client needs to publish and load models, in memory, with faults on demand.
 
-Storage of large files is on a second port, as on the real Hub: the client must not send its token there. Without Xet.
+Storage of large files is on a second port, as on the real Hub: the client must not send its token there. No Xet.
 """
 
 from __future__ import annotations
@@ -10,23 +10,27 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 TOKEN, READ_ONLY = "hf_" + "w" * 34, "hf_" + "r" * 34
 
+_LARGE = 10_000  # bytes; larger files go to storage
 
-_LARGE = 10_000  # bytes from which on a file goes to storage
+_STAGES = {
+    r"/api/repos/create": "create", r"/api/validate-yaml": "yaml", r".*/preupload/": "preupload",
+    r".*/info/lfs/objects/batch": "lfs", r"/store/": "storage", r".*/commit/": "commit", r".*/tree/": "tree",
+    r".*/branch/": "branch", r".*/resolve/": "resolve", r"/api/models/": "info",
+}  # fmt: skip
 
 
 @dataclass
 class Repo:
-    kind: str
-    private: bool
+    private: bool = False
     commits: list[tuple[str, dict[str, bytes]]] = field(default_factory=list)
     branches: dict[str, str] = field(default_factory=dict)
 
@@ -43,42 +47,27 @@ class Repo:
 
 @dataclass
 class Fault:
-    """Answer requests of a stage with a status, or cut the connection: before anything happens, or after (`late`)."""
+    """Answer all requests of a stage with a status, or cut the connection: before the change, or after (`late`)."""
 
     stage: str
     status: int | None = None  # None cuts
-    times: int = 10**6
     late: bool = False
 
 
 class Hub:
-    """State of the server; tests look into it and set `faults`."""
+    """State of the server. Tests look into it, and set a fault, or what happens before requests of a stage."""
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.storage: dict[str, bytes] = {}
-        self.faults: list[Fault] = []
-        self.requests: list[tuple[str, str, str]] = []  # stage, path, authorization
+        self.fault: Fault | None = None
+        self.before: dict[str, Callable[[], object]] = {}
+        self.requests: list[tuple[str, str]] = []  # stage, token
         self.lock = threading.Lock()
-
-    def reset(self) -> None:
-        with self.lock:
-            self.repos.clear()
-            self.storage.clear()
-            self.faults.clear()
-            self.requests.clear()
-
-    def fault(self, stage: str, late: bool) -> Fault | None:
-        with self.lock:
-            for fault in self.faults:
-                if fault.stage == stage and fault.late == late and fault.times > 0:
-                    fault.times -= 1
-                    return fault
-        return None
 
     @contextmanager
     def serve(self) -> Iterator[str]:
-        """Both listeners; gives the endpoint."""
+        """Run both listeners; yields the endpoint."""
         servers = [ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self})) for _ in range(2)]
         self.store = f"http://127.0.0.1:{servers[1].server_port}"
         for server in servers:
@@ -92,23 +81,23 @@ class Hub:
                 server.server_close()
 
 
-def _git(content: bytes) -> str:
-    return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
-
-
-def _row(path: str, content: bytes) -> dict[str, Any]:
-    row: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": _git(content)}
+def _digest(content: bytes) -> str:
+    """SHA-256 of a large file, git's hash of a small one."""
     if len(content) >= _LARGE:
-        row["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
-    return row
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
 
 
 class _CutError(Exception):
     """The connection ends without an answer."""
 
 
-class _AnsweredError(Exception):
-    """A fault has answered already."""
+class _RefusedError(Exception):
+    """The answer is an error."""
+
+    def __init__(self, status: int, message: str, code: str | None = None, **headers: str) -> None:
+        self.status = status
+        self.headers = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {}), **headers}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -119,21 +108,27 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _go(self) -> None:
-        length = int(self.headers.get("Content-Length") or 0)
-        body = self.rfile.read(length)
-        parts = urlsplit(self.path)
-        path, query = unquote(parts.path), parse_qs(parts.query)
-        stage = self._stage(path)
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        path = unquote(urlsplit(self.path).path)
+        stage = next((stage for pattern, stage in _STAGES.items() if re.match(pattern, path)), "other")
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         with self.hub.lock:
-            self.hub.requests.append((stage, path, token))
+            self.hub.requests.append((stage, token))
+            self.hub.before.pop(stage, lambda: None)()
         try:
             self._fail(stage, late=False)
             if token and token not in (TOKEN, READ_ONLY):
-                return self._error(401, "Invalid credentials in Authorization header", "RepoNotFound")
-            self._answer(stage, path, query, body, token)
-        except _AnsweredError:
-            pass
+                raise _RefusedError(401, "Invalid credentials in Authorization header", "RepoNotFound")
+            if stage == "yaml":
+                self._json({"errors": [], "warnings": []})
+            elif stage == "create":
+                self._create(json.loads(body), token)
+            elif stage == "storage":
+                self._storage(path.rpartition("/")[2], body)
+            else:
+                self._repository(stage, path, body, token)
+        except _RefusedError as error:
+            self._send(error.status, b"{}", {"Content-Type": "application/json", **error.headers})
         except _CutError:
             self.close_connection = True
             self.connection.close()
@@ -141,186 +136,112 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_HEAD = _go
 
     def _fail(self, stage: str, late: bool) -> None:
-        fault = self.hub.fault(stage, late)
-        if fault is None:
+        fault = self.hub.fault
+        if fault is None or (fault.stage, fault.late) != (stage, late):
             return
-        if fault.status is not None:
-            self._error(fault.status, "storage limit reached" if fault.status == 402 else "injected")
-            raise _AnsweredError
-        raise _CutError
+        if fault.status is None:
+            raise _CutError
+        raise _RefusedError(fault.status, "storage limit reached" if fault.status == 402 else "injected")
 
-    def _stage(self, path: str) -> str:
-        for pattern, stage in (
-            (r"/api/whoami-v2", "whoami"), (r"/api/repos/create", "create"), (r"/api/validate-yaml", "yaml"),
-            (r".*/preupload/", "preupload"), (r".*/info/lfs/objects/batch", "lfs"), (r"/store/", "storage"),
-            (r".*/commit/", "commit"), (r".*/tree/", "tree"), (r".*/branch/", "branch"), (r".*/paths-info/", "paths"),
-            (r".*/resolve/", "resolve"), (r"/api/(models|datasets)/", "info"),
-        ):  # fmt: skip
-            if re.match(pattern, path):
-                return stage
-        return "other"
+    def _create(self, wanted: dict[str, Any], token: str) -> None:
+        if not token:
+            raise _RefusedError(401, "Invalid username or password.", "RepoNotFound")
+        name = f"{wanted.get('organization') or 'user'}/{wanted['name']}"
+        new = name not in self.hub.repos
+        if not name.startswith("user/") or (token == READ_ONLY and new):
+            raise _RefusedError(403, "You don't have the rights to create a model under this namespace")
+        if new:
+            private = wanted.get("visibility") == "private" or bool(wanted.get("private"))
+            self.hub.repos[name] = Repo(private)
+            self.hub.repos[name].commit({".gitattributes": b"*.safetensors filter=lfs\n"})
+        self._fail("create", late=True)
+        self._json({"url": f"http://127.0.0.1/{name}", "name": name}, 200 if new else 409)
 
-    # ---- answers ----------------------------------------------------------------------------------------------------
+    def _storage(self, oid: str, body: bytes) -> None:
+        if self.command != "PUT":
+            return self._send(200, self.hub.storage[oid], {"ETag": f'"{oid}"'})
+        if hashlib.sha256(body).hexdigest() != oid:
+            raise _RefusedError(400, "wrong content")
+        self.hub.storage[oid] = body
+        self._json({})
 
-    def _answer(self, stage: str, path: str, query: dict[str, list[str]], body: bytes, token: str) -> None:
-        hub = self.hub
-        if stage == "whoami":
-            return self._json({"name": "user", "type": "user", "orgs": [], "auth": {"accessToken": {"role": "write"}}})
-        if stage == "create":
-            if not token:
-                return self._error(401, "Invalid username or password.", "RepoNotFound")
-            asked = json.loads(body)
-            name = f"{asked.get('organization') or 'user'}/{asked['name']}"
-            kind = asked.get("type") or "model"
-            if not name.startswith("user/") or (token == READ_ONLY and name not in hub.repos):
-                return self._error(403, "You don't have the rights to create a model under this namespace")
-            made = name not in hub.repos
-            if made:
-                hub.repos[name] = Repo(kind, asked.get("visibility") == "private" or bool(asked.get("private")))
-                hub.repos[name].commit({".gitattributes": b"*.safetensors filter=lfs\n"})
-            self._fail(stage, late=True)
-            return self._json({"url": f"http://127.0.0.1/{name}", "name": name}, 200 if made else 409)
-        if stage == "yaml":
-            return self._json({"errors": [], "warnings": []})
-        if stage == "storage":
-            oid = path.rpartition("/")[2]
-            if self.command == "PUT":
-                if hashlib.sha256(body).hexdigest() != oid:
-                    return self._error(400, "wrong content")
-                hub.storage[oid] = body
-                return self._json({})
-            return self._bytes(hub.storage[oid], f'"{oid}"', "")
-        match = re.match(r"/(?:api/)?(?:(models|datasets)/)?([^/]+/[^/]+?)(?:\.git)?(/.*)?$", path)
-        if match is None:
-            return self._error(404, "no such page")
-        name, rest = match.group(2), match.group(3) or ""
-        repo = hub.repos.get(name)
+    def _repository(self, stage: str, path: str, body: bytes, token: str) -> None:
+        """Answer what names a repository."""
+        match = re.match(r"/(?:api/)?(?:models/)?([^/]+/[^/]+?)(?:\.git)?(/.*)?$", path)
+        name, rest = (match.group(1), match.group(2) or "") if match else ("", "")
+        repo = self.hub.repos.get(name)
         if repo is None or (repo.private and not token):
-            return self._error(404, "Repository not found", "RepoNotFound")
+            raise _RefusedError(404, "Repository not found", "RepoNotFound")
         if stage in ("preupload", "lfs", "commit", "branch") and token != TOKEN:
-            return self._error(403 if token else 401, "no right to write", None if token else "RepoNotFound")
+            raise _RefusedError(403, "no right to write")
         if stage == "lfs":
-            return self._lfs(json.loads(body))
-        if stage == "preupload":
-            files = json.loads(body)["files"]
-            modes = [
-                {"path": f["path"], "uploadMode": "lfs" if f["size"] >= _LARGE else "regular", "shouldIgnore": False}
-                for f in files
-            ]
-            return self._json({"files": modes})  # fmt: skip
-        if stage == "branch":
+            self._lfs(json.loads(body)["objects"])
+        elif stage == "preupload":
+            self._preupload(repo.files(rest.partition("/preupload/")[2]) or {}, json.loads(body)["files"])
+        elif stage == "branch":
             branch = rest.partition("/branch/")[2]
             if branch in repo.branches:
-                return self._error(409, "Reference already exists")
+                raise _RefusedError(409, "Reference already exists")
             repo.branches[branch] = repo.branches["main"]
-            return self._json({})
-        if stage == "commit":
-            return self._commit(repo, name, rest.partition("/commit/")[2], body)
-        if stage == "resolve":
-            revision, _, file = rest.removeprefix("/resolve/").partition("/")
-            return self._resolve(repo, revision, file)
-        revision = next(
-            (part for key in ("/tree/", "/revision/", "/paths-info/") for part in [rest.partition(key)[2]] if part),
-            "main",
-        )
-        revision, _, folder = revision.partition("/")
-        files = repo.files(revision)
-        if files is None:
-            return self._error(404, "Invalid rev id", "RevisionNotFound")
-        rows = [_row(p, c) for p, c in sorted(files.items())]
-        if stage == "tree":
-            inside = [r for r in rows if r["path"].startswith(f"{folder}/")] if folder else rows
-            if folder and not inside:
-                return self._error(404, "Entry not found", "EntryNotFound")
-            if not (query.get("recursive") or ["false"])[0].lower().startswith("t"):
-                start = len(folder) + 1 if folder else 0
-                folders = {
-                    r["path"][: start + r["path"][start:].index("/")] for r in inside if "/" in r["path"][start:]
-                }
-                inside = [r for r in inside if "/" not in r["path"][start:]] + [
-                    {"type": "directory", "path": p, "oid": "0" * 40, "size": 0} for p in sorted(folders)
-                ]
-            return self._json(inside)  # fmt: skip
-        if stage == "paths":
-            wanted = parse_qs(body.decode())["paths"]
-            return self._json([r for r in rows if r["path"] in wanted])
-        sha = repo.branches.get(revision, revision)
-        siblings = [{"rfilename": r["path"], "size": r["size"], "blobId": r["oid"]} for r in rows]
-        return self._json(
-            {
-                "id": name,
-                "modelId": name,
-                "sha": sha,
-                "private": repo.private,
-                "tags": [],
-                "siblings": siblings,
-                "gated": False,
-            }
-        )
+            self._json({})
+        elif stage == "commit":
+            self._commit(repo, name, rest.partition("/commit/")[2], body)
+        elif stage == "resolve":
+            self._resolve(repo, *rest.removeprefix("/resolve/").split("/", 1))
+        elif stage == "info":
+            revision = rest.partition("/revision/")[2] or "main"
+            files = repo.files(revision)
+            if files is None:
+                raise _RefusedError(404, "Invalid rev id", "RevisionNotFound")
+            about = {"id": name, "sha": repo.branches.get(revision, revision), "private": repo.private, "tags": []}
+            self._json({**about, "siblings": [{"rfilename": file} for file in files]})
+        else:  # such as folders of further chat templates
+            raise _RefusedError(404, "Entry not found", "EntryNotFound")
 
-    def _lfs(self, asked: dict[str, Any]) -> None:
-        objects = []
-        for entry in asked["objects"]:
-            upload = {"upload": {"href": f"{self.hub.store}/store/{entry['oid']}"}}
-            known = entry["oid"] in self.hub.storage
-            objects.append({**entry, **({} if known else {"actions": upload})})
-        self._json({"objects": objects})
+    def _preupload(self, present: dict[str, bytes], files: list[dict[str, Any]]) -> None:
+        answers = []
+        for file in files:
+            answer = {"path": file["path"], "uploadMode": "lfs" if file["size"] >= _LARGE else "regular"}
+            known = {"oid": _digest(present[file["path"]])} if file["path"] in present else {}
+            answers.append({**answer, "shouldIgnore": False, **known})
+        self._json({"files": answers})
+
+    def _lfs(self, objects: list[dict[str, Any]]) -> None:
+        answers = []
+        for entry in objects:
+            upload = {"actions": {"upload": {"href": f"{self.hub.store}/store/{entry['oid']}"}}}
+            answers.append({**entry, **({} if entry["oid"] in self.hub.storage else upload)})
+        self._json({"objects": answers})
 
     def _commit(self, repo: Repo, name: str, revision: str, body: bytes) -> None:
         files = dict(repo.files(revision) or {})
-        for line in body.splitlines():
-            step = json.loads(line)
+        for step in map(json.loads, body.splitlines()):
             value = step["value"]
             if step["key"] == "header" and value.get("parentCommit") not in (None, repo.branches.get(revision)):
-                return self._error(412, "A commit has happened since. Please refresh and try again.")
+                raise _RefusedError(412, "A commit has happened since. Please refresh and try again.")
             if step["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif step["key"] == "lfsFile":
                 files[value["path"]] = self.hub.storage[value["oid"]]
             elif step["key"] == "deletedFile":
-                files.pop(value["path"], None)
-        with self.hub.lock:
-            sha = repo.commit(files, revision)
+                files.pop(value["path"])
+        sha = repo.commit(files, revision)
         self._fail("commit", late=True)
         self._json({"commitUrl": f"http://127.0.0.1/{name}/commit/{sha}", "commitOid": sha, "hookOutput": ""})
 
     def _resolve(self, repo: Repo, revision: str, file: str) -> None:
         files, sha = repo.files(revision), repo.branches.get(revision, revision)
-        if files is None:
-            return self._error(404, "Invalid rev id", "RevisionNotFound")
-        if file not in files:
-            return self._error(404, "Entry not found", "EntryNotFound", {"X-Repo-Commit": sha})
-        content = files[file]
+        if files is None or file not in files:
+            raise _RefusedError(404, "Entry not found", "EntryNotFound", **{"X-Repo-Commit": sha})
+        content, etag = files[file], f'"{_digest(files[file])}"'
         if len(content) < _LARGE:
-            return self._bytes(content, f'"{_git(content)}"', sha)
-        oid = hashlib.sha256(content).hexdigest()
-        self.hub.storage[oid] = content
-        headers = {
-            "Location": f"{self.hub.store}/store/{oid}",
-            "X-Repo-Commit": sha,
-            "X-Linked-Etag": f'"{oid}"',
-            "X-Linked-Size": str(len(content)),
-        }
-        self._send(302, b"", headers)  # fmt: skip
-
-    # ---- sending ----------------------------------------------------------------------------------------------------
-
-    def _bytes(self, content: bytes, etag: str, sha: str) -> None:
-        headers = {"ETag": etag, "Accept-Ranges": "bytes", **({"X-Repo-Commit": sha} if sha else {})}
-        asked = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-        if asked:
-            start, end = int(asked.group(1)), int(asked.group(2) or len(content) - 1)
-            headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
-            return self._send(206, content[start : end + 1], headers)
-        self._send(200, content, headers)
+            return self._send(200, content, {"ETag": etag, "X-Repo-Commit": sha})
+        self.hub.storage[_digest(content)] = content
+        location = {"Location": f"{self.hub.store}/store/{_digest(content)}", "X-Repo-Commit": sha}
+        self._send(302, b"", {**location, "X-Linked-Etag": etag, "X-Linked-Size": str(len(content))})
 
     def _json(self, value: Any, status: int = 200) -> None:
         self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
-
-    def _error(self, status: int, message: str, code: str | None = None, headers: dict[str, str] | None = None) -> None:
-        more = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {}), **(headers or {})}
-        more |= {"Retry-After": "0"} if status == 429 else {}
-        self._send(status, json.dumps({"error": message}).encode(), {"Content-Type": "application/json", **more})
 
     def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)

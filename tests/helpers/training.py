@@ -98,7 +98,7 @@ EXACT = {
     "clipping": {"optim": "adamw_torch", "max_grad_norm": 1e-3},
     "accumulation": {"optim": "adamw_torch", "gradient_accumulation_steps": 4, "per_device_train_batch_size": 4},
     "activation checkpointing": {"optim": "adamw_torch", "activation_checkpointing": True},
-    "concatenated bases": {"optim": "adamw_torch", "subspace_merge": "concat"},
+    "concatenated bases": {"optim": "adamw_torch", "subspace_rule": "class_energy"},
 }
 
 

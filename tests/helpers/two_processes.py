@@ -23,7 +23,6 @@ from helpers.architectures import VOCABULARY, build, text_dataset
 from helpers.models import make_vit
 from helpers.rows import tensor_dataset
 from unsc_hf import ActivationStatistics, UNSCConfig, UNSCTrainer, split_dataset
-from unsc_hf.nullspace.sketch import MomentSketch, RowSample
 from unsc_hf.reporting.run_folder import move_model
 from unsc_hf.utils.distributed import process
 from unsc_hf.utils.fingerprint import weight_hash
@@ -153,17 +152,10 @@ def statistics(folder: Path, dtype: torch.dtype = torch.float64) -> None:
         model, images().with_format("torch", dtype=dtype), max_rows_per_class=40, batch_size=4, progress=False
     )
     moments = {f"{group}.{key}": m.matrix for group, by_key in found.moments.items() for key, m in by_key.items()}
-    for wide_rows in (False, True):  # inputs that do not fit, in several passes
-        part = ActivationStatistics.collect(
-            model, images().with_format("torch", dtype=dtype), max_memory="1.22MB", sketch_size=20, wide_rows=wide_rows,
-            pool_as="all", progress=False,
-        )  # fmt: skip
-        for key, moment in part.moments["all"].items():
-            if isinstance(moment, MomentSketch):
-                moments |= {f"sketch.{key}": moment.products, f"trace.{key}": moment.trace}
-            elif isinstance(moment, RowSample):
-                moments[f"sample.{key}"] = moment.filled.contiguous()
-                moments[f"stands for.{key}"] = torch.tensor([float(moment.rows)])
+    part = ActivationStatistics.collect(
+        model, images().with_format("torch", dtype=dtype), max_memory="1.26MB", pool_as="all", progress=False
+    )  # in several passes
+    moments |= {f"passes.{key}": moment.matrix for key, moment in part.moments["all"].items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(moments, folder / f"moments-{process()[0]}.safetensors")
 

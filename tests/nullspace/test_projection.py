@@ -14,7 +14,8 @@ import unsc_hf
 from unsc_hf.models.layers import ProtectedLayer, row_geometry
 from unsc_hf.nullspace.moments import SecondMoment
 from unsc_hf.nullspace.projection import NullSpaceProjection, Projector
-from unsc_hf.nullspace.subspace import Subspace, build_subspace
+from unsc_hf.nullspace.rules import build_subspace
+from unsc_hf.nullspace.subspace import Subspace
 
 
 def _space(rows: torch.Tensor, **options: object) -> Subspace:

@@ -1,9 +1,9 @@
-"""Large tensors that wait in a file between checks."""
+"""Large tensors that live in a file while a run goes on."""
 
 from __future__ import annotations
 
 import copy
-import errno
+import resource
 from pathlib import Path
 
 import pytest
@@ -14,42 +14,39 @@ from helpers.training import make_trainer
 from peft import LoraConfig
 
 from unsc_hf import UNSCError
-from unsc_hf.nullspace import storage as offload
+from unsc_hf.nullspace import storage
 from unsc_hf.nullspace.moments import SecondMoment
-from unsc_hf.nullspace.storage import Shelf, ShelvedMoment
+from unsc_hf.nullspace.storage import mapped, mapped_moments
 
 
 def test_tensors_come_back_as_they_were(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path / "new")
-    tensors = [
-        torch.randn(*shape, dtype=dtype) for dtype in (torch.float64, torch.float32) for shape in ((2, 3, 5), (7,))
-    ]
-    readers = [shelf.put(tensor.mT if tensor.dim() > 1 else tensor) for tensor in tensors]
-    for tensor, read in zip(tensors, readers, strict=True):
-        found = read()
-        found += 0  # it can be written to, and what lies on the shelf stays
-        assert torch.equal(read(), tensor.mT if tensor.dim() > 1 else tensor)
-    assert not list((tmp_path / "new").iterdir())  # nothing that a killed run could leave behind
+    folder = tmp_path / "new"
+    for dtype in (torch.float64, torch.float32):
+        for tensor in (torch.randn(2, 3, 5, dtype=dtype), torch.randn(7, dtype=dtype), torch.randn(4, 6).to(dtype).mT):
+            found = mapped(tensor, folder)
+            assert torch.equal(found, tensor)
+            found += 1  # a mapped tensor can be written to, like others
+            assert torch.equal(found, tensor + 1)
+    assert not list(folder.iterdir())  # nothing that a killed run could leave behind
 
 
-def test_a_shelved_moment_measures_the_same(tmp_path: Path) -> None:
-    moment = SecondMoment.zeros(1, 9).update(torch.randn(1, 40, 9))
-    shelved, matrix = ShelvedMoment(moment, Shelf(tmp_path)), torch.randn(1, 4, 9)
-    assert shelved.rows == 40
-    assert shelved.energy(matrix) == moment.energy(matrix)
+def test_a_mapped_moment_measures_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "LEAST_BYTES", 1)
+    moment, matrix = SecondMoment.zeros(1, 9).update(torch.randn(1, 40, 9)), torch.randn(1, 4, 9)
+    found = mapped_moments({"layer": moment}, tmp_path)["layer"]
+    assert found.rows == 40
+    assert found.matrix.data_ptr() != moment.matrix.data_ptr()
+    assert found.energy(matrix) == moment.energy(matrix)
 
 
-def test_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Full:
-        def seek(self, *place: int) -> int:
-            return 0
-
-        def write(self, data: memoryview) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(offload.tempfile, "TemporaryFile", lambda dir: Full())
-    with pytest.raises(UNSCError, match=r"output_dir: 8KB .*No space left on device.*make room"):
-        Shelf(tmp_path).put(torch.zeros(1000, dtype=torch.float64))
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(UNSCError, match=r"output_dir: 8KB .*File too large.*free some space"):
+            mapped(torch.zeros(1000, dtype=torch.float64), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("adapters", [False, True])
@@ -57,16 +54,17 @@ def test_a_run_ends_where_it_would_without(
     adapters: bool, low_rank_data: tuple[Dataset, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = {"peft_config": LoraConfig(r=4)} if adapters else {}
-    model, ends = make_vit(labels=3), []
-    for least in (offload._LEAST_BYTES, 1):
-        monkeypatch.setattr(offload, "_LEAST_BYTES", least)
+    model, ends, written = make_vit(labels=3), [], []
+    monkeypatch.setattr(storage, "mapped", lambda tensor, folder: written.append(folder) or mapped(tensor, folder))
+    for least in (storage.LEAST_BYTES, 1):
+        monkeypatch.setattr(storage, "LEAST_BYTES", least)
         torch.manual_seed(0)
         trainer = make_trainer(
             copy.deepcopy(model), low_rank_data, tmp_path / str(least), check_steps=2, trainer_kwargs=dict(options)
         )
         trainer.train()
         assert trainer.plan is not None
-        assert {isinstance(moment, ShelvedMoment) for moment in trainer.plan.held_out.values()} == {least == 1}
+        assert set(written) == ({str(tmp_path / "1")} if least == 1 else set())
         ends.append((trainer.certify(), trainer.plan.projection.snapshot()))
     (one, weights), (other, same) = ends
     assert other.leak_per_layer == one.leak_per_layer

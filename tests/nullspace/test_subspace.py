@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from unsc_hf.errors import UNSCError
 from unsc_hf.nullspace.moments import SecondMoment
-from unsc_hf.nullspace.subspace import build_subspace, descending_eigh, randomised
+from unsc_hf.nullspace.rules import build_subspace, descending_eigh
 
 KEYS = {"layer": "layer"}
 
@@ -123,7 +123,7 @@ def test_next_energy_is_where_capacity_begins() -> None:
 
 def test_random_control_has_the_same_ranks_and_other_directions() -> None:
     space = build_subspace({"0": {"layer": _moment(torch.randn(60, 4) @ torch.randn(4, 9))}}, KEYS, energy=1.0)
-    control = randomised(space, 0)["layer"]
+    control = space.randomised(0)["layer"]
     assert control.ranks == space["layer"].ranks
     torch.testing.assert_close(control.basis[0].mT @ control.basis[0], torch.eye(9, dtype=torch.float64))
     assert (control.basis - space["layer"].basis).norm() > 1

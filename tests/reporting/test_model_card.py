@@ -25,17 +25,9 @@ def test_card_parses_and_holds_what_it_must(tmp_path: Path) -> None:
     assert metrics == {"AccDut": 0.0, "AccDrt": 0.91}
     assert all(result.dataset_name == "user/fashion" for result in card.data.eval_results)
     for text in (
-        "Shirt",
-        "6,000",
-        "suppressed",
-        "0.012",
-        "`c.d`",
-        'from_pretrained("user/vit-without-shirt")',
-        "unlearning.png",
-        "--energy 0.99",
-        "2404.13588",
-        "torch",
-    ):
+        "Shirt", "6,000", "suppressed", "0.012", "worst layer, c.d", "reaching its target", "unlearning.png",
+        'from_pretrained("user/vit-without-shirt")', "--energy 0.99", "2404.13588", "torch",
+    ):  # fmt: skip
         assert text in card.content
     assert [p.name for p in tmp_path.iterdir()] == ["README.md"]
 

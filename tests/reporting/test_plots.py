@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from unsc_hf.nullspace.moments import SecondMoment
-from unsc_hf.nullspace.subspace import build_subspace
+from unsc_hf.nullspace.rules import build_subspace
 from unsc_hf.reporting.plots import plot_capacity, plot_per_class, plot_unlearning
 from unsc_hf.utils.files import write_beside
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.results import _method, _png, run_results
+from helpers.results import accuracies, png_bytes, run_results
 
 from unsc_hf.evaluation.signatures import OVER_UNLEARNING, STALLED, UNSTABLE, accuracy_signatures, run_signatures
 from unsc_hf.reporting.report import write_run_report
 
 
 def test_a_report_holds_everything_and_asks_no_network(tmp_path: Path) -> None:
-    (tmp_path / "unlearning.png").write_bytes(_png())
+    (tmp_path / "unlearning.png").write_bytes(png_bytes())
     page = write_run_report(run_results(), tmp_path).read_text()
     for text in ("Shirt", "6,000", "64.0% before, 0.0% after", "75 steps", "its target", "Suppressed: two models only",
                  "None found", "0.012", "c.d", "bfloat16", "energy", "recipes/unlearn_vit.py"):  # fmt: skip
@@ -36,15 +36,15 @@ def test_names_from_outside_stay_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "sign"),
     [
-        ({"methods": {"original": _method(), "unsc": _method(AccDrt=0.87)}}, "over-unlearning"),
-        ({"methods": {"original": _method(), "unsc": _method(AccDut=0.02)}}, "stalled"),
+        ({"methods": {"original": accuracies(), "unsc": accuracies(AccDrt=0.87)}}, "over-unlearning"),
+        ({"methods": {"original": accuracies(), "unsc": accuracies(AccDut=0.02)}}, "stalled"),
         ({"certificate": {"stop_reason": "leak_budget"}}, "leak budget"),
         ({"certificate": {"stop_reason": "max_steps"}}, "step limit"),
         ({"history": [{"forget_accuracy": a, "forget_loss": 1.0} for a in (0.5, 0.1, 0.3)]}, "came back"),
         ({"history": [{"forget_accuracy": 0.5, "forget_loss": None}]}, "not finite"),
         (
-            {"methods": {"original": _method(), "unsc": _method(), "random_projector": _method(AccDrt=0.91)}},
-            "random projector",
+            {"methods": {"original": accuracies(), "unsc": accuracies(), "random_projector": accuracies(AccDrt=0.91)}},
+            "random",
         ),
     ],
 )

@@ -13,7 +13,7 @@ from helpers.training import make_trainer
 from peft import LoraConfig
 
 from unsc_hf import UNSCError, split_dataset
-from unsc_hf.reporting.hub import publication
+from unsc_hf.reporting.hub import public_files
 from unsc_hf.reporting.run_folder import UNFINISHED, check_output_folder, finish, move_model
 from unsc_hf.trainer.checkpoints import find_checkpoint, mark_checkpoint
 
@@ -43,8 +43,8 @@ def test_an_unfinished_folder_is_written_over_whatever_it_held(low_rank_data: Da
     check_output_folder(out)
     (out / "README.md").write_text("of the first try")
     (out / "my.log").write_text("somebody's")
-    with pytest.raises(UNSCError, match="killed run"):
-        publication(out)
+    with pytest.raises(UNSCError, match="interrupted run"):
+        public_files(out)
     adapters = make_trainer(make_vit(), low_rank_data, tmp_path / "b", trainer_kwargs={"peft_config": LoraConfig(r=2)})
     move_model(adapters, out)
     assert {p.name for p in out.iterdir()} == {UNFINISHED, "adapter_config.json", "adapter_model.safetensors", "my.log"}
@@ -65,8 +65,8 @@ def test_a_run_that_stopped_where_it_was_to_save_can_be_resumed(
         model = make_vit()
         model.load_state_dict(original.state_dict())
         trainer = make_trainer(
-            model, data, tmp_path, energy=0.9, max_steps=60, learning_rate=1e-3, check_steps=2, save_strategy="steps", save_steps=2,
-            target_forget_accuracy=0.3,
+            model, data, tmp_path, energy=0.9, max_steps=60, learning_rate=1e-3, check_steps=2, save_strategy="steps",
+            save_steps=2, target_forget_accuracy=0.3,
         )  # fmt: skip
         trainer.train(resume_from_checkpoint=resume)
         assert trainer.stop_reason == "target"

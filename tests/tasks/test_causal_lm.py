@@ -148,26 +148,26 @@ def _gradient(loss: torch.Tensor, terms: Terms) -> torch.Tensor:
 
 
 def test_npo_starts_as_ascent_on_each_samples_likelihood() -> None:
-    terms = _terms(beta=0.3)
-    loss = OBJECTIVES["npo"].loss(terms)
+    terms = _terms()
+    loss = OBJECTIVES["npo"].loss(terms, {"beta": 0.3})
     assert float(loss) == pytest.approx(2 / 0.3 * math.log(2), rel=1e-5)
     torch.testing.assert_close(_gradient(loss, terms), _gradient(terms.log_likelihood().mean(), terms))
 
 
 def test_simnpo_is_bounded_below_and_uses_the_mean_token() -> None:
-    terms = _terms(beta=2.0, gamma=0.5)
+    terms, options = _terms(), {"beta": 2.0, "gamma": 0.5}
     mean = terms.log_likelihood() / terms.lengths()
     expected = -(2 / 2.0) * torch.nn.functional.logsigmoid(-2.0 * mean - 0.5).mean()
-    assert float(OBJECTIVES["simnpo"].loss(terms)) == pytest.approx(float(expected), rel=1e-5)
-    assert float(OBJECTIVES["simnpo"].loss(terms)) > 0
+    assert float(OBJECTIVES["simnpo"].loss(terms, options)) == pytest.approx(float(expected), rel=1e-5)
+    assert float(OBJECTIVES["simnpo"].loss(terms, options)) > 0
 
 
 def test_ascent_and_difference() -> None:
-    terms = _terms(retain_loss=torch.tensor(2.5), retain_weight=3.0)
+    terms, triple = _terms(retain_loss=torch.tensor(2.5)), {"retain_weight": 3.0}
     assert float(OBJECTIVES["gradient_ascent"].loss(terms)) == pytest.approx(-float(terms.loss()))
-    assert float(OBJECTIVES["gradient_difference"].loss(terms)) == pytest.approx(7.5 - float(terms.loss()))
+    assert float(OBJECTIVES["gradient_difference"].loss(terms, triple)) == pytest.approx(7.5 - float(terms.loss()))
     forgetting = float(OBJECTIVES["unsc"].loss(terms))
-    assert float(OBJECTIVES["unsc_retain"].loss(terms)) == pytest.approx(7.5 + forgetting)
+    assert float(OBJECTIVES["unsc_retain"].loss(terms, triple)) == pytest.approx(7.5 + forgetting)
 
 
 def test_targets_leave_the_true_token_out(token_data: Data, tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_target_is_what_unseen_rows_score(tmp_path: Path) -> None:
     assert trainer.stop_reason == "target"
     assert last[-1]["forget_accuracy"] <= trainer.plan.target < 0.9
     assert last[-1]["forget_accuracy"] > trainer.plan.target - 0.15
-    metrics = trainer.evaluate(trainer._prepared(unseen))
+    metrics = trainer.evaluate(trainer.reader.prepare(unseen))
     assert 0 <= metrics["eval_accuracy"] <= 1
 
 

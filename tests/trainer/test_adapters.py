@@ -24,7 +24,7 @@ from unsc_hf.comparison.language_unlearning import LanguageArguments
 from unsc_hf.nullspace.lora import null_space_start
 from unsc_hf.nullspace.moments import SecondMoment
 from unsc_hf.nullspace.projection import NullSpaceProjection
-from unsc_hf.nullspace.subspace import build_subspace
+from unsc_hf.nullspace.rules import build_subspace
 from unsc_hf.objectives import OBJECTIVES
 from unsc_hf.utils.fingerprint import weight_hash
 
@@ -36,7 +36,6 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"use_rslora": True, "lora_alpha": 16, "lora_dropout": 0.3},
         {"weight_decay": 0.1, "learning_rate": 1e-4},
     ),
-    "frozen A": ({}, {"weight_decay": 0.1, "lora_freeze_a": True}),
     "patch convolution": ({"target_modules": ["projection", "q_proj"]}, {"weight_decay": 0.1}),
     "activation checkpointing": ({}, {"activation_checkpointing": True}),
 }
@@ -226,10 +225,8 @@ def test_every_architecture_in_bfloat16_keeps_its_outputs_to_the_last_bit(name: 
     assert certificate.merged["bfloat16"].relative < 0.5
 
 
-@pytest.mark.parametrize(
-    ("objective", "kind"),
-    [(name, "vit") for name in OBJECTIVES] + [(name, "llama") for name in OBJECTIVES if not OBJECTIVES[name].features],
-)
+@pytest.mark.parametrize("kind", ["vit", "llama"])
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
 def test_every_objective_in_bfloat16(objective: str, kind: str, tmp_path: Path) -> None:
     model, rows, _ = _bfloat16(kind)
     trainer = _unlearn(model, rows, tmp_path, learning_rate=2e-3, objective=objective)
@@ -296,7 +293,7 @@ def test_half_precision_is_refused_where_it_would_round_updates(low_rank_data: D
     model, rows, _ = _bfloat16("vit")
     trainer = make_trainer(model, rows, tmp_path, trainer_kwargs={"peft_config": LoraConfig(r=4)})
     with pytest.raises(UNSCError, match="fsdp: the model is in bfloat16; load it in float32"):
-        trainer._shard()
+        trainer.shard()
     for options, words in (
         ({"model_dtype": "bfloat16"}, "use_peft"),
         ({"model_dtype": "int8", "use_peft": True}, "choose from float32, bfloat16"),

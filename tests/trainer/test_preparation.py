@@ -39,7 +39,7 @@ def test_saved_statistics_spare_the_pass_and_give_the_same_result(
     given = trainer.prepare_unlearning().subspace
     trainer.train()
     monkeypatch.setattr(ActivationStatistics, "collect", collect)
-    assert read == [len(trainer._forget_train), len(trainer._retain_held_out)]  # and not the retained rows
+    assert read == [len(trainer.rows.forget), len(trainer.rows.retain_held_out)]  # and not the retained rows
     assert not trainer.certify().held_out
     model.load_state_dict(start)
     fresh = ActivationStatistics.collect(model, data.retain, progress=False).subspace(energy=0.9)
@@ -74,12 +74,12 @@ def test_whole_classes_take_soft_pseudo_labels_at_the_stated_temperature(low_ran
     original = copy.deepcopy(model)
     trainer = make_trainer(model, low_rank_data, tmp_path, pseudo_label_temperature=0.25, max_steps=1)
     trainer.train()
-    forgotten = trainer.forgotten_classes
-    expected = logits(original, trainer._forget_train)
+    forgotten = trainer.task.forgotten_classes
+    expected = logits(original, trainer.rows.forget)
     expected[:, forgotten] = -torch.inf
     torch.testing.assert_close(trainer.plan.pseudo_labels, (expected / 0.25).softmax(1), atol=1e-5, rtol=1e-4)
     rows = split_dataset(tensor_dataset(torch.randn(40, 3, 8, 8), [i % 3 for i in range(40)]), indices=range(12))
-    assert make_trainer(make_vit(), rows, tmp_path / "rows").pseudo_label_strategy == "top1"
+    assert make_trainer(make_vit(), rows, tmp_path / "rows").goal.pseudo_labels == "top1"
     with pytest.raises(UNSCError, match="pseudo_label_temperature"):
         UNSCConfig(output_dir=str(tmp_path), pseudo_label_temperature=0.0)
 
@@ -88,8 +88,8 @@ def test_rows_that_share_their_class_with_retained_rows(tmp_path: Path) -> None:
     data = tensor_dataset(torch.randn(40, 3, 8, 8), [i % 3 for i in range(40)])
     trainer = make_trainer(make_vit(), split_dataset(data, indices=range(0, 12)), tmp_path, energy=0.9)
     trainer.train()
-    assert trainer.forgotten_classes == []
-    forget_labels = torch.as_tensor(trainer._forget_train[:]["label"])
+    assert trainer.task.forgotten_classes == []
+    forget_labels = torch.as_tensor(trainer.rows.forget[:]["label"])
     assert not (trainer.plan.pseudo_labels == forget_labels).any()
 
 
@@ -121,8 +121,8 @@ def test_a_small_class_gives_enough_rows_for_validation(tmp_path: Path) -> None:
     for rows, expected in ((30, 12), (200, 50), (1000, 100)):
         forget = tensor_dataset(torch.randn(rows, 3, 8, 8), [2] * rows, names)
         trainer = make_trainer(make_vit(), (forget, retain), tmp_path)
-        assert len(trainer._forget_validation) == expected
-        assert len(trainer._forget_train) == rows - expected
+        assert len(trainer.rows.forget_validation) == expected
+        assert len(trainer.rows.forget) == rows - expected
 
 
 @pytest.mark.parametrize("rows", [1, 23])
@@ -145,7 +145,7 @@ def test_single_rows_stop_when_they_look_like_unseen_ones(
         check_steps=2,
         trainer_kwargs={"unseen_dataset": unseen},
     )
-    assert trainer.pseudo_label_strategy == "matched"
+    assert trainer.goal.pseudo_labels == "matched"
     trainer.train()
     assert trainer.plan is not None
     checks = [entry for entry in trainer.state.log_history if "leak" in entry]
@@ -187,11 +187,11 @@ def test_single_rows_are_matched_with_what_the_model_knows_of_unseen_ones_now(
     assert last["exposure"] == pytest.approx(exposure(losses(data[0]), now), abs=1e-6)
     assert abs(exposure(losses(data[0]), trainer.plan.unseen.losses) - last["exposure"]) > 0.01
     labels = data[0]["label"][:]
-    drawn = trainer.train_dataset._drawn.tolist()  # of the last of 20 epochs
+    drawn = trainer.train_dataset.drawn.tolist()  # of the last of 20 epochs
     trainer.train_dataset.begin_epoch(0)
-    assert trainer.train_dataset._drawn.tolist() != drawn
+    assert trainer.train_dataset.drawn.tolist() != drawn
     trainer.train_dataset.begin_epoch(19)
-    assert trainer.train_dataset._drawn.tolist() == drawn
+    assert trainer.train_dataset.drawn.tolist() == drawn
     right = {
         name: float((logits(trainer.model, part).argmax(1) == torch.as_tensor(part["label"][:])).float().mean())
         for name, part in (("forgotten", data[0]), ("unseen", unseen))
@@ -199,7 +199,7 @@ def test_single_rows_are_matched_with_what_the_model_knows_of_unseen_ones_now(
     expected = accuracy_gap(right["forgotten"], right["unseen"], len(data[0]))
     assert last["gap"] == pytest.approx(expected, abs=1e-6)
     known = (-now).exp()
-    for row, label, old in zip(trainer._matched.now, labels, before, strict=True):
+    for row, label, old in zip(trainer.goal.matched[0].now, labels, before, strict=True):
         assert float((known - row[label]).abs().min()) < 1e-5
         assert float(row.sum()) == pytest.approx(1, abs=1e-5)
         assert not torch.equal(row, old)
@@ -289,7 +289,7 @@ def test_bad_options(option: str, value: object, message: str, tmp_path: Path) -
     ("options", "advice"),
     [
         ({"subspace_rule": "rank", "subspace_rank": 999}, "lower subspace_rank"),
-        ({"subspace_merge": "concat"}, "merge by 'sum'"),
+        ({"subspace_rule": "class_energy"}, "merge by 'sum'"),
     ],
 )
 def test_no_capacity_advises_by_rule(options: dict[str, Any], advice: str, tmp_path: Path) -> None:

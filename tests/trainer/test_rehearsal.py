@@ -18,8 +18,8 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 from unsc_hf import UNSCError, split_dataset
 from unsc_hf.comparison.references.texts import TextPlan
+from unsc_hf.experimental.rehearsal import dropout_mode, has_dropout, mix, special_tokens
 from unsc_hf.objectives import OBJECTIVES, Terms
-from unsc_hf.trainer.rehearsal import dropout_mode, has_dropout, mix, special_tokens
 
 
 def test_rehearsed_rows_alone_are_read_with_dropout(
@@ -44,7 +44,7 @@ def test_rehearsed_rows_alone_are_read_with_dropout(
         tmp_path,
         energy=0.9,
         objective="unsc_retain",
-        retain_dropout=True,
+        objective_args={"retain_dropout": True},
         max_steps=3,
         check_steps=100,
     )
@@ -62,26 +62,23 @@ def test_rehearsal_with_dropout_keeps_the_promise(exact_data: Data, tmp_path: Pa
     model = make_vit(labels=10, **rates)
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     options = {"objective": "unsc_retain", "learning_rate": 2e-4}
-    assert_promise(drift(model, exact_data, tmp_path, retain_dropout=True, **options))
+    assert_promise(drift(model, exact_data, tmp_path, objective_args={"retain_dropout": True}, **options))
     dropped = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.load_state_dict(start)
     drift(model, exact_data, tmp_path, **options)
     assert any(not torch.equal(tensor, dropped[name]) for name, tensor in model.state_dict().items())
 
 
-def test_dropout_that_could_do_nothing_is_refused_or_named(
-    low_rank_data: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    options = {"objective": "unsc_retain", "retain_dropout": True}
+def test_dropout_that_could_do_nothing_is_refused(low_rank_data: Data, tmp_path: Path) -> None:
+    options = {"objective": "unsc_retain", "objective_args": {"retain_dropout": True}}
     for model, more, said in (
         (make_vit(), {}, r"^retain_dropout: ViTForImageClassification has no dropout, all its rates are 0"),
         (make_vit(hidden_dropout_prob=0.1), {"activation_checkpointing": True}, r"^retain_dropout: not supported with activation"),
     ):  # fmt: skip
         with pytest.raises(UNSCError, match=said):
             make_trainer(model, low_rank_data, tmp_path, **options, **more)
-    assert "retain_dropout" not in caplog.text
-    make_trainer(make_vit(), low_rank_data, tmp_path, **{**options, "objective": "unsc"})
-    assert "retain_dropout: objective 'unsc' rehearses no retained rows, so it changes nothing." in caplog.text
+    with pytest.raises(UNSCError, match=r"^objective_args: objective 'unsc' has no option 'retain_dropout'"):
+        make_trainer(make_vit(), low_rank_data, tmp_path, **{**options, "objective": "unsc"})
 
 
 @pytest.mark.parametrize("name", ["bert", "clip", "llama"])
@@ -167,9 +164,9 @@ def test_the_forgotten_classes_have_no_part_in_what_is_distilled() -> None:
     def loss(teacher: torch.Tensor, weight: float = 2.5) -> torch.Tensor:
         terms = Terms(
             rows, torch.randint(5, (6,)), torch.zeros(6, dtype=torch.long), torch.arange(6), torch.zeros(6),
-            retain_logits=student, retain_teacher=teacher, retain_weight=weight, forgotten=gone,
+            retain_logits=student, retain_teacher=teacher, forgotten=gone,
         )  # fmt: skip
-        return OBJECTIVES["unsc_distill"].loss(terms)
+        return OBJECTIVES["unsc_distill"].loss(terms, {"retain_weight": weight})
 
     forgetting = float(nn.functional.cross_entropy(rows, torch.zeros(6, dtype=torch.long)))
     loud = kept.clone()
@@ -198,24 +195,26 @@ def test_model_and_original_read_the_same_mixed_rows(tmp_path: Path, monkeypatch
         trainer_kwargs={"processing_class": tokenizer},
     )  # fmt: skip
     trainer.prepare_unlearning()
-    texts_read = {tuple(row["input_ids"]) for row in trainer._prepared(train)}
+    texts_read = {tuple(row["input_ids"]) for row in trainer.reader.prepare(train)}
     seen: list[tuple[bool, list[tuple[int, ...]], torch.Tensor]] = []
     logits = type(trainer.task).logits
 
     def read(task: Any, network: nn.Module, inputs: Any) -> torch.Tensor:
         found: torch.Tensor = logits(task, network, inputs)
-        if torch.is_grad_enabled() or network is trainer._teacher:
+        if torch.is_grad_enabled() or network is trainer.terms.original:
             ids = [
                 tuple(row[mask.bool()].tolist())
                 for row, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
             ]
-            seen.append((network is trainer._teacher, ids, found.detach()))
+            seen.append((network is trainer.terms.original, ids, found.detach()))
         return found
 
     monkeypatch.setattr(type(trainer.task), "logits", read)
     gone: list[list[int]] = []
     distill = OBJECTIVES["unsc_distill"]
-    spy = replace(distill, loss=lambda terms: gone.append(terms.forgotten.tolist()) or distill.loss(terms))
+    spy = replace(
+        distill, run=lambda terms, **more: gone.append(terms.forgotten.tolist()) or distill.run(terms, **more)
+    )
     monkeypatch.setitem(OBJECTIVES, "unsc_distill", spy)
     trainer.train()
     assert gone == [[0], [0]]
@@ -235,24 +234,19 @@ def test_model_and_original_read_the_same_mixed_rows(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("mixing", [0.0, 0.5])
 def test_distillation_keeps_the_promise(mixing: float, exact_data: Data, tmp_path: Path) -> None:
-    options = {"objective": "unsc_distill", "retain_mixing": mixing, "learning_rate": 2e-4}
+    options = {"objective": "unsc_distill", "objective_args": {"retain_mixing": mixing}, "learning_rate": 2e-4}
     assert_promise(drift(make_vit(labels=10), exact_data, tmp_path, **options))
 
 
-def test_mixing_that_changes_nothing_is_named(
-    low_rank_data: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    for objective in ("unsc_distill", "unsc_retain"):
-        make_trainer(make_vit(), low_rank_data, tmp_path, objective=objective)
-    make_trainer(make_vit(), low_rank_data, tmp_path, objective="unsc_distill", retain_mixing=0.5)
-    assert "retain_mixing" not in caplog.text
-    make_trainer(make_vit(), low_rank_data, tmp_path, objective="unsc_retain", retain_mixing=0.5)
-    assert (
-        "retain_mixing: objective 'unsc_retain' mixes no rows, so it changes nothing; unsc_distill does." in caplog.text
-    )
+def test_mixing_that_changes_nothing_is_refused(low_rank_data: Data, tmp_path: Path) -> None:
+    mixing = {"objective_args": {"retain_mixing": 0.5}}
+    make_trainer(make_vit(), low_rank_data, tmp_path, objective="unsc_distill", **mixing)
+    with pytest.raises(UNSCError, match=r"^objective_args: objective 'unsc_retain' has no option 'retain_mixing'"):
+        make_trainer(make_vit(), low_rank_data, tmp_path, objective="unsc_retain", **mixing)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, 30])
 def test_a_share_that_is_none_is_refused(share: float, low_rank_data: Data, tmp_path: Path) -> None:
-    with pytest.raises(UNSCError, match=r"^retain_mixing: .* is outside \[0, 1\); it is a share, not percent"):
-        make_trainer(make_vit(), low_rank_data, tmp_path, retain_mixing=share)
+    options = {"objective": "unsc_distill", "objective_args": {"retain_mixing": share}}
+    with pytest.raises(UNSCError, match=r"^objective_args: retain_mixing=.* is outside \[0, 1\); it is a share"):
+        make_trainer(make_vit(), low_rank_data, tmp_path, **options)

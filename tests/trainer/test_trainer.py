@@ -27,7 +27,7 @@ from unsc_hf.data.sources import load_image_dataset
 from unsc_hf.models.hooks import capture_inputs
 from unsc_hf.models.layers import find_layers
 from unsc_hf.nullspace.projection import NullSpaceProjection
-from unsc_hf.trainer.callbacks import Check
+from unsc_hf.trainer.checks import Check
 from unsc_hf.utils.fingerprint import weight_hash
 
 
@@ -196,7 +196,7 @@ def test_a_few_stubborn_rows_end_a_run_and_many_do_not(
     def check(trainer: UNSCTrainer) -> Check:
         return Check(stubborn if trainer.state.global_step >= 10 else 0.5, 1.0, 1.0, 0.0)
 
-    monkeypatch.setattr(UNSCTrainer, "_check", check)
+    monkeypatch.setattr(UNSCTrainer, "check", check)
     options = {"max_steps": 60, "check_steps": 5, "save_strategy": "steps", "save_steps": 20}
     model = make_vit()
     with pytest.raises(KeyboardInterrupt):
@@ -212,7 +212,7 @@ def test_a_run_goes_on_while_more_rows_are_known_than_unseen_ones(
     def check(trainer: UNSCTrainer) -> Check:
         return Check(0.9, 0.5, 1.0, 0.0, exposure=0.5, gap=0.1 if trainer.state.global_step < 10 else 0.0)
 
-    monkeypatch.setattr(UNSCTrainer, "_check", check)
+    monkeypatch.setattr(UNSCTrainer, "check", check)
     trainer = make_trainer(
         make_vit(), low_rank_data, tmp_path, max_steps=30, check_steps=5, target_forget_accuracy=0.52
     )
@@ -224,7 +224,7 @@ def test_a_loss_of_retained_accuracy_is_said(
     low_rank_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(
-        UNSCTrainer, "_check", lambda trainer: Check(0.5, 1.0, 0.9 - 0.01 * trainer.state.global_step, 0.0)
+        UNSCTrainer, "check", lambda trainer: Check(0.5, 1.0, 0.9 - 0.01 * trainer.state.global_step, 0.0)
     )
     make_trainer(make_vit(), low_rank_data, tmp_path / "less", max_steps=1).train()
     assert "held-out retained" not in caplog.text
@@ -278,7 +278,7 @@ def test_leak_is_what_the_layers_outputs_do_on_held_out_rows(
     rows: dict[str, torch.Tensor] = {}
     layers = find_layers(original).layers
     with torch.no_grad(), capture_inputs(layers, lambda layer, x: rows.update({layer.name: layer.rows(x)[0]})):
-        original(pixel_values=trainer._retain_held_out[:]["pixel_values"])
+        original(pixel_values=trainer.rows.retain_held_out[:]["pixel_values"])
     weights, leak = dict(model.named_parameters()), trainer.certify().leak_per_layer
     for layer in layers:
         if layer.name in leak:
@@ -340,7 +340,7 @@ def test_resumed_run_ends_at_the_same_weights(
         unseen = with_odd_labels(separable_data(30), 60)
         options |= {
             "objective": "unsc_retain",
-            "retain_dropout": True,
+            "objective_args": {"retain_dropout": True},
             "target_forget_accuracy": None,
             "trainer_kwargs": {"unseen_dataset": unseen},
         }
@@ -348,7 +348,8 @@ def test_resumed_run_ends_at_the_same_weights(
     def run(folder: str, resume: bool = False, **more: Any) -> UNSCTrainer:
         trainer = make_trainer(model, data, tmp_path / folder, **options, **more)
         if rows:
-            trainer.prepare_unlearning().target = -1.0  # never reached, so that all steps are taken
+            trainer.prepare_unlearning()
+            trainer.goal.target = -1.0  # never reached, so that all steps are taken
         trainer.train(resume_from_checkpoint=resume)
         return trainer
 
@@ -369,9 +370,11 @@ def test_resumed_run_ends_at_the_same_weights(
         make_trainer(other, data, tmp_path / "parts", **options).train(resume_from_checkpoint=True)
     model.load_state_dict(start)
     fewer = (data.forget.select(range(20)), data.retain)
-    for changed in ({"retain_weight": 3.0}, {"retain_mixing": 0.4}):
+    for changed in ({"retain_weight": 3.0}, {} if rows else {"retain_mixing": 0.4}):
         with pytest.raises(UNSCError, match="began with objective"):
-            make_trainer(model, data, tmp_path / "parts", **options, **changed).train(resume_from_checkpoint=True)
+            make_trainer(model, data, tmp_path / "parts", **{**options, "objective_args": changed}).train(
+                resume_from_checkpoint=True
+            )
     with pytest.raises(UNSCError, match="began with forget_dataset"):
         make_trainer(model, fewer, tmp_path / "parts", **options).train(resume_from_checkpoint=True)
 

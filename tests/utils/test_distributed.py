@@ -11,7 +11,7 @@ from helpers.models import make_vit
 from helpers.training import GOOD
 
 from unsc_hf import UNSCConfig, UNSCError
-from unsc_hf.config import check_fsdp
+from unsc_hf.trainer.sharding import check_fsdp
 from unsc_hf.utils.distributed import process, set_trained, units_to_shard
 
 
@@ -25,10 +25,11 @@ from unsc_hf.utils.distributed import process, set_trained, units_to_shard
         ("mixed_precision_policy", SimpleNamespace(param_dtype=torch.bfloat16), "mixed_precision.*'no'"),
     ],
 )
-def test_ways_of_sharding_that_break_the_promise(option: str, value: object, message: str) -> None:
-    check_fsdp(SimpleNamespace(**GOOD), "unsc")
+def test_ways_of_sharding_that_break_the_promise(option: str, value: object, message: str, tmp_path: Path) -> None:
+    config = UNSCConfig(output_dir=str(tmp_path))
+    check_fsdp(SimpleNamespace(**GOOD), config)
     with pytest.raises(UNSCError, match=message):
-        check_fsdp(SimpleNamespace(**{**GOOD, option: value}), "unsc")
+        check_fsdp(SimpleNamespace(**{**GOOD, option: value}), config)
 
 
 def test_sharding_beside_half_precision_or_a_teacher(tmp_path: Path) -> None:
@@ -36,7 +37,7 @@ def test_sharding_beside_half_precision_or_a_teacher(tmp_path: Path) -> None:
         UNSCConfig(output_dir=str(tmp_path), fsdp=True, bf16=True, use_cpu=True)
     for objective in ("scrub", "unsc_distill"):
         with pytest.raises(UNSCError, match="second, whole model"):
-            check_fsdp(SimpleNamespace(**GOOD), objective)
+            check_fsdp(SimpleNamespace(**GOOD), UNSCConfig(output_dir=str(tmp_path), objective=objective))
 
 
 def test_alone() -> None:

@@ -140,13 +140,10 @@ def push(words: Sequence[str], console: Console) -> dict[str, Any]:
     parser.add_argument("--hub_revision", help="branch; made when it is not there")
     parser.add_argument("--hub_token", help="token with the right to write")
     parser.add_argument("--base_model", help="Hub id of an adapter's base model, where its config names a folder")
-    parser.add_argument(
-        "--include", nargs="*", default=(), help="further files or folders of the run, such as statistics"
-    )
     options = parser.parse_args(list(words))
     commit = publish(
         options.folder, options.hub_model_id, private=options.hub_private_repo, revision=options.hub_revision,
-        token=options.hub_token, base_model=options.base_model, include=options.include,
+        token=options.hub_token, base_model=options.base_model,
     )  # fmt: skip
     console.print(f"Published: {commit.commit_url}", markup=False)
     return {"commit": commit.oid, "url": commit.commit_url}

@@ -1,40 +1,42 @@
-"""Many methods on the same models, forget sets and seeds, each audited beside retrained models; a stopped comparison goes on."""
+"""Many methods on the same models, forget sets and seeds, each audited beside retrained models.
+
+A stopped comparison goes on where it was.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from datasets import DatasetDict
 from rich.console import Console
+from transformers import PreTrainedModel
 
 from ..config import UNSCConfig
 from ..data.columns import read_labels
-from ..data.selection import Request, resolve_classes
-from ..errors import UNSCError, closest
+from ..errors import UNSCError
 from ..evaluation.audits import AUDITS
-from ..models.outputs import RowOutputs
 from ..reporting.model_card import public_name
-from ..utils.files import alone, write_text
 from ..utils.fingerprint import data_fingerprint
-from .arguments import ClassificationArguments, read_names
-from .experiment import Splits, read_splits
-from .jobs import Job, one_process, run_jobs
-from .methods import METHODS, Workbench
+from .arguments import ClassificationArguments, ImageArguments, TextArguments
+from .experiment import Experiment, Splits, check_folder, check_names, check_originals, options_hash, read_splits
+from .forget_set import ForgetSet, requests_by_folder
+from .methods import METHODS
+from .parallel import Job, one_process, run_jobs
 from .plugins import load_plugins
-from .tuning import MethodDesk
+from .report import write_comparison
+from .summary import Table, markdown, summarise, table
+from .workbench import Workbench
 
-_LONGEST_NAME = 80  # of a folder, before a hash tells it from others that begin alike
-
-
-_RECORDS = 2  # changes with what records hold: those of older versions cannot be gone on with
-
-
+_RECORDS = 3  # changes with what records hold: a comparison does not continue on those of older versions
 _STRANGERS = 0.8  # leak above which two models hardly share an ancestor; unprojected unlearning stays far below
+
+Model = str | PathLike[str] | PreTrainedModel
 
 
 @dataclass
@@ -73,43 +75,197 @@ class ComparisonArguments:
         """
         one_process("a comparison")
         load_plugins(self.plugins)
-        for option, known in (("methods", METHODS), ("audits", AUDITS)):
-            for name in getattr(self, option) or ():
-                if name not in known:
-                    raise UNSCError(
-                        f"{option}: {name!r} does not exist; closest: {closest(name, known)}; all: {', '.join(known)}."
-                    )
+        check_names("methods", self.methods, METHODS)
+        check_names("audits", self.audits, AUDITS)
         if len(set(self.seeds)) < len(self.seeds):
             raise UNSCError(f"seeds: {self.seeds} names one twice; give each once.")
-        if len(self.seeds) < 2 and not self.no_intervals:
+        if len(self.seeds) < (1 if self.no_intervals else 2):
             raise UNSCError(
-                f"seeds: {len(self.seeds)} given, an interval needs at least two (better three); give more, or no_intervals."
+                f"seeds: {len(self.seeds)} given, an interval needs at least two (better three); "
+                "give more, or no_intervals."
             )
         if self.jobs is not None and self.jobs < 1:
             raise UNSCError(f"jobs: {self.jobs} given; it is a number of processes, at least 1.")
-        if self.originals is not None and len(self.originals) not in (1, len(self.seeds)):
-            raise UNSCError(
-                f"originals: {len(self.originals)} given for {len(self.seeds)} seeds; give one for each, or one for all."
-            )
+        check_originals(self.originals, self.seeds)
 
 
+# ---- from Python ----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class ComparisonResult:
+    """What a comparison or an audit has found.
+
+    Attributes:
+        results: {"forget_sets": {name: {"forgotten", "classes", "settings", "calibration", "runs", "references"}},
+            "test_rows", "validation_rows", "seeds"}; see `compare_methods`.
+        output_dir: where records are, and where `save` writes.
+    """
+
+    results: dict[str, Any]
+    output_dir: Path
+
+    @property
+    def table(self) -> Table:
+        """A row for each model, the header first: means with half 95 % intervals, and verdicts."""
+        (found,) = self.results["forget_sets"].values()
+        return table(summarise(found))
+
+    def __str__(self) -> str:
+        return markdown(self.table)
+
+    def save(self, command: str = "Python") -> Path:
+        """Write `comparison.json`, tables, pictures and `report.html`; returns the folder."""
+        write_comparison(self.results, self.output_dir, command)
+        return self.output_dir
+
+
+def compare(
+    originals: Model | Sequence[Model],
+    dataset: DatasetDict | str,
+    forget_classes: Iterable[Any],
+    *,
+    methods: Sequence[str] | None = None,
+    audits: Sequence[str] | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    retrained: Sequence[Model] = (),
+    output_dir: str | PathLike[str] = "comparison",
+    config: UNSCConfig | None = None,
+    task: str = "image",
+    processing_class: Any = None,
+    jobs: int | None = None,
+    console: Console | None = None,
+) -> ComparisonResult:
+    """Run methods of unlearning on the same models and rows, and audit each beside retrained models.
+
+    What already has a record in `output_dir` is not run again.
+
+    Args:
+        originals: the model to unlearn, or one for each seed: Hub ids, folders or models.
+        dataset: splits "train" and "test" (and "validation", else a fifth of the test rows), or the name of a data set.
+        forget_classes: names or ids.
+        methods, audits: names; all by default.
+        seeds: one run of each method for each. A single one gives no intervals.
+        retrained: models trained without the forgotten rows. Verdicts need three of them.
+        config: options of unlearning; its `output_dir` is not used.
+        task: "image" or "text".
+        processing_class: image processor or tokenizer of models that are given as objects.
+        jobs: processes of one thread each; None works in this one. With several, the calling script needs a
+            `if __name__ == "__main__":` guard.
+
+    Raises:
+        UNSCError: unknown names, references trained on the forgotten rows, or a folder of another comparison.
+    """
+    folder, several = Path(output_dir), list(originals) if isinstance(originals, list | tuple) else [originals]
+    comparison = ComparisonArguments(
+        methods=None if methods is None else list(methods),
+        audits=None if audits is None else list(audits),
+        seeds=list(seeds),
+        originals=_named(several, folder, "original", processing_class),
+        no_intervals=len(seeds) == 1,
+        jobs=jobs,
+    )
+    references = _named(retrained, folder, "retrained", processing_class)
+    arguments = _arguments(dataset, forget_classes, references, task)
+    data = None if isinstance(dataset, str) else dataset
+    results = compare_methods(comparison, arguments, _config(config, folder), console, data)
+    return ComparisonResult(results, folder)
+
+
+def audit(
+    audited: Model,
+    original: Model,
+    dataset: DatasetDict | str,
+    forget_classes: Iterable[Any],
+    *,
+    audits: Sequence[str] | None = None,
+    retrained: Sequence[Model] = (),
+    output_dir: str | PathLike[str] = "audit",
+    config: UNSCConfig | None = None,
+    task: str = "image",
+    processing_class: Any = None,
+    console: Console | None = None,
+) -> ComparisonResult:
+    """Examine a model that was unlearned by anybody, by any means.
+
+    Args:
+        audited: the unlearned model; it may differ from the original in its weights alone.
+        original: the model before.
+        dataset, forget_classes, audits, retrained, output_dir, config, task, processing_class: as in `compare`.
+
+    Raises:
+        UNSCError: as `compare`, or a model that does not fit the data.
+    """
+    folder = Path(output_dir)
+    (name,) = _named([audited], folder, "audited", processing_class)
+    comparison = ComparisonArguments(
+        audits=None if audits is None else list(audits),
+        originals=_named([original], folder, "original", processing_class),
+    )
+    references = _named(retrained, folder, "retrained", processing_class)
+    arguments = _arguments(dataset, forget_classes, references, task)
+    data = None if isinstance(dataset, str) else dataset
+    return ComparisonResult(audit_model(name, comparison, arguments, _config(config, folder), console, data), folder)
+
+
+def _named(models: Sequence[Model], folder: Path, kind: str, processing_class: Any) -> list[str]:
+    """Ids and folders of models; those that are objects are saved first."""
+    names = []
+    for i, model in enumerate(models):
+        if isinstance(model, str | PathLike):
+            names.append(str(model))
+            continue
+        names.append(str(folder / "_models" / f"{kind}-{i}"))
+        model.save_pretrained(names[-1])
+        if processing_class is not None:
+            processing_class.save_pretrained(names[-1])
+    return names
+
+
+def _arguments(
+    dataset: DatasetDict | str, forget_classes: Iterable[Any], retrained: list[str], task: str
+) -> ClassificationArguments:
+    kinds: dict[str, type[ClassificationArguments]] = {"image": ImageArguments, "text": TextArguments}
+    if task not in kinds:
+        raise UNSCError(f"task: got {task!r}; choose from {', '.join(kinds)}.")
+    return kinds[task](
+        dataset_name=dataset if isinstance(dataset, str) else "given as an object",
+        forget_classes=[
+            str(name) for name in ([forget_classes] if isinstance(forget_classes, str) else forget_classes)
+        ],
+        retrained_model_name_or_path=retrained or None,
+    )
+
+
+def _config(config: UNSCConfig | None, folder: Path) -> UNSCConfig:
+    if config is None:
+        return UNSCConfig(output_dir=str(folder), report_to="none", disable_tqdm=True)
+    config = deepcopy(config)
+    config.output_dir = str(folder)
+    return config
+
+
+# ---- from arguments -------------------------------------------------------------------------------------------------
 def compare_methods(
     comparison: ComparisonArguments,
     arguments: ClassificationArguments,
     config: UNSCConfig,
     console: Console | None = None,
+    data: DatasetDict | None = None,
 ) -> dict[str, Any]:
     """Run what is missing in `config.output_dir`, and return everything that was found.
 
+    Args:
+        data: rows, where they do not come from where `arguments` say.
+
     Returns:
-        {"forget_sets": {name: {"forgotten", "classes", "settings", "runs", "references"}}}: "runs" holds a list of results by
-        method (and "original"), one for each seed; "references" one for each retrained model.
+        {"forget_sets": {name: {"forgotten", "classes", "settings", "runs", "references"}}}: "runs" holds a list of
+        results by method (and "original"), one for each seed; "references" one for each retrained model.
 
     Raises:
-        UNSCError: unknown names, too few seeds, references trained on the forgotten rows, or a folder of another comparison.
+        UNSCError: unknown names, too few seeds, references trained on the forgotten rows, or a folder of another
+            comparison.
     """
     comparison.check()
-    splits = read_splits(arguments, config)
+    splits = read_splits(arguments, config, data)
     found = _compare(comparison, arguments, config, splits, None, console or Console())
     return {
         "forget_sets": found,
@@ -125,13 +281,15 @@ def audit_model(
     arguments: ClassificationArguments,
     config: UNSCConfig,
     console: Console | None = None,
+    data: DatasetDict | None = None,
 ) -> dict[str, Any]:
     """Examine a model that was unlearned by anybody, by any means, beside its original and retrained models.
 
     Args:
         audited: Hub id or folder of the model; it may differ from the original in its weights alone.
-        comparison: `originals` names the model before, else the one that `config.seed` trains; `methods` and `seeds` are not
-            looked at.
+        comparison: `originals` names the model before, else the one that `config.seed` trains; `methods` and `seeds`
+            are not used.
+        data: rows, where they do not come from where `arguments` say.
 
     Returns:
         As `compare_methods`, with the model under its own name.
@@ -142,13 +300,14 @@ def audit_model(
     seed = int(config.seed)
     comparison = replace(comparison, methods=[], seeds=[seed], no_intervals=True)
     comparison.check()
-    splits, console = read_splits(arguments, config), console or Console()
+    splits, console = read_splits(arguments, config, data), console or Console()
     found = _compare(comparison, arguments, config, splits, audited, console)
     for result in found.values():
         leak = result["runs"][public_name(audited)][0]["leak"]
         if leak is not None and leak > _STRANGERS:
             console.print(
-                f"warning: {public_name(audited)} has little in common with this original (leak {leak:.2g}): was it made from another one?"
+                f"warning: {public_name(audited)} has little in common with this original (leak {leak:.2g}): "
+                "was it made from another one?"
             )
     return {"forget_sets": found, "test_rows": len(splits.test), "validation_rows": 0, "seeds": [seed]}
 
@@ -162,122 +321,54 @@ def _compare(
     console: Console,
 ) -> dict[str, Any]:
     """Do what has no record yet; returns what was found by forget set."""
-    desks = _desks(comparison, arguments, config, splits, audited)
-    _check_folder(Path(str(config.output_dir)), comparison, arguments, config, splits)
-    for name, desk in desks.items():
-        desk.check_classes(name)
-    jobs = [job for desk in desks.values() for job in desk.jobs()]
-    if not any(desk.reference_numbers() for desk in desks.values()):
+    sets = _forget_sets(comparison, arguments, config, splits, audited)
+    data = data_fingerprint(splits.train)[:16] + data_fingerprint(splits.test)[:16]
+    now = {"data": data, "records": _RECORDS, "audits": sorted(comparison.audits or AUDITS)}
+    check_folder(Path(str(config.output_dir)), "comparison", {**now, "options": options_hash(arguments, config)})
+    for name, forget_set in sets.items():
+        forget_set.check_classes(name)
+    if not any(forget_set.experiment.reference_numbers() for forget_set in sets.values()):
         console.print("No retrained references: nothing can be said about 'removed', and no band is drawn.")
     run_jobs(
-        jobs,
-        partial(_jobs, comparison, arguments, config, audited),
+        [job for forget_set in sets.values() for job in forget_set.jobs()],
+        partial(_jobs_in_worker, comparison, arguments, config, splits, audited),
         comparison.jobs,
         lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
     )
-    return {name: desk.found() for name, desk in desks.items()}
+    return {name: forget_set.results() for name, forget_set in sets.items()}
 
 
-def _desks(
+def _jobs_in_worker(
     comparison: ComparisonArguments,
     arguments: ClassificationArguments,
     config: UNSCConfig,
     splits: Splits,
     audited: str | None,
-) -> dict[str, MethodDesk]:
-    """A desk for each forget set, by the name of its folder."""
-    methods = [METHODS[name] for name in (METHODS if comparison.methods is None else comparison.methods)]
-    audits = [AUDITS[name] for name in comparison.audits or AUDITS]
-    present = read_labels(splits.train, config.label_column).tolist()
-    benches: dict[str, Workbench] = {}
-    read: dict[str, RowOutputs] = {}
-    return {
-        name: MethodDesk(
-            methods, audits, audited, read, comparison.seeds, comparison.originals, arguments, config, splits, request,
-            Path(str(config.output_dir), "_runs", name), benches,
-        )
-        for name, request in _requests(comparison, arguments, splits.names, present).items()
-    }  # fmt: skip
-
-
-def _jobs(
-    comparison: ComparisonArguments, arguments: ClassificationArguments, config: UNSCConfig, audited: str | None
 ) -> list[Job]:
-    """All jobs of a comparison, in a process that knows nothing yet."""
+    """All jobs of a comparison, in a process that has just started."""
     load_plugins(comparison.plugins)
-    config.dataloader_num_workers = 0  # a process that works for another may have none of its own
-    desks = _desks(comparison, arguments, config, read_splits(arguments, config), audited)
-    return [job for desk in desks.values() for job in desk.jobs(everything=True)]
+    config.dataloader_num_workers = 0  # a worker may have no processes of its own
+    sets = _forget_sets(comparison, arguments, config, splits, audited)
+    return [job for forget_set in sets.values() for job in forget_set.jobs(everything=True)]
 
 
-def _requests(
-    comparison: ComparisonArguments, arguments: ClassificationArguments, names: list[str], present: Sequence[int]
-) -> dict[str, Request]:
-    """Forget sets by the name of their folder."""
-    if comparison.forget_sets is None:
-        request = arguments.request()
-        if request is None or request.forget_classes is None:
-            raise UNSCError("forget_classes: not given; name the classes to forget (or forget_sets, several at once).")
-        sets = [("+".join(str(c) for c in request.forget_classes), list(request.forget_classes))]
-    else:
-        sets = [
-            (Path(text).stem, read_names([text])) if text.endswith(".txt") else (text, text.split("+"))
-            for text in comparison.forget_sets
-        ]
-    folders: dict[str, Request] = {}
-    for name, classes in sets:
-        folder = "".join(c if c.isalnum() or c in "+-_ " else "_" for c in name)
-        if len(folder) > _LONGEST_NAME:
-            folder = f"{folder[:_LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-        if folder in folders:
-            raise UNSCError(f"forget_sets: {folder!r} names two of them; give the files other names.")
-        folders[folder] = Request(forget_classes=tuple(resolve_classes(classes, names, present)))
-    return folders
-
-
-def _check_folder(
-    folder: Path,
+def _forget_sets(
     comparison: ComparisonArguments,
     arguments: ClassificationArguments,
     config: UNSCConfig,
     splits: Splits,
-) -> None:
-    """Refuse a folder whose records come from other models, data or options; methods, audits and seeds may be added.
-
-    Raises:
-        UNSCError: naming what differs.
-    """
-    given = {**vars(arguments), "originals": comparison.originals if len(comparison.seeds) > 1 else None}
-    ignored = {
-        "references_dir",
-        "retrained_model_name_or_path",
-        "cache_dir",
-        "license",
-        "controls",
-        "statistics_dir",
-        "originals",
-    }
-    options = {
-        name: getattr(config, name)
-        for name in ("energy", "subspace_rule", "learning_rate", "max_steps", "max_leak", "optim")
-    }
-    now = {
-        "data": data_fingerprint(splits.train)[:16] + data_fingerprint(splits.test)[:16],
-        "records": _RECORDS,
-        "audits": sorted(comparison.audits or AUDITS),
-        "options": hashlib.sha256(
-            json.dumps(
-                {**{k: v for k, v in given.items() if k not in ignored}, **options}, sort_keys=True, default=str
-            ).encode()
-        ).hexdigest()[:16],
-    }
-    file = folder / "_runs" / "identity.json"
-    with alone(file):
-        if not file.is_file():
-            write_text(file, json.dumps(now))
-    before = json.loads(file.read_text(encoding="utf-8"))
-    for name, value in now.items():
-        if before.get(name) != value:
-            raise UNSCError(
-                f"output_dir: {folder} holds a comparison with other {name} ({before.get(name)} there, {value} now); choose another folder."
-            )
+    audited: str | None,
+) -> dict[str, ForgetSet]:
+    """Forget sets by the name of their folder."""
+    methods = [METHODS[name] for name in (METHODS if comparison.methods is None else comparison.methods)]
+    audits = [AUDITS[name] for name in comparison.audits or AUDITS]
+    present = read_labels(splits.train, config.label_column).tolist()
+    benches: dict[str, Workbench] = {}
+    sets = {}
+    for name, request in requests_by_folder(comparison.forget_sets, arguments, splits.names, present).items():
+        folder = Path(str(config.output_dir), "_runs", name)
+        experiment = Experiment(
+            comparison.seeds, comparison.originals, arguments, config, splits, request, folder, benches
+        )
+        sets[name] = ForgetSet(experiment, methods, audits, audited)
+    return sets

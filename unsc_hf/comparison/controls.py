@@ -265,7 +265,7 @@ def compare(
         methods["masked"] = evaluator.evaluate(unsc.model, masked, 0.0, 0.0, same_features=methods["original"])
     if config.feature_erasure != "none" and unsc.whole_classes and len(retrained) > 1:
         loads = [partial(load_as, network_class, str(folder), "retrained_model_name_or_path") for folder in retrained]
-        unsc.choose_erasure = ProbeBands(unsc, loads)
+        unsc.choose_erasure = ProbeBands(unsc.model, unsc.feature_rows(), loads)
     unsc.train(resume_from_checkpoint=resume_from(config.resume_from_checkpoint))
     certificate = unsc.certify()
     if pristine is not None:

@@ -1,32 +1,39 @@
-"""What comparisons and studies work from: the models of each seed, the rows of one request, and records that outlive a kill."""
+"""What comparisons and studies work from: models of each seed, rows of one request, records that survive a kill."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel
 
 from ..config import UNSCConfig
 from ..data.columns import class_names, read_labels
 from ..data.selection import Request, hold_out
-from ..errors import UNSCError
-from ..evaluation.accuracy import macro_accuracy, per_class_accuracy
+from ..errors import UNSCError, closest
+from ..evaluation.accuracy import macro_accuracy
 from ..models.loading import load_as
-from ..models.outputs import Outputs, RowOutputs, collect_outputs
+from ..models.outputs import Outputs, collect_outputs
 from ..reporting.results import finite
 from ..utils.files import alone, write_text
 from .arguments import ClassificationArguments
-from .methods import Workbench
 from .references.texts import TextPlan
 from .references.training import TrainingPlan, train_model
+from .workbench import Workbench
 
 _VALIDATION_SHARE = 0.2  # of the test rows, where the data set has no validation split
+
+# Arguments that may differ between two runs which share a folder.
+_UNBOUND = (
+    "references_dir", "cache_dir", "license", "controls", "statistics_dir", "retrained_model_name_or_path",
+)  # fmt: skip
+_OPTIONS = ("energy", "subspace_rule", "learning_rate", "max_steps", "max_leak", "optim")
 
 
 @dataclass(frozen=True)
@@ -39,13 +46,18 @@ class Splits:
     names: list[str]
 
 
-def read_splits(arguments: ClassificationArguments, config: UNSCConfig) -> Splits:
-    """The data set's splits; without a validation split, a fifth of the test rows becomes one."""
-    data = arguments.load(config)
-    train = data["train"]
-    names = class_names(train, config.label_column)
+def read_splits(arguments: ClassificationArguments, config: UNSCConfig, data: DatasetDict | None = None) -> Splits:
+    """The splits of `data`, or of the data set that `arguments` name.
+
+    Without a validation split, a fifth of the test rows becomes one.
+    """
+    data = arguments.load(config) if data is None else data
+    for name in ("train", "test"):
+        if name not in data:
+            raise UNSCError(f"dataset: has no split {name!r}, only {', '.join(data)}; a comparison needs both.")
+    names = class_names(data["train"], config.label_column)
     if names is None:  # bare ids
-        names = [str(i) for i in range(int(read_labels(train, config.label_column).max()) + 1)]
+        names = [str(i) for i in range(int(read_labels(data["train"], config.label_column).max()) + 1)]
     if "validation" in data:
         return Splits(data["train"], data["validation"], data["test"], names)
     labels = read_labels(data["test"], config.label_column)
@@ -53,50 +65,48 @@ def read_splits(arguments: ClassificationArguments, config: UNSCConfig) -> Split
     return Splits(data["train"], validation, test, names)
 
 
-class Desk:
+@dataclass
+class Experiment:
     """One request: its models, its rows, and the records of its runs.
 
-    Args:
+    Attributes:
         seeds: one run for each.
         originals: a model for each seed, or one for all; None takes `model_name_or_path` or trains them.
         arguments, config: what to load and how to unlearn.
         splits: rows.
-        request: what to forget.
+        request: classes to forget.
         folder: where records are kept.
-        benches: where the workbench is kept that was used last; desks that share it keep one in all.
+        benches: the workbench that was used last; experiments that share it keep one in memory together.
+        forget, retain: training rows.
+        forgotten: ids of the classes to forget.
     """
 
-    def __init__(
-        self,
-        seeds: Sequence[int],
-        originals: Sequence[str] | None,
-        arguments: ClassificationArguments,
-        config: UNSCConfig,
-        splits: Splits,
-        request: Request,
-        folder: Path,
-        benches: dict[str, Workbench] | None = None,
-    ) -> None:
-        self.seeds, self.originals, self.arguments, self.config = seeds, originals, arguments, config
+    seeds: Sequence[int]
+    originals: Sequence[str] | None
+    arguments: ClassificationArguments
+    config: UNSCConfig
+    splits: Splits
+    request: Request
+    folder: Path
+    benches: dict[str, Workbench] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        splits, column = self.splits, self.config.label_column
         self.train, self.test, self.validation, self.names = splits.train, splits.test, splits.validation, splits.names
-        self.splits, self.request, self.folder = splits, request, folder
-        self.forget, self.retain = request.split(splits.train, config.label_column)
-        self.forgotten = sorted(set(read_labels(self.forget, config.label_column).tolist()))
-        self._benches = {} if benches is None else benches
+        self.forget, self.retain = self.request.split(splits.train, column)
+        self.forgotten = sorted(set(read_labels(self.forget, column).tolist()))
 
     # ---- models -----------------------------------------------------------------------------------------------------
 
     def original(self, seed: int) -> str:
-        """Folder or id of the original of a seed."""
-        given, seeds = self.originals, list(self.seeds)
-        given = given or ([self.arguments.model_name_or_path] if self.arguments.model_name_or_path else None)
-        if given and not self.arguments.train_original:
-            return str(given[seeds.index(seed) if len(given) > 1 else 0])
-        if not self.arguments.train_original and not self.arguments.quickstart:
+        """Folder or id of the original of a seed; it is trained where that was asked for."""
+        arguments = self.arguments
+        given = self.originals or ([arguments.model_name_or_path] if arguments.model_name_or_path else None)
+        if given and not arguments.train_original:
+            return str(given[list(self.seeds).index(seed) if len(given) > 1 else 0])
+        if not self.trains_originals:
             raise UNSCError("originals: not given; name the models to unlearn, or use train_original.")
-        plan = self.arguments.plan(self._seeded(seed))
-        folder, column = self.arguments.references_dir, self.config.label_column
-        return str(train_model(self.train, plan, folder, "original", self.names, column))
+        return self._trained(self.train, "original", seed)
 
     @property
     def trains_originals(self) -> bool:
@@ -118,62 +128,129 @@ class Desk:
 
     def reference(self, number: int) -> str:
         """Folder or id of a retrained model."""
-        if not self.trains_references:
-            return str((self.arguments.retrained_model_name_or_path or ())[number])
-        plan, folder = self.arguments.plan(self._seeded(number)), self.arguments.references_dir
-        column, vocabulary = self.config.label_column, self.vocabulary(plan)
-        return str(train_model(self.retain, plan, folder, "retrained", self.names, column, vocabulary))
+        if self.trains_references:
+            return self._trained(self.retain, "retrained", number)
+        return str((self.arguments.retrained_model_name_or_path or ())[number])
 
     def references(self) -> list[str]:
         """Folders or ids of the retrained models."""
         return [self.reference(number) for number in self.reference_numbers()]
 
-    def vocabulary(self, plan: TrainingPlan) -> Dataset | None:
+    def _trained(self, rows: Dataset, kind: str, seed: int) -> str:
+        plan = self.arguments.plan(self.seeded(seed))
+        vocabulary = None if rows is self.train else self._vocabulary(plan)
+        folder, column = self.arguments.references_dir, self.config.label_column
+        return str(train_model(rows, plan, folder, kind, self.names, column, vocabulary))
+
+    def _vocabulary(self, plan: TrainingPlan) -> Dataset | None:
         """Rows that a tokenizer is learned from: a reference must read the same tokens as the original."""
         return self.train if isinstance(plan, TextPlan) and plan.base_model is None else None
 
-    def _seeded(self, seed: int) -> UNSCConfig:
+    def load(self, name: str, argument: str = "retrained_model_name_or_path") -> PreTrainedModel:
+        """A model by folder or id, on the device. `argument` is what an error names."""
+        return load_as(self.arguments.auto_class, name, argument).to(self.config.device)
+
+    def seeded(self, seed: int) -> UNSCConfig:
+        """The options with another seed."""
         config = deepcopy(self.config)
         config.seed, config.output_dir = seed, str(self.folder / "_scratch")
         return config
 
     def bench(self, seed: int, **options: Any) -> Workbench:
-        """The workbench of a seed, with other options of `UNSCConfig` where they are given; one at a time is kept."""
-        key = json.dumps([str(self.folder), seed, options], sort_keys=True, default=str)
-        if key not in self._benches:
-            self._benches.clear()
-            name = self.original(seed)
-            model = load_as(self.arguments.auto_class, name, "originals").to(self.config.device)
-            config = self._seeded(seed)
-            for option, value in options.items():
-                setattr(config, option, value)
-            self._benches[key] = Workbench(model, self.forget, self.retain, config, self.arguments.load_processor(name))
-        return self._benches[key]
+        """The workbench of a seed, with other options of `UNSCConfig` where given. One at a time is kept."""
+        key = json.dumps([str(self.folder), self.forgotten, seed, options], sort_keys=True, default=str)
+        if key not in self.benches:
+            self.benches.clear()
+            self.benches[key] = self.new_bench(seed, self.forget, self.retain, **options)
+        return self.benches[key]
 
-    # ---- examining --------------------------------------------------------------------------------------------------
+    def new_bench(self, seed: int, forget: Dataset, retain: Dataset, **options: Any) -> Workbench:
+        """A workbench of a seed's original with rows of one's own; it is not kept."""
+        name, config = self.original(seed), self.seeded(seed)
+        for option, value in options.items():
+            setattr(config, option, value)
+        model = self.load(name, "originals")
+        return Workbench(model, forget, retain, config, self.arguments.load_processor(name))
+
+    # ---- measuring --------------------------------------------------------------------------------------------------
 
     def collect(self, bench: Workbench, model: PreTrainedModel, rows: Dataset, features: bool = True) -> Outputs:
         """Outputs of a model on raw rows."""
         size = self.config.per_device_eval_batch_size
-        return collect_outputs(model, bench.remembered(rows), bench.collate, features=features, batch_size=size)
+        return collect_outputs(model, bench.cached(rows), bench.collate, features=features, batch_size=size)
 
-    def accuracies(self, outputs: RowOutputs) -> dict[str, Any]:
-        """AccDut, AccDrt, AccDf, AccDr and test accuracy by class."""
-        test, kept = outputs.test, [c for c in range(outputs.test.logits.shape[1]) if c not in self.forgotten]
+    def accuracies(self, outputs: Outputs) -> dict[str, float | None]:
+        """AccDut and AccDrt: accuracy on rows of the forgotten and of the other classes, mean over classes."""
+        kept = [c for c in range(outputs.logits.shape[1]) if c not in self.forgotten]
         return {
-            "AccDut": macro_accuracy(test.logits, test.labels, self.forgotten),
-            "AccDrt": macro_accuracy(test.logits, test.labels, kept),
-            "AccDf": macro_accuracy(outputs.forget.logits, outputs.forget.labels),
-            "AccDr": macro_accuracy(outputs.retain.logits, outputs.retain.labels),
-            "per_class": per_class_accuracy(test.logits, test.labels),
+            "AccDut": macro_accuracy(outputs.logits, outputs.labels, self.forgotten),
+            "AccDrt": macro_accuracy(outputs.logits, outputs.labels, kept),
         }
 
-    def record(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    # ---- records ----------------------------------------------------------------------------------------------------
+
+    def record(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """What `make` gives, kept in a file: made once, by one process."""
-        file = self.folder / f"{name}.json"
-        if not file.is_file():
-            with alone(file):
-                if not file.is_file():
-                    write_text(file, json.dumps(finite(make())))
-        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return record
+        return record(self.folder / f"{name}.json", make)
+
+
+def record(file: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """The content of a JSON file; where it is missing, `make` gives it. Other processes wait meanwhile."""
+    if not file.is_file():
+        with alone(file):
+            if not file.is_file():
+                write_text(file, json.dumps(finite(make())))
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content
+
+
+# ---- checks -----------------------------------------------------------------------------------------------------------
+def check_names(option: str, names: Iterable[str] | None, known: Mapping[str, Any]) -> None:
+    """Refuse names that nothing was registered under.
+
+    Raises:
+        UNSCError: naming what exists.
+    """
+    for name in names or ():
+        if name not in known:
+            raise UNSCError(
+                f"{option}: {name!r} does not exist; closest: {closest(name, known)}; all: {', '.join(known)}."
+            )
+
+
+def check_originals(originals: Sequence[str] | None, seeds: Sequence[int]) -> None:
+    """Refuse originals that cannot be assigned to seeds.
+
+    Raises:
+        UNSCError: with both numbers.
+    """
+    if originals is not None and len(originals) not in (1, len(seeds)):
+        raise UNSCError(f"originals: {len(originals)} given for {len(seeds)} seeds; give one for each, or one for all.")
+
+
+def options_hash(arguments: ClassificationArguments, config: UNSCConfig) -> str:
+    """A hash of everything the figures depend on, besides data and models."""
+    given = {name: value for name, value in vars(arguments).items() if name not in _UNBOUND}
+    options = {name: getattr(config, name) for name in _OPTIONS}
+    text = json.dumps({**given, **options}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check_folder(folder: Path, what: str, now: Mapping[str, Any]) -> None:
+    """Refuse a folder whose records have another origin.
+
+    Args:
+        folder: its `_runs` folder holds the records, and the origin of the first run.
+        what: "comparison" or "study".
+        now: what the records depend on, by name.
+
+    Raises:
+        UNSCError: naming what differs.
+    """
+    before = record(folder / "_runs" / "identity.json", lambda: now)
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise UNSCError(
+                f"output_dir: {folder} holds a {what} with other {name} ({before.get(name)} there, {value} now); "
+                "choose another folder."
+            )

@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..reporting.plots import BLUE, GREEN, GREY, save, shorten
-from .summary import half_interval, titles, values
-from .tuning import ORIGINAL, RETRAINED
+from .summary import ORIGINAL, RETRAINED, half_interval, titles, values
 
 _MANY_CLASSES = 24
 

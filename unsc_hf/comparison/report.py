@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +15,53 @@ from ..reporting.model_card import escape, versions
 from ..reporting.results import finite
 from ..utils.files import write_text
 from .plots import plot_attack, plot_changes, plot_depth, plot_front, plot_relearning
-from .summary import latex, markdown, numbers, summarise, table, titles, value
-from .tuning import ORIGINAL
+from .summary import ORIGINAL, Table, latex, markdown, numbers, summarise, table, titles, value
 
+# File, drawing, what must have been measured for it, caption.
 _PICTURES = (
     ("front.png", plot_front, None, "What was kept against what was forgotten; bars are 95 % intervals over seeds."),
-    ("per_class.png", plot_changes, None, "Change of every retained class against the original, mean over seeds, in points."),
-    ("depth.png", plot_depth, "probe.layer_00", "What a linear probe still reads of the forgotten classes in each layer."),
-    ("relearning.png", plot_relearning, "relearning.area", "How fast the forgotten classes come back from ten examples of each class."),
-    ("attack.png", plot_attack, "membership.loss_auc", "The loss attack on the forgotten training rows; the dotted line is chance."),
+    ("per_class.png", plot_changes, None,
+     "Change of every retained class against the original, mean over seeds, in points."),
+    ("depth.png", plot_depth, "probe.layer_00",
+     "What a linear probe still reads of the forgotten classes in each layer."),
+    ("relearning.png", plot_relearning, "relearning.area",
+     "How fast the forgotten classes come back from ten examples of each class."),
+    ("attack.png", plot_attack, "membership.loss_auc",
+     "The loss attack on the forgotten training rows; the dotted line is chance."),
 )  # fmt: skip
 
-
 _WORDS = (
-    "'suppressed': the output is gone. 'removed': besides, every audit lies within two standard deviations of at least three "
-    "retrained models (never less than a point). 'not forgotten': more than 1 % of the forgotten classes' test rows are still recognised."
+    "'suppressed': the output is gone. 'removed': besides, every audit lies within two standard deviations of at least "
+    "three retrained models (never less than a point). 'not forgotten': more than 1 % of the forgotten classes' test "
+    "rows are still recognised."
 )
+_UNITS = (
+    "Percent, mean ± half the 95 % interval over seeds; the membership attack is an AUC (0.5 is chance).",
+    "The last row says how often an audit accuses a retrained model when the band is made of the other ones: an audit "
+    "that retraining fails is no evidence.",
+)
+_DISTANCE = "In standard deviations of the retrained models' own spread; between -2 and 2 is within their band."
+_CHOSEN = "Of each method's tries the one that kept most on validation rows among those that forgot."
 
 
-def write_comparison(result: dict[str, Any], folder: Path, command: str) -> dict[str, Any]:
+def write_json(file: Path, content: Mapping[str, Any], command: str) -> None:
+    """Write results with the command and the versions that made them."""
+    everything = {**content, "command": command, "versions": versions()}
+    write_text(file, json.dumps(finite(everything), indent=1))
+
+
+def write_page(folder: Path, title: str, sections: Sequence[Section], command: str, verdict: str = "") -> None:
+    """Write `report.html`, which ends with how it was made."""
+    made = command + "\n\n" + ", ".join(f"{name} {version}" for name, version in versions().items())
+    footer = "Made by unsc_hf. This file holds everything it shows and needs no network."
+    write_report(folder / FILE, title, [*sections, Section("How it was made", code=made)], verdict, footer=footer)
+
+
+def write_comparison(result: Mapping[str, Any], folder: Path, command: str) -> dict[str, Any]:
     """Write `comparison.json`, and for each forget set a folder of tables, pictures and `report.html`.
 
     Returns:
-        The summaries by forget set, as `comparison_report.summarise` gives them.
+        The summaries by forget set, as `summary.summarise` gives them.
     """
     summaries = {name: summarise(found) for name, found in result["forget_sets"].items()}
     for name, summary in summaries.items():
@@ -51,70 +75,70 @@ def write_comparison(result: dict[str, Any], folder: Path, command: str) -> dict
             ("table.tex", latex(rows)),
         ):
             write_text(place / file, text)
-        pictures = []
-        for file, draw, audit, caption in _PICTURES:
-            if audit is None or value(found["runs"][ORIGINAL][0], audit) is not None:
-                pictures.append(Picture(draw(found, place / file), caption))
-        _report(name, result, found, summary, pictures, place, command)
-    everything = {**result, "summaries": summaries, "command": command, "versions": versions()}
-    write_text(folder / "comparison.json", json.dumps(finite(everything), indent=1))
+        pictures = [
+            Picture(draw(found, place / file), caption)
+            for file, draw, audit, caption in _PICTURES
+            if audit is None or value(found["runs"][ORIGINAL][0], audit) is not None
+        ]
+        verdict = summary["rows"].get("unsc", {"verdict": ""})["verdict"]
+        sections = _sections(result, found, summary, pictures)
+        title = f"Forgetting {name}: methods compared"
+        write_page(place, title, sections, command, verdict and f"UNSC: {verdict}")
+    write_json(folder / "comparison.json", {**result, "summaries": summaries}, command)
     return summaries
 
 
-def _report(
-    name: str, result: Mapping[str, Any], found: Mapping[str, Any], summary: Mapping[str, Any], pictures: list[Picture],
-    place: Path, command: str,
-) -> None:  # fmt: skip
-    names, references = titles(), len(found["references"])
+def _sections(
+    result: Mapping[str, Any], found: Mapping[str, Any], summary: Mapping[str, Any], pictures: list[Picture]
+) -> list[Section]:
+    """The report of one forget set."""
+    names = titles()
+    signs: dict[str, list[str]] = {}
+    for method, of_method in summary["signatures"].items():
+        for sign in of_method:
+            signs.setdefault(sign, []).append(names.get(method, method))
+    points = [f"{sign} ({', '.join(methods)})" for sign, methods in signs.items()]
+    calibration = found.get("calibration", {})
+    strength = [f"{AUDITS[audit].title}: {choice['told']}." for audit, choice in calibration.items() if audit in AUDITS]
+    chosen = "Chosen on the original and validation rows, and the same for every model."
+    return [
+        Section("What was asked", _asked(result, found)),
+        Section("Results", list(_UNITS), table=table(summary)),
+        Section("Verdicts", [_WORDS], table=_verdicts(summary), text_columns=3),
+        Section("How strong the audits are", [chosen if strength else "Nothing was chosen."], points=strength),
+        Section("Pictures", pictures=pictures),
+        Section("Distance to the retrained models", [_DISTANCE], table=_distances(summary)),
+        Section("Failure signatures", [] if points else ["None found."], points=points),
+        Section("Settings", [_CHOSEN], table=_settings(found), text_columns=3),
+    ]
+
+
+def _asked(result: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    references = len(found["references"])
     classes = [found["classes"][c] if c < len(found["classes"]) else str(c) for c in found["forgotten"]]
+    listed = ", ".join(classes[:20]) + ("." if len(classes) <= 20 else ", and others.")
     asked = [
-        f"{len(classes)} of {len(found['classes'])} classes were to be forgotten: {', '.join(classes[:20])}"
-        + ("." if len(classes) <= 20 else ", and others."),
-        f"{len(found['runs']) - 1} methods, {len(result['seeds'])} seeds, {references} retrained models; {result['test_rows']} test rows. "
-        f"Hyper-parameters were chosen on {result['validation_rows']} validation rows, with three tries for each method.",
+        f"{len(classes)} of {len(found['classes'])} classes were to be forgotten: {listed}",
+        f"{len(found['runs']) - 1} methods, {len(result['seeds'])} seeds, {references} retrained models; "
+        f"{result['test_rows']} test rows. Hyper-parameters were chosen on {result['validation_rows']} validation rows, "
+        "with three tries for each method.",
     ]
     if references < 3:
         asked.append(
             f"With {references} retrained models no verdict can be 'removed', and no band is drawn; it takes three."
         )
-    verdicts = [["method", "verdict", "audits outside the retrained models' band"]]
+    return asked
+
+
+def _verdicts(summary: Mapping[str, Any]) -> Table:
+    rows = [["method", "verdict", "audits outside the retrained models' band"]]
     for method, row in summary["rows"].items():
         if row["verdict"]:
-            verdicts.append([names.get(method, method), row["verdict"], ", ".join(row["outside"]) or "–"])
-    signs: dict[str, list[str]] = {}
-    for method, found_signs in summary["signatures"].items():
-        for sign in found_signs:
-            signs.setdefault(sign, []).append(names.get(method, method))
-    points = [f"{sign} ({', '.join(methods)})" for sign, methods in signs.items()]
-    calibration = found.get("calibration", {})
-    told = [f"{AUDITS[audit].title}: {chosen['told']}." for audit, chosen in calibration.items() if audit in AUDITS]
-    ours = summary["rows"].get("unsc", {"verdict": ""})
-    sections = [
-        Section("What was asked", asked),
-        Section("Results", ["Percent, mean ± half the 95 % interval over seeds; the membership attack is an AUC (0.5 is chance).", _ALARMS],
-                table=table(summary)),
-        Section("Verdicts", [_WORDS], table=verdicts, text_columns=3),
-        Section("How strong the audits are", ["Chosen on the original and validation rows, and the same for every model."] if told else ["Nothing was chosen."], points=told),
-        Section("Pictures", pictures=pictures),
-        Section("Distance to the retrained models", ["In standard deviations of the retrained models' own spread; between -2 and 2 is within their band."],
-                table=_distances(summary)),
-        Section("Failure signatures", [] if points else ["None found."], points=points),
-        Section("Settings", ["Of each method's tries the one that kept most on validation rows among those that forgot."], table=_settings(found), text_columns=3),
-        Section("How it was made", code=command + "\n\n" + ", ".join(f"{k} {v}" for k, v in versions().items())),
-    ]  # fmt: skip
-    write_report(
-        place / FILE, f"Forgetting {name}: methods compared", sections, ours["verdict"] and f"UNSC: {ours['verdict']}",
-        footer="Made by unsc_hf. This file holds everything it shows and asks no network.",
-    )  # fmt: skip
+            rows.append([titles().get(method, method), row["verdict"], ", ".join(row["outside"]) or "–"])
+    return rows
 
 
-_ALARMS = (
-    "The last row tells how often an audit accuses a retrained model when the band is made of the other ones: an audit that "
-    "retraining fails is no evidence."
-)
-
-
-def _distances(summary: Mapping[str, Any]) -> list[list[str]]:
+def _distances(summary: Mapping[str, Any]) -> Table:
     audits = {f"{name}.{audit.headline}" for name, audit in AUDITS.items()}
     paths = {path: title for path, title in summary["columns"].items() if path in audits or path == "AccDrt"}
     rows = [["method", *paths.values()]]
@@ -124,7 +148,7 @@ def _distances(summary: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _settings(found: Mapping[str, Any]) -> list[list[str]]:
+def _settings(found: Mapping[str, Any]) -> Table:
     def words(settings: Mapping[str, Any]) -> str:
         return ", ".join(f"{name} {setting}" for name, setting in settings.items()) or "defaults"
 

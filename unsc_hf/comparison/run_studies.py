@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,26 +13,24 @@ from rich.console import Console
 from ..config import UNSCConfig
 from ..data.columns import read_labels
 from ..data.selection import Request, resolve_classes
-from ..errors import UNSCError, closest
-from ..reporting.html import FILE, Picture, Section, write_report
-from ..reporting.model_card import versions
+from ..errors import UNSCError
+from ..reporting.html import Picture, Section
 from ..reporting.plots import save
-from ..reporting.results import finite
 from ..utils.files import write_text
 from ..utils.fingerprint import data_fingerprint
 from .arguments import ClassificationArguments
-from .experiment import Desk, read_splits
-from .jobs import one_process
+from .experiment import Experiment, check_folder, check_names, check_originals, options_hash, read_splits
+from .parallel import one_process
 from .plugins import load_plugins
+from .report import write_json, write_page
 from .studies import STUDIES, Lab, Study
 from .studies.lab import matching, mean, spread
-from .summary import markdown
+from .summary import Table, markdown, with_interval
 
-_RAW = ("memory", "seconds", "last", "steps", "rows", "requests", "predicted", "changed", "leak", "size")
-
-
-# Not what studies vary, nor what may differ between two machines that share a folder.
-_UNBOUND = ("references_dir", "cache_dir", "license", "controls", "statistics_dir", "retrained_model_name_or_path")
+_RAW = ("memory", "seconds", "last", "steps", "rows", "requests", "predicted", "changed", "leak", "size")  # not shares
+_UNITS = (
+    "Shares in percent, mean ± half the 95 % interval over seeds; leak, sizes, losses, seconds and memory as they are."
+)
 
 
 @dataclass
@@ -58,17 +54,10 @@ class AblationArguments:
             UNSCError: naming the studies that exist.
         """
         load_plugins(self.plugins)
-        for name in self.studies or ():
-            if name not in STUDIES:
-                raise UNSCError(
-                    f"studies: {name!r} does not exist; closest: {closest(name, STUDIES)}; all: {', '.join(STUDIES)}."
-                )
+        check_names("studies", self.studies, STUDIES)
         if not self.seeds:
             raise UNSCError("seeds: none given; name at least one, better three.")
-        if self.originals is not None and len(self.originals) not in (1, len(self.seeds)):
-            raise UNSCError(
-                f"originals: {len(self.originals)} given for {len(self.seeds)} seeds; give one for each, or one for all."
-            )
+        check_originals(self.originals, self.seeds)
 
 
 def run_studies(
@@ -97,40 +86,41 @@ def run_studies(
         raise UNSCError("forget_classes: not given; studies forget classes.")
     present = read_labels(splits.train, config.label_column).tolist()
     ids = resolve_classes(request.forget_classes, splits.names, present)
-    folder = Path(str(config.output_dir))
-    said = {}
+    origin = {
+        "data": data_fingerprint(splits.train)[:16],
+        "classes": list(ids),
+        "options": options_hash(arguments, config),
+    }
+    paragraphs = {}
     for name in ablation.studies or STUDIES:
-        place = folder / name
-        runs = place / "_runs"
-        _check_folder(runs, arguments, config, data_fingerprint(splits.train)[:16], ids)
-        desk = Desk(
-            ablation.seeds, ablation.originals, arguments, config, splits, Request(forget_classes=tuple(ids)), runs
+        folder = Path(str(config.output_dir), name)
+        check_folder(folder, "study", origin)
+        request = Request(forget_classes=tuple(ids))
+        experiment = Experiment(
+            ablation.seeds, ablation.originals, arguments, config, splits, request, folder / "_runs"
         )
         console.rule(f"{name}: {STUDIES[name].title}")
-        points = STUDIES[name].measure(Lab(desk, name, console))
-        said[name] = write_study(STUDIES[name], points, place, command)
-        console.print(said[name], style="bold")
-    return said  # fmt: skip
+        points = STUDIES[name].measure(Lab(experiment, name, console))
+        paragraphs[name] = write_study(STUDIES[name], points, folder, command)
+        console.print(paragraphs[name], style="bold")
+    return paragraphs
 
 
-def table(study: Study, points: Sequence[dict[str, Any]]) -> list[list[str]]:
+def table(study: Study, points: Sequence[Mapping[str, Any]]) -> Table:
     """A row for each combination of tags: means and half 95 % intervals over seeds."""
     shown = [p for p in points if any(tag in p for tag in study.tags)]
     rows = [[*study.tags.values(), *study.numbers.values()]]
-    combinations = dict.fromkeys(tuple(p.get(tag) for tag in study.tags) for p in shown)
-    for combination in combinations:
+    for combination in dict.fromkeys(tuple(p.get(tag) for tag in study.tags) for p in shown):
         tags = dict(zip(study.tags, combination, strict=True))
-        found = matching(shown, **tags)
+        measured = matching(shown, **tags)
         cells = ["–" if value is None else str(value) for value in combination]
-        if found:
-            cells += [_cell(found, key) for key in study.numbers]
+        if measured:
+            cells += [_cell(measured, key) for key in study.numbers]
         else:
-            cells += [
-                next(str(p["error"]) for p in shown if all(p.get(k) == v for k, v in tags.items())),
-                *[""] * (len(study.numbers) - 1),
-            ]
+            error = next(str(p["error"]) for p in shown if all(p.get(k) == v for k, v in tags.items()))
+            cells += [error, *[""] * (len(study.numbers) - 1)]
         rows.append(cells)
-    return rows  # fmt: skip
+    return rows
 
 
 def _cell(points: Sequence[Any], key: str) -> str:
@@ -139,46 +129,23 @@ def _cell(points: Sequence[Any], key: str) -> str:
         return "–"
     if key in _RAW:
         return f"{number:.3g}" + (f" ± {half:.2g}" if half else "")
-    return f"{100 * number:.1f}" + (f" ± {100 * half:.1f}" if half else "")
+    return with_interval(100 * number, 100 * half or None)
 
 
 def write_study(study: Study, points: list[dict[str, Any]], folder: Path, command: str) -> str:
     """Write `study.json`, `study.png`, `README.md` and `report.html` into a folder; returns the paragraph."""
     paragraph, rows = study.paragraph(points), table(study, points)
     picture = save(study.plot(points), folder / "study.png")
-    note = "Shares in percent, mean ± half the 95 % interval over seeds; leak, sizes, losses, seconds and memory as they are."
-    found = {"study": study.name, "question": study.title, "paragraph": paragraph, "points": points, "command": command,
-             "versions": versions()}  # fmt: skip
-    write_text(
-        folder / "README.md",
-        f"# {study.title}\n\n{paragraph}\n\n![{study.name}](study.png)\n\n{markdown(rows)}\n\n{note}\n\n```\n{command}\n```\n",
-    )
+    text = (
+        f"# {study.title}", paragraph, f"![{study.name}](study.png)", f"{markdown(rows)}", _UNITS, f"```\n{command}\n```",
+    )  # fmt: skip
+    write_text(folder / "README.md", "\n\n".join(text) + "\n")
     sections = [
         Section("What it shows", [paragraph]),
         Section("Picture", pictures=[Picture(picture, study.title)]),
-        Section("Numbers", [note], table=rows),
-        Section("How it was made", code=command + "\n\n" + ", ".join(f"{k} {v}" for k, v in versions().items())),
+        Section("Numbers", [_UNITS], table=rows),
     ]
-    write_report(folder / FILE, study.title, sections, footer="Made by unsc_hf. This file holds everything it shows.")
-    write_text(folder / "study.json", json.dumps(finite(found), indent=1))
+    write_page(folder, study.title, sections, command)
+    content = {"study": study.name, "question": study.title, "paragraph": paragraph, "points": points}
+    write_json(folder / "study.json", content, command)
     return paragraph
-
-
-def _check_folder(
-    runs: Path, arguments: ClassificationArguments, config: UNSCConfig, data: str, ids: Sequence[int]
-) -> None:
-    """Refuse points of other models, data or options; seeds may be added."""
-    options = {
-        k: getattr(config, k) for k in ("energy", "subspace_rule", "learning_rate", "max_steps", "max_leak", "optim")
-    }
-    given = {k: v for k, v in vars(arguments).items() if k not in _UNBOUND}
-    text = json.dumps([given, options, data, list(ids)], sort_keys=True, default=str)
-    now, file = hashlib.sha256(text.encode()).hexdigest()[:16], runs / "identity.json"
-    if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))["identity"]
-        if before != now:
-            raise UNSCError(
-                f"output_dir: {runs.parent} holds a study with other models, data or options ({before} there, {now} now); choose another folder."
-            )
-    else:
-        write_text(file, json.dumps({"identity": now}))

@@ -1,4 +1,4 @@
-"""A comparison of methods as numbers that may be printed: means with intervals, distance to retraining, verdicts, files."""
+"""A comparison of methods as numbers that may be printed: means with intervals, distance to retraining, verdicts."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from ..evaluation.audits import AUDITS
 from ..evaluation.signatures import FORGOTTEN, accuracy_signatures
 from ..evaluation.verdict import within_band
 from .methods import METHODS
-from .tuning import ORIGINAL, RETRAINED
+
+ORIGINAL, RETRAINED = "original", "retrained"
+
+Table = list[list[str]]  # rows of text, the header first
 
 _MAIN = {"AccDut": "AccDut", "AccDrt": "AccDrt", "AccDf": "AccDf", "AccDr": "AccDr"}
-
-
 _COST = {"leak": "leak", "seconds": "seconds"}
 
 
@@ -131,20 +132,24 @@ def signatures(found: Mapping[str, Any]) -> dict[str, list[str]]:
     return {name: found for name, found in signs.items() if found}
 
 
-# ---- as text ------------------------------------------------------------------------------------------------------------
+# ---- as text --------------------------------------------------------------------------------------------------------
+def with_interval(mean: float, half: float | None, digits: int = 1) -> str:
+    """Mean ± half interval, where there is one."""
+    return f"{mean:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
+
+
 def cell(path: str, numbers: Mapping[str, Any]) -> str:
     """Mean ± half interval: percent, but for areas under a curve, ToW and seconds."""
     if numbers["mean"] is None:
         return "–"
-    plain = path in ("membership.auc", "similarity.tow", "seconds")
-    digits = {"membership.auc": 3, "similarity.tow": 3, "seconds": 0}.get(path, 1)
-    scale = 1 if plain else 100
-    text = f"{scale * numbers['mean']:.{digits}f}"
-    return text if numbers["half"] is None else f"{text} ± {scale * numbers['half']:.{digits}f}"
+    digits = {"membership.auc": 3, "similarity.tow": 3, "seconds": 0}
+    scale = 1 if path in digits else 100
+    half = None if numbers["half"] is None else scale * numbers["half"]
+    return with_interval(scale * numbers["mean"], half, digits.get(path, 1))
 
 
-def table(summary: Mapping[str, Any]) -> list[list[str]]:
-    """Text cells, first the header."""
+def table(summary: Mapping[str, Any]) -> Table:
+    """Text cells of a comparison."""
     names = titles()
     rows = [["method", *summary["columns"].values(), "UNSC's lead in AccDrt", "verdict"]]
     for name, row in summary["rows"].items():
@@ -177,11 +182,8 @@ def latex(rows: Sequence[Sequence[str]]) -> str:
 def numbers(summary: Mapping[str, Any]) -> list[list[Any]]:
     """Unrounded numbers for other programs: mean, half interval and z of each column."""
     parts = ("mean", "half", "z")
-    rows: list[list[Any]] = [
-        ["method", *(f"{path}:{part}" for path in summary["columns"] for part in parts), "verdict"]
-    ]
+    columns = [(path, part) for path in summary["columns"] for part in parts]
+    rows: list[list[Any]] = [["method", *(f"{path}:{part}" for path, part in columns), "verdict"]]
     for name, row in summary["rows"].items():
-        rows.append(
-            [name, *(row["cells"][path][part] for path in summary["columns"] for part in parts), row["verdict"]]
-        )
+        rows.append([name, *(row["cells"][path][part] for path, part in columns), row["verdict"]])
     return rows

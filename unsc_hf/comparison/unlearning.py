@@ -26,7 +26,8 @@ from ..data.inputs import unreadable_rows_by_number
 from ..data.selection import Request, resolve_classes
 from ..errors import UNSCError, first_line
 from ..evaluation.verdict import format_table
-from ..nullspace.statistics import ActivationStatistics, settle
+from ..nullspace.statistics import ActivationStatistics
+from ..nullspace.storage import settle
 from ..reporting.html import FILE as REPORT
 from ..reporting.model_card import CardContent, public_name, typed_command, versions, write_card
 from ..reporting.plots import plot_capacity, plot_per_class, plot_unlearning

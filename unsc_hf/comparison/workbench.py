@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -15,29 +17,92 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from ..config import UNSCConfig
+from ..data.inputs import CachedRows
 from ..errors import UNSCError
 from ..models.head import classify
 from ..models.hooks import NOT_INPUTS, evaluation_mode
 from ..models.layers import LayerSelection, ProtectedLayer
 from ..models.outputs import Outputs
-from ..nullspace.moments import Measurable, Moment
+from ..nullspace.moments import SecondMoment
 from ..nullspace.statistics import ActivationStatistics
-from ..nullspace.subspace import Subspace, randomised
-from ..trainer.plan import UnlearningPlan
+from ..trainer.preparation import Preparation, Spaces, UnlearningPlan, retained_groups
 from ..trainer.trainer import UNSCTrainer
 from ..utils.fingerprint import weight_hash
-from .remembered import Memory, RememberedRows
 
 _SUBSPACE_OPTIONS = (
-    "subspace_rule", "energy", "subspace_rank", "subspace_ratio", "subspace_merge", "target_modules", "max_rows_per_class",
-    "max_samples_per_class", "max_statistics_memory", "sketch_size", "statistics_dtype", "seed",
+    "subspace_rule", "energy", "subspace_rank", "subspace_ratio", "target_modules", "max_rows_per_class",
+    "max_samples_per_class", "max_statistics_memory", "seed",
 )  # fmt: skip
 
-
-AnyTrainer = TypeVar("AnyTrainer", bound=UNSCTrainer)
-
-
+# (model, batches of forget rows, their outputs) -> targets: ids (rows,) or distributions (rows, labels).
 Relabel = Callable[[nn.Module, Iterator[dict[str, Any]], Outputs], Tensor]
+
+
+class ExactPreparation(Preparation):
+    """Multiplies rows in float64, so that one set of statistics serves every rule."""
+
+    @property
+    def product_dtype(self) -> torch.dtype:
+        return torch.float64
+
+
+@dataclass
+class SharedReadings:
+    """What the original model says of rows, read once for all methods.
+
+    Attributes:
+        outputs: with the seconds that reading took, by fingerprint of the rows and whether features were read.
+        spared: seconds that reading would have taken in the current run.
+    """
+
+    outputs: dict[tuple[str, bool], tuple[Outputs, float]] = field(default_factory=dict)
+    spared: float = 0.0
+
+
+class SharedPreparation(ExactPreparation):
+    """Shares the original's statistics, subspaces and outputs between the runs of a workbench."""
+
+    def __init__(self, *parts: Any, bench: Workbench, relabel: Relabel | None, readings: SharedReadings | None) -> None:
+        """
+        Args:
+            parts: as of `Preparation`.
+            relabel: gives the targets of the forget rows; see `Relabel`.
+            readings: None where the run starts from another model than the original.
+        """
+        super().__init__(*parts)
+        self._bench, self._relabel, self._readings = bench, relabel, readings
+
+    def spaces(self, selection: LayerSelection) -> Spaces:
+        if not self._bench.same_subspace(self.args):
+            return super().spaces(selection)
+        shared = replace(self._bench.spaces, seconds=0.0)
+        if self.args.null_space == "random":
+            return replace(shared, subspace=shared.subspace.randomised(self.args.seed))
+        return shared
+
+    def iterate(self, dataset: Dataset, description: str, features: bool = False) -> Iterator[Outputs]:
+        if self._readings is None:
+            return super().iterate(dataset, description, features)
+        return iter([self.outputs(dataset, description, features)])
+
+    def outputs(self, dataset: Dataset, description: str, features: bool = False) -> Outputs:
+        if self._readings is None:
+            return super().outputs(dataset, description, features)
+        key, started = (str(dataset._fingerprint), features), time.perf_counter()
+        if key in self._readings.outputs:
+            self._readings.spared += self._readings.outputs[key][1]
+        else:
+            outputs = super().outputs(dataset, description, features)
+            self._readings.outputs[key] = outputs, time.perf_counter() - started
+        return self._readings.outputs[key][0]
+
+    def targets(self, retain: Outputs | None) -> list[dict[str, Tensor]]:
+        targets = super().targets(retain)
+        if self._relabel is None:
+            return targets
+        outputs = self.outputs(self.rows.forget, "Forget rows")
+        labels = self._relabel(self.model, self._bench.batches(self.rows.forget, shuffle=False), outputs)
+        return [{**row, "pseudo_labels": label} for row, label in zip(targets, labels, strict=True)]
 
 
 class Workbench:
@@ -57,14 +122,11 @@ class Workbench:
         self, original: PreTrainedModel, forget: Dataset, retain: Dataset, config: UNSCConfig, processing_class: Any
     ) -> None:
         self.original, self.forget, self.retain, self.config = original, forget, retain, deepcopy(config)
-        self.config.statistics_dtype = config.statistics_dtype or "float64"  # one set of statistics serves every rule
         self._processing_class = processing_class
-        self._memory = Memory()
-        self._read: dict[tuple[str, bool], tuple[Outputs, float]] = {}  # with the seconds that reading took
-        self._statistics: ActivationStatistics | None = None
-        self._gauge = self._trainer(self.fresh(), UNSCTrainer, {}, ())
-        self._gauge._prepared = self.remembered
-        self.forgotten = self._gauge.forgotten_classes
+        self._cached: dict[str, CachedRows] = {}
+        self._readings = SharedReadings()
+        self._prepared_trainer = self._trainer(self.fresh(), {}, (), ExactPreparation)
+        self.forgotten = list(self._prepared_trainer.task.forgotten_classes)
         if not self.forgotten:
             raise UNSCError(
                 "forget_classes: methods are compared on whole classes; no class disappears with these rows."
@@ -81,25 +143,29 @@ class Workbench:
         Raises:
             UNSCError: as `UNSCTrainer.prepare_unlearning`.
         """
-        if self._gauge.plan is None:
-            self._gauge.prepare_unlearning()
-            self._statistics = self._gauge.retained_statistics
-        assert self._gauge.plan is not None
-        return self._gauge.plan
+        return self._prepared_trainer.prepare_unlearning()
+
+    @property
+    def spaces(self) -> Spaces:
+        """Statistics and subspaces of the original."""
+        self._prepared_trainer.prepare_unlearning()
+        return self._prepared_trainer.spaces
 
     @property
     def collate(self) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         """Makes a batch of prepared rows."""
-        return self._gauge._collate
+        return self._prepared_trainer.reader.collate
 
     def prepared(self, rows: Dataset) -> Dataset:
         """Rows ready for the model, prepared whenever they are read."""
-        prepared: Dataset = self._gauge.task.prepare(rows)
-        return prepared
+        return self._prepared_trainer.task.prepare(rows)
 
-    def remembered(self, rows: Dataset) -> RememberedRows:
-        """The same, prepared once and kept while there is room."""
-        return self._memory.of(rows, self._gauge.task.prepare)
+    def cached(self, rows: Dataset) -> CachedRows:
+        """The same, prepared once. Equal selections of one data set have one fingerprint, and share their rows."""
+        key = str(rows._fingerprint)
+        if key not in self._cached:
+            self._cached[key] = CachedRows(self.prepared(rows))
+        return self._cached[key]
 
     def fresh(self) -> PreTrainedModel:
         """A copy of the original."""
@@ -108,21 +174,21 @@ class Workbench:
     def _trainer(
         self,
         model: PreTrainedModel,
-        kind: type[AnyTrainer],
         options: dict[str, Any],
         callbacks: Sequence[TrainerCallback],
-    ) -> AnyTrainer:
+        make_preparation: Callable[..., Preparation],
+        statistics: ActivationStatistics | None = None,
+    ) -> UNSCTrainer:
         config = deepcopy(self.config)
         for name, value in options.items():
             if not hasattr(config, name):
                 raise UNSCError(f"settings: {name!r} is no option of UNSCConfig.")
             setattr(config, name, value)
-        statistics = self._statistics
-        if statistics is not None:  # a start with another head has the same inputs of its layers
-            statistics = statistics.bound_to(weight_hash(model), [])
         config.save_strategy, config.push_to_hub = SaveStrategy.NO, False
-        config.dataloader_pin_memory = config.dataloader_pin_memory and torch.cuda.is_available()  # else torch warns
-        return kind(
+        config.dataloader_pin_memory = (
+            config.dataloader_pin_memory and torch.cuda.is_available()
+        )  # otherwise torch warns
+        trainer = UNSCTrainer(
             model=model,
             args=config,
             forget_dataset=self.forget,
@@ -131,6 +197,8 @@ class Workbench:
             statistics=statistics,
             callbacks=list(callbacks),
         )
+        trainer.make_preparation, trainer.reader.prepare = make_preparation, self.cached
+        return trainer
 
     def unlearn(
         self,
@@ -148,60 +216,20 @@ class Workbench:
             callbacks: Trainer callbacks.
             options: fields of `UNSCConfig`, such as `null_space`, `objective`, `pseudo_labels`, `learning_rate`.
         """
-        bench, another, plan = self, model is not None, self.plan
-
-        class Relabelling(UNSCTrainer):
-            shared_seconds = 0.0  # what it would have taken to read what others had read before
-
-            def _subspace(
-                self, model: nn.Module, selection: LayerSelection, original: str
-            ) -> tuple[Subspace, dict[str, Measurable]]:
-                if not bench.same_subspace(self.args):
-                    return super()._subspace(model, selection, original)
-                self.retained_statistics, self._statistics_seconds = bench._gauge.retained_statistics, 0.0
-                self._forget_moments = bench._gauge._forget_moments
-                subspace = plan.subspace
-                if self.args.null_space == "random":
-                    subspace = randomised(subspace, self.args.seed)
-                return subspace, plan.held_out
-
-            def _iterate(
-                self, model: nn.Module, dataset: Dataset, description: str, features: bool = False
-            ) -> Iterator[Outputs]:
-                if another or self.plan is not None:
-                    return super()._iterate(model, dataset, description, features)
-                return iter([self._outputs(model, dataset, description, features)])
-
-            def _outputs(self, model: nn.Module, dataset: Dataset, description: str, features: bool = False) -> Outputs:
-                """Until it has a plan, a trainer reads the original, which says the same of the same rows to every method."""
-                if another or self.plan is not None:
-                    return super()._outputs(model, dataset, description, features)
-                key, started = (str(dataset._fingerprint), features), time.perf_counter()
-                if key in bench._read:
-                    self.shared_seconds += bench._read[key][1]
-                else:
-                    found = super()._outputs(model, dataset, description, features)
-                    bench._read[key] = found, time.perf_counter() - started
-                return bench._read[key][0]
-
-            def _targets(self, model: nn.Module, strategy: str, retain: Outputs | None) -> list[dict[str, Tensor]]:
-                targets = super()._targets(model, strategy, retain)
-                if relabel is not None:
-                    outputs = self._outputs(model, self._forget_train, "Forget rows")
-                    labels = relabel(model, bench.batches(self._forget_train, shuffle=False), outputs)
-                    targets = [{**row, "pseudo_labels": label} for row, label in zip(targets, labels, strict=True)]
-                return targets
-
-        trainer = self._trainer(model or self.fresh(), Relabelling, options, callbacks)
-        trainer._prepared = self.remembered
+        plan, start = self.plan, model or self.fresh()
+        # A start with another head has the same inputs of its layers.
+        statistics = self.spaces.retained.bound_to(weight_hash(start), [])
+        readings = self._readings if model is None else None
+        self._readings.spared = 0.0
+        preparation = partial(SharedPreparation, bench=self, relabel=relabel, readings=readings)
+        trainer = self._trainer(start, options, callbacks, preparation, statistics)
         trainer.train()
-        assert trainer.plan is not None
-        needed = plan.seconds if trainer.args.null_space == "retained" else {}
-        own = trainer.plan.seconds["pseudo_labels"] + trainer.shared_seconds + trainer.unlearning_seconds
+        needed = {} if trainer.args.is_control else plan.seconds
+        own = trainer.plan.seconds["pseudo_labels"] + self._readings.spared + trainer.unlearning_seconds
         self.seconds = own + needed.get("statistics", 0.0) + needed.get("decomposition", 0.0)
         self.steps, self.stop_reason = trainer.state.global_step, trainer.stop_reason
         self.history = [entry for entry in trainer.state.log_history if "leak" in entry]
-        unlearned: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        unlearned: PreTrainedModel = trainer.unwrapped()
         return unlearned
 
     def same_subspace(self, args: UNSCConfig) -> bool:
@@ -224,7 +252,7 @@ class Workbench:
         """Batches of rows on the model's device, with "labels"; at most about `limit` rows."""
         generator = torch.Generator().manual_seed(seed)
         loader = DataLoader(
-            self.remembered(rows), batch_size=batch_size, shuffle=shuffle, collate_fn=self.collate, generator=generator
+            self.cached(rows), batch_size=batch_size, shuffle=shuffle, collate_fn=self.collate, generator=generator
         )
         seen = 0
         for batch in loader:
@@ -258,11 +286,10 @@ class Workbench:
                 seen += len(batch["labels"])
         return {name: value / max(seen, 1) for name, value in total.items()}
 
-    def retained_moments(self) -> dict[str, Moment]:
+    def retained_moments(self) -> dict[str, SecondMoment]:
         """Second moments of the retained rows' inputs, summed over classes, by key of the subspace."""
-        _ = self.plan  # the statistics are collected with it
-        statistics = self._gauge.retained_statistics
-        return statistics.pooled(self._gauge._kept_groups(statistics))
+        retained, trainer = self.spaces.retained, self._prepared_trainer
+        return retained.pooled(retained_groups(retained, trainer.task, trainer.rows))
 
     def leak(self, model: PreTrainedModel) -> float | None:
         """Held-out leak of a model with the original's shapes, None for another architecture."""
@@ -275,7 +302,7 @@ class Workbench:
             for layer in self.plan.selection.layers:
                 layer.weight.copy_(weights[layer.name])
         try:
-            return self._gauge.held_out_leak().total
+            return self._prepared_trainer.held_out_leak().total
         finally:
             self.plan.projection.restore()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import PIL.Image
+import torch
 from datasets import Dataset, Image
 from torch import Tensor, nn
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, default_data_collator
@@ -17,7 +19,6 @@ from ..errors import UnreadableRowError, UNSCError, first_line
 from .columns import check_dataset, find_label_column, find_text_columns, is_text
 
 _LISTED = 10  # row numbers in an error message
-_MEMORY = 512 * 2**20  # bytes of prepared rows that are kept
 
 
 def open_image(stored: Mapping[str, Any] | None) -> PIL.Image.Image:
@@ -193,23 +194,30 @@ def default_collator(processing_class: Any) -> Callable[[list[dict[str, Any]]], 
     return default_data_collator
 
 
-def read_once(prepared: Dataset, limit: int = _MEMORY) -> Dataset | list[dict[str, Any]]:
-    """Prepared rows as a list in memory, so that images are decoded and texts tokenised once for all epochs.
+class CachedRows(torch.utils.data.Dataset[dict[str, Any]]):
+    """Prepared rows that stay in memory once they were read: decoding and tokenising again takes as long as a small model.
+
+    The rows must not be changed.
 
     Args:
         prepared: rows ready for the model.
-        limit: bytes. A data set that would need more, judged by its first row, is returned as it is.
+        budget: bytes; once the cached rows take that many, all others are prepared anew each time.
     """
-    if len(prepared) == 0 or len(prepared) * sum(_bytes(value) for value in prepared[0].values()) > limit:
-        return prepared
-    rows: list[dict[str, Any]] = []
-    for start in range(0, len(prepared), 256):
-        rows += prepared.__getitems__(list(range(start, min(start + 256, len(prepared)))))
-    return rows
 
+    def __init__(self, prepared: Dataset, budget: int = 512 * 2**20) -> None:
+        self.prepared, self._rows = prepared, dict[int, dict[str, Any]]()
+        sizes = [value.nbytes if isinstance(value, Tensor) else sys.getsizeof(value) for value in prepared[0].values()]
+        self._most = budget // max(1, sum(sizes))
 
-def _bytes(value: Any) -> int:
-    """About how much memory a value takes."""
-    if isinstance(value, Tensor):
-        return value.element_size() * value.numel()
-    return 8 * len(value) + 56 if isinstance(value, list | tuple | str) else 64
+    def __len__(self) -> int:
+        return len(self.prepared)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        missing = [i for i in dict.fromkeys(indices) if i not in self._rows]
+        read = dict(zip(missing, self.prepared.__getitems__(missing), strict=True)) if missing else {}
+        for i in missing[: max(0, self._most - len(self._rows))]:
+            self._rows[i] = read[i]
+        return [read[i] if i in read else self._rows[i] for i in indices]

@@ -1,15 +1,17 @@
 """Closed-form erasure: the smallest change of one layer after which class means no longer give forgotten rows away.
 
-A linear probe tells the forgotten rows from the retained rows of a class by the difference of their means. LEACE (Belrose et al.,
-arXiv 2306.03819) takes such differences out of a feature by an affine map of least distortion. A network has no place for an
-affine map behind its last normalisation, but the layer that writes the feature can do the same: with `inputs` the differences of
-the means of its *input* rows, one column for each class, and `shifts` by how much the means of its *output* shall move,
+A linear probe tells the forgotten rows from the retained rows of a class by the difference of their means. LEACE
+(Belrose et al., arXiv 2306.03819) takes such differences out of a feature by an affine map of least distortion. A
+network has no place for an affine map behind its last normalisation, but the layer that writes the feature can do the
+same. Let `inputs` be the differences of the means of its input rows, one column each, and `shifts` how far the means
+of its output shall move:
 
-    dW = argmin tr(dW C dW^T)  subject to  dW inputs = shifts,   so   dW = shifts (inputs^T C^-1 inputs)^-1 inputs^T C^-1,
+    dW = argmin tr(dW C dW^T)  subject to  dW inputs = shifts,
+    so   dW = shifts (inputs^T C^-1 inputs)^-1 inputs^T C^-1,
 
-where C is the second moment of the retained rows: of all changes that do this, the one with the least leak. Its rank is the number of
-columns. Differences are taken *between rows of one class and the rows of one forgotten class that are re-labelled to it*: what
-tells the retained classes from each other stays.
+where C is the second moment of the retained rows. Of all changes that do this, it leaks least. Its rank is the number
+of columns. Differences are taken between retained rows of one class and the rows of one forgotten class that are re-
+labelled to it: what tells the retained classes from each other stays.
 """
 
 from __future__ import annotations
@@ -22,12 +24,10 @@ from torch import Tensor
 
 from ..errors import UNSCError
 
-SHARE = 0.05  # of the forgotten rows that must be re-labelled to a class before it counts: fewer have no mean worth the leak
+Pair = tuple[int, int]  # a forgotten class, and the retained class that rows of it are re-labelled to
 
-
+_SHARE = 0.05  # of the forgotten rows that must be re-labelled to a class: the mean of fewer is not worth the leak
 _FEW = 8  # classes that are taken where none has that share
-
-
 RIDGE = 0.01  # of the mean diagonal: directions that the rows hardly use are not known well enough to be relied on
 
 
@@ -62,7 +62,7 @@ def least_leak(inputs: Tensor, shifts: Tensor, moment: Tensor, ridge: float = RI
     """The change of a weight with `change @ inputs = shifts` and the least leak on rows of this second moment.
 
     Args:
-        inputs: differences of input means, (in, k); columns that depend on each other are asked for as far as they can be.
+        inputs: differences of input means, (in, k). Columns that depend on each other are met as far as they can be.
         shifts: wanted shifts of the output means, (out, k).
         moment: second moment of retained input rows, (in, in).
         ridge: see `ridged`.
@@ -73,44 +73,40 @@ def least_leak(inputs: Tensor, shifts: Tensor, moment: Tensor, ridge: float = RI
     return LowRank(shifts.double() @ inner @ mixed.T, right)
 
 
-Pair = tuple[int, int]  # a forgotten class, and the retained class that rows of it are re-labelled to
+def shared_pairs(own: Tensor, relabelled: Tensor, retained: Tensor) -> list[Pair]:
+    """Pairs of a forgotten class and a retained one to which at least 5 % of its rows are re-labelled.
 
-
-def shared_pairs(own: Tensor, relabelled: Tensor, retained: Tensor, share: float = SHARE) -> list[Pair]:
-    """Pairs of a forgotten class and a retained one to which at least `share` of its rows are re-labelled.
-
-    Where rows of a class are spread over so many others that none takes as much, the few that take most.
+    Where no retained class takes as much, the few that take most.
 
     Args:
-        own: true labels of the forgotten rows, (rows,).
-        relabelled: their new labels, (rows,).
+        own, relabelled: true and new labels of the forgotten rows, (rows,).
         retained: labels of the retained rows, (rows,).
 
     Raises:
         UNSCError: no class has two rows of either kind.
     """
-    found: list[Pair] = []
+    pairs: list[Pair] = []
     for c in torch.unique(own).tolist():
         mine = relabelled[own == c]
         ids, counts = torch.unique(mine, return_counts=True)
         there = torch.isin(ids, retained) & (counts >= 2)
         ids, counts = ids[there], counts[there]
-        enough = counts >= share * len(mine)
+        enough = counts >= _SHARE * len(mine)
         if len(ids) and not bool(enough.any()):
             enough = torch.zeros_like(enough).index_fill(0, counts.topk(min(_FEW, len(counts))).indices, True)
-        found += [(c, k) for k in ids[enough].tolist()]
-    if not found:
+        pairs += [(c, k) for k in ids[enough].tolist()]
+    if not pairs:
         raise UNSCError(
-            f"pseudo_labels: no retained class takes two of the {len(relabelled)} forgotten rows that were read, so there is no class "
-            "mean to move them to; use pseudo_labels='top1'."
+            f"pseudo_labels: no retained class takes two of the {len(relabelled)} forgotten rows that were read, so "
+            "there is no class mean to move them to; use pseudo_labels='top1'."
         )
-    return found
+    return pairs
 
 
 def differences(
     forgotten: Tensor, own: Tensor, relabelled: Tensor, retained: Tensor, labels: Tensor, pairs: Iterable[Pair]
 ) -> Tensor:
-    """Means of the forgotten rows of a pair minus those of the retained rows of its new class, a column each: (width, pairs).
+    """Mean of the forgotten rows of each pair minus the mean of the retained rows of its new class, (width, pairs).
 
     Args:
         forgotten, retained: rows, (rows, width).
@@ -129,7 +125,8 @@ def output_shifts(jacobian: Tensor, wanted: Tensor, ridge: float = RIDGE) -> Ten
 
     Args:
         jacobian: derivative of the mean feature by a constant added to the output, (features, out).
-        ridge: a normalisation behind the layer lets two directions hardly move; without a ridge these would take all.
+        wanted: see above.
+        ridge: a normalisation behind the layer lets two directions hardly move. Without it these would take all.
     """
     jacobian = jacobian.double()
     gram = jacobian @ jacobian.T

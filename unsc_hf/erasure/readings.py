@@ -1,26 +1,24 @@
-"""What a probe reads of a model: the input of its head, or a hidden state; and which layer writes it.
+"""What a probe reads of a model, and which layer writes it: a hidden state, or the input of the head.
 
-A reading gives one row per sample of a classifier (the head's input as it is; a hidden state as its mean over real tokens or
-positions, as the probe audit takes it), and one row per answer token of a language model.
+A reading gives one row for each sample of a classifier: the head's input as it is, or a hidden state as its mean over
+real tokens or positions, as the probe audit takes it. Of a language model it gives one row for each answer token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..data.dialogues import IGNORED
 from ..errors import UNSCError
 from ..models.head import find_head
 from ..models.hooks import NOT_INPUTS, capture_inputs, evaluation_mode
 from ..models.layers import ProtectedLayer, RowGeometry
-from .replay import Replay
-
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -31,13 +29,11 @@ class Reading:
         state: index of a hidden state, None for the head's input.
         head: the head.
         answers: whether rows are the answer tokens of a language model.
-        replay: while one layer changes, what the blocks before it gave; None runs all of them.
     """
 
     state: int | None
     head: ProtectedLayer
     answers: bool = False
-    replay: Replay | None = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -51,52 +47,48 @@ class Reading:
         """
         return read_all(model, [self], batch)[0]
 
-    def of_states(self, model: nn.Module, states: Sequence[Tensor] | None, batch: Mapping[str, Any]) -> Tensor:
-        """The reading from the model's hidden states; see `rows`."""
-        assert self.state is not None
-        if states is None or not self.state < len(states):
-            raise UNSCError(
-                f"features: {type(model).__name__} returns {0 if states is None else len(states)} hidden states, number {self.state} "
-                "was asked for; use 'head'."
-            )
-        state = states[self.state]
-        return self.answer_rows(state, batch) if self.answers else pooled(state, batch.get("attention_mask"))
-
-    def of_head(self, x: Tensor, batch: Mapping[str, Any]) -> Tensor:
-        """The reading from what the head was given; see `rows`."""
+    def select(self, state: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """The rows of a hidden state or of what the head was given; see `rows`."""
         if self.answers:
-            return self.answer_rows(x, batch)
-        if x.dim() != 2:
+            return answer_rows(state, batch)
+        if self.state is not None:
+            return _pooled(state, batch.get("attention_mask"))
+        if state.dim() != 2:
             raise UNSCError(
-                f"features: the head reads an input of shape {tuple(x.shape)}, expected (batch, width): one row for each sample."
+                f"features: the head reads an input of shape {tuple(state.shape)}, expected (batch, width): "
+                "one row for each sample."
             )
-        return x
-
-    @staticmethod
-    def answer_rows(x: Tensor, batch: Mapping[str, Any]) -> Tensor:
-        """Rows of (batch, tokens, width) that predict a labelled token."""
-        return x[:, :-1][batch["labels"][:, 1:] != IGNORED]
+        return state
 
 
 def read_all(model: nn.Module, readings: Sequence[Reading], batch: Mapping[str, Any]) -> list[Tensor]:
-    """Several readings of one head from a single forward pass; see `Reading.rows`. A single one may replay."""
+    """Several readings of one head from a single forward pass; see `Reading.rows`."""
     seen: list[Tensor] = []
     inputs = {name: value for name, value in batch.items() if name not in NOT_INPUTS}
     if any(reading.state is not None for reading in readings):
         inputs["output_hidden_states"] = True
-    replay = readings[0].replay if len(readings) == 1 else None
-    with (
-        nullcontext() if replay is None else replay(batch),
-        capture_inputs([readings[0].head], lambda _, x: seen.append(x)),
-    ):
-        states = getattr(model(**inputs), "hidden_states", None)
-    return [
-        reading.of_head(seen[-1], batch) if reading.state is None else reading.of_states(model, states, batch)
-        for reading in readings
-    ]
+    with capture_inputs([readings[0].head], lambda _, x: seen.append(x)):
+        states = getattr(model(**inputs), "hidden_states", None) or ()
+
+    def place(reading: Reading) -> Tensor:
+        if reading.state is None:
+            return seen[-1]
+        if reading.state >= len(states):
+            raise UNSCError(
+                f"features: {type(model).__name__} returns {len(states)} hidden states, number {reading.state} "
+                "was asked for; use 'head'."
+            )
+        return states[reading.state]
+
+    return [reading.select(place(reading), batch) for reading in readings]
 
 
-def pooled(state: Tensor, mask: Tensor | None) -> Tensor:
+def answer_rows(x: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """Rows of (batch, tokens, width) that predict a labelled token."""
+    return x[:, :-1][batch["labels"][:, 1:] != IGNORED]
+
+
+def _pooled(state: Tensor, mask: Tensor | None) -> Tensor:
     """Mean over tokens (batch, tokens, width) or positions (batch, width, height, breadth)."""
     if state.dim() == 4:
         return state.mean((2, 3))
@@ -106,23 +98,20 @@ def pooled(state: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def find_readings(model: nn.Module, layers: bool, answers: bool, batch: Mapping[str, Any]) -> list[Reading]:
-    """The head's input, and with `layers` every hidden state before it but the embeddings: what pixels and words give away by
-    themselves is nothing that the model has learned.
+    """The head's input, and with `layers` every hidden state before it, which a small batch shows.
 
-    Args:
-        model: a classifier or a causal language model.
-        answers: whether it is the latter.
-        batch: a small batch, to see how many hidden states there are.
+    The embeddings are left out: what pixels and words give away by themselves is nothing that the model has learned.
+    `answers` says that the model is a causal language model, not a classifier.
 
     Raises:
         UNSCError: no linear head, or hidden states that the model does not return.
     """
+    network: Any = model
     if answers:
-        module = model.get_output_embeddings()  # type: ignore[operator]
-        head = ProtectedLayer("head", module, RowGeometry("linear", 1, module.weight.shape[1]))
+        name, module = "head", network.get_output_embeddings()
     else:
-        name, module = find_head(model, int(model.config.num_labels))  # type: ignore[union-attr, arg-type]
-        head = ProtectedLayer(name, module, RowGeometry("linear", 1, module.in_features))
+        name, module = find_head(model, int(network.config.num_labels))
+    head = ProtectedLayer(name, module, RowGeometry("linear", 1, module.weight.shape[1]))
     readings = [Reading(None, head, answers)]
     if not layers:
         return readings
@@ -139,9 +128,7 @@ def find_writer(
 ) -> ProtectedLayer | None:
     """The last of `layers` to run of those that the reading depends on; None when it depends on none (embeddings).
 
-    Args:
-        layers: modules that may be changed (a LoRA layer as a whole, not its factor); the head is left out.
-        batch: a small batch.
+    `layers` are modules that may be changed (a LoRA layer as a whole, not its factor); the head is left out.
     """
     order: list[ProtectedLayer] = []
     outputs: list[Tensor] = []
@@ -161,34 +148,41 @@ def find_writer(
         read = reading.rows(model, batch).sum()
         if not outputs or not read.requires_grad:
             return None
-        found = torch.autograd.grad(read, outputs, allow_unused=True)
-    reached = [layer for layer, gradient in zip(order, found, strict=True) if gradient is not None]
+        gradients = torch.autograd.grad(read, outputs, allow_unused=True)
+    reached = [layer for layer, gradient in zip(order, gradients, strict=True) if gradient is not None]
     return reached[-1] if reached else None
 
 
-@dataclass(frozen=True)
-class Written:
-    """A reading, and what its writer read for it.
-
-    Attributes:
-        features: the reading, (rows, width).
-        inputs: input rows of the writer, averaged over positions as much as the reading depends on each, (rows, in).
-        jacobian: derivative of the mean feature by a constant added to the writer's output, (width, out); None if not asked for.
-    """
-
-    features: Tensor
-    inputs: Tensor
-    jacobian: Tensor | None
-
-
 def read_writer(
-    model: nn.Module, writer: ProtectedLayer, reading: Reading, batch: Mapping[str, Any], jacobian: bool = False
-) -> Written:
-    """One forward pass of a batch, cut open at the output of `writer`.
+    model: nn.Module, writer: ProtectedLayer, reading: Reading, batch: Mapping[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """A reading (rows, width), and the input rows of its writer (rows, in), in float32 on the CPU.
 
-    Raises:
-        UNSCError: as `Reading.rows`.
+    The inputs are averages over positions, weighted by how much the reading depends on each.
     """
+    with _cut_behind(model, writer) as (inputs, outputs):
+        read = reading.rows(model, batch)
+        if reading.answers:
+            x = answer_rows(inputs[-1], batch)
+        else:
+            # Which positions count, and how much: one backward pass from the reading to the writer.
+            direction = torch.randn(read.shape[1], generator=torch.Generator().manual_seed(0)).to(read)
+            slope = _slope(writer, (read @ direction).sum(), outputs[-1])
+            x = _weighted(writer, inputs[-1], slope.norm(dim=2))
+    return read.detach().float().cpu(), x.float().cpu()
+
+
+def jacobian(model: nn.Module, writer: ProtectedLayer, reading: Reading, batch: Mapping[str, Any]) -> Tensor:
+    """Derivative of the mean feature by a constant added to the writer's output, float64, (width, out)."""
+    with _cut_behind(model, writer) as (_, outputs):
+        means = reading.rows(model, batch).mean(0)
+        rows = [_slope(writer, mean, outputs[-1]).sum((0, 1)) for mean in means]
+    return torch.stack(rows).double().cpu()
+
+
+@contextmanager
+def _cut_behind(model: nn.Module, layer: ProtectedLayer) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Inside, gradients go back to the output of a layer and no further. Yields its inputs and outputs of each pass."""
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
 
@@ -197,36 +191,20 @@ def read_writer(
         outputs.append(output.detach().requires_grad_())
         return outputs[-1]
 
-    handle = writer.module.register_forward_hook(hook)
+    handle = layer.module.register_forward_hook(hook)
     try:
         with evaluation_mode(model, gradients=True):
-            read = reading.rows(model, batch)
-            z = outputs[-1]
-            if reading.answers:
-                x = reading.answer_rows(inputs[-1], batch)
-            else:
-                # Which positions count, and how much: one backward pass of the tail behind the writer.
-                direction = torch.randn(read.shape[1], generator=torch.Generator().manual_seed(0)).to(read)
-                (slope,) = torch.autograd.grad((read @ direction).sum(), z, retain_graph=jacobian)
-                x = _weighted(writer, inputs[-1], _by_position(writer, slope).norm(dim=2))
-            slopes = None
-            if jacobian:
-                means = read.mean(0)
-                rows = [
-                    _by_position(writer, torch.autograd.grad(mean, z, retain_graph=True)[0]).sum((0, 1))
-                    for mean in means
-                ]
-                slopes = torch.stack(rows).double().cpu()
+            yield inputs, outputs
     finally:
         handle.remove()
-    return Written(read.detach().float().cpu(), x.float().cpu(), slopes)
 
 
-def _by_position(writer: ProtectedLayer, output: Tensor) -> Tensor:
-    """An output of a layer as (batch, positions, out)."""
-    if writer.geometry.kind == "conv2d":
-        return output.flatten(2).transpose(1, 2)
-    return output.reshape(len(output), -1, output.shape[-1])
+def _slope(layer: ProtectedLayer, value: Tensor, output: Tensor) -> Tensor:
+    """Derivative of a number by a layer's output, (batch, positions, out)."""
+    (slope,) = torch.autograd.grad(value, output, retain_graph=True)
+    if layer.geometry.kind == "conv2d":
+        return slope.flatten(2).transpose(1, 2)
+    return slope.reshape(len(slope), -1, slope.shape[-1])
 
 
 def _weighted(writer: ProtectedLayer, x: Tensor, weights: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -15,7 +16,7 @@ from .closed_form import LowRank
 
 
 def folding_sites(model: nn.Module, layers: Sequence[ProtectedLayer]) -> list[ProtectedLayer]:
-    """The modules whose outputs these layers make: the layers themselves, or the LoRA layers that their factors belong to.
+    """The modules whose outputs these layers make: the layers themselves, or the LoRA layers of their factors.
 
     Args:
         model: a PEFT model where `layers` are `lora_A` factors.
@@ -45,22 +46,24 @@ class _Fold:
 class Folds:
     """Changes of several layers, each of which can be taken back or scaled.
 
-    An adapter takes a change as further rows of A and columns of B, and its rank and scale are noted in the PEFT config, so that the
-    saved adapter loads as any other.
+    An adapter takes a change as further rows of A and columns of B. Its rank and scale are noted in the PEFT config, so
+    that the saved adapter loads as any other.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
+        self._sites: dict[str, ProtectedLayer] = {}
         self._start: dict[str, tuple[Tensor, ...]] = {}
         self._folds: dict[str, list[_Fold]] = {}
-        self._sites: dict[str, ProtectedLayer] = {}
 
     def fold(self, site: ProtectedLayer, change: LowRank) -> None:
         """Add a change (out, in) to a site."""
         if site.name not in self._sites:
-            self._sites[site.name] = site
-            self._start[site.name] = tuple(weight.detach().clone() for weight in self._weights(site))
-        self._folds.setdefault(site.name, []).append(_Fold(change))
+            lora = site.module if isinstance(site.module, LoraLayer) else None
+            weights = [lora.lora_A[ADAPTER].weight, lora.lora_B[ADAPTER].weight] if lora else [site.weight]
+            self._sites[site.name], self._folds[site.name] = site, []
+            self._start[site.name] = tuple(weight.detach().clone() for weight in weights)
+        self._folds[site.name].append(_Fold(change))
         self._write(site)
 
     def unfold(self, site: ProtectedLayer) -> None:
@@ -69,7 +72,7 @@ class Folds:
         self._write(site)
 
     def scale(self, factor: float) -> None:
-        """Write every change so far times a factor; 1 is what was folded, and what is folded later."""
+        """Write every change so far times a factor; 1 is what was folded. Later changes are written whole."""
         for name, site in self._sites.items():
             for fold in self._folds[name]:
                 fold.factor = factor
@@ -85,12 +88,6 @@ class Folds:
         for name, site in self._sites.items():
             self._folds[name].clear()
             self._write(site)
-
-    @staticmethod
-    def _weights(site: ProtectedLayer) -> tuple[nn.Parameter, ...]:
-        if isinstance(site.module, LoraLayer):
-            return site.module.lora_A[ADAPTER].weight, site.module.lora_B[ADAPTER].weight
-        return (site.weight,)
 
     @torch.no_grad()
     def _write(self, site: ProtectedLayer) -> None:
@@ -118,9 +115,9 @@ class Folds:
         rank = down.weight.shape[0]
         for module, attribute in ((down, "out"), (up, "in")):
             setattr(module, f"{attribute}_{'features' if isinstance(module, nn.Linear) else 'channels'}", rank)
-        config: LoraConfig = self._model.peft_config[ADAPTER]  # type: ignore[index]
-        lora.r[ADAPTER] = rank
+        model: Any = self._model
+        config: LoraConfig = model.peft_config[ADAPTER]
         alpha = scale * (rank**0.5 if config.use_rslora else rank)
-        lora.lora_alpha[ADAPTER] = alpha
+        lora.r[ADAPTER], lora.lora_alpha[ADAPTER] = rank, alpha
         config.rank_pattern = {**config.rank_pattern, name: rank}
         config.alpha_pattern = {**config.alpha_pattern, name: alpha}

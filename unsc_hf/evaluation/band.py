@@ -1,6 +1,6 @@
 """The target of forgetting is a band, not zero: what models that never saw the rows say of them.
 
-A feature that says less than theirs is over-erased, and draws attention as one does that says more.
+A feature that says less than theirs is over-erased. It draws attention, as one does that says more.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Band:
 def choose_strength(read: Callable[[float], float], band: Band, start: float, tries: int = TRIES) -> float:
     """The strength of erasure whose reading lies nearest the middle of the band.
 
-    The reading falls as the strength grows, so places are halved between 0 and 1; it ends as soon as a reading lies in the inner half of
-    the band.
+    The reading falls as the strength grows, so the interval [0, 1] is bisected. The search ends as soon as a reading
+    lies in the inner half of the band.
 
     Args:
         read: reading on *validation* rows at a strength in [0, 1].

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
@@ -51,8 +51,6 @@ class Certificate:
         stop_reason: why unlearning ended.
         merged: drift after the adapter is merged into the base weights, by the dtype they are then stored in ("float32",
             "bfloat16"); None without an adapter.
-        sampled_rows: activation rows that the leak of a layer was measured on, by layer name, where its input is too wide for
-            the moment of all of them.
         held_out: False when the statistics were given by the caller and may contain these rows.
     """
 
@@ -65,7 +63,6 @@ class Certificate:
     stop_reason: str | None
     held_out: bool = True
     merged: dict[str, LogitDrift] | None = None
-    sampled_rows: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

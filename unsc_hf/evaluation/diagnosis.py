@@ -1,8 +1,8 @@
-"""Where forgotten classes can be read: linear probes of each layer's input, of its part in the retained span, and of the rest.
+"""Where forgotten classes can be read, by linear probes of each layer's input.
 
-What a layer reads inside the span of the retained activations it passes on as before, whatever an update confined to the null
-space does to its weights: that part bounds from below what can still be read behind a layer whose inputs stay as they are.
-The probe is the one of `probes.linear_probe` (Alain and Bengio, arXiv 1610.01644).
+An input is split into its part in the span of the retained activations, and the rest. A layer passes the first part on
+as before, whatever an update in the null space does to its weights. So this part bounds from below what can still be
+read behind a layer whose inputs stay as they are. The probe is `linear_probe` (Alain and Bengio, arXiv 1610.01644).
 """
 
 from __future__ import annotations
@@ -34,7 +34,13 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Readability:
-    """Test accuracy of probes on the forgotten classes (macro): on an input as it is, on its part in the span, on the rest."""
+    """Test accuracy on the forgotten classes (macro) of a probe.
+
+    Attributes:
+        whole: of the input as it is.
+        inside: of its part in the span of the retained activations.
+        free: of the rest; None where nothing is left.
+    """
 
     whole: float | None
     inside: float | None
@@ -43,7 +49,7 @@ class Readability:
 
 def pooled_inputs(model: nn.Module, layers: Sequence[ProtectedLayer], batches: Iterable[Mapping[str, Any]]) -> Inputs:
     """Run the model over batches with "labels", and average each layer's inputs over the real tokens of a sample."""
-    found: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
+    means: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
     labels: list[Tensor] = []
     mask: Tensor | None = None
 
@@ -54,19 +60,19 @@ def pooled_inputs(model: nn.Module, layers: Sequence[ProtectedLayer], batches: I
         real = row_mask(x, mask)
         weight = torch.ones(rows.shape[1:3], device=x.device) if real is None else real.reshape(x.shape[0], -1).float()
         mean = (rows * weight[None, :, :, None]).sum(2) / weight.sum(1).clamp_min(1)[None, :, None]
-        found[layer.name].append(mean.transpose(0, 1).cpu())
+        means[layer.name].append(mean.transpose(0, 1).cpu())
 
     for batch in batches:
         mask = batch.get("attention_mask")
         with evaluation_mode(model), capture_inputs(layers, keep):
             model(**{name: value for name, value in batch.items() if name not in NOT_INPUTS})
         labels.append(batch["labels"].cpu())
-    return Inputs({name: torch.cat(parts) for name, parts in found.items()}, torch.cat(labels))
+    return Inputs({name: torch.cat(parts) for name, parts in means.items()}, torch.cat(labels))
 
 
 def split_input(x: Tensor, basis: Tensor, ranks: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Parts of inputs (samples, groups, width) inside the span of the first `ranks[g]` columns of `basis` (groups, width,
-    width), and in the rest; they add up to the whole."""
+    """Split inputs (samples, groups, width): their parts inside the span of the first `ranks[g]` columns of `basis`
+    (groups, width, width), and the rest. The two add up to the whole."""
     kept = torch.arange(basis.shape[-1])[None, :] < torch.tensor(list(ranks))[:, None]
     span = basis * kept[:, None, :]
     inside = torch.einsum("sgw,gwk,gvk->sgv", x.double(), span, span)
@@ -79,6 +85,7 @@ def readability(
     """Probes taught on the inputs of layer `name`, and asked for the forgotten classes.
 
     Args:
+        name: of the layer.
         taught, asked: training and test rows of all classes.
         basis: (groups, width, width), as `LayerSubspace.basis`.
         ranks: columns that span what is kept, by group.

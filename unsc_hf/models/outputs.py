@@ -55,6 +55,12 @@ class Outputs:
             raise TypeError("outputs were collected without features; pass features=True.")
         return self.features
 
+    def need_samples(self) -> Tensor:
+        """The sample of each row; it is a programming error to ask where every row is a sample."""
+        if self.samples is None:
+            raise TypeError("these outputs have one row for each sample.")
+        return self.samples
+
     def first(self, max_elements: int | None) -> Outputs:
         """The first rows, at least one, that have at most `max_elements` logits together; all when None."""
         rows = len(self.logits) if max_elements is None else max(1, max_elements // self.logits.shape[1])

@@ -15,59 +15,32 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from ..errors import UNSCError
-from ..models.layers import ADAPTER, LayerSelection, ProtectedLayer, plain_name, row_geometry
+from ..models.layers import ADAPTER, ProtectedLayer, plain_name, row_geometry
 from ..utils.distributed import cut_like, is_sharded, local, own_rows, whole
 from ..utils.precision import full_float32
-from .moments import Moment, SecondMoment
-from .projection import NullSpaceProjection
-from .sketch import MomentSketch
-from .subspace import LayerSubspace, Subspace, descending_eigh
+from .moments import SecondMoment
+from .projection import NullSpaceProjection, Projector
+from .rules import descending_eigh
+from .subspace import LayerSubspace, Subspace
 
 logger = logging.getLogger(__name__)
 
 
-_LEAST_SHARE = 1e-7  # of the largest singular value: what is smaller is rounding
-
-
 def null_space_start(
-    subspace: LayerSubspace, forgotten: Moment, rank: int, device: torch.device | str = "cpu"
+    subspace: LayerSubspace, forgotten: SecondMoment, rank: int, device: torch.device | str = "cpu"
 ) -> Tensor:
     """Rows for A, shape (rank, width), float64: the principal directions of the forgotten rows inside the null space.
 
-    They are found on `device`. They are orthogonal, with norm sqrt(width / rank), so that a step of B moves the product as far as the same step of
-    full fine-tuning would move W: one learning rate serves both. Rows beyond the capacity are zero, and stay zero.
+    They are found on `device`. They are orthogonal, with norm sqrt(width / rank): a step of B then moves the product as
+    far as the same step of full fine-tuning would move W, so one learning rate serves both. Rows beyond the capacity
+    are zero, and stay zero.
     """
     start = torch.zeros(rank, subspace.width, dtype=torch.float64, device=device)
-    basis, forgotten = subspace.basis[0].to(device), forgotten.to(device)
-    if isinstance(forgotten, SecondMoment) and not subspace.thin:
-        free = basis[:, subspace.ranks[0] :]
-        _, vectors = descending_eigh(free.mT @ forgotten.matrix @ free)
-        used = min(rank, free.shape[1])
-        found = free @ vectors[0, :, :used]
-    else:
-        found = _sketched_start(basis[:, : subspace.ranks[0]], forgotten, rank)
-    start[: found.shape[1]] = found.mT * math.sqrt(subspace.width / rank)
+    free = subspace.basis[0].to(device)[:, subspace.ranks[0] :]
+    _, vectors = descending_eigh(free.mT @ forgotten.to(device).matrix @ free)
+    used = min(rank, free.shape[1])
+    start[:used] = (free @ vectors[0, :, :used]).mT * math.sqrt(subspace.width / rank)
     return start
-
-
-def _sketched_start(kept: Tensor, forgotten: Moment, rank: int) -> Tensor:
-    """Principal directions, shape (width, at most rank), of forgotten rows outside the span of `kept`, where one of the two is
-    known from a sketch: those of (I - S S^T) E with F^ = E E^T."""
-    if isinstance(forgotten, MomentSketch):
-        factor, _ = forgotten.factor()
-    elif isinstance(forgotten, SecondMoment):
-        values, vectors = descending_eigh(forgotten.matrix)
-        factor = vectors[0] * values[0].sqrt()
-    else:
-        raise UNSCError("statistics: a sample of rows gives adapters no start; collect the forgotten rows' moments.")
-    outside = factor - kept @ (kept.mT @ factor)
-    vectors, values, _ = torch.linalg.svd(outside, full_matrices=False)
-    above = int((values > _LEAST_SHARE * torch.linalg.matrix_norm(factor, 2)).sum())
-    found = vectors[:, : min(rank, above, kept.shape[0] - kept.shape[1])]
-    found, _ = torch.linalg.qr(
-        found - kept @ (kept.mT @ found)
-    )  # small values' directions are orthogonal to S up to rounding only
-    return found
 
 
 class LoraProjection(NullSpaceProjection):
@@ -81,34 +54,47 @@ class LoraProjection(NullSpaceProjection):
         model: nn.Module,
         layers: Sequence[ProtectedLayer],
         subspace: Subspace,
-        forgotten: Mapping[str, Moment],
+        forgotten: Mapping[str, SecondMoment] | None,
         identity: bool = False,
     ) -> None:
-        """
+        """Start the A factors inside the null space.
+
         Args:
             model: the PEFT model; its B factors are zero.
             layers: its `lora_A` factors.
             subspace: retained subspaces, by the names of the base layers.
-            forgotten: second moments of the forgotten rows by key of `subspace`.
+            forgotten: second moments of the forgotten rows by key of `subspace`; None projects PEFT's own start.
             identity: no projection, for controls: A keeps PEFT's own start.
         """
         self._lora = {
             plain_name(name): module for name, module in model.named_modules() if isinstance(module, LoraLayer)
         }
+        if not identity:
+            self._start_inside([layer for layer in layers if subspace[layer.name].has_capacity], subspace, forgotten)
+        super().__init__(layers, subspace, identity)
+
+    @torch.no_grad()
+    def _start_inside(
+        self, layers: Sequence[ProtectedLayer], subspace: Subspace, forgotten: Mapping[str, SecondMoment] | None
+    ) -> None:
         starts: dict[tuple[str, int], Tensor] = {}  # layers that read one input begin alike
-        with torch.no_grad():
-            for layer in layers:
-                here, key = subspace[layer.name], subspace.module_keys[layer.name]
-                if identity or not here.has_capacity:
-                    continue
-                rank = layer.weight.shape[0]
-                if rank > here.capacity:
-                    logger.warning("%s: rank %d is reduced to its capacity, %d.", layer.name, rank, int(here.capacity))
+        for layer in layers:
+            here, key, rank = subspace[layer.name], subspace.module_keys[layer.name], layer.weight.shape[0]
+            if rank > here.capacity:
+                logger.warning("%s: rank %d is reduced to its capacity, %d.", layer.name, rank, int(here.capacity))
+            if forgotten is None:
+                own = layer.as_matrix(whole(layer.weight.detach())).double()
+                start = Projector.from_subspace(here).to(torch.float64, own.device)(own)
+            else:
                 if (key, rank) not in starts:
                     starts[key, rank] = null_space_start(here, forgotten[key], rank, layer.weight.device)
-                start = layer.from_matrix(starts[key, rank][None])
-                local(layer.weight).copy_(cut_like(start, layer.weight))
-        super().__init__(layers, subspace, identity)
+                start = starts[key, rank][None]
+            local(layer.weight).copy_(cut_like(layer.from_matrix(start), layer.weight))
+
+    def trained_names(self, freeze_a: bool = False) -> set[str]:
+        """Names of the A and B factors; with `freeze_a` of the B factors alone."""
+        free = {layer.weight_name.replace(".lora_A.", ".lora_B.") for layer in self.layers}
+        return free if freeze_a else free | super().trained_names()
 
     def free_weights(self) -> dict[str, nn.Parameter]:
         """The B factors that are trained, by layer name."""
@@ -120,7 +106,7 @@ class LoraProjection(NullSpaceProjection):
         return self._share(layer, self._base(layer).as_matrix(whole(lora.get_delta_weight(ADAPTER).detach())))
 
     def measured(self, layer: ProtectedLayer) -> Tensor:
-        """s R A with B = Q R: as many rows as the rank, not as many as there are outputs. Of sharded factors the product."""
+        """s R A with B = Q R, which has as many rows as the rank, not as many as outputs; of sharded factors s B A."""
         if is_sharded(layer.weight):
             return self.change(layer)
         lora, rows = self._lora[layer.name], layer.as_matrix(layer.weight.detach()).double()
@@ -133,7 +119,7 @@ class LoraProjection(NullSpaceProjection):
 
     @staticmethod
     def _share(layer: ProtectedLayer, matrix: Tensor) -> Tensor:
-        """Where the factors are sharded, a product has to be put together; each process then counts its own rows of it."""
+        """Of a product of sharded factors, which every process then holds whole, the rows that this process counts."""
         return own_rows(matrix) if is_sharded(layer.weight) else matrix
 
     def _base(self, layer: ProtectedLayer) -> ProtectedLayer:
@@ -156,8 +142,3 @@ class LoraProjection(NullSpaceProjection):
         for name, weight in self.free_weights().items():
             mine = local(weight)
             mine.copy_(torch.zeros_like(mine) if weights is None else weights[f"{name} (B)"])
-
-
-def free_names(selection: LayerSelection) -> set[str]:
-    """Parameter names of the B factors that belong to the selected layers."""
-    return {layer.weight_name.replace(".lora_A.", ".lora_B.") for layer in selection.layers}

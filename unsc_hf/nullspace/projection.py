@@ -1,15 +1,14 @@
 """Keeps weight changes inside the null space of the retained rows, and measures how far outside they are.
 
-Everything here is torch only, and no dense (width, width) projector is ever formed: P = I - S S^T = N N^T is applied by
-the thinner of the two factors.
+No dense (width, width) projector is ever formed: P = I - S S^T = N N^T is applied by the thinner of the two factors.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,8 +17,8 @@ from torch import Tensor
 from ..models.layers import ProtectedLayer
 from ..utils.distributed import cut_like, gather_like, is_sharded, local, own_rows, summed
 from ..utils.precision import full_float32
-from .moments import Measurable
-from .storage import Shelf, is_large
+from .moments import SecondMoment
+from .storage import mapped_if_large
 from .subspace import LayerSubspace, Subspace
 
 
@@ -38,22 +37,17 @@ class Projector:
 
     @classmethod
     def from_subspace(cls, subspace: LayerSubspace) -> Projector:
-        """The thinner factor of the two (of a sketched layer the only one), in float64 as the subspace has it."""
+        """The thinner factor of the two, in float64 as the subspace has it."""
         width = subspace.width
         keep, free = max(subspace.ranks), width - min(subspace.ranks)
-        complement = keep <= free or subspace.thin
-        index = torch.arange(subspace.basis.shape[-1])
+        complement = keep <= free
+        index = torch.arange(width)
         ranks = torch.tensor(subspace.ranks)[:, None]
         if complement:
             factor = subspace.basis[..., :keep] * (index < ranks)[:, None, :keep]
         else:
             factor = subspace.basis[..., width - free :] * (index >= ranks)[:, None, width - free :]
         return cls(factor.contiguous(), complement)
-
-    def shelved(self, shelf: Shelf) -> Callable[[], Projector]:
-        """What reads this projector back."""
-        read, complement = shelf.put(self.factor), self.complement
-        return lambda: Projector(read(), complement)
 
     def to(self, dtype: torch.dtype, device: torch.device) -> Projector:
         """The same projector in another precision, on another device."""
@@ -68,38 +62,46 @@ class Projector:
 class NullSpaceProjection:
     """Projectors and starting weights of all layers that are trained.
 
-    The starting weights W_0 are copied when the object is made: make it before the first step, from the original model. Of weights
-    that are sharded then (FSDP2), each process keeps and projects its own rows.
+    The starting weights W_0 are copied when the object is made: make it from the original model, before the first step.
+    Of weights that are sharded then (FSDP2), each process keeps and projects its own rows.
+
+    Attributes:
+        layers: the layers that have capacity; the others are left out.
+        identity: whether projection is switched off.
     """
 
     def __init__(self, layers: Sequence[ProtectedLayer], subspace: Subspace, identity: bool = False) -> None:
         """`identity` switches projection off, for controls; displacement and leak are measured all the same."""
         self.layers = [layer for layer in layers if subspace[layer.name].has_capacity]
         self.identity = identity
-        exact: dict[str, Projector] = {}  # in float64, by key of the layer's input
-        shared: dict[tuple[str, torch.dtype, torch.device], Projector] = {}
-        self._keys: dict[str, str] = {}
+        self._keys = {layer.name: subspace.module_keys[layer.name] for layer in self.layers}
+        self._exact: dict[str, Projector] = {}  # in float64, by key of the layer's input
         self._projectors: dict[str, Projector] = {}
         self._start: dict[str, Tensor] = {}
-        self._start_energy: dict[str, tuple[Measurable, float]] = {}
+        self._start_energy: dict[str, tuple[SecondMoment, float]] = {}
+        shared: dict[tuple[str, torch.dtype, torch.device], Projector] = {}
         for layer in self.layers:
-            weight, name = local(layer.weight.detach()), subspace.module_keys[layer.name]
-            if name not in exact:
-                exact[name] = Projector.from_subspace(subspace[layer.name])
-            key = (name, weight.dtype, weight.device)
-            if key not in shared:
-                shared[key] = exact[name].to(weight.dtype, weight.device)
-            self._keys[layer.name], self._projectors[layer.name] = name, shared[key]
+            weight, key = local(layer.weight.detach()), self._keys[layer.name]
+            if key not in self._exact:
+                self._exact[key] = Projector.from_subspace(subspace[layer.name])
+            kind = (key, weight.dtype, weight.device)
+            if kind not in shared:
+                shared[kind] = self._exact[key].to(weight.dtype, weight.device)
+            self._projectors[layer.name] = shared[kind]
             self._start[layer.name] = weight.clone()
-        self._exact: dict[str, Callable[[], Projector]] = {
-            name: partial(Projector, projector.factor, projector.complement) for name, projector in exact.items()
-        }
 
-    def shelve(self, shelf: Shelf) -> None:
-        """Put the large float64 projectors away until they are asked for: in a step those in the weights' precision serve."""
-        for name, read in self._exact.items():
-            if is_large(read().factor):
-                self._exact[name] = read().shelved(shelf)
+    def trained_names(self, freeze_a: bool = False) -> set[str]:
+        """Names of the parameters that are trained.
+
+        Args:
+            freeze_a: leave out what is projected where something else is trained beside it: the A factors of adapters.
+        """
+        return {layer.weight_name for layer in self.layers}
+
+    def keep_on_disk(self, folder: str | os.PathLike[str]) -> None:
+        """Keep the large float64 projectors in files in `folder`: a step uses those in the weights' precision."""
+        for key, projector in self._exact.items():
+            self._exact[key] = replace(projector, factor=mapped_if_large(projector.factor, folder))
 
     @torch.no_grad()
     @full_float32()
@@ -126,7 +128,7 @@ class NullSpaceProjection:
             weight, start = local(layer.weight), self._start[layer.name]
             projector = self._projectors[layer.name]
             if dtype is not None and dtype != weight.dtype:
-                projector = self._exact[self._keys[layer.name]]().to(dtype, weight.device)
+                projector = self._exact[self._keys[layer.name]].to(dtype, weight.device)
             change = weight.to(projector.factor.dtype) - start
             weight.copy_(_projected(layer, change, projector).add_(start))
 
@@ -143,7 +145,7 @@ class NullSpaceProjection:
         return _rows(layer, self._start[layer.name])
 
     def _summed(self, values: Sequence[float]) -> list[float]:
-        """Sums over the rows of all processes, of sums over this one's."""
+        """Sums over the weight rows of all processes, from sums over the rows of this one."""
         sharded = [layer.weight.device for layer in self.layers if is_sharded(layer.weight)]
         return summed(values, sharded[0]) if sharded else list(values)
 
@@ -164,40 +166,41 @@ class NullSpaceProjection:
         """Norm of W - W_0 as a share of that of W_0, over all layers (Frobenius)."""
         moved, start = self._summed(
             [
-                sum(float(of(layer).double().square().sum()) for layer in self.layers)
-                for of in (self.measured, self.original)
+                sum(float(matrix(layer).double().square().sum()) for layer in self.layers)
+                for matrix in (self.measured, self.original)
             ]
         )
         return math.sqrt(moved / start) if start > 0 else 0.0
 
     @torch.no_grad()
-    def leak(self, moments: Mapping[str, Measurable], module_keys: Mapping[str, str]) -> Leak:
+    def leak(self, moments: Mapping[str, SecondMoment], module_keys: Mapping[str, str]) -> Leak:
         """Leak of the current displacement on rows with these moments (usually held-out retained rows).
 
         Args:
-            moments: second moment by key, or a sample of rows where the moment did not fit.
+            moments: second moment of the rows by key.
             module_keys: key by module name.
         """
-        names = [layer.name for layer in self.layers]
-        changed: dict[str, float] = {}
-        original: dict[str, float] = {}
+        changed, original = [], []
         for layer in self.layers:
             moment = moments[module_keys[layer.name]]
-            changed[layer.name] = moment.energy(self.measured(layer))
+            changed.append(moment.energy(self.measured(layer)))
             known = self._start_energy.get(layer.name)
             if known is None or known[0] is not moment:  # W_0 does not change: measured once for the same rows
-                energy = moment.energy(self.original(layer))
-                known = self._start_energy[layer.name] = (moment, energy)
-            original[layer.name] = known[1]
-        both = self._summed([*changed.values(), *original.values()])
-        changed, original = dict(zip(names, both, strict=False)), dict(zip(names, both[len(names) :], strict=True))
-        per_layer = {name: _share(changed[name], original[name]) for name in changed}
-        return Leak(_share(sum(changed.values()), sum(original.values())), per_layer)
+                known = self._start_energy[layer.name] = (moment, moment.energy(self.original(layer)))
+            original.append(known[1])
+        both = self._summed([*changed, *original])
+        changed, original = both[: len(changed)], both[len(changed) :]
+        names = [layer.name for layer in self.layers]
+        per_layer = {name: _share(*energies) for name, *energies in zip(names, changed, original, strict=True)}
+        return Leak(_share(sum(changed), sum(original)), per_layer)
 
 
 def _projected(layer: ProtectedLayer, part: Tensor, projector: Projector) -> Tensor:
-    """`part` of a gradient or displacement times P, in the parameter's own shape. Where a shard does not hold whole rows of the
-    matrix (`Conv1D` is stored transposed), the processes put the parts together first."""
+    """`part` of a gradient or displacement times P, in the parameter's own shape.
+
+    Where a shard does not hold whole rows of the matrix (`Conv1D` is stored transposed), the processes put the parts
+    together first.
+    """
     weight = layer.weight
     if layer.stored_by_rows or not is_sharded(weight):
         return layer.from_matrix(projector(layer.as_matrix(part)))

@@ -1,77 +1,211 @@
-"""Large tensors that are needed now and then, kept in a file between times."""
+"""Moments on disk: statistics that are saved and loaded, and tensors that live in a file while a run goes on."""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..errors import UNSCError
+from ..errors import UNSCError, first_line
+from ..utils.files import write_beside, write_text
+from ..utils.fingerprint import Fingerprint, file_hash
 from ..utils.sizes import format_size
-from .moments import Measurable, SecondMoment
+from .moments import SecondMoment
 
-_LEAST_BYTES = 2**22  # of a tensor that is worth a file: smaller ones are read faster than they are missed
-
-
-def is_large(tensor: Tensor) -> bool:
-    """Whether a tensor takes so much memory that it should not stay there unused (4 MiB)."""
-    return tensor.nbytes >= _LEAST_BYTES
+LEAST_BYTES = 2**22  # Of a tensor that is worth a file.
+_FORMAT = "unsc_hf.activation_statistics.v1"
+_META = "statistics.json"
+_PENDING = "statistics.pending.json"
 
 
-class Shelf:
-    """A nameless file in a folder, for tensors that are read back each time they are needed. The system takes the file away with the last
-    tensor on it, and also when the process is killed.
+# ---- while a run goes on --------------------------------------------------------------------------------------------
+
+
+def mapped(tensor: Tensor, folder: str | os.PathLike[str]) -> Tensor:
+    """The same numbers on the CPU, mapped from a nameless file in `folder`.
+
+    The system reads pages of the file when they are used and may drop them again. The file goes with the tensor, and
+    with the process if that is killed. What is written into the tensor stays in memory.
+
+    Raises:
+        UNSCError: the folder's disk is full.
     """
-
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self._folder = Path(folder)
-        self._file: Any = None
-
-    def put(self, tensor: Tensor) -> Callable[[], Tensor]:
-        """Write a tensor; what is returned reads it, to the CPU.
-
-        Raises:
-            UNSCError: no room in the folder.
-        """
-        array = tensor.detach().cpu().contiguous().numpy()
-        shape, dtype = array.shape, array.dtype
-        try:
-            if self._file is None:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed with its last reader
-            file = self._file
-            place = file.seek(0, os.SEEK_END)
-            file.write(array.data)
+    values = tensor.detach().cpu().contiguous()
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            file.write(values.numpy().data)
             file.flush()
-        except OSError as error:
-            raise UNSCError(
-                f"output_dir: {format_size(array.nbytes)} of a run's moments cannot be put into {self._folder} "
-                f"({error.strerror}); make room, or choose another folder."
-            ) from error
-        return lambda: torch.from_numpy(np.array(np.memmap(file, dtype, "r", place, shape)))
+            return torch.from_file(file.name, size=values.numel(), dtype=values.dtype).view(values.shape)
+    except OSError as error:
+        raise UNSCError(
+            f"output_dir: {format_size(values.nbytes)} of a run's moments cannot be written to {folder} "
+            f"({error.strerror}); free some space on its disk, or choose another folder."
+        ) from error
 
 
-class ShelvedMoment:
-    """A second moment that is read only to be measured with."""
-
-    def __init__(self, moment: SecondMoment, shelf: Shelf) -> None:
-        self.rows = moment.rows
-        self._read = shelf.put(moment.matrix)
-
-    def energy(self, matrix: Tensor) -> float:
-        """tr(M C M^T), as of the moment itself."""
-        return SecondMoment(self._read(), self.rows).energy(matrix)
+def mapped_if_large(tensor: Tensor, folder: str | os.PathLike[str]) -> Tensor:
+    """A tensor of 4 MiB or more as `mapped` gives it; a smaller one as it is."""
+    return mapped(tensor, folder) if tensor.nbytes >= LEAST_BYTES else tensor
 
 
-def shelve_moments(moments: Mapping[str, Measurable], shelf: Shelf) -> dict[str, Measurable]:
-    """The same moments, the large ones on the shelf."""
-    return {
-        key: ShelvedMoment(moment, shelf) if isinstance(moment, SecondMoment) and is_large(moment.matrix) else moment
-        for key, moment in moments.items()
+def mapped_moments(moments: Mapping[str, SecondMoment], folder: str | os.PathLike[str]) -> dict[str, SecondMoment]:
+    """The same moments, the large ones mapped from files in `folder`."""
+    return {key: SecondMoment(mapped_if_large(m.matrix, folder), m.rows) for key, m in moments.items()}
+
+
+# ---- statistics -----------------------------------------------------------------------------------------------------
+
+
+class Stored(NamedTuple):
+    """What a folder of statistics holds: the fields of `statistics.ActivationStatistics`."""
+
+    moments: dict[str, dict[str, SecondMoment]]
+    module_keys: dict[str, str]
+    fingerprint: Fingerprint
+    group_names: dict[str, str]
+    requests: list[dict[str, Any]]
+
+
+def save_statistics(stored: Stored, folder: Path, pending: bool = False) -> None:
+    """Write `statistics-<hash>.safetensors`, then `statistics.json`, which names it.
+
+    Renaming the JSON replaces earlier statistics as a whole: a run killed at any moment leaves the old ones or the new.
+    Other files in the folder are left alone. Moments are symmetric, so only their upper triangles are stored.
+
+    Args:
+        stored: what to write.
+        folder: where to; it is made if need be.
+        pending: let them wait beside the statistics that are there until `settle` is called.
+    """
+    keys = list(dict.fromkeys(stored.module_keys.values()))
+    tensors = {
+        f"{g}.{k}": _upper_triangles(by_key[key].matrix.cpu())
+        for g, by_key in enumerate(stored.moments.values())
+        for k, key in enumerate(keys)
     }
+    sample = next(iter(stored.moments.values()))
+    meta: dict[str, Any] = {
+        "format": _FORMAT,
+        "fingerprint": asdict(stored.fingerprint),
+        "module_keys": stored.module_keys,
+        "group_names": stored.group_names,
+        "keys": keys,
+        "shapes": {key: list(sample[key].matrix.shape[:2]) for key in keys},
+        "rows": {group: {key: by_key[key].rows for key in keys} for group, by_key in stored.moments.items()},
+        "requests": stored.requests,
+    }
+    fresh = folder / "statistics-new.safetensors"
+    write_beside(fresh, lambda scratch: save_file(tensors, scratch, metadata={"format": "pt"}))
+    meta["file"] = f"statistics-{file_hash(fresh)[:16]}.safetensors"
+    os.replace(fresh, folder / meta["file"])
+    write_text(folder / (_PENDING if pending else _META), json.dumps(meta, indent=1, ensure_ascii=False))
+    if not pending:
+        (folder / _PENDING).unlink(missing_ok=True)
+        _sweep(folder)
+
+
+def load_statistics(folder: Path) -> Stored:
+    """Read what `save_statistics` wrote.
+
+    Raises:
+        UNSCError: missing or damaged files, or another format.
+    """
+    try:
+        meta = json.loads((folder / _META).read_text(encoding="utf-8"))
+        if meta["format"] != _FORMAT:
+            raise UNSCError(
+                f"statistics: {folder} has format {meta['format']!r}, but this version reads {_FORMAT!r}; "
+                "collect them again."
+            )
+        tensors, shapes = load_file(folder / meta["file"]), meta["shapes"]
+        moments = {
+            group: {
+                key: SecondMoment(_symmetric(tensors[f"{g}.{k}"], *shapes[key]), rows[key])
+                for k, key in enumerate(meta["keys"])
+            }
+            for g, (group, rows) in enumerate(meta["rows"].items())
+        }
+        fingerprint = Fingerprint(**meta["fingerprint"])
+        return Stored(moments, meta["module_keys"], fingerprint, meta["group_names"], meta["requests"])
+    except UNSCError:
+        raise
+    except FileNotFoundError as error:
+        raise UNSCError(
+            f"statistics: {folder} holds no {_META}, or not the file that it names; collect and save them first."
+        ) from error
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise UNSCError(f"statistics: {folder} is damaged ({first_line(error)}); collect them again.") from error
+
+
+def settle(folder: str | os.PathLike[str], weights: str) -> None:
+    """Keep those statistics in a folder, pending or not, that belong to the weights of this hash; remove the others.
+
+    A run must leave two things, a model and its statistics. If it is killed between the two, this finds the pair that
+    fits. With statistics of neither kind for these weights nothing is changed; reading them will report it.
+
+    Args:
+        folder: of the statistics.
+        weights: hash of the model that is there now, as `weight_hash` gives it.
+    """
+    folder = Path(folder)
+    if _bound_weights(folder / _PENDING) == weights:
+        os.replace(folder / _PENDING, folder / _META)
+    elif _bound_weights(folder / _META) == weights:
+        (folder / _PENDING).unlink(missing_ok=True)
+    else:
+        return
+    _sweep(folder)
+
+
+def _bound_weights(file: Path) -> str | None:
+    """Hash of the model that statistics belong to, from their JSON; None without a readable one."""
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["fingerprint"]["weights"])
+    except (OSError, ValueError, TypeError, LookupError):
+        return None
+
+
+def _sweep(folder: Path) -> None:
+    """Remove moments that the JSON does not name, and what a killed run was writing."""
+    named = json.loads((folder / _META).read_text(encoding="utf-8")).get("file")
+    for old in (*folder.glob("statistics-*.safetensors"), *folder.glob(".statistics*")):
+        if old.name != named:
+            old.unlink(missing_ok=True)
+
+
+def _upper_triangles(matrix: Tensor) -> Tensor:
+    """Upper triangles of matrices (groups, width, width), row by row, shape (groups, width * (width + 1) / 2).
+
+    Row by row, because an index of all elements would take as much memory as the moment.
+    """
+    return torch.cat([matrix[:, row, row:] for row in range(matrix.shape[-1])], dim=1)
+
+
+def _symmetric(upper: Tensor, groups: int, width: int) -> Tensor:
+    """Symmetric matrices (groups, width, width) from their upper triangles.
+
+    Raises:
+        ValueError: another shape or dtype, or numbers that are not finite.
+    """
+    if upper.dtype != torch.float64 or tuple(upper.shape) != (groups, width * (width + 1) // 2):
+        raise ValueError(f"a moment has shape {tuple(upper.shape)} and dtype {upper.dtype}")
+    if not bool(torch.isfinite(upper).all()):
+        raise ValueError("a moment is not finite")
+    matrix = torch.empty(groups, width, width, dtype=torch.float64)
+    first = 0
+    for row in range(width):
+        part = upper[:, first : first + width - row]
+        matrix[:, row, row:] = part
+        matrix[:, row:, row] = part
+        first += width - row
+    return matrix

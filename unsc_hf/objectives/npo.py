@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from .registry import objective
 from .terms import Terms
 
 
-def npo(terms: Terms) -> Tensor:
+@objective()
+def npo(terms: Terms, *, beta: float = 0.1) -> Tensor:
     """(2 / beta) * mean log(1 + (p / p_ref)^beta) over samples; with beta towards 0 it tends to gradient ascent."""
     ratio = terms.log_likelihood() - terms.reference
-    return -(2 / terms.beta) * F.logsigmoid(-terms.beta * ratio).mean()
+    return -(2 / beta) * F.logsigmoid(-beta * ratio).mean()

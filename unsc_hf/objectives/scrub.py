@@ -1,25 +1,25 @@
-"""SCRUB: obey the original model on retained rows, disobey it on forget rows (Kurmanji et al., "Towards Unbounded Machine
-Unlearning", arXiv 2302.09880, equation 3)."""
+"""SCRUB: agree with the original model on retained rows, disagree with it on forget rows.
+
+Kurmanji et al., "Towards Unbounded Machine Unlearning", arXiv 2302.09880, equation 3.
+"""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from .registry import objective
 from .terms import Terms
 
 
-def scrub(terms: Terms) -> Tensor:
+@objective(needs=("retained", "teacher", "retain_teacher"))
+def scrub(terms: Terms, *, retain_weight: float = 1.0) -> Tensor:
     """alpha * KL on retained rows + their loss - KL on forget rows, KL(original || model), alpha = `retain_weight`.
 
     Both parts enter every step; the paper's code takes them in alternating epochs.
     """
-    assert terms.retain_loss is not None
-    assert terms.retain_logits is not None
-    assert terms.teacher is not None
-    assert terms.retain_teacher is not None
-    kept = divergence(terms.retain_teacher, terms.retain_logits)
-    return terms.retain_weight * kept + terms.retain_loss - divergence(terms.teacher, terms.logits)
+    kept = divergence(terms.need("retain_teacher"), terms.need("retain_logits"))
+    return retain_weight * kept + terms.need("retain_loss") - divergence(terms.need("teacher"), terms.logits)
 
 
 def divergence(teacher: Tensor, student: Tensor) -> Tensor:

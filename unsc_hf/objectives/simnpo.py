@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from .registry import objective
 from .terms import Terms
 
 
-def simnpo(terms: Terms) -> Tensor:
+@objective()
+def simnpo(terms: Terms, *, beta: float = 0.1, gamma: float = 0.0) -> Tensor:
     """-(2 / beta) * mean log sigmoid(-beta / length * log p - gamma) over samples."""
-    reward = terms.beta * terms.log_likelihood() / terms.lengths()
-    return -(2 / terms.beta) * F.logsigmoid(-reward - terms.gamma).mean()
+    reward = beta * terms.log_likelihood() / terms.lengths()
+    return -(2 / beta) * F.logsigmoid(-reward - gamma).mean()

@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-ANSWERS = -1  # the one group of a language model's answer tokens
-
-
-@dataclass(frozen=True)
-class FeatureTargets:
-    """What features of the retained classes look like in the original model; see `class_statistics.feature_targets`.
-
-    Attributes:
-        means: of each class, float32, (width,).
-        whitening: W with W W^T = inverse covariance of the class, (width, width).
-        precision: inverse of the covariance within classes, pooled, (width, width).
-    """
-
-    means: Mapping[int, Tensor]
-    whitening: Mapping[int, Tensor]
-    precision: Tensor
 
 
 @dataclass(frozen=True)
@@ -37,17 +19,12 @@ class Terms:
         targets: pseudo-labels, ids (positions,) or distributions (positions, classes).
         samples: which sample each position belongs to, (positions,), from 0.
         reference: log-likelihood of each sample's labels under the original model, summed over positions, (samples,).
-        retain_loss: mean loss on a batch of retained rows, for objectives that ask for them.
-        retain_logits: logits at their labelled positions.
-        teacher, retain_teacher: the original model's logits at the same positions, for objectives that ask for it.
-        beta: inverse temperature of NPO and SimNPO.
-        gamma: reward margin of SimNPO.
-        retain_weight: weight of `retain_loss`, or of what stands in its place.
+        retain_loss: mean loss on a batch of retained rows.
+        retain_logits: logits at their labelled positions, (positions, classes).
+        teacher, retain_teacher: the original model's logits at the same positions.
         forgotten: ids of the classes of which no row remains, (classes forgotten,), where there are any.
-        features: inputs of the head at the labelled positions, (positions, width), for objectives that ask for them.
-        feature_targets: of the retained classes, likewise.
-        one_group: whether all positions are matched to one group (answers of a language model) instead of to their classes.
-        feature_weight: weight of what is asked of the features.
+
+    The optional fields are there for objectives that name them as needed; read them with `need`.
     """
 
     logits: Tensor
@@ -59,26 +36,18 @@ class Terms:
     retain_logits: Tensor | None = None
     teacher: Tensor | None = None
     retain_teacher: Tensor | None = None
-    beta: float = 0.1
-    gamma: float = 0.0
-    retain_weight: float = 1.0
     forgotten: Tensor | None = None
-    features: Tensor | None = None
-    feature_targets: FeatureTargets | None = None
-    one_group: bool = False
-    feature_weight: float = 0.1
 
-    def need_features(self) -> tuple[Tensor, FeatureTargets]:
-        """Features and their targets; it is a programming error not to have asked for them."""
-        if self.features is None or self.feature_targets is None:
-            raise TypeError("an objective that reads features must be registered with features=True.")
-        return self.features, self.feature_targets
+    def need(self, field: str) -> Tensor:
+        """An optional field.
 
-    def groups(self) -> Tensor:
-        """The class that each position is re-labelled to, (positions,)."""
-        if self.one_group:
-            return torch.full_like(self.labels, ANSWERS)
-        return self.targets if self.targets.dim() == 1 else self.targets.argmax(1)
+        Raises:
+            TypeError: the objective did not name it when it was registered.
+        """
+        value = getattr(self, field)
+        if value is None:
+            raise TypeError(f"the objective reads {field!r}: register it with the matching name in needs.")
+        return value  # type: ignore[no-any-return]
 
     def loss(self) -> Tensor:
         """Mean cross-entropy of the true labels, in float32."""

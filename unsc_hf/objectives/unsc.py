@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from .registry import objective
 from .terms import Terms
 
 
+@objective()
 def unsc(terms: Terms) -> Tensor:
     """Mean cross-entropy of the logits against the pseudo-labels, in float32."""
     return F.cross_entropy(terms.logits.float(), terms.targets)

@@ -1,15 +1,18 @@
-"""UNSC beside rehearsal of retained rows, for models in which single classes have few rows to calibrate the null space on
-(the retained term of gradient difference: Liu et al., arXiv 2203.12817; TOFU, arXiv 2401.06121, section 3.4)."""
+"""UNSC with a loss on retained rows, for classes with too few rows to estimate the null space well.
+
+The retained term is that of gradient difference (Liu et al., arXiv 2203.12817; TOFU, arXiv 2401.06121, section 3.4).
+"""
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from .registry import objective
 from .terms import Terms
 from .unsc import unsc
 
 
-def unsc_retain(terms: Terms) -> Tensor:
+@objective(needs=("retained",))
+def unsc_retain(terms: Terms, *, retain_weight: float = 1.0) -> Tensor:
     """UNSC's loss plus the weighted loss on retained rows."""
-    assert terms.retain_loss is not None
-    return unsc(terms) + terms.retain_weight * terms.retain_loss
+    return unsc(terms) + retain_weight * terms.need("retain_loss")

@@ -1,4 +1,4 @@
-"""One self-contained HTML file: what was asked, what happened, tables, pictures inside; no script, nothing from a network."""
+"""One self-contained HTML file of texts, tables and pictures, without scripts and without a network."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..utils.files import write_text
-
-_TEMPLATES = Path(__file__).parent / "templates"
-
 
 FILE = "report.html"
 
@@ -37,10 +34,10 @@ class Section:
         heading: of the section.
         paragraphs, points: sentences, and list items.
         table: text cells, first the header.
-        text_columns: how many of its first columns hold words: set to the left, and wrapped.
-        emphasised: first cells of the rows to set off.
+        text_columns: how many of its first columns hold words, which are wrapped and aligned to the left.
+        emphasised: first cells of the rows to highlight.
         pictures: shown below.
-        code: a command or versions, as they are.
+        code: a command or versions, shown as they are.
     """
 
     heading: str
@@ -52,12 +49,17 @@ class Section:
     pictures: Sequence[Picture] = ()
     code: str = ""
 
+    @property
+    def empty(self) -> bool:
+        return not (any(self.paragraphs) or self.points or self.table or self.pictures or self.code)
+
 
 def write_report(
     path: Path, title: str, sections: Sequence[Section], verdict: str = "", reason: str = "", footer: str = ""
 ) -> Path:
     """Render the sections into `path`, whole or not at all."""
-    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    templates = FileSystemLoader(Path(__file__).parent / "templates")
+    environment = Environment(loader=templates, autoescape=True, undefined=StrictUndefined)
     template = environment.get_template("report.html.jinja")
     write_text(path, template.render(title=title, verdict=verdict, reason=reason, sections=sections, footer=footer))
     return path

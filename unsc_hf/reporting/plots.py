@@ -1,4 +1,4 @@
-"""Pictures of one run: accuracy per class, the course of unlearning, rank and capacity per layer."""
+"""Pictures of one run: accuracy of each class, the course of unlearning, rank and capacity of each layer."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ matplotlib.use("Agg")
 
 GREY, BLUE, ORANGE, GREEN = "#9aa0a6", "#1f6fb4", "#d1642a", "#3a8f5c"
 
+_MOST_CLASSES = 40  # bars of more classes would be too thin to read
+
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG, whole or not at all."""
+    """Write a figure as PNG without the upper and right frame, whole or not at all."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
     write_beside(path, lambda scratch: figure.savefig(scratch, dpi=150, bbox_inches="tight"))
     return path
 
 
 def shorten(name: str, width: int = 18) -> str:
-    """Class names may be long or hold `$`, which matplotlib reads as mathematics."""
+    """A class name that fits an axis; `$` is escaped, because matplotlib reads it as mathematics."""
     plain = " ".join(str(name).split()).replace("$", r"\$")
     return plain if len(plain) <= width else plain[: width - 1] + "…"
 
@@ -35,16 +39,17 @@ def plot_per_class(
     """Test accuracy of each class, one bar for each model.
 
     Args:
-        accuracies: accuracy by class id (shares), by model name, in drawing order.
+        accuracies: accuracy in [0, 1] by class id, for each model by name, in drawing order.
         names: class names by id.
-        forgotten: ids that were to be forgotten; they are drawn first and shaded.
+        forgotten: ids of the classes to forget, which are drawn first and shaded.
     """
     shown = [*forgotten, *(c for c in range(len(names)) if c not in forgotten)]
     shown = [c for c in shown if any(c in by_class for by_class in accuracies.values())]
-    if len(shown) > 40:  # beyond this, bars turn into hair: keep the forgotten ones and those that changed most
+    if len(shown) > _MOST_CLASSES:  # keep some forgotten classes, and those that changed most
         series = list(accuracies.values())
         change = {c: abs(series[-1].get(c, 0.0) - series[0].get(c, 0.0)) for c in shown if c not in forgotten}
-        shown = [*forgotten[:20], *sorted(change, key=lambda c: -change[c])[:20]]
+        half = _MOST_CLASSES // 2
+        shown = [*forgotten[:half], *sorted(change, key=lambda c: -change[c])[:half]]
     figure = Figure(figsize=(max(6.5, 0.75 * len(shown)), 3.6))
     axes = figure.subplots()
     colours = [GREY, BLUE, ORANGE, GREEN]
@@ -52,20 +57,19 @@ def plot_per_class(
     for i, (model, by_class) in enumerate(accuracies.items()):
         x = [j + (i - (len(accuracies) - 1) / 2) * width for j in range(len(shown))]
         axes.bar(x, [100 * by_class.get(c, 0.0) for c in shown], width, label=model, color=colours[i % len(colours)])
-    hidden = sum(c in forgotten for c in shown)
-    axes.axvspan(-0.5, hidden - 0.5, color="#f3d9c9", zorder=0, label="to be forgotten")
+    shaded = sum(c in forgotten for c in shown)
+    axes.axvspan(-0.5, shaded - 0.5, color="#f3d9c9", zorder=0, label="to be forgotten")
     axes.set_xticks(range(len(shown)), [shorten(names[c]) for c in shown], rotation=30, ha="right")
     axes.set_xlim(-0.5, len(shown) - 0.5)
     axes.set_ylim(0, 100)
     axes.set_ylabel("test accuracy (%)")
     axes.legend(ncols=len(accuracies) + 1, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
     return save(figure, path)
 
 
 def objective_title(method: str) -> str:
-    """Name of an objective for readers, with or without "unprojected"."""
-    return method.replace("unsc", "UNSC").replace("_", " ")
+    """Name for readers of an objective, with or without projection."""
+    return method.replace("unsc", "UNSC").replace(" unprojected", ", no projection").replace("_", " ")
 
 
 def plot_answers(methods: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path) -> Path:
@@ -86,15 +90,13 @@ def plot_answers(methods: Mapping[str, Mapping[str, Mapping[str, float]]], path:
         objective = method.removesuffix(" unprojected")
         if objective not in colours:
             colours[objective] = emphasised[objective] if objective in emphasised else next(others, "black")
-        faint = 0.35 if objective != method else 1.0  # the same colour, paler, for the run without projection
-        name = objective_title(method)
+        alpha = 1.0 if objective == method else 0.35  # a paler bar for the run without projection
         heights = [100 * of_sets[s]["rouge_l"] for s in sets]
-        axes.bar(places, heights, width * 0.92, label=name, color=colours[objective], alpha=faint)
+        axes.bar(places, heights, width * 0.92, label=objective_title(method), color=colours[objective], alpha=alpha)
     axes.set_xticks(range(len(sets)), [name.replace("_", " ") for name in sets])
     axes.set_ylabel("ROUGE-L of the answers (%)")
     axes.set_ylim(0, 103)
     figure.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 0.9), frameon=False, fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
     return save(figure, path)
 
 
@@ -103,29 +105,27 @@ def plot_unlearning(history: Sequence[Mapping[str, Any]], max_leak: float | None
 
     Args:
         history: the trainer's `state.log_history`; entries without a leak are ignored.
-        max_leak: the budget, drawn as a line.
+        max_leak: the leak budget, drawn as a line.
     """
     checks = [entry for entry in history if "leak" in entry]
     steps = [entry["step"] for entry in checks]
     figure = Figure(figsize=(6.5, 4.4))
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-    above.plot(
-        steps, [100 * entry["retain_accuracy"] for entry in checks], "o-", color=BLUE, label="held-out retain rows"
-    )
-    above.plot(
-        steps, [100 * entry["forget_accuracy"] for entry in checks], "o-", color=ORANGE, label="checked forget rows"
-    )
+
+    def draw(axes: Any, key: str, color: str, label: str) -> None:
+        axes.plot(steps, [100 * entry[key] for entry in checks], "o-", color=color, label=label)
+
+    draw(above, "retain_accuracy", BLUE, "held-out retain rows")
+    draw(above, "forget_accuracy", ORANGE, "checked forget rows")
+    draw(below, "leak", GREEN, "leak")
     above.set_ylim(-3, 103)
     above.set_ylabel("accuracy (%)")
-    below.plot(steps, [100 * entry["leak"] for entry in checks], "o-", color=GREEN, label="leak")
     if max_leak is not None:
         below.axhline(100 * max_leak, color=GREY, linestyle="--", label="leak budget")
     below.set_ylim(bottom=0)
     below.set_ylabel("held-out leak (%)")
     below.set_xlabel("optimiser steps")
     figure.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 0.88), frameon=False, fontsize=9)
-    for axes in (above, below):
-        axes.spines[["top", "right"]].set_visible(False)
     return save(figure, path)
 
 
@@ -141,15 +141,9 @@ def plot_capacity(report: Sequence[Any], path: Path) -> Path:
     kept = [100 * row.rank / row.width for row in report]
     axes.barh(y, kept, color=BLUE, label="kept fixed (rank)")
     axes.barh(y, [100 - share for share in kept], left=kept, color="#d7e6f2", label="free (capacity)")
-    energies = [(i, 100 * row.forget_null_energy) for i, row in enumerate(report) if row.forget_null_energy is not None]
-    axes.plot(
-        [e for _, e in energies],
-        [i for i, _ in energies],
-        "D",
-        color=ORANGE,
-        ms=4,
-        label="forgotten energy that is free",
-    )
+    measured = [i for i in y if report[i].forget_null_energy is not None]
+    energies = [100 * report[i].forget_null_energy for i in measured]
+    axes.plot(energies, measured, "D", color=ORANGE, ms=4, label="forgotten energy that is free")
     for i, row in enumerate(report):
         axes.text(101, i, f"{row.rank:.4g} / {row.width}", va="center", fontsize=7)
     axes.set_yticks(y, [shorten(row.layer, 44) for row in report], fontsize=7)
@@ -157,5 +151,4 @@ def plot_capacity(report: Sequence[Any], path: Path) -> Path:
     axes.set_xlim(0, 100)
     axes.set_xlabel("share of the layer's input (%)")
     axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.4, 1.0), frameon=False, fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
     return save(figure, path)

@@ -1,127 +1,89 @@
-"""The report of one run as a self-contained HTML file, made from what its `results.json` and pictures hold."""
+"""The report of one run as a self-contained HTML file, made from `results.json` and the pictures beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..evaluation.signatures import run_signatures
 from .html import FILE, Picture, Section, write_report
+from .tables import CERTIFICATE_NOTE, STOP_REASONS, certificate_table, forgotten_text, options_table, requests_table
 
 _VERDICTS = {
-    "suppressed": "The output is gone. Whether the features still tell the forgotten data apart is another question: only 'removed' says they do not.",
+    "suppressed": "The output is gone. The features may still tell the forgotten data apart.",
     "removed": "The output is gone, and probe and prototype attack lie within the spread of several retrained models.",
     "not forgotten": "This model must not be published as one that forgot.",
     "not judged": "Nothing is claimed.",
 }
 
-
-_ACCURACIES = (
-    ("AccDut", "test accuracy on the forgotten classes"),
-    ("AccDrt", "test accuracy on the remaining classes"),
-    ("AccDf", "accuracy on the rows to forget"),
-    ("probe_forget", "what a linear probe reads of the forgotten classes in the features"),
-)  # fmt: skip
-
-
-_ENDS = {"target": "its target", "leak_budget": "the leak budget", "max_steps": "the step limit"}
+_ACCURACIES = {
+    "AccDut": "Test accuracy on the forgotten classes",
+    "AccDrt": "Test accuracy on the remaining classes",
+    "AccDf": "Accuracy on the rows to forget",
+    "probe_forget": "Accuracy of a linear probe on the forgotten classes",
+}
 
 
 def write_run_report(results: Mapping[str, Any], folder: str | Path) -> Path:
-    """Write `report.html` into a run's folder.
+    """Write `report.html` into a run's folder, which holds the pictures that `results["pictures"]` names.
 
     Args:
-        results: content of the run's `results.json`; see `unlearning.run` and `language_unlearning.run`.
-        folder: of the run; holds the pictures that `results["pictures"]` names.
-
-    Returns:
-        Path of the report.
+        results: content of the run's `results.json`.
     """
     folder = Path(folder)
-    request, verdict = results["request"], results["verdict"]
-    classes = [str(name) for name in request.get("forget_classes") or ()]
-    what = f"{request['rows']:,} training rows"
-    if classes:
-        what += f" of {', '.join(classes[:20])}" + (
-            f" and {len(classes) - 20} more classes" if len(classes) > 20 else ""
-        )
-    pictures = [
-        Picture(folder / file, caption) for file, caption in results.get("pictures") or () if (folder / file).is_file()
-    ]
+    request, verdict, reason = results["request"], results["verdict"]["word"], results["verdict"]["reason"]
+    forgotten = forgotten_text(request["rows"], [str(name) for name in request.get("forget_classes") or ()])
+    saved = [(folder / file, caption) for file, caption in results.get("pictures") or ()]
     signs = run_signatures(results)
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     sections = [
-        Section("What was asked", [f"That {request['model']}, trained on {request['dataset']}, forget {what}."]),
-        Section("What happened", points=_happened(results)),
-        Section("Verdict", [f"{verdict['word'].capitalize()}: {verdict['reason']}.", _VERDICTS.get(verdict["word"], "")]),
-        Section("Compared with retraining and trivial controls", [str(results.get("table_note") or "")], table=results["table"], emphasised=(str(results.get("written") or "UNSC"),)),
+        Section("What was asked", [f"That {request['model']}, trained on {request['dataset']}, forget {forgotten}."]),
+        Section("What happened", points=_course(results)),
+        Section("Verdict", [f"{verdict.capitalize()}: {reason}.", _VERDICTS.get(verdict, "")]),
+        Section(
+            "Compared with retraining and trivial controls",
+            [str(results.get("table_note") or "")],
+            table=results["table"],
+            emphasised=(str(results.get("written") or "UNSC"),),
+        ),
         Section("Failure signatures", [] if signs else ["None found."], points=signs),
-        Section("Pictures", pictures=pictures),
-        Section("Certificate", [_MEASURED], table=_certificate(results["certificate"])),
-        *([Section("Requests served on this model", table=_requests(results["requests"]))] if results.get("requests") else []),
-        Section("Options", table=[["option", "value"], *([str(k), str(v)] for k, v in results["hyperparameters"].items())]),
-        Section("How it was made", code=results["command"] + "\n\n" + ", ".join(f"{k} {v}" for k, v in results["versions"].items())),
-    ]  # fmt: skip
+        Section("Pictures", pictures=[Picture(path, caption) for path, caption in saved if path.is_file()]),
+        Section("Certificate", [CERTIFICATE_NOTE], table=certificate_table(results["certificate"])),
+        Section("Requests served on this model", table=requests_table(results.get("requests") or ())),
+        Section("Options", table=options_table(results["hyperparameters"])),
+        Section("How it was made", code=f"{results['command']}\n\n{versions}"),
+    ]
     return write_report(
         folder / FILE,
         f"Unlearning report: {folder.resolve().name}",
-        sections,
-        verdict["word"],
-        footer="Made by unsc_hf. This file holds everything it shows and asks no network.",
+        [section for section in sections if not section.empty],
+        verdict,
+        footer="Made by unsc_hf. This file holds everything it shows and loads nothing from a network.",
     )
 
 
-_MEASURED = "Measured on retained rows: how far the model moved where it was to stay the same."
-
-
-def _happened(results: Mapping[str, Any]) -> list[str]:
-    methods, certificate = results["methods"], results["certificate"]
-    ours = methods.get("unsc", {})
-    lines = []
-    for name, words in _ACCURACIES:
-        values = {m: methods[m].get(name) for m in ("original", "unsc", "retrained") if m in methods}
-        if values.get("unsc") is None or values.get("original") is None:
-            continue
-        line = f"{words[0].upper()}{words[1:]}: {values['original']:.1%} before, {values['unsc']:.1%} after"
-        lines.append(
-            line + (f"; {values['retrained']:.1%} when retrained." if values.get("retrained") is not None else ".")
-        )
-    for name, before in methods.get("original", {}).get("sets", {}).items():
-        if "sets" in ours and "rouge_l" in before:
-            after = ours["sets"][name]["rouge_l"]
-            retrained = methods.get("retrained", {}).get("sets", {}).get(name, {}).get("rouge_l")
-            line = f"ROUGE-L on {name.replace('_', ' ')}: {before['rouge_l']:.1%} before, {after:.1%} after"
-            lines.append(line + (f"; {retrained:.1%} when retrained." if retrained is not None else "."))
-    seconds = results["seconds"]
+def _course(results: Mapping[str, Any]) -> list[str]:
+    """What changed, and how unlearning ended: one sentence a point."""
+    methods = results["methods"]
+    points = [
+        _change(text, {name: method.get(key) for name, method in methods.items()}) for key, text in _ACCURACIES.items()
+    ]
+    for questions in methods.get("original", {}).get("sets", {}):
+        rouge = {name: method.get("sets", {}).get(questions, {}).get("rouge_l") for name, method in methods.items()}
+        points.append(_change(f"ROUGE-L on {questions.replace('_', ' ')}", rouge))
     steps = f"{results['steps']} steps, " if "steps" in results else ""
-    took = f"{steps}{sum(s for s in seconds.values() if s):.0f} seconds with the statistics"
-    end = _ENDS.get(certificate["stop_reason"], str(certificate["stop_reason"]))
-    lines.append(f"Unlearning took {took} and was ended by {end}.")
-    return lines
+    seconds = sum(value for value in results["seconds"].values() if value)
+    stopped = results["certificate"]["stop_reason"]
+    end = STOP_REASONS.get(stopped, str(stopped))
+    points.append(f"Unlearning took {steps}{seconds:.0f} seconds with the statistics. It ended by {end}.")
+    return [point for point in points if point]
 
 
-def _certificate(certificate: Mapping[str, Any]) -> list[list[str]]:
-    layers, drift = certificate["leak_per_layer"], certificate["drift"]
-    worst = max(layers, key=lambda name: layers[name], default="")
-    budget = certificate["max_leak"]
-    rows = [
-        ["what", "value"],
-        ["rows", f"{certificate['rows']:,} ({'held out from the statistics' if certificate['held_out'] else 'may include rows of the statistics'})"],
-        ["leak: relative change of layer outputs, all trained layers", f"{certificate['leak']:.3g}"],
-        [f"worst layer, {worst}", f"{layers.get(worst, 0.0):.3g}"],
-        ["budget on the leak", "none" if budget is None else f"{budget:.3g}"],
-        ["logit drift, relative", f"{drift['relative']:.3g}"],
-        ["largest change of one logit", f"{drift['largest']:.3g}"],
-        ["decisions unchanged", f"{drift['agreement']:.2%}"],
-        ["relative change of the trained weights", f"{certificate['relative_change']:.3g}"],
-    ]  # fmt: skip
-    for dtype, merged in (certificate.get("merged") or {}).items():
-        rows.append([f"merged and stored as {dtype}: logit drift", f"{merged['relative']:.3g}"])
-    return rows
-
-
-def _requests(requests: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    rows = [["when", "rows", "salted SHA-256 begins with", "salt", "held-out leak"]]
-    for entry in requests:
-        rows.append([entry["time"], f"{entry['rows']:,}", entry["digest"], entry["salt"], f"{entry['leak']:.3g}"])
-    return rows
+def _change(text: str, values: Mapping[str, float | None]) -> str:
+    """A value before and after unlearning, and in the retrained model; empty where it was not measured."""
+    before, after, retrained = (values.get(name) for name in ("original", "unsc", "retrained"))
+    if before is None or after is None:
+        return ""
+    beside = "" if retrained is None else f"; {retrained:.1%} when retrained"
+    return f"{text}: {before:.1%} before, {after:.1%} after{beside}."

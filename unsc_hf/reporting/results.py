@@ -12,7 +12,7 @@ _OPTIONS_IN_CARD = (
     "subspace_rule", "energy", "subspace_rank", "subspace_ratio", "subspace_merge", "target_modules", "pseudo_labels",
     "pseudo_label_temperature", "objective", "retain_weight", "retain_dropout", "retain_mixing",
     "feature_erasure", "target_forget_accuracy", "max_leak", "check_steps", "max_rows_per_class",
-    "max_samples_per_class", "max_statistics_memory", "sketch_size", "optim", "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "max_steps", "per_device_train_batch_size",
+    "max_samples_per_class", "max_statistics_memory", "optim", "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "max_steps", "per_device_train_batch_size",
     "gradient_accumulation_steps", "seed",
 )  # fmt: skip
 

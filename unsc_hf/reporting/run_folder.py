@@ -1,3 +1,5 @@
+"""The output folder of a run: what it holds, and how it stays whole when a run is killed."""
+
 from __future__ import annotations
 
 import fnmatch
@@ -5,41 +7,43 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-from transformers import Trainer
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UNSCError
 from ..utils.files import write_text
 
-UNFINISHED = ".unfinished"
-
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 RESULTS = "results.json"
+UNFINISHED = ".unfinished"  # marks a folder whose run has not ended
 
-
-# What a run writes, and what may be published of it.
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 
-
+# What a run writes, and what may be published of it.
 PUBLIC = (
     *WEIGHTS, "config.json", "generation_config.json", "adapter_config.json",
     "preprocessor_config.json", "processor_config.json", "image_processor_config.json", "chat_template.jinja",
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
-    "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
-    "README.md", "results.json", "report.html", "*.png",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
+    "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
+    "README.md", RESULTS, "report.html", "*.png",
 )  # fmt: skip
-
 
 _SCRATCH = "_saving-"
 
 
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a file name fits one of the patterns, as in a shell."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
 def check_output_folder(folder: str | Path) -> None:
-    """Refuse a folder that holds a finished run, or any model: nothing is overwritten but what a killed run has left.
+    """Refuse a folder that holds a finished run or a model; what an interrupted run left may be overwritten.
 
     Raises:
-        UNSCError: says what is there.
+        UNSCError: names the folder and what it holds.
     """
     known = [(RESULTS, "a finished run")]
     if not (Path(folder) / UNFINISHED).exists():
@@ -50,21 +54,21 @@ def check_output_folder(folder: str | Path) -> None:
 
 
 def move_model(trainer: Trainer, folder: Path) -> None:
-    """Save the model beside, then move its files into `folder`, which counts as unfinished from now on.
+    """Save the model beside, then move its files into `folder`, which counts as unfinished until `finish`.
 
-    Every process must call this, since sharded weights are put together for it; the first one writes.
+    Every process must call this, because saving gathers sharded weights. The first process writes.
     """
     if not trainer.is_world_process_zero():
         trainer.save_model(str(folder), _internal_call=True)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / UNFINISHED).exists():  # what a killed run has left may be of other names
-        for left in folder.iterdir():
-            if left.is_file() and any(fnmatch.fnmatchcase(left.name, pattern) for pattern in PUBLIC):
-                left.unlink()
-    write_text(folder / UNFINISHED, "The result in this folder is not whole: start its run again.\n")
-    for left in folder.glob(f"{_SCRATCH}*"):
-        shutil.rmtree(left, ignore_errors=True)
+    if (folder / UNFINISHED).exists():  # an interrupted run may have written other files, such as full weights
+        for file in folder.iterdir():
+            if file.is_file() and matches(file.name, PUBLIC):
+                file.unlink()
+    write_text(folder / UNFINISHED, "The result in this folder is incomplete: start its run again.\n")
+    for abandoned in folder.glob(f"{_SCRATCH}*"):
+        shutil.rmtree(abandoned, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=folder))
     try:
         trainer.save_model(str(scratch), _internal_call=True)
@@ -75,7 +79,7 @@ def move_model(trainer: Trainer, folder: Path) -> None:
 
 
 def finish(folder: Path, results: dict[str, Any] | None = None) -> None:
-    """Write `results.json`, the last file of a run that has results; the folder is whole now."""
+    """Write `results.json`, the last file of a run that has results, and mark the folder as finished."""
     if results is not None:
         write_text(folder / RESULTS, json.dumps(results, indent=1, ensure_ascii=False))
     (folder / UNFINISHED).unlink(missing_ok=True)

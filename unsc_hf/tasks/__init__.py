@@ -1,27 +1,30 @@
 """What differs between classifiers and causal language models: labels, targets, and what forgetting is measured by.
 
-For a language model every answer token is a position of its own, with the next token as its label: pseudo-labels,
-accuracy and loss are then those of a classifier over the vocabulary.
+Every module in this folder is imported, and a task registers itself with `@register`.
 """
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedModel
 
 from ..config import UNSCConfig
-from .base import is_causal_lm
-from .causal_lm import CausalLMTask
-from .classification import ClassificationTask
+from .base import TASKS, Measure, Task, register
 
-Task = ClassificationTask | CausalLMTask
+for _module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+    importlib.import_module(f"{__name__}.{_module}")
 
 
 def make_task(
     model: PreTrainedModel, args: UNSCConfig, forget: Dataset, retain: Dataset, processing_class: Any
 ) -> Task:
     """The task of a model, after checking that the data fit it."""
-    kind = CausalLMTask if is_causal_lm(model) else ClassificationTask
+    kind = max((task for task in TASKS if task.accepts(model)), key=lambda task: task.specificity)
     return kind(model, args, forget, retain, processing_class)
+
+
+__all__ = ["TASKS", "Measure", "Task", "make_task", "register"]

@@ -1,18 +1,20 @@
-"""What every task measures."""
+"""What every task offers, and the register of tasks."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
-from peft import PeftModel
+import numpy as np
+from datasets import Dataset
 from torch import Tensor, nn
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import EvalPrediction, PreTrainedModel
 
-
-def is_causal_lm(model: nn.Module) -> bool:
-    """Whether the model predicts next tokens."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    return type(base).__name__ in set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+from ..config import UNSCConfig
+from ..models.outputs import Outputs
+from ..objectives.pseudo_labels import Matching
 
 
 @dataclass(frozen=True)
@@ -21,13 +23,117 @@ class Measure:
 
     Attributes:
         accuracy, loss: means.
-        losses: of each row of a classifier, (rows,).
+        losses: of each row of a classifier, (rows,); None for language models.
     """
 
     accuracy: float
     loss: float
     losses: Tensor | None = None
 
+    def row_losses(self) -> Tensor:
+        """The loss of each row.
+
+        Raises:
+            TypeError: this task measures tokens, not rows.
+        """
+        if self.losses is None:
+            raise TypeError("the losses of single rows are measured for classifiers alone.")
+        return self.losses
+
     def in_order(self) -> Measure:
         """With its losses sorted."""
-        return self if self.losses is None else replace(self, losses=self.losses.sort().values)
+        return replace(self, losses=self.row_losses().sort().values)
+
+
+class Task(ABC):
+    """What differs between kinds of models: how rows are prepared, what a label is, and what forgetting is measured by.
+
+    A task is one file: a subclass with the decorator `@register`. The most specific task that accepts a model is used.
+
+    Attributes:
+        specificity: of several tasks that accept a model, the one with the largest number is used.
+        whole_classes: whether no retained row shares a class with a forget row.
+        forgotten_classes: ids that occur among the forget rows but not among the retained ones.
+        remaining_classes: ids that occur among the retained rows.
+        class_names: by id.
+        label_column: where labels are; None where rows have no single label.
+        preprocess_logits: `Trainer`'s `preprocess_logits_for_metrics`.
+    """
+
+    specificity: ClassVar[int] = 0
+    whole_classes: bool = False
+    forgotten_classes: Sequence[int] = ()
+    remaining_classes: Sequence[int] = ()
+    class_names: Sequence[str] = ()
+    label_column: str | None = None
+    preprocess_logits: Any = None
+
+    @classmethod
+    @abstractmethod
+    def accepts(cls, model: nn.Module) -> bool:
+        """Whether this task is meant for the model."""
+
+    @abstractmethod
+    def __init__(
+        self, model: PreTrainedModel, args: UNSCConfig, forget: Dataset, retain: Dataset, processing_class: Any
+    ) -> None:
+        """Check that the rows fit the model.
+
+        Raises:
+            UNSCError: they do not.
+        """
+
+    @abstractmethod
+    def default_collator(self) -> Any:
+        """Makes batches of prepared rows."""
+
+    @abstractmethod
+    def prepare(self, dataset: Dataset) -> Dataset:
+        """Rows ready for the model."""
+
+    @abstractmethod
+    def strata(self, dataset: Dataset) -> np.ndarray:
+        """Stratum of each row, (rows,): rows of each are held out."""
+
+    @abstractmethod
+    def groups(self, dataset: Dataset) -> np.ndarray:
+        """Group of each row in the statistics, (rows,)."""
+
+    @abstractmethod
+    def logits(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Logits of a batch."""
+
+    @abstractmethod
+    def outputs(self, logits: Tensor, labels: Tensor) -> Outputs:
+        """Logits and labels of the labelled positions of a batch."""
+
+    @abstractmethod
+    def targets(
+        self, strategy: str, forget: Outputs, retain: Outputs | None, matching: Matching | None
+    ) -> list[dict[str, Tensor]]:
+        """For each forget row its "pseudo_labels", and "reference", the log-likelihood under the original model."""
+
+    @abstractmethod
+    def collate_targets(self, batch: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+        """Add the targets of `rows` to their batch."""
+
+    @abstractmethod
+    def positions(self, logits: Tensor, labels: Tensor, pseudo: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits, labels, targets and sample numbers of the labelled positions of a training batch."""
+
+    @abstractmethod
+    def measure(self, outputs: Iterator[Outputs]) -> Measure:
+        """How well rows are known."""
+
+    @abstractmethod
+    def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Metrics of `Trainer.evaluate`."""
+
+
+TASKS: list[type[Task]] = []
+
+
+def register(task: type[Task]) -> type[Task]:
+    """Decorator: make a task known."""
+    TASKS.append(task)
+    return task

@@ -9,42 +9,46 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..config import UNSCConfig
 from ..data.dialogues import AnswerCollator, prepare_dialogues
 from ..errors import UNSCError
 from ..models.outputs import Outputs, read_answers, token_losses
 from ..objectives.pseudo_labels import Matching, pseudo_labels, sparse
-from .base import Measure
+from .base import Measure, Task, register
 
 SOFT_TOKENS = 64  # next tokens kept of a soft pseudo-label over a vocabulary
 
 
-class CausalLMTask:
+@register
+class CausalLMTask(Task):
     """Rows of tokens; labels are the next tokens, -100 where there is none to learn."""
 
-    whole_classes = False
-    label_column: str | None = None
+    specificity = 1
+
+    @classmethod
+    def accepts(cls, model: nn.Module) -> bool:
+        """Models that predict next tokens."""
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        return type(base).__name__ in set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
 
     def __init__(
         self, model: PreTrainedModel, args: UNSCConfig, forget: Dataset, retain: Dataset, processing_class: Any
     ) -> None:
         if args.pseudo_labels in ("nearest_mean", "left_out"):
             raise UNSCError(
-                f"pseudo_labels: {args.pseudo_labels!r} needs classes; a language model has 'top1', 'soft', 'second', 'random', 'matched'."
+                f"pseudo_labels: {args.pseudo_labels!r} needs classes; a language model has 'top1', 'soft', 'second', "
+                "'random', 'matched'."
             )
-        if args.subspace_merge == "concat" or args.subspace_rule == "released_ramp":
-            raise UNSCError(
-                "subspace_merge: class bases need classes; use subspace_merge='sum' and another subspace_rule."
-            )
+        if args.per_class_statistics:
+            raise UNSCError(f"subspace_rule: {args.subspace_rule!r} needs classes; use 'energy', 'rank' or 'ratio'.")
         self._args, self._processing_class = args, processing_class
-        self.forgotten_classes: list[int] = []
-        self.remaining_classes: list[int] = []
-        self.class_names: list[str] = []
         self._vocabulary = int(model.get_output_embeddings().weight.shape[0])
-        self._random = torch.Generator().manual_seed(args.seed)  # goes on from batch to batch, however they are cut
+        self._random = torch.Generator().manual_seed(args.seed)  # one stream for all batches, however they are cut
 
     def default_collator(self) -> Any:
         """Pads token ids, masks and labels of prepared rows."""
@@ -64,8 +68,8 @@ class CausalLMTask:
 
     def logits(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Of a batch, (batch, tokens, vocabulary)."""
-        found: Tensor = model(**inputs).logits
-        return found
+        logits: Tensor = model(**inputs).logits
+        return logits
 
     def outputs(self, logits: Tensor, labels: Tensor) -> Outputs:
         """One position per labelled token: the logits that predict it."""
@@ -75,7 +79,7 @@ class CausalLMTask:
         self, strategy: str, forget: Outputs, retain: Outputs | None, matching: Matching | None
     ) -> list[dict[str, Tensor]]:
         """Pseudo-labels of each sample's positions, and the log-likelihood of its labels under the original."""
-        found = pseudo_labels(
+        labels = pseudo_labels(
             strategy,
             forget,
             range(self._vocabulary),
@@ -83,10 +87,9 @@ class CausalLMTask:
             temperature=self._args.pseudo_label_temperature,
             seed=self._random,
         )
-        packed = (found[:, None] if found.dim() == 1 else sparse(found, SOFT_TOKENS)).cpu()
+        packed = (labels[:, None] if labels.dim() == 1 else sparse(labels, SOFT_TOKENS)).cpu()
         each = -F.cross_entropy(forget.logits, forget.labels, reduction="none").cpu()
-        assert forget.samples is not None
-        samples, result = forget.samples.cpu(), []
+        samples, result = forget.need_samples().cpu(), []
         for sample in torch.unique(samples).tolist():
             mine = samples == sample
             result.append({"pseudo_labels": packed[mine], "reference": each[mine].sum()})
@@ -105,12 +108,11 @@ class CausalLMTask:
         """Logits, labels, targets and sample numbers of the labelled positions of a training batch."""
         flat = self.outputs(logits, labels)
         packed = pseudo[labels[:, 1:] != -100]
-        assert flat.samples is not None
         if packed.shape[1] == 1:
-            return flat.logits, flat.labels, packed[:, 0], flat.samples
+            return flat.logits, flat.labels, packed[:, 0], flat.need_samples()
         ids, shares = packed[:, :SOFT_TOKENS].long(), packed[:, SOFT_TOKENS:]
         dense = torch.zeros_like(flat.logits, dtype=torch.float32).scatter_add(1, ids, shares.float())
-        return flat.logits, flat.labels, dense, flat.samples
+        return flat.logits, flat.labels, dense, flat.need_samples()
 
     def measure(self, outputs: Iterator[Outputs]) -> Measure:
         """Share of answer tokens predicted rightly from the true tokens before them, and the mean loss of a token."""

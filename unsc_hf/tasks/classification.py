@@ -21,19 +21,17 @@ from ..models.head import classify
 from ..models.loading import model_label_names
 from ..models.outputs import Outputs
 from ..objectives.pseudo_labels import AS_UNSEEN, Matching, pseudo_labels
-from .base import Measure
+from .base import Measure, Task, register
 
 
-class ClassificationTask:
-    """Rows with one label each.
+@register
+class ClassificationTask(Task):
+    """Rows with one label each."""
 
-    Attributes:
-        whole_classes: whether no retained row shares a class with a forget row.
-        forgotten_classes: ids that occur among the forget rows but not among the retained ones.
-        remaining_classes: ids that occur among the retained rows.
-        class_names: by id.
-        label_column: where labels are.
-    """
+    @classmethod
+    def accepts(cls, model: nn.Module) -> bool:
+        """Every model that no other task accepts; labels are checked when the task is made."""
+        return True
 
     def __init__(
         self, model: PreTrainedModel, args: UNSCConfig, forget: Dataset, retain: Dataset, processing_class: Any
@@ -43,7 +41,7 @@ class ClassificationTask:
             check_labels_match(dataset, args.label_column, model.config.num_labels, label_names)
         self._model, self._args, self._processing_class = model, args, processing_class
         self.class_names = class_names(forget, args.label_column) or label_names
-        self.label_column: str | None = find_label_column(forget, args.label_column)
+        self.label_column = find_label_column(forget, args.label_column)
         wanted = set(read_labels(forget, args.label_column).tolist())
         kept = set(read_labels(retain, args.label_column).tolist())
         if len(wanted | kept) < 2:
@@ -84,7 +82,7 @@ class ClassificationTask:
         self, strategy: str, forget: Outputs, retain: Outputs | None, matching: Matching | None
     ) -> list[dict[str, Tensor]]:
         """Pseudo-label and log-likelihood under the original of each row."""
-        found = pseudo_labels(
+        labels = pseudo_labels(
             strategy,
             forget,
             self.remaining_classes,
@@ -93,11 +91,11 @@ class ClassificationTask:
             temperature=self._args.pseudo_label_temperature,
             seed=self._args.seed,
         )
-        hard = found if found.dim() == 1 else found.argmax(1)
+        hard = labels if labels.dim() == 1 else labels.argmax(1)
         if strategy not in AS_UNSEEN and bool((hard == forget.labels).any()):
             raise RuntimeError("a pseudo-label equals the row's own label")
         reference = -F.cross_entropy(forget.logits, forget.labels, reduction="none")
-        return [{"pseudo_labels": label, "reference": value} for label, value in zip(found, reference, strict=True)]
+        return [{"pseudo_labels": label, "reference": value} for label, value in zip(labels, reference, strict=True)]
 
     def collate_targets(self, batch: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
         """Add the targets of `rows` to their batch."""
@@ -129,5 +127,3 @@ class ClassificationTask:
         accuracy = macro_accuracy(given, labels)
         loss = float(F.cross_entropy(given.double(), labels))
         return {"accuracy": float("nan") if accuracy is None else accuracy, "loss": loss}
-
-    preprocess_logits: Any = None

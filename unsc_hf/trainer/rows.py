@@ -1,26 +1,142 @@
-"""The rows that are trained on: forget rows with their targets, and with each a retained row where those are rehearsed."""
+"""The rows of an unlearning run: which are trained on, which are held out, and how they are fed to the model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..config import UNSCConfig
+from ..data.selection import evenly_spaced, hold_out
+from ..errors import UNSCError
+from ..models.hooks import NOT_INPUTS
+from ..models.outputs import Outputs, collect_outputs, iterate_outputs
+from ..tasks import Task
+
+MAX_VALIDATION_ROWS = 1_000  # more rows would make checks slow and tell no more than a tenth of a percent
+MAX_LOGITS = 50_000_000  # held-out logits kept for the drift; a language model gives them for every token
+
+
+@dataclass(frozen=True)
+class UnlearningRows:
+    """Raw rows of one request.
+
+    Attributes:
+        forget: rows to forget that are trained on.
+        forget_validation: rows to forget that checks read; the same rows where single rows are forgotten.
+        retain: rows to keep, for the statistics and for rehearsal.
+        retain_held_out: rows to keep that neither statistics nor training read.
+    """
+
+    forget: Dataset
+    forget_validation: Dataset
+    retain: Dataset
+    retain_held_out: Dataset
+
+    @classmethod
+    def of(
+        cls, forget: tuple[Dataset, Dataset], retain: Dataset, strata: np.ndarray, args: UNSCConfig
+    ) -> UnlearningRows:
+        """Hold out retained rows of every stratum; `forget` is already split into trained and validation rows."""
+        kept, held_out = hold_out(retain, args.validation_fraction, strata, MAX_VALIDATION_ROWS, args.seed)
+        return cls(*forget, kept, held_out)
+
+    @property
+    def holds_out(self) -> bool:
+        """False where there are too few retained rows to hold any out."""
+        return self.retain_held_out is not self.retain
+
+
+class ModelReader:
+    """Runs models on raw rows: prepares them, makes batches, and collects outputs.
+
+    Attributes:
+        prepare: makes rows ready for the model.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        args: UNSCConfig,
+        collate_inputs: Callable[[list[dict[str, Any]]], dict[str, Any]],
+        input_names: Sequence[str],
+        prepare: Callable[[Dataset], Any] | None = None,
+    ) -> None:
+        """
+        Args:
+            collate_inputs: makes a batch of what the model reads.
+            input_names: names of the model's inputs.
+            prepare: instead of the task's.
+        """
+        self.task, self.args, self.prepare = task, args, prepare or task.prepare
+        self._collate_inputs = collate_inputs
+        self._known = {*input_names, "label", "labels", "label_ids"}
+
+    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Batch of what the model reads, with pseudo-labels and retained rows where the rows carry them."""
+        column = self.task.label_column
+        features = []
+        for row in rows:
+            feature = {name: value for name, value in row.items() if name in self._known}
+            if column is not None and column not in self._known and column in row:
+                feature["labels"] = row[column]
+            features.append(feature)
+        batch = dict(self._collate_inputs(features))
+        if "pseudo_labels" in rows[0]:
+            self.task.collate_targets(batch, rows)
+        if "retain" in rows[0]:
+            batch["retain"] = self.collate([row["retain"] for row in rows])
+        return batch
+
+    def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What the model reads of a batch, on its device."""
+        return {name: value.to(self.args.device) for name, value in batch.items() if name not in NOT_INPUTS}
+
+    def iterate(
+        self, model: nn.Module, dataset: Dataset, description: str, features: bool = False
+    ) -> Iterator[Outputs]:
+        """Outputs batch by batch."""
+        options = self._options(description, features)
+        return iterate_outputs(model, self.prepare(dataset), self.collate, **options)
+
+    def outputs(self, model: nn.Module, dataset: Dataset, description: str, features: bool = False) -> Outputs:
+        """Outputs on all rows; of a language model on as many rows as fit in memory."""
+        limit = None if self.task.label_column is not None else MAX_LOGITS
+        options = self._options(description, features)
+        return collect_outputs(model, self.prepare(dataset), self.collate, max_elements=limit, **options)
+
+    def _options(self, description: str, features: bool) -> dict[str, Any]:
+        return {
+            "features": features,
+            "batch_size": self.args.per_device_eval_batch_size,
+            "progress": not self.args.disable_tqdm,
+            "description": description,
+            "read": self.task.outputs,
+        }
+
+
+def at_most(dataset: Dataset, rows: int) -> Dataset:
+    """So many rows, evenly spaced; all where there are fewer."""
+    return dataset.select(evenly_spaced(np.arange(len(dataset)), rows))
 
 
 class RelabelledDataset(torch.utils.data.Dataset[dict[str, Any]]):
-    """Rows of a data set with their targets: what a task's `targets` gave for each.
+    """The rows that are trained on: forget rows with their targets, as a task's `targets` gives them for each row.
 
-    With `retained`, every row also brings one of those along, under "retain": drawn anew for each epoch from `seed`, so that a resumed run
-    meets the same ones, however far batches were read ahead.
+    With `retained`, every row also brings one of those along, under "retain". They are drawn anew for each epoch from
+    `seed`, so that a resumed run meets the same ones, however far batches were read ahead.
     """
 
     def __init__(
         self,
         dataset: Dataset,
-        targets: Sequence[dict[str, torch.Tensor]],
+        targets: Sequence[dict[str, Tensor]],
         retained: Dataset | None = None,
         seed: int = 0,
     ) -> None:
@@ -30,9 +146,9 @@ class RelabelledDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self.begin_epoch(0)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Draw the retained rows of an epoch."""
+        """Draw the retained rows of an epoch: `drawn` holds one row number for each forget row."""
         if self.retained is not None:
-            self._drawn = np.random.default_rng([self.seed, epoch]).integers(len(self.retained), size=len(self.dataset))
+            self.drawn = np.random.default_rng([self.seed, epoch]).integers(len(self.retained), size=len(self.dataset))
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -44,7 +160,33 @@ class RelabelledDataset(torch.utils.data.Dataset[dict[str, Any]]):
         rows = self.dataset.__getitems__(indices)
         result = [{**row, **self.targets[i]} for row, i in zip(rows, indices, strict=True)]
         if self.retained is not None:
-            drawn = self._drawn[indices].tolist()
+            drawn = self.drawn[indices].tolist()
             for row, extra in zip(result, self.retained.__getitems__(drawn), strict=True):
                 row["retain"] = extra
         return result
+
+
+def check_arguments(args: object, forget_dataset: object, retain_dataset: object) -> None:
+    """Raise UNSCError for arguments of other types, and for data sets without rows."""
+    if not isinstance(args, UNSCConfig):
+        raise UNSCError(f"args: got {type(args).__name__}, expected a UNSCConfig.")
+    for name, dataset in (("forget_dataset", forget_dataset), ("retain_dataset", retain_dataset)):
+        if not isinstance(dataset, Dataset):
+            raise UNSCError(f"{name}: got {type(dataset).__name__}, expected a datasets.Dataset; see split_dataset.")
+        if len(dataset) == 0:
+            raise UNSCError(f"{name}: has no rows; unlearning needs rows to forget and rows to keep.")
+
+
+def cast_floats(batch: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """The same tensors, floating ones in another precision."""
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in batch.items()}
+
+
+def cast_inputs(
+    model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Forward pre-hook: floating inputs in the precision the model is in at that moment."""
+    given = {str(i): value for i, value in enumerate(args)} | kwargs
+    tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+    cast = {**given, **cast_floats(tensors, model.dtype)}
+    return tuple(cast[str(i)] for i in range(len(args))), {name: cast[name] for name in kwargs}

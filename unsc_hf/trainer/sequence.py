@@ -22,9 +22,9 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel
 
 from ..config import UNSCConfig
-from ..erasure.class_statistics import remove_stale
 from ..errors import UNSCError
-from ..nullspace.statistics import ActivationStatistics, settle
+from ..nullspace.statistics import ActivationStatistics
+from ..nullspace.storage import settle
 from ..reporting.run_folder import finish, move_model
 from ..tasks import make_task
 from ..utils.fingerprint import row_digests, weight_hash
@@ -66,7 +66,6 @@ def open_statistics(
         progress=not args.disable_tqdm,
         num_workers=args.dataloader_num_workers,
         max_memory=args.max_statistics_memory,
-        sketch_size=args.sketch_size,
     )
     _first_then_all(lambda: statistics.save_pretrained(folder))
     return statistics
@@ -212,7 +211,6 @@ def serve_request(
         if trainer.is_world_process_zero():
             finish(served)
             settle(statistics_dir, bound.fingerprint.weights)
-            remove_stale(statistics_dir, bound.fingerprint.weights)
             # The model of the request before still knows what this one has asked to forget.
             shutil.rmtree(request_folder(args, len(bound.requests) - 1), ignore_errors=True)
         trainer.accelerator.wait_for_everyone()

@@ -18,7 +18,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 
-from ...data.inputs import read_once
+from ...data.inputs import CachedRows
 from ...models.head import classify
 from ...models.loading import load_to_finetune
 from ...utils.files import alone
@@ -178,7 +178,7 @@ def _train(
                 remove_unused_columns=False,
                 dataloader_pin_memory=torch.cuda.is_available(),
             ),
-            train_dataset=read_once(rows),
+            train_dataset=CachedRows(rows),
             data_collator=plan.collator(processor),
             processing_class=processor,
         )

@@ -19,7 +19,7 @@ _ROWS = (10, 30, 100, 300, 1000, 3000)
 
 def measure(lab: Lab) -> list[dict[str, Any]]:
     """Batch sizes 8 to 512; 10 rows of each class to all of them."""
-    labels = read_labels(lab.desk.retain, lab.desk.config.label_column)
+    labels = read_labels(lab.experiment.retain, lab.experiment.config.label_column)
     most = max(int((labels == c).sum()) for c in set(labels.tolist()))
     rows = [*(n for n in _ROWS if n < most), most]
     points = []

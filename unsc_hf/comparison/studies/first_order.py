@@ -19,10 +19,10 @@ from ...errors import UNSCError
 from ...models.hooks import NOT_INPUTS, evaluation_mode
 from ...models.layers import ProtectedLayer
 from ...nullspace.projection import NullSpaceProjection
+from ...nullspace.rules import build_subspace
 from ...nullspace.statistics import ActivationStatistics
-from ...nullspace.subspace import build_subspace
 from ..methods import Workbench
-from .lab import Lab, curve, different, matching, mean, panels
+from .lab import Lab, Point, curve, different, matching, mean, panels
 from .registry import Points, Study, register
 
 ENERGIES = (1.0, 0.9999, 0.999, 0.99, 0.95, 0.9, 0.0)  # 0: no projection
@@ -45,15 +45,17 @@ def measure(lab: Lab) -> list[dict[str, Any]]:
     """
     points = []
     for seed in lab.seeds:
-        points += lab.point({"seed": seed}, partial(_points, lab, seed))["points"]
+        points += lab.points({"seed": seed}, partial(_points, lab, seed))
     return points
 
 
-def _points(lab: Lab, seed: int) -> dict[str, Any]:
-    bench = lab.desk.bench(seed)
+def _points(lab: Lab, seed: int) -> list[Point]:
+    bench = lab.experiment.bench(seed)
     model = deepcopy(bench.original).double()
     layers = bench.layers(model)
-    rows, statistics = _few(bench, model, layers, read_labels(lab.desk.retain, lab.desk.config.label_column))
+    rows, statistics = _few(
+        bench, model, layers, read_labels(lab.experiment.retain, lab.experiment.config.label_column)
+    )
     retained = _inputs(next(bench.batches(rows, len(rows), shuffle=False)))
     before, gradient = _loss_and_gradient(model, layers, retained)
     forget = _inputs(next(bench.batches(bench.forget, _FORGET_ROWS)))
@@ -89,7 +91,7 @@ def _points(lab: Lab, seed: int) -> dict[str, Any]:
                 }
             )
         projection.restore()
-    return {"points": points}
+    return points
 
 
 class _Gradient:

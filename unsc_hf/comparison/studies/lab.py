@@ -1,4 +1,4 @@
-"""What studies work with: runs that are measured alike and kept, so that a stopped study goes on; means over seeds; axes."""
+"""What studies work with: runs that are measured alike and kept, means over seeds, axes."""
 
 from __future__ import annotations
 
@@ -13,28 +13,27 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from ...errors import UNSCError, first_line
-from ...evaluation.accuracy import macro_accuracy
-from ..experiment import Desk
+from ..experiment import Experiment
 from ..methods import Workbench
-from ..summary import half_interval
+from ..summary import half_interval, with_interval
 
 Point = dict[str, Any]
 
 
 class Lab:
-    """Runs of one study.
+    """Runs of one study. A stopped study goes on where it was.
 
     Attributes:
-        desk: models and rows; `desk.request` is what the study forgets, unless it makes requests of its own.
+        experiment: models and rows; `experiment.request` is what the study forgets, unless it makes its own requests.
         study: name of the study; its records are kept under it.
     """
 
-    def __init__(self, desk: Desk, study: str, console: Console | None = None) -> None:
-        self.desk, self.study, self.console = desk, study, console or Console()
+    def __init__(self, experiment: Experiment, study: str, console: Console | None = None) -> None:
+        self.experiment, self.study, self.console = experiment, study, console or Console()
 
     @property
     def seeds(self) -> Sequence[int]:
-        return self.desk.seeds
+        return self.experiment.seeds
 
     def point(self, tags: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]) -> Point:
         """Tags and what `make` measures; made once. A run that the options forbid becomes a point with "error"."""
@@ -46,13 +45,19 @@ class Lab:
                 return {**tags, "error": first_line(error)}
 
         key = hashlib.sha256(json.dumps(tags, sort_keys=True, default=str).encode()).hexdigest()[:16]
-        found = self.desk.record(f"{self.study}-{key}", measured)
-        told = {name: found[name] for name in ("AccDut", "AccDrt", "leak", "error") if found.get(name) is not None}
+        point = self.experiment.record(f"{self.study}-{key}", measured)
+        shown = {name: point[name] for name in ("AccDut", "AccDrt", "leak", "error") if point.get(name) is not None}
         self.console.print(
             f"{', '.join(f'{k} {v}' for k, v in tags.items())}: "
-            + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{v}" for k, v in told.items())
+            + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{v}" for k, v in shown.items())
         )
-        return found
+        return point
+
+    def points(self, tags: Mapping[str, Any], make: Callable[[], list[Point]]) -> list[Point]:
+        """As `point`, for a run that gives several points: they are under "points" in its record."""
+        point = self.point(tags, lambda: {"points": make()})
+        points: list[Point] = point.get("points", [point])
+        return points
 
     def run(
         self, tags: Mapping[str, Any], seed: int, options: Mapping[str, Any], rebuild: Sequence[str] = (), **more: Any
@@ -60,13 +65,13 @@ class Lab:
         """Unlearn with options of `UNSCConfig`, and measure.
 
         Args:
-            tags: what tells the point apart; the seed is added.
+            tags: what distinguishes the point; the seed is added.
             rebuild: those options that change what statistics are collected from.
             more: `relabel` and the like, for `Workbench.unlearn`.
         """
 
         def make() -> dict[str, Any]:
-            bench = self.desk.bench(seed, **{name: options[name] for name in rebuild})
+            bench = self.experiment.bench(seed, **{name: options[name] for name in rebuild})
             model = bench.unlearn(**{k: v for k, v in options.items() if k not in rebuild}, **more)
             return self.measured(bench, model)
 
@@ -83,13 +88,9 @@ class Lab:
         }
 
     def accuracies(self, bench: Workbench, model: PreTrainedModel) -> dict[str, Any]:
-        """AccDut, AccDrt, and the worst change is left to the study."""
-        seen = self.desk.collect(bench, model, self.desk.test, features=False)
-        kept = [c for c in range(seen.logits.shape[1]) if c not in self.desk.forgotten]
-        return {
-            "AccDut": macro_accuracy(seen.logits, seen.labels, self.desk.forgotten),
-            "AccDrt": macro_accuracy(seen.logits, seen.labels, kept),
-        }
+        """AccDut and AccDrt on the test rows."""
+        outputs = self.experiment.collect(bench, model, self.experiment.test, features=False)
+        return self.experiment.accuracies(outputs)
 
 
 # ---- reading points -------------------------------------------------------------------------------------------------
@@ -119,7 +120,7 @@ def percent(points: Sequence[Mapping[str, Any]], key: str) -> str:
     if not values(points, key):
         return "–"
     half = half_interval(values(points, key))
-    return f"{100 * mean(points, key):.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
+    return with_interval(100 * mean(points, key), None if half is None else 100 * half)
 
 
 def different(points: Sequence[Mapping[str, Any]], key: str) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,9 +11,7 @@ from matplotlib.figure import Figure
 
 from ...data.columns import read_labels
 from ...data.selection import Request
-from ...models.loading import load_as
 from ...reporting.plots import BLUE, GREEN, GREY, ORANGE
-from ..experiment import Desk
 from .lab import Lab, curve, different, matching, mean, panels, percent, zoom
 from .registry import Points, Study, register
 
@@ -38,31 +37,25 @@ _COLOURS = {
 
 def measure(lab: Lab) -> list[dict[str, Any]]:
     """Nested sets of classes in one random order; retrained models where the recipe may train them (`train_retrained`)."""
-    desk, points = lab.desk, []
-    classes = sorted(set(read_labels(desk.train, desk.config.label_column).tolist()))
+    experiment, points = lab.experiment, []
+    classes = sorted(set(read_labels(experiment.train, experiment.config.label_column).tolist()))
     order = np.random.default_rng(0).permutation(classes).tolist()
     for share in _SHARES:
         count = min(max(1, round(share * len(classes))), len(classes) - 1)
         request = Request(forget_classes=tuple(sorted(order[:count])))
-        inner = Lab(_desk(desk, request), f"{lab.study}-{count}", lab.console)
+        inner = Lab(replace(experiment, request=request), f"{lab.study}-{count}", lab.console)
         for seed in lab.seeds:
             for way, options in _WAYS.items():
                 points.append(inner.run({"way": way, "classes": count}, seed, options))
-        if desk.arguments.train_retrained or desk.arguments.quickstart:
-            for seed, folder in zip(lab.seeds, inner.desk.references(), strict=True):
+        if experiment.arguments.train_retrained or experiment.arguments.quickstart:
+            for seed, folder in zip(lab.seeds, inner.experiment.references(), strict=True):
                 tags = {"way": "retrained", "classes": count, "seed": seed}
                 points.append(inner.point(tags, partial(_retrained, inner, seed, folder)))
     return points
 
 
-def _desk(desk: Desk, request: Request) -> Desk:
-    return Desk(desk.seeds, desk.originals, desk.arguments, desk.config, desk.splits, request, desk.folder)
-
-
 def _retrained(lab: Lab, seed: int, folder: str) -> dict[str, Any]:
-    bench = lab.desk.bench(seed)
-    model = load_as(lab.desk.arguments.auto_class, folder, "retrained_model_name_or_path").to(lab.desk.config.device)
-    return lab.accuracies(bench, model)
+    return lab.accuracies(lab.experiment.bench(seed), lab.experiment.load(folder))
 
 
 def plot(points: Points) -> Figure:

@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 
 from ...data.columns import read_labels
 from ...evaluation.accuracy import macro_accuracy, per_class_accuracy
-from ...models.loading import load_as
 from ...reporting.plots import BLUE, GREEN, GREY, ORANGE
 from ..methods import Workbench
 from ..workbench import Relabel
@@ -71,7 +70,7 @@ def _attacked(lab: Lab, prepared: Callable[[], Prepared], space: str, budget: fl
 
 # ---- attacks --------------------------------------------------------------------------------------------------------
 def _kept(lab: Lab) -> list[int]:
-    labels = read_labels(lab.desk.retain, lab.desk.config.label_column)
+    labels = read_labels(lab.experiment.retain, lab.experiment.config.label_column)
     return sorted(set(labels.tolist()))
 
 
@@ -80,7 +79,7 @@ def _target(lab: Lab) -> int:
 
 
 def _honest(lab: Lab, seed: int) -> Prepared:
-    return lab.desk.bench(seed), None
+    return lab.experiment.bench(seed), None
 
 
 def _towards(target: int) -> Relabel:
@@ -88,21 +87,22 @@ def _towards(target: int) -> Relabel:
 
 
 def _false_labels(lab: Lab, seed: int) -> Prepared:
-    return lab.desk.bench(seed), _towards(_target(lab))
+    return lab.experiment.bench(seed), _towards(_target(lab))
 
 
 def _unlikely(lab: Lab, seed: int) -> Prepared:
     kept = torch.tensor(_kept(lab))
-    return lab.desk.bench(seed), lambda model, batches, outputs: kept[outputs.logits[:, kept].argmin(1)]
+    return lab.experiment.bench(seed), lambda model, batches, outputs: kept[outputs.logits[:, kept].argmin(1)]
 
 
 def _flipped(lab: Lab, seed: int, share: float) -> Prepared:
-    desk = lab.desk
+    experiment = lab.experiment
     rng = np.random.default_rng(seed)
-    taken = np.sort(rng.permutation(len(desk.retain))[: round(share * len(desk.forget))])
-    left = np.setdiff1d(np.arange(len(desk.retain)), taken)
-    flipped = _relabelled(desk.retain.select(taken), desk.forgotten[0], desk.config.label_column)
-    return _bench(lab, seed, concatenate_datasets([desk.forget, flipped]), desk.retain.select(left)), None
+    taken = np.sort(rng.permutation(len(experiment.retain))[: round(share * len(experiment.forget))])
+    left = np.setdiff1d(np.arange(len(experiment.retain)), taken)
+    flipped = _relabelled(experiment.retain.select(taken), experiment.forgotten[0], experiment.config.label_column)
+    forget = concatenate_datasets([experiment.forget, flipped])
+    return experiment.new_bench(seed, forget, experiment.retain.select(left)), None
 
 
 def _relabelled(rows: Dataset, label: int, column: str | None) -> Dataset:
@@ -112,13 +112,11 @@ def _relabelled(rows: Dataset, label: int, column: str | None) -> Dataset:
 
 
 def _backdoor(lab: Lab, seed: int) -> Prepared:
-    desk = lab.desk
-    half = len(desk.forget) // 2
-    stamped = triggered(desk.forget.select(range(half)))
-    bench = _bench(
-        lab, seed, concatenate_datasets([stamped, desk.forget.select(range(half, len(desk.forget)))]), desk.retain
-    )
-    return bench, _towards(_target(lab))  # fmt: skip
+    experiment = lab.experiment
+    half = len(experiment.forget) // 2
+    stamped = triggered(experiment.forget.select(range(half)))
+    forget = concatenate_datasets([stamped, experiment.forget.select(range(half, len(experiment.forget)))])
+    return experiment.new_bench(seed, forget, experiment.retain), _towards(_target(lab))
 
 
 def triggered(rows: Dataset) -> Dataset:
@@ -141,25 +139,18 @@ def triggered(rows: Dataset) -> Dataset:
     return rows.map(stamp, features=rows.features, load_from_cache_file=False, keep_in_memory=True)  # fmt: skip
 
 
-def _bench(lab: Lab, seed: int, forget: Dataset, retain: Dataset) -> Workbench:
-    desk = lab.desk
-    name = desk.original(seed)
-    model = load_as(desk.arguments.auto_class, name, "originals").to(desk.config.device)
-    return Workbench(model, forget, retain, desk.bench(seed).config, desk.arguments.load_processor(name))
-
-
 # ---- damage ---------------------------------------------------------------------------------------------------------
 def _damage(lab: Lab, bench: Workbench, model: PreTrainedModel) -> dict[str, Any]:
     """What happened to retained test rows: fall of AccDrt and of the worst class, and what the attacker's class gained."""
-    desk, target = lab.desk, _target(lab)
-    labels = read_labels(desk.test, desk.config.label_column)
-    others = desk.test.select(np.flatnonzero(~np.isin(labels, [*desk.forgotten, target])))
-    kept = [c for c in _kept(lab) if c not in desk.forgotten]
+    experiment, target = lab.experiment, _target(lab)
+    labels = read_labels(experiment.test, experiment.config.label_column)
+    others = experiment.test.select(np.flatnonzero(~np.isin(labels, [*experiment.forgotten, target])))
+    kept = [c for c in _kept(lab) if c not in experiment.forgotten]
     seen: dict[str, dict[str, Any]] = {}
     for name, who in (("before", bench.original), ("after", model)):
-        test = desk.collect(bench, who, desk.test, features=False)
-        stamped = desk.collect(bench, who, triggered(others), features=False)
-        plain = np.isin(labels, [*desk.forgotten, target])
+        test = experiment.collect(bench, who, experiment.test, features=False)
+        stamped = experiment.collect(bench, who, triggered(others), features=False)
+        plain = np.isin(labels, [*experiment.forgotten, target])
         answers = test.logits.argmax(1).numpy()[~plain]
         seen[name] = {
             "AccDrt": macro_accuracy(test.logits, test.labels, kept) or 0.0,

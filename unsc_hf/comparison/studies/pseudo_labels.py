@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from ...models.loading import load_as
 from ...models.outputs import Outputs
 from ...objectives.pseudo_labels import pseudo_labels
 from ...reporting.plots import BLUE, GREEN, ORANGE
@@ -33,18 +32,18 @@ def measure(lab: Lab) -> list[dict[str, Any]]:
 
 def _agreement(lab: Lab, seed: int) -> list[dict[str, Any]]:
     """Agreement by strategy, and that of top1 by its confidence: quarters of the forget rows."""
-    desk = lab.desk
-    folders = desk.references()
+    experiment = lab.experiment
+    folders = experiment.references()
     if not folders:
         return []
 
     def make() -> dict[str, Any]:
-        bench = desk.bench(seed)
-        forget, retain = (desk.collect(bench, bench.original, rows) for rows in (desk.forget, desk.retain))
+        bench, parts = experiment.bench(seed), (experiment.forget, experiment.retain)
+        forget, retain = (experiment.collect(bench, bench.original, rows) for rows in parts)
         answers = []
         for folder in folders:
-            model = load_as(desk.arguments.auto_class, folder, "retrained_model_name_or_path").to(desk.config.device)
-            answers.append(desk.collect(bench, model, desk.forget, features=False).logits.argmax(1))
+            model = experiment.load(folder)
+            answers.append(experiment.collect(bench, model, experiment.forget, features=False).logits.argmax(1))
         kept = sorted(set(retain.labels.tolist()))
         agreed: dict[str, Any] = {}
         for strategy in _STRATEGIES:

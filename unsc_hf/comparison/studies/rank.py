@@ -26,7 +26,7 @@ def measure(lab: Lab) -> list[dict[str, Any]]:
     """Rule `energy` over its shares, `rank` as shares of the narrowest layer, `ratio` of forgotten against retained energy."""
     points = []
     for seed in lab.seeds:
-        width = min(layer.geometry.width for layer in lab.desk.bench(seed).plan.selection.layers)
+        width = min(layer.geometry.width for layer in lab.experiment.bench(seed).plan.selection.layers)
         tried: list[tuple[str, float, dict[str, Any]]] = [
             *(("energy", e, {"subspace_rule": "energy", "energy": e}) for e in _ENERGIES),
             *(("rank", s, {"subspace_rule": "rank", "subspace_rank": max(1, round(s * width))}) for s in _SHARES),

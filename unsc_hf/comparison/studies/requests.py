@@ -17,11 +17,10 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
 from ...evaluation.accuracy import macro_accuracy
-from ...models.loading import load_as
 from ...reporting.plots import BLUE, ORANGE
 from ...trainer.sequence import serve_request
 from ...trainer.trainer import UNSCTrainer
-from .lab import Lab, curve, different, matching, mean, panels, zoom
+from .lab import Lab, Point, curve, different, matching, mean, panels, zoom
 from .registry import Points, Study, register
 
 COUNTS = (1, 2, 5, 10, 20, 50)
@@ -40,36 +39,33 @@ def measure(lab: Lab) -> list[dict[str, Any]]:
     """Requests of ten rows each, drawn without repetition: all in one batch, and in sequence (`serve_request`)."""
     points = []
     for seed in lab.seeds:
-        found = lab.point({"way": "in sequence", "seed": seed}, partial(_sequence, lab, seed))
-        points += found.get("points", [found])
+        points += lab.points({"way": "in sequence", "seed": seed}, partial(_sequence, lab, seed))
         for count in COUNTS:
-            if count * _ROWS < len(lab.desk.train) // 2:
+            if count * _ROWS < len(lab.experiment.train) // 2:
                 tags = {"way": "in one batch", "requests": count, "seed": seed}
                 points.append(lab.point(tags, partial(_batch, lab, seed, count)))
     return points
 
 
 def _rows(lab: Lab, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).permutation(len(lab.desk.train))
+    return np.random.default_rng(seed).permutation(len(lab.experiment.train))
 
 
 def _start(lab: Lab, seed: int) -> tuple[PreTrainedModel, Any, Any]:
-    desk = lab.desk
-    name = desk.original(seed)
-    config = deepcopy(desk.config)
+    experiment, name = lab.experiment, lab.experiment.original(seed)
+    config = deepcopy(experiment.config)
     config.seed, config.max_leak = seed, None  # what is measured is the cost; nothing may end a sequence early
     for option, value in _BUDGETS.items():
         setattr(config, option, value)
-    model = load_as(desk.arguments.auto_class, name, "originals").to(config.device)
-    return model, config, desk.arguments.load_processor(name)
+    return experiment.load(name, "originals"), config, experiment.arguments.load_processor(name)
 
 
 def _parts(lab: Lab, order: np.ndarray, start: int, stop: int) -> tuple[Dataset, Dataset]:
-    return lab.desk.train.select(np.sort(order[start:stop])), lab.desk.train.select(np.sort(order[stop:]))
+    return lab.experiment.train.select(np.sort(order[start:stop])), lab.experiment.train.select(np.sort(order[stop:]))
 
 
 def _measured(lab: Lab, trainer: UNSCTrainer) -> dict[str, Any]:
-    test = trainer._outputs(trainer.model, lab.desk.test, "Test rows")
+    test = trainer._outputs(trainer.model, lab.experiment.test, "Test rows")
     return {
         "memory": psutil.Process().memory_info().rss / 2**20,
         "accuracy": macro_accuracy(test.logits, test.labels),
@@ -80,12 +76,14 @@ def _batch(lab: Lab, seed: int, count: int) -> dict[str, Any]:
     model, config, processor = _start(lab, seed)
     forget, retain = _parts(lab, _rows(lab, seed), 0, count * _ROWS)
     started = time.perf_counter()
-    trainer = UNSCTrainer(model, config, forget, retain, processing_class=processor, unseen_dataset=lab.desk.validation)
+    trainer = UNSCTrainer(
+        model, config, forget, retain, processing_class=processor, unseen_dataset=lab.experiment.validation
+    )
     trainer.train()
     return {"seconds": time.perf_counter() - started, **_measured(lab, trainer)}
 
 
-def _sequence(lab: Lab, seed: int) -> dict[str, Any]:
+def _sequence(lab: Lab, seed: int) -> list[Point]:
     model, config, processor = _start(lab, seed)
     order, points, seconds = _rows(lab, seed), [], 0.0
     folder = Path(tempfile.mkdtemp())
@@ -94,7 +92,13 @@ def _sequence(lab: Lab, seed: int) -> dict[str, Any]:
             forget, retain = _parts(lab, order, i * _ROWS, (i + 1) * _ROWS)
             started = time.perf_counter()
             trainer = serve_request(
-                model, folder, config, forget, retain, processing_class=processor, unseen_dataset=lab.desk.validation
+                model,
+                folder,
+                config,
+                forget,
+                retain,
+                processing_class=processor,
+                unseen_dataset=lab.experiment.validation,
             )
             last = time.perf_counter() - started
             seconds += last
@@ -104,7 +108,7 @@ def _sequence(lab: Lab, seed: int) -> dict[str, Any]:
                 )  # fmt: skip
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return {"points": points}
+    return points
 
 
 def plot(points: Points) -> Figure:

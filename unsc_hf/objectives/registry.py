@@ -1,0 +1,109 @@
+"""What an objective is: a loss over `Terms`, registered under its own name together with what it needs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import UNSCError, closest
+
+NEEDS = ("retained", "teacher", "retain_teacher")
+# Options of every objective that reads retained rows; how they are read is up to the trainer.
+REHEARSAL_OPTIONS: Mapping[str, Any] = {"retain_dropout": False}
+MIXING_OPTIONS: Mapping[str, Any] = {"retain_mixing": 0.3}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A method by its loss.
+
+    Attributes:
+        name: how it is asked for.
+        run: scalar loss from the `Terms` of a batch and the objective's own options as keywords.
+        needs: what the trainer provides besides the forget rows: "retained" (a batch of retained rows), "teacher" and
+            "retain_teacher" (the original model's logits on forget rows and on retained rows).
+        mixed: whether its retained rows may be mixed with each other, since it reads none of their labels.
+        defaults: its options and their defaults, the keyword arguments of `run`.
+    """
+
+    name: str
+    run: Callable[..., Tensor]
+    needs: frozenset[str]
+    mixed: bool
+    defaults: Mapping[str, Any]
+
+    @property
+    def rehearses(self) -> bool:
+        """Whether retained rows are read in training."""
+        return "retained" in self.needs
+
+    @property
+    def keeps_original(self) -> bool:
+        """Whether a second, whole model stays in memory."""
+        return bool(self.needs & {"teacher", "retain_teacher"})
+
+    def own(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The given options that this objective has, for commands that run several objectives."""
+        return {name: value for name, value in given.items() if name in self._defaults()}
+
+    def _defaults(self) -> dict[str, Any]:
+        known = dict(self.defaults)
+        if self.rehearses:
+            known.update(REHEARSAL_OPTIONS)
+        if self.mixed:
+            known.update(MIXING_OPTIONS)
+        return known
+
+    def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """All options of this objective, the given ones in place of their defaults.
+
+        Raises:
+            UNSCError: an option that this objective does not have, or a value of another kind.
+        """
+        known = self._defaults()
+        for name, value in given.items():
+            if name not in known:
+                listed = closest(name, known) if known else "it has none"
+                raise UNSCError(
+                    f"objective_args: objective {self.name!r} has no option {name!r}; its options: {listed}."
+                )
+            kind = bool if isinstance(known[name], bool) else (int, float)
+            if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+                raise UNSCError(f"objective_args: {name}={value!r} should be a {type(known[name]).__name__}.")
+            known[name] = value
+        if not 0.0 <= known.get("retain_mixing", 0.0) < 1.0:
+            raise UNSCError(
+                f"objective_args: retain_mixing={known['retain_mixing']!r} is outside [0, 1); it is a share."
+            )
+        if not known.get("beta", 1.0) > 0:
+            raise UNSCError(f"objective_args: beta={known['beta']!r} is not a positive number.")
+        return known
+
+    def loss(self, terms: Any, options: Mapping[str, Any] | None = None) -> Tensor:
+        """Scalar loss of a batch; `options` as `Objective.options` returns them, the defaults when None."""
+        chosen = self.defaults if options is None else {name: options[name] for name in self.defaults}
+        return self.run(terms, **chosen)
+
+
+OBJECTIVES: dict[str, Objective] = {}
+
+
+def objective(
+    needs: Collection[str] = (), mixed: bool = False
+) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Decorator: register a function as an objective; its keyword-only arguments become its options."""
+    unknown = set(needs) - set(NEEDS)
+    if unknown:
+        raise ValueError(f"needs: {sorted(unknown)[0]!r} does not exist; choose from {', '.join(NEEDS)}.")
+
+    def register(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        parameters = inspect.signature(run).parameters.values()
+        defaults = {one.name: one.default for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY}
+        OBJECTIVES[run.__name__] = Objective(run.__name__, run, frozenset(needs), mixed, defaults)
+        return run
+
+    return register

@@ -1,0 +1,85 @@
+"""Tables and phrases of a run that the model card and the HTML report share, so that both say the same."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+CLASSIFIER_NOTE = (
+    "Percent, except MIA AUC and seconds. AccDut and AccDrt: test accuracy on the forgotten and on the remaining "
+    "classes (mean over classes). AccDf and AccDr: the same on training rows (up to 500 of each class). MIA AUC: how "
+    "well an attacker tells forgotten training rows from unseen ones (0.5 is chance). Linear probe: test accuracy on "
+    "the forgotten classes of a new head trained on this model's features. 10-shot prototype: the same after the mean "
+    "feature of ten examples is written into the head."
+)
+
+LANGUAGE_NOTE = (
+    "Percent, except loss and seconds. ROUGE-L: share of the true answer's words that the greedy answer gives in their "
+    "order, on each set. Extraction: share of a forgotten answer that the model recites when it is given the tokens "
+    "before it. Each objective runs with and without projection onto the null space."
+)
+
+CERTIFICATE_NOTE = "Measured on retained rows: how far the model moved where it should stay the same."
+
+STOP_REASONS = {"target": "reaching its target", "leak_budget": "the leak budget", "max_steps": "the step limit"}
+
+_MOST_NAMES = 20  # beyond this many classes their names are not listed
+
+
+def forgotten_text(rows: int, classes: Sequence[str], digest: str = "") -> str:
+    """What was forgotten: rows and class names, or a count and a hash where the names are many.
+
+    Args:
+        rows: number of forgotten training rows.
+        classes: names of the forgotten classes; empty where single rows were forgotten.
+        digest: beginning of a hash over the rows.
+    """
+    text = f"{rows:,} training rows"
+    if not classes:
+        return text + (f" (not listed; their hash begins with {digest})" if digest else " (not listed)")
+    if len(classes) <= _MOST_NAMES:
+        return f"{text} of {'class' if len(classes) == 1 else 'classes'} {', '.join(classes)}"
+    names = hashlib.sha256("\n".join(sorted(classes)).encode()).hexdigest()[:16]
+    return f"{text} of {len(classes)} classes (SHA-256 of their sorted names begins with {names})"
+
+
+def certificate_table(certificate: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of `Certificate.to_dict()`, first the header."""
+    leaks, drift, budget = certificate["leak_per_layer"], certificate["drift"], certificate["max_leak"]
+    worst = max(leaks, key=lambda name: leaks[name], default="")
+    origin = "held out from the statistics" if certificate["held_out"] else "the caller's statistics may hold them"
+    stopped = certificate["stop_reason"]
+    return [
+        ["what", "value"],
+        ["retained rows", f"{certificate['rows']:,} ({origin})"],
+        ["leak: relative change of layer outputs, all trained layers", f"{certificate['leak']:.3g}"],
+        [f"worst layer, {worst}", f"{leaks.get(worst, 0.0):.3g}"],
+        ["leak budget", "none" if budget is None else f"{budget:.3g}"],
+        ["logit drift, relative", f"{drift['relative']:.3g}"],
+        ["largest change of one logit", f"{drift['largest']:.3g}"],
+        ["decisions unchanged", f"{drift['agreement']:.2%}"],
+        *(
+            [
+                f"merged into the base weights, stored as {dtype}: logit drift, decisions unchanged",
+                f"{merged['relative']:.3g}, {merged['agreement']:.2%}",
+            ]
+            for dtype, merged in (certificate.get("merged") or {}).items()
+        ),
+        ["relative change of the trained weights", f"{certificate['relative_change']:.3g}"],
+        ["unlearning ended by", STOP_REASONS.get(stopped, str(stopped))],
+    ]
+
+
+def requests_table(requests: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """All requests served on a model, oldest first, under a header; none where there were none."""
+    rows = [
+        [str(entry["time"]), f"{entry['rows']:,}", entry["digest"], entry["salt"], f"{entry['leak']:.3g}"]
+        for entry in requests
+    ]
+    return [["when", "rows", "salted SHA-256 begins with", "salt", "held-out leak"], *rows] if rows else []
+
+
+def options_table(options: Mapping[str, Any]) -> list[list[str]]:
+    """Options of a run by name, under a header."""
+    return [["option", "value"], *([str(name), str(value)] for name, value in options.items())]

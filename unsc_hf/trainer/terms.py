@@ -1,0 +1,103 @@
+"""What an objective reads of a training batch: forget rows with their targets, and whatever it names as needed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import UNSCConfig
+from ..experimental.rehearsal import dropout_mode, mix
+from ..models.hooks import NOT_INPUTS
+from ..objectives import OBJECTIVES, Terms
+from ..tasks import Task
+from .goals import ForgettingGoal
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """A collated batch of forget rows, in its parts.
+
+    Attributes:
+        inputs: what the model reads.
+        labels, targets, reference: see `objectives.Terms`.
+        rows: number of each row among the forget rows, (rows,); empty where targets never change.
+        retain: the batch of retained rows beside it; empty where the objective reads none.
+    """
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+    targets: Tensor
+    reference: Tensor
+    rows: Tensor
+    retain: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, batch: Mapping[str, Any]) -> TrainingBatch:
+        """Take a batch of `ModelReader.collate` apart."""
+        inputs = {name: value for name, value in batch.items() if name not in NOT_INPUTS}
+        rows = batch.get("target_row", torch.empty(0, dtype=torch.long))
+        return cls(inputs, batch["labels"], batch["pseudo_labels"], batch["reference"], rows, batch.get("retain", {}))
+
+
+class TermsProvider:
+    """Makes the `Terms` of a batch for one objective.
+
+    Attributes:
+        original: a frozen copy of the original model for objectives that compare with it, else the model itself, unread.
+    """
+
+    def __init__(
+        self, model: nn.Module, task: Task, goal: ForgettingGoal, args: UNSCConfig, special_tokens: Tensor
+    ) -> None:
+        """
+        Args:
+            model: the model before its first step.
+            special_tokens: ids of tokens that are never exchanged when retained rows are mixed, (ids,).
+        """
+        self.objective, self.options = OBJECTIVES[args.objective], args.objective_options
+        self.task, self.goal, self.special_tokens = task, goal, special_tokens
+        self.original = model
+        if self.objective.keeps_original:
+            self.original = copy.deepcopy(model).requires_grad_(False)
+            self.original.eval()
+
+    def __call__(self, model: nn.Module, batch: TrainingBatch) -> tuple[Terms, Tensor]:
+        """Terms of a batch, and the model's logits on its forget rows."""
+        targets = self.goal.current_targets(batch.targets, batch.rows)
+        outputs = self.task.logits(model, batch.inputs)
+        logits, labels, targets, samples = self.task.positions(outputs, batch.labels, targets)
+        more: dict[str, Tensor] = {}
+        if "teacher" in self.objective.needs:
+            more["teacher"] = self.task.positions(self._taught(batch.inputs), batch.labels, batch.targets)[0]
+        if self.objective.rehearses:
+            more.update(self._retained(model, batch.retain))
+        return Terms(logits, labels, targets, samples, batch.reference, **more), outputs
+
+    def loss(self, terms: Terms) -> Tensor:
+        """The objective's scalar loss."""
+        return self.objective.loss(terms, self.options)
+
+    def _taught(self, inputs: dict[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            return self.task.logits(self.original, inputs)
+
+    def _retained(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What an objective reads of a batch of retained rows, by the names in `Terms`."""
+        inputs = {name: value for name, value in batch.items() if name not in NOT_INPUTS}
+        if self.objective.mixed and self.options["retain_mixing"] > 0:
+            inputs = mix(inputs, self.options["retain_mixing"], self.special_tokens)
+        with dropout_mode(model) if self.options["retain_dropout"] else nullcontext():
+            kept = self.task.outputs(self.task.logits(model, inputs), batch["labels"])
+        loss = nn.functional.cross_entropy(kept.logits.float(), kept.labels)
+        terms = {"retain_logits": kept.logits, "retain_loss": loss}
+        if "retain_teacher" in self.objective.needs:
+            terms["retain_teacher"] = self.task.outputs(self._taught(inputs), batch["labels"]).logits
+            if self.task.forgotten_classes:
+                terms["forgotten"] = torch.as_tensor(self.task.forgotten_classes)
+        return terms
