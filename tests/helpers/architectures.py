@@ -50,6 +50,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from helpers.models import randomise
 from helpers.rows import tensor_dataset
 
 LABELS = 10
@@ -141,12 +142,10 @@ LARGE_IMAGES = {"convnext": 16, "resnet": 16}
 
 def build(name: str) -> PreTrainedModel:
     """The tiny model with random biases and norms, and running statistics that are not zeros and ones."""
-    model = MODELS[name]()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-        if name == "resnet":
-            model.train()
+    model = randomise(MODELS[name]())
+    if name == "resnet":
+        model.train()
+        with torch.no_grad():
             for _ in range(5):
                 model(torch.randn(16, 3, 16, 16))
     return model.eval()

@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from helpers.models import randomise
 from unsc_hf.data.dialogues import IGNORED, AnswerCollator
 from unsc_hf.models.outputs import iterate_outputs, read_answers
 
@@ -57,10 +58,7 @@ def make_lm(kind: str = "llama") -> Any:
             max_position_embeddings=32, bos_token_id=0, eos_token_id=2, pad_token_id=1, tie_word_embeddings=False,
         )  # fmt: skip
         model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model.eval()
+    return randomise(model)
 
 
 def answer_logits(model: Any, rows: Dataset) -> torch.Tensor:

@@ -26,20 +26,30 @@ def make_vit(
             **settings,
         )
     )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model.eval()
+    return randomise(model)
 
 
 def learned(data: Dataset) -> PreTrainedModel:
-    """A tiny ViT that knows the classes."""
-    model = make_vit()
+    """A tiny ViT that has learned the classes of `data`."""
+    batch = data[:]
+    return fit(make_vit(), {"pixel_values": batch["pixel_values"], "labels": batch["label"]}, steps=60)
+
+
+def fit(model: PreTrainedModel, batch: dict[str, Any], steps: int) -> PreTrainedModel:
+    """Train on one batch, again and again; the batch contains labels."""
     optimiser = torch.optim.Adam(model.parameters(), 3e-3)
     model.train()
-    for _ in range(60):
-        out = model(pixel_values=data[:]["pixel_values"], labels=data[:]["label"])
+    for _ in range(steps):
+        loss = model(**batch).loss
         optimiser.zero_grad()
-        out.loss.backward()
+        loss.backward()
         optimiser.step()
+    return model.eval()
+
+
+def randomise(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with a little noise on all weights, so that biases and norms are not zeros and ones."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
     return model.eval()
