@@ -44,8 +44,8 @@ class Check:
     def beside_unseen(cls, forget: Measure, retain: Measure, leak: float, unseen: Measure, rehearsed: bool) -> Check:
         """Of single rows of a classifier that are compared with unseen ones, whose losses are sorted.
 
-        The gap counts where retained rows are rehearsed. Without rehearsal, pushing rows until they are answered wrongly
-        would take retained rows with them.
+        The gap counts where retained rows are rehearsed. Without rehearsal, pushing rows until they are answered
+        wrongly would take retained rows with them.
         """
         losses = forget.row_losses()
         gap = accuracy_gap(forget.accuracy, unseen.accuracy, len(losses)) if rehearsed else None
@@ -58,10 +58,10 @@ class Check:
         return self.forget_accuracy if self.exposure is None else self.exposure
 
     def reached(self, target: float) -> bool:
-        """Whether no more is known than the target, and single rows are not answered rightly more often than unseen ones.
+        """Whether no more is known than the target, and forget rows are not right more often than unseen rows.
 
-        The second part is waived once their losses are larger than those of unseen rows: getting more of them wrong would
-        only make them stand out.
+        The second part is waived once their losses are larger than those of unseen rows: getting more of them wrong
+        would only make them stand out.
         """
         return self.known <= target and (self.gap is None or self.gap <= 0 or self.known <= 1 - target)
 

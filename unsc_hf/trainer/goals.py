@@ -101,7 +101,7 @@ class ForgettingGoal(ABC):
         return [self.task.measure(reader.iterate(model, part, "Check")) for part in parts]
 
     def _left_out(self, model: nn.Module, reader: ModelReader, rows: UnlearningRows) -> Tensor:
-        """How well each forget row would be known if it had been left out; as unseen rows count those as hard as these."""
+        """How well each forget row would be known if it had been left out. Only unseen rows as hard as these stay."""
         unseen = at_most(self.unseen, LEFT_OUT_ROWS) if self.unseen is not None else rows.retain_held_out
         read = LeftOut.of(
             model,
@@ -152,7 +152,7 @@ class StatedAccuracy(ForgettingGoal):
 
 
 class AnswersLikeUnseen(ForgettingGoal):
-    """Answers of a language model: their tokens are predicted no better than those of unseen answers, within a point."""
+    """Answers of a language model: their tokens are predicted at most a point better than those of unseen answers."""
 
     def fix(self, model: nn.Module, reader: ModelReader, rows: UnlearningRows) -> None:
         unseen = self.task.measure(iter(self.read_unseen(model, reader)))
@@ -162,8 +162,8 @@ class AnswersLikeUnseen(ForgettingGoal):
 class LikeUnseenRows(ForgettingGoal):
     """Single rows of a classifier: their losses do not tell them from rows that the model never saw.
 
-    The target is an exposure (see `evaluation.membership.exposure`): the AUC of an attacker who compares losses. Accuracy
-    says less the fewer the rows are: of two rows that a model should know with 98 %, none has to be answered wrongly.
+    The target is an exposure (see `evaluation.membership.exposure`): the AUC of an attacker who compares losses.
+    Accuracy says less the fewer the rows are: of two rows that a model should know with 98 %, none need be wrong.
 
     Where retained rows are rehearsed, forgotten rows are compared with unseen rows under the *current* model: if its
     accuracy on unseen rows drops, the target drops with it. Without rehearsal nothing would keep both from being

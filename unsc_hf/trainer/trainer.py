@@ -65,10 +65,10 @@ class UNSCTrainer(PublishingTrainer):
         eval_dataset: a dict such as `{"forget": ..., "retain": ...}` gives `eval_forget_*` and `eval_retain_*`.
         processing_class: image processor for raw images, tokenizer for raw texts; saved with the model.
         peft_config: a `LoraConfig`, to train adapters only.
-        statistics: `ActivationStatistics` of the retained classes (or of all), or the folder they were saved in. If they
-            include the rows that this trainer holds out, the certificate says so.
-        unseen_dataset: rows that the original never saw, for requests whose rows share their classes with retained ones.
-            Such rows count as forgotten once they are known no better than these.
+        statistics: `ActivationStatistics` of the retained classes (or of all), or the folder they were saved in. If
+            they include the rows that this trainer holds out, the certificate says so.
+        unseen_dataset: rows that the original never saw, for requests whose rows share their classes with retained
+            ones. Such rows count as forgotten once they are known no better than these.
         data_collator, compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs: as in `Trainer`.
 
     Attributes:
