@@ -126,7 +126,7 @@ def test_differences_of_class_means_shrink(name: str, place: str, tmp_path: Path
     leak = trainer.certify().leak
     assert leak > 1e-5  # declared: this left the null space
     assert [entry["leak"] for entry in trainer.state.log_history if "leak" in entry][-1] == pytest.approx(leak)
-    with pytest.raises(UNSCError, match="feature_erasure: this model's features are erased already"):
+    with pytest.raises(UNSCError, match="feature_erasure: features are erased already"):
         trainer.train()
 
 

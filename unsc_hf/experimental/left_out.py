@@ -5,8 +5,8 @@ rows that the original is least sure of, for it has learned them by heart. And t
 of another split, so even a model that never saw them knows them better than "unseen" rows.
 
 Both are estimated by simple classifiers that are taught retained rows alone: linear discriminants (Fisher 1936;
-covariance shrunk after Ledoit and Wolf 2004) and nearest neighbours (Cover and Hart 1967; training rows often have a near
-duplicate, which a linear rule does not see). They read two kinds of features:
+covariance shrunk after Ledoit and Wolf 2004) and nearest neighbours (Cover and Hart 1967; training rows often have a
+near duplicate, which a linear rule does not see). They read two kinds of features:
 
 - of several models of the same architecture with fresh weights. Such features still carry what a row looks like (random
   features: Rahimi and Recht, NIPS 2007), and saw nobody's rows. They choose the unseen rows to compare with.
@@ -209,7 +209,7 @@ def mean_quantiles(values: np.ndarray) -> np.ndarray:
 
 
 def counterparts(forget: np.ndarray, unseen: np.ndarray) -> list[int]:
-    """Numbers of the unseen rows nearest in ease to each row to forget, in all about as many as there are unseen rows."""
+    """Numbers of the unseen rows nearest in ease to each row to forget: in all about as many as there are."""
     each = min(_MOST_COUNTERPARTS, max(1, len(unseen) // len(forget)), len(unseen))
     nearest = NearestNeighbors(n_neighbors=each).fit(unseen[:, None])
     numbers: list[int] = nearest.kneighbors(forget[:, None], return_distance=False).ravel().tolist()

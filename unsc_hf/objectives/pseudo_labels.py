@@ -1,11 +1,11 @@
 """New labels for the rows to forget: the most similar classes that remain, as the original model sees them.
 
 UNSC (arXiv 2404.13588, section 4.2) takes the original model's most likely class among the remaining ones, "top1". A
-row that is pushed towards one label with full confidence takes retained rows of neighbouring classes with it. "soft" is the
-original's own distribution over the remaining classes: it asks only that the forgotten class disappears, and its
-gradient vanishes once it has. "matched" and "left_out" serve requests of single rows. A model that never saw a row still answers
-most such rows rightly, so they are labelled to be known as well as unseen rows are, not as badly as possible. The other
-strategies exist to be compared.
+row that is pushed towards one label with full confidence takes retained rows of neighbouring classes with it. "soft" is
+the original's own distribution over the remaining classes: it asks only that the forgotten class disappears, and its
+gradient vanishes once it has. "matched" and "left_out" serve requests of single rows. A model that never saw a row
+still answers most such rows rightly, so they are labelled to be known as well as unseen rows are, not as badly as
+possible. The other strategies exist to be compared.
 """
 
 from __future__ import annotations

@@ -215,7 +215,7 @@ class LikeUnseenRows(ForgettingGoal):
 
     def _unseen_now(self, model: nn.Module, reader: ModelReader) -> Measure:
         """Unseen rows under the model as it is now; the targets of the forget rows follow them."""
-        rows = at_most(self.unseen, MAX_VALIDATION_ROWS)  # type: ignore[arg-type]
+        rows = at_most(self.unseen, MAX_VALIDATION_ROWS)
         now = self.task.measure(reader.iterate(model, rows, "Unseen rows")).in_order()
         for matched in self.matched:
             matched.follow(now.row_losses())
