@@ -344,7 +344,8 @@ class UNSCTrainer(PublishingTrainer):
 
     def check(self) -> Check:
         """Forgetting and leak at this moment, on rows that are not trained on."""
-        check = self.goal.check(self.model, self.reader, self.rows, self.held_out_leak().total)
+        leak, before = self.held_out_leak().total, self.plan.held_out_logits
+        check = self.goal.check(self.model, self.reader, self.rows, leak, before)
         # One process decides for all: rounding must not let them disagree on stopping.
         decided: Check = gathered(check, self.args.device)[0]
         return decided
