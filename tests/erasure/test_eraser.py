@@ -52,7 +52,7 @@ def _erase(trainer: UNSCTrainer, leak: Callable[[], float], known: Callable[[], 
     """Erase the features of what a trainer has unlearned, with other measures of its leak and of what is known."""
     trainer.args.feature_erasure, plan = "layers", trainer.prepare_unlearning()
     rows, layers = trainer.feature_rows(), plan.selection.layers
-    return erase_features(trainer.model, layers, rows, plan.pseudo_labels, leak, known, plan.target)
+    return erase_features(trainer.model, layers, rows, plan.pseudo_labels, leak, known, trainer.goal.target)
 
 
 def _left(trainer: UNSCTrainer) -> dict[str, float]:
