@@ -26,7 +26,7 @@ from .arguments import ClassificationArguments, ImageArguments, TextArguments
 from .experiment import Experiment, Splits, check_folder, check_names, check_originals, options_hash, read_splits
 from .forget_set import ForgetSet, requests_by_folder
 from .methods import METHODS
-from .parallel import Job, one_process, run_jobs
+from .parallel import Job, one_process, open_jobs, run_jobs
 from .plugins import load_plugins
 from .report import write_comparison
 from .summary import Table, markdown, summarise, table
@@ -122,7 +122,7 @@ class _Task:
         """All jobs, in a process that has just started."""
         load_plugins(self.comparison.plugins)
         self.config.dataloader_num_workers = 0  # a worker may have no processes of its own
-        return [job for forget_set in self.forget_sets().values() for job in forget_set.jobs(everything=True)]
+        return [job for forget_set in self.forget_sets().values() for job in forget_set.jobs()]
 
     def run(self, console: Console) -> dict[str, Any]:
         """Do what has no record yet; returns all results."""
@@ -136,7 +136,7 @@ class _Task:
         if not any(forget_set.experiment.reference_numbers() for forget_set in sets.values()):
             console.print("No retrained references: nothing can be said about 'removed', and no band is drawn.")
         run_jobs(
-            [job for forget_set in sets.values() for job in forget_set.jobs()],
+            open_jobs([job for forget_set in sets.values() for job in forget_set.jobs()]),
             self.all_jobs,
             comparison.jobs,
             lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),

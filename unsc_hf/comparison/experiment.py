@@ -160,10 +160,11 @@ class Experiment:
         """A model by folder or id, on the device. `argument` is what an error names."""
         return load_as(self.arguments.auto_class, name, argument).to(self.config.device)
 
-    def seeded(self, seed: int) -> UNSCConfig:
-        """The options with another seed."""
+    def seeded(self, seed: int, **options: Any) -> UNSCConfig:
+        """The options with another seed, and with other values where given."""
         config = deepcopy(self.config)
-        config.seed, config.output_dir = seed, str(self.folder / "_scratch")
+        for name, value in {"output_dir": str(self.folder / "_scratch"), "seed": seed, **options}.items():
+            setattr(config, name, value)
         return config
 
     def bench(self, seed: int, **options: Any) -> Workbench:
@@ -176,11 +177,8 @@ class Experiment:
 
     def new_bench(self, seed: int, forget: Dataset, retain: Dataset, **options: Any) -> Workbench:
         """A workbench of a seed's original with rows of one's own; it is not kept."""
-        name, config = self.original(seed), self.seeded(seed)
-        for option, value in options.items():
-            setattr(config, option, value)
-        model = self.load(name, "originals")
-        return Workbench(model, forget, retain, config, self.arguments.load_processor(name))
+        name, config = self.original(seed), self.seeded(seed, **options)
+        return Workbench(self.load(name, "originals"), forget, retain, config, self.arguments.load_processor(name))
 
     # ---- measuring --------------------------------------------------------------------------------------------------
 
@@ -199,9 +197,18 @@ class Experiment:
 
     # ---- records ----------------------------------------------------------------------------------------------------
 
+    def file(self, name: str) -> Path:
+        """Of a record."""
+        return self.folder / f"{name}.json"
+
     def record(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """What `make` gives, kept in a file: made once, by one process."""
-        return record(self.folder / f"{name}.json", make)
+        return record(self.file(name), make)
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A record that was made."""
+        content: dict[str, Any] = json.loads(self.file(name).read_text(encoding="utf-8"))
+        return content
 
 
 def record(file: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:

@@ -23,9 +23,8 @@ from .experiment import Experiment, check_folder, check_names, check_originals, 
 from .parallel import one_process
 from .plugins import load_plugins
 from .report import write_json, write_page
-from .studies import STUDIES, Lab, Study
-from .studies.lab import matching, mean, spread
-from .summary import Table, markdown, with_interval
+from .studies import STUDIES, Lab, Point, Points, Study
+from .summary import markdown, with_interval
 
 _RAW = ("memory", "seconds", "last", "steps", "rows", "requests", "predicted", "changed", "leak", "size")  # not shares
 _UNITS = (
@@ -104,13 +103,13 @@ def run_studies(
     return paragraphs
 
 
-def table(study: Study, points: Sequence[Mapping[str, Any]]) -> Table:
-    """A row for each combination of tags: means and half 95 % intervals over seeds."""
-    shown = [p for p in points if any(tag in p for tag in study.tags)]
+def table(study: Study, points: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """A row for each combination of tags, the header first: means and half 95 % intervals over seeds."""
+    shown = Points(p for p in points if any(tag in p for tag in study.tags))
     rows = [[*study.tags.values(), *study.numbers.values()]]
     for combination in dict.fromkeys(tuple(p.get(tag) for tag in study.tags) for p in shown):
         tags = dict(zip(study.tags, combination, strict=True))
-        measured = matching(shown, **tags)
+        measured = shown.where(**tags)
         cells = ["–" if value is None else str(value) for value in combination]
         if measured:
             cells += [_cell(measured, key) for key in study.numbers]
@@ -121,19 +120,19 @@ def table(study: Study, points: Sequence[Mapping[str, Any]]) -> Table:
     return rows
 
 
-def _cell(points: Sequence[Any], key: str) -> str:
-    number, half = mean(points, key), spread(points, key)
-    if number != number:
+def _cell(points: Points, key: str) -> str:
+    number, half = points.mean(key), points.half(key)
+    if not points.values(key):
         return "–"
     if key in _RAW:
         return f"{number:.3g}" + (f" ± {half:.2g}" if half else "")
     return with_interval(100 * number, 100 * half or None)
 
 
-def write_study(study: Study, points: list[dict[str, Any]], folder: Path, command: str) -> str:
+def write_study(study: Study, points: list[Point], folder: Path, command: str) -> str:
     """Write `study.json`, `study.png`, `README.md` and `report.html` into a folder; returns the paragraph."""
-    paragraph, rows = study.paragraph(points), table(study, points)
-    picture = save(study.plot(points), folder / "study.png")
+    paragraph, rows = study.paragraph(Points(points)), table(study, points)
+    picture = save(study.plot(Points(points)), folder / "study.png")
     text = (
         f"# {study.title}", paragraph, f"![{study.name}](study.png)", markdown(rows), _UNITS,
         f"```\n{command}\n```",

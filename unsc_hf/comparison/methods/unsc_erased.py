@@ -1,5 +1,7 @@
-"""UNSC, and what a linear probe reads of the features erased in closed form (the construction of LEACE, Belrose et al., arXiv
-2306.03819, in the layers that write the features)."""
+"""UNSC, then what a linear probe reads of the features is erased in closed form.
+
+The construction is LEACE's (Belrose et al., arXiv 2306.03819), in the layers that write the features.
+"""
 
 from __future__ import annotations
 
