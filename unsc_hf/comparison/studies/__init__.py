@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from ..plugins import import_modules, put_first
-from .lab import Lab
-from .study import STUDIES, Point, Points, Study, register
+from .study import STUDIES, Lab, Point, Points, Study, register
 
 import_modules(__name__, __path__)
 put_first(

@@ -6,9 +6,7 @@ from matplotlib.figure import Figure
 
 from ...data.columns import read_labels
 from ...reporting.plots import BLUE, GREEN, ORANGE
-from .axes import curves, legend, panels
-from .lab import Lab, Point
-from .study import Points, Study, register
+from .study import Lab, Point, Points, Study, curves, legend, panels, register
 
 _BATCHES = (8, 16, 32, 64, 128, 256, 512)
 _ROWS = (10, 30, 100, 300, 1000, 3000)

@@ -16,9 +16,7 @@ from ...models.layers import find_layers
 from ...nullspace.rules import rank_for_energy
 from ...reporting.plots import BLUE, GREEN, GREY, ORANGE
 from ..workbench import Workbench
-from .axes import legend, panels
-from .lab import Lab, Point
-from .study import Points, Study, register
+from .study import Lab, Point, Points, Study, legend, panels, register
 
 _ENERGIES = (0.9, 0.95, 0.99, 0.999)
 _SHOWN = 0.99

@@ -23,9 +23,7 @@ from ...nullspace.statistics import ActivationStatistics
 from ...nullspace.subspace import Subspace
 from ...reporting.plots import GREY
 from ..workbench import Workbench
-from .axes import curves, legend, panels
-from .lab import Lab, Point
-from .study import Points, Study, register
+from .study import Lab, Point, Points, Study, curves, legend, panels, register
 
 ENERGIES = (1.0, 0.9999, 0.999, 0.99, 0.95, 0.9, 0.0)  # 0: no projection
 SIZES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of dW, relative to W

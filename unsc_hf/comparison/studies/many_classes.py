@@ -10,9 +10,7 @@ from matplotlib.figure import Figure
 from ...data.columns import read_labels
 from ...data.selection import Request
 from ...reporting.plots import BLUE, GREEN, GREY, ORANGE
-from .axes import curves, legend, panels
-from .lab import Lab, Point
-from .study import Points, Study, register
+from .study import Lab, Point, Points, Study, curves, legend, panels, register
 
 _SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 _WAYS = {

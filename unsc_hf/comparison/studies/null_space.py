@@ -5,9 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from ...reporting.plots import BLUE, GREY, ORANGE
-from .axes import bars, panels
-from .lab import Lab, Point
-from .study import Points, Study, register
+from .study import Lab, Point, Points, Study, bars, panels, register
 
 _SPACES = {"retained": "null space", "random": "random subspace", "none": "no projection"}
 _OBJECTIVES = {"unsc": "pseudo-labels", "gradient_ascent": "true-label ascent"}

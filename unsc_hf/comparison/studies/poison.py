@@ -17,9 +17,7 @@ from ...data.columns import read_labels
 from ...evaluation.accuracy import macro_accuracy, per_class_accuracy
 from ...reporting.plots import BLUE, GREEN, GREY, ORANGE
 from ..workbench import Relabel, Workbench
-from .axes import curves, legend, panels
-from .lab import Lab, Point
-from .study import Points, Study, register
+from .study import Lab, Point, Points, Study, curves, legend, panels, register
 
 BUDGETS: tuple[float | None, ...] = (0.01, 0.02, 0.05, 0.1, None)
 _FLIPPED = (0.1, 0.5)  # of the forgotten class's rows, added from other classes under its name

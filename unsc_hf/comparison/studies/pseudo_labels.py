@@ -12,9 +12,7 @@ from torch import Tensor
 
 from ...objectives.pseudo_labels import pseudo_labels
 from ...reporting.plots import BLUE, GREEN, ORANGE
-from .axes import bars, panels
-from .lab import Lab, Point
-from .study import Points, Study, register
+from .study import Lab, Point, Points, Study, bars, panels, register
 
 _STRATEGIES = ("soft", "top1", "second", "nearest_mean", "random")
 _BINS = 4

@@ -7,9 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ...reporting.plots import BLUE, GREEN, ORANGE
-from .axes import legend, panels, zoom
-from .lab import Lab, Point
-from .study import Points, Study, register
+from .study import Lab, Point, Points, Study, legend, panels, register, zoom
 
 _ENERGIES = (0.9, 0.95, 0.97, 0.99, 0.995, 0.999, 0.9999)
 _SHARES = (0.125, 0.25, 0.5, 0.75)

@@ -17,9 +17,7 @@ from ...models.outputs import collect_outputs
 from ...reporting.plots import BLUE, ORANGE
 from ...trainer.sequence import serve_request
 from ...trainer.trainer import UNSCTrainer
-from .axes import curves, legend, panels, zoom
-from .lab import Lab, Point
-from .study import Points, Study, register
+from .study import Lab, Point, Points, Study, curves, legend, panels, register, zoom
 
 COUNTS = (1, 2, 5, 10, 20, 50)
 _ROWS = 10  # of each request
