@@ -19,7 +19,7 @@ from ..reporting.plots import save
 from ..utils.files import write_text
 from ..utils.fingerprint import data_fingerprint
 from .arguments import ClassificationArguments
-from .experiment import Experiment, check_folder, check_names, check_originals, options_hash, read_splits
+from .experiment import Experiment, RunArguments, check_folder, check_names, options_hash, read_splits
 from .parallel import one_process
 from .plugins import load_plugins
 from .report import write_json, write_page
@@ -33,18 +33,10 @@ _UNITS = (
 
 
 @dataclass
-class AblationArguments:
+class AblationArguments(RunArguments):
     """Which studies, and on how many seeds."""
 
     studies: list[str] | None = field(default=None, metadata={"help": "Studies by name; all by default."})
-    plugins: list[str] | None = field(
-        default=None, metadata={"help": "Python files of your own that register studies."}
-    )
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Each point is run for each seed."})
-    originals: list[str] | None = field(
-        default=None,
-        metadata={"help": "A model for each seed (or one for all); trained with train_original otherwise."},
-    )
 
     def check(self) -> None:
         """Refuse unknown names.
@@ -52,11 +44,10 @@ class AblationArguments:
         Raises:
             UNSCError: naming the studies that exist.
         """
+        one_process("a study")
         load_plugins(self.plugins)
         check_names("studies", self.studies, STUDIES)
-        if not self.seeds:
-            raise UNSCError("seeds: none given; name at least one, better three.")
-        check_originals(self.originals, self.seeds)
+        self.check_seeds()
 
 
 def run_studies(
@@ -74,7 +65,6 @@ def run_studies(
     Raises:
         UNSCError: unknown names, or a folder with points of other models, data or options.
     """
-    one_process("a study")
     ablation.check()
     console = console or Console()
     if config.disable_tqdm:

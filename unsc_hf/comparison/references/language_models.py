@@ -39,7 +39,7 @@ class LanguagePlan(TrainingPlan):
     def untrained(self, dataset: Dataset, labels: Sequence[str]) -> tuple[PreTrainedModel, Any]:
         """A Llama, and a tokenizer learned from `dataset`."""
         tokenizer = train_bpe(dataset, self.vocabulary_size, self.max_length)
-        shape = {"vocab_size": len(tokenizer), "max_position_embeddings": self.max_length}
+        shape: dict[str, Any] = {"vocab_size": len(tokenizer), "max_position_embeddings": self.max_length}
         tokens = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
         model = self.from_scratch(LlamaConfig, tie_word_embeddings=True, **tokens, **shape)
         return model, tokenizer

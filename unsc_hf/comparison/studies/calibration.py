@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.figure import Figure
 
 from ...data.columns import read_labels
@@ -35,7 +37,7 @@ class CalibrationStudy(Study):
         figure, axes = panels(4, 3.7)
         words = {"batch": "forgotten rows in a step", "rows": "retained rows of each class in the statistics"}
         for (tag, label), (kept, lost) in zip(words.items(), (axes[:2], axes[2:]), strict=True):
-            shared = {"xscale": "log", "xlabel": label}
+            shared: dict[str, Any] = {"xscale": "log", "xlabel": label}
             curves(kept, tag, [("AccDrt", points, "AccDrt", BLUE)], ylabel="AccDrt (%)", **shared)
             lines = [("AccDut", points, "AccDut", ORANGE), ("leak", points, "leak", GREEN)]
             curves(lost, tag, lines, ylabel="AccDut, held-out leak (%)", **shared)
