@@ -16,15 +16,7 @@ from typing import Any, ClassVar
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import (
-    BertConfig,
-    LlamaConfig,
-    PreTrainedModel,
-    Trainer,
-    TrainingArguments,
-    ViTConfig,
-    set_seed,
-)
+from transformers import BertConfig, LlamaConfig, PreTrainedModel, Trainer, TrainingArguments, ViTConfig, set_seed
 
 from ...data.inputs import CachedRows
 from ...errors import UNSCError
