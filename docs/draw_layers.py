@@ -7,9 +7,10 @@ The order comes from `pyproject.toml`, where `make lint` checks it.
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from xml.sax.saxutils import escape
+
+import tomllib
 
 HERE = Path(__file__).parent
 # Name of a group, colour, and the layers in it with what each is for.
