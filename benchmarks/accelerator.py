@@ -215,8 +215,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         found["unlearning"] = {
             "step": clock.median(), "steps": clock.seconds, "construct": constructing, "prepare": prepared,
             **plan.seconds, "train": whole, "leak": leak_seconds, "certify": certifying,
-            "peak while preparing": preparing, "peak": training, "peak while certifying": peak(), "layers": len(plan.projection.layers),
-            "inputs": len(plan.subspace.layers), "weights of layers": trained,
+            "peak while preparing": preparing, "peak": training, "peak while certifying": peak(),
+            "layers": len(plan.projection.layers), "inputs": len(plan.subspace.layers), "weights of layers": trained,
             "certificate": {k: v for k, v in certificates[0].to_dict().items() if k != "leak_per_layer"},
         }  # fmt: skip
     found["ratios"] = {
