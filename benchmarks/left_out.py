@@ -153,8 +153,8 @@ def main() -> None:
         for name in pairs[0][measure]:
             values = [pair[measure][name] for pair in pairs]
             print(f"{measure:10}{name:28}{np.mean(values):8.3f} ± {np.std(values, ddof=min(1, len(values) - 1)):.3f}")
-    draw(pairs, Path(options.output).with_suffix(".png"))
     write_text(Path(options.output), json.dumps({"pairs": pairs, "versions": versions()}, indent=1))
+    draw(pairs, Path(options.output).with_suffix(".png"))
 
 
 if __name__ == "__main__":

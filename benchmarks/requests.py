@@ -120,7 +120,7 @@ def one_run(
         "adapter_share": trained / total if arguments.use_peft else None,
         **{name: getattr(config, name) for name in CHOSEN},
         "objective_args": config.objective_options,
-        "pseudo_labels": result.trainer.pseudo_label_strategy,
+        "pseudo_labels": result.trainer.goal.pseudo_labels,
         "adapter": {"r": arguments.lora_r, "target_modules": arguments.lora_target_modules}
         if arguments.use_peft
         else None,
