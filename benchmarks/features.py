@@ -47,13 +47,13 @@ from transformers import (
 
 from unsc_hf import UNSCConfig, UNSCTrainer, split_dataset
 from unsc_hf.comparison.arguments import read_names
-from unsc_hf.comparison.controls import sample_rows
 from unsc_hf.data.columns import read_labels
 from unsc_hf.data.selection import at_most_per_class, hold_out
 from unsc_hf.erasure.bands import ProbeBands
 from unsc_hf.evaluation.accuracy import macro_accuracy
 from unsc_hf.evaluation.audits import AUDITS, Examination
 from unsc_hf.evaluation.band import Band
+from unsc_hf.evaluation.engine import sample_rows
 from unsc_hf.evaluation.verdict import within_band
 from unsc_hf.models.loading import load_as, own_processor
 from unsc_hf.models.outputs import Outputs, RowOutputs, collect_outputs
@@ -190,7 +190,7 @@ def unlearned(desk: Desk, original: str, seed: int, kind: str, arm: str) -> dict
         first = desk.trainer(original, seed, "full", None)
         first.prepare_unlearning()
         assert first.plan is not None
-        first.retained_statistics.save_pretrained(folder)
+        first.spaces.retained.save_pretrained(folder)
         write_text(shared, json.dumps(first.plan.seconds))
     trainer = desk.trainer(
         original, seed, kind, str(folder), **({} if arm == "unsc" else {"feature_erasure": desk.options.place})

@@ -28,11 +28,11 @@ from unsc_hf.comparison.arguments import ImageArguments
 from unsc_hf.comparison.references.images import ImagePlan
 from unsc_hf.comparison.references.quickstart import PLAN, digits_dataset
 from unsc_hf.comparison.references.training import train_model
-from unsc_hf.comparison.unlearning import run
 from unsc_hf.data.columns import class_names, read_labels
 from unsc_hf.data.inputs import prepare_dataset
 from unsc_hf.models.outputs import collect_outputs
 from unsc_hf.reporting.model_card import versions
+from unsc_hf.runs.classification import run
 from unsc_hf.utils.files import write_text
 
 REPEATS = 3

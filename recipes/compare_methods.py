@@ -10,24 +10,16 @@ A data set and models of your own, one original for each seed:
         --originals model-seed0 model-seed1 model-seed2 --retrained_model_name_or_path retrained-seed0 retrained-seed1 \
         --methods unsc random_label scrub --output_dir outputs/compare
 
-`text` instead of `image` for text classifiers. `--train_original --train_retrained --model_size tiny` trains what is missing.
-`--jobs 2` spreads the work over two processes of one thread each. A stopped comparison goes on when the same command is given again.
-`--help` after `image` or `text` lists all options.
+`text` instead of `image` for text classifiers. `--train_original --train_retrained --model_size tiny` trains what
+is missing. `--jobs 2` spreads the work over two processes of one thread each. A stopped comparison goes on when the
+same command is given again. `--help` after `image` or `text` lists all options.
 """
 
 from __future__ import annotations
 
 import sys
 
-from rich.console import Console
-
-from unsc_hf.cli.arguments import run_recipe
-from unsc_hf.cli.main import compare
-
-
-def main() -> None:
-    compare(sys.argv[1:], Console())
-
+from unsc_hf.cli.main import main
 
 if __name__ == "__main__":
-    run_recipe(main)
+    raise SystemExit(main(["compare", *sys.argv[1:]]))

@@ -16,17 +16,9 @@ Add `--train_original --train_retrained --model_size tiny` to train what is miss
 
 from __future__ import annotations
 
-from unsc_hf import UNSCConfig
-from unsc_hf.cli.arguments import fill_output_dir, parse_arguments, run_recipe
-from unsc_hf.comparison.arguments import ImageArguments
-from unsc_hf.comparison.unlearning import run
+import sys
 
-
-def main() -> None:
-    arguments, config = parse_arguments((ImageArguments, UNSCConfig), description=__doc__ or "")
-    fill_output_dir(config, "quickstart" if arguments.dataset_name is None else "unlearned")
-    run(arguments, config)
-
+from unsc_hf.cli.main import main
 
 if __name__ == "__main__":
-    run_recipe(main)
+    raise SystemExit(main(["unlearn", "image", *sys.argv[1:]]))

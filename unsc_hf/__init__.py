@@ -1,24 +1,73 @@
 """Machine unlearning by null-space calibration (UNSC, IJCAI 2024, arXiv 2404.13588) for Hugging Face models."""
 
-from .config import UNSCConfig
-from .data.selection import Split, split_dataset
-from .errors import UNSCError
-from .evaluation.certificate import Certificate
-from .nullspace.statistics import ActivationStatistics
-from .nullspace.subspace import Subspace
-from .trainer.sequence import serve_request
-from .trainer.trainer import UNSCTrainer
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .comparison.compare_methods import audit, compare
+    from .config import UNSCConfig
+    from .data.selection import Split, split_dataset
+    from .errors import UNSCError
+    from .evaluation.certificate import Certificate
+    from .nullspace.api import NullSpace
+    from .nullspace.statistics import ActivationStatistics
+    from .nullspace.subspace import Subspace
+    from .runs.result import UnlearningResult
+    from .runs.unlearn import unlearn
+    from .trainer.callbacks import NullSpaceCallback
+    from .trainer.sequence import serve_request
+    from .trainer.trainer import UNSCTrainer
 
 __version__ = "0.1.0"
 __all__ = [
     "ActivationStatistics",
     "Certificate",
+    "NullSpace",
+    "NullSpaceCallback",
     "Split",
     "Subspace",
     "UNSCConfig",
     "UNSCError",
     "UNSCTrainer",
+    "UnlearningResult",
     "__version__",
+    "audit",
+    "compare",
     "serve_request",
     "split_dataset",
+    "unlearn",
 ]
+
+# Where each name lives. Modules are imported when a name is first asked for (PEP 562), so that `import unsc_hf` and
+# `unsc --help` need no torch.
+_MODULES = {
+    "ActivationStatistics": "nullspace.statistics",
+    "Certificate": "evaluation.certificate",
+    "NullSpace": "nullspace.api",
+    "NullSpaceCallback": "trainer.callbacks",
+    "Split": "data.selection",
+    "Subspace": "nullspace.subspace",
+    "UNSCConfig": "config",
+    "UNSCError": "errors",
+    "UNSCTrainer": "trainer.trainer",
+    "UnlearningResult": "runs.result",
+    "audit": "comparison.compare_methods",
+    "compare": "comparison.compare_methods",
+    "serve_request": "trainer.sequence",
+    "split_dataset": "data.selection",
+    "unlearn": "runs.unlearn",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

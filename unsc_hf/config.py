@@ -13,7 +13,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-from .errors import UNSCError
+from .errors import UNSCError, closest
 from .nullspace.rules import RULES, check_energy
 from .objectives import OBJECTIVES
 from .objectives.pseudo_labels import STRATEGIES
@@ -85,8 +85,8 @@ class UNSCConfig(TrainingArguments):
 
     Parameters that control forgetting in the features:
         feature_erasure (`str`, defaults to `"none"`): after unlearning, erase what a linear probe reads of the
-            forgotten rows from the head's input (`"head"`), or from every hidden state too (`"layers"`). This leaves the
-            null space; the held-out leak says how far, and `max_leak` bounds it.
+            forgotten rows from the head's input (`"head"`), or from every hidden state too (`"layers"`). This leaves
+            the null space; the held-out leak says how far, and `max_leak` bounds it.
         erasure_strength (`float`, defaults to `0.35`): share of the difference between class means that is erased.
 
     Parameters that describe the data:
@@ -234,7 +234,7 @@ class UNSCConfig(TrainingArguments):
     def __post_init__(self) -> None:
         self._check_choices()
         self._check_numbers()
-        _ = self.objective_options  # refuses unknown ones
+        self._check_objective_args()
         if self.hub_strategy != "end":
             raise UNSCError(
                 f"hub_strategy: {self.hub_strategy!r} would push half-unlearned weights, and a repository's history "
@@ -251,6 +251,15 @@ class UNSCConfig(TrainingArguments):
                 "through them; leave both off, or use DDP (torchrun)."
             )
         super().__post_init__()
+
+    def _check_objective_args(self) -> None:
+        """Refuse options that no objective has. Those of the objective itself are checked when they are read."""
+        known = {name for objective in OBJECTIVES.values() for name in objective.options({})}
+        for name in parse_objective_args(self.objective_args):
+            if name not in known:
+                raise UNSCError(
+                    f"objective_args: no objective has an option {name!r}; closest: {closest(name, sorted(known))}."
+                )
 
     def _check_choices(self) -> None:
         """Refuse unknown names, and rules without their number."""

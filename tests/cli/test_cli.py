@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from helpers.results import run_results
 
+import unsc_hf
 from unsc_hf.cli.main import COMMANDS, main
 
 
@@ -62,6 +63,25 @@ def test_the_installed_command_runs() -> None:
     )
     assert found.returncode == 0
     assert "unsc push" in found.stdout  # fmt: skip
+
+
+def test_importing_the_package_and_showing_help_need_no_torch() -> None:
+    code = (
+        "import sys, unsc_hf; from unsc_hf.cli.main import main; assert main(['--help']) == 0;"
+        "heavy = {'torch', 'transformers', 'datasets'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", unsc_hf.__all__)
+def test_every_public_name_is_found_when_it_is_asked_for(name: str) -> None:
+    assert getattr(unsc_hf, name) is not None
+    assert name in dir(unsc_hf)
+
+
+def test_other_names_are_no_attributes() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'unlern'"):
+        _ = unsc_hf.unlern
 
 
 @pytest.mark.parametrize("command", ["unlearn", "compare", "ablate", "audit"])

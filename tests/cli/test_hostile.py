@@ -24,11 +24,7 @@ from unsc_hf.data.inputs import TextTransform, unreadable_rows
 from unsc_hf.models.loading import load_model
 
 NAMES = ("cat", "dog", "frog")
-
-
 LABELS = [c for c in range(3) for _ in range(20)]
-
-
 Stored = Sequence[dict[str, Any] | None]
 
 
@@ -65,8 +61,9 @@ def store(folder: Path, split: str, images: Stored, labels: Sequence[int | None]
 
 def unlearn(original: Path, data: Path, output: Path) -> int:
     return main(
-        ["unlearn", "image", "--model_name_or_path", str(original), "--dataset_name", str(data), "--forget_classes", "frog",
-         "--no_controls", "--use_cpu", "--disable_tqdm", "true", "--max_steps", "4", "--output_dir", str(output)]
+        ["unlearn", "image", "--model_name_or_path", str(original), "--dataset_name", str(data), "--forget_classes",
+         "frog", "--no_controls", "--use_cpu", "--disable_tqdm", "true", "--max_steps", "4",
+         "--output_dir", str(output)]
     )  # fmt: skip
 
 
@@ -85,7 +82,11 @@ def changed(values: Sequence[Any], row: int, value: Any) -> list[Any]:
 
 @pytest.mark.parametrize(
     "broken",
-    [lambda good: {"bytes": b"not an image", "path": None}, lambda good: {"bytes": good["bytes"][:60], "path": None}, lambda good: None],
+    [
+        lambda good: {"bytes": b"not an image", "path": None},
+        lambda good: {"bytes": good["bytes"][:60], "path": None},
+        lambda good: None,
+    ],
     ids=["no image", "truncated", "missing"],
 )  # fmt: skip
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -188,7 +189,8 @@ def test_damaged_weights_are_one_line(damage: str, original: Path, tmp_path: Pat
         del tensors["classifier.weight"]
         weights.write_bytes(save(tensors, {"format": "pt"}))
     else:
-        BertForSequenceClassification(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)).save_pretrained(tmp_path / "bert")  # fmt: skip
+        small = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        BertForSequenceClassification(small).save_pretrained(tmp_path / "bert")
         weights.write_bytes((tmp_path / "bert" / "model.safetensors").read_bytes())
     with pytest.raises(UNSCError) as caught:
         load_model(str(folder))

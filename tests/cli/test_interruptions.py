@@ -1,4 +1,4 @@
-"""kill -9 at any moment: the same command, started again, ends at the same weights, and nothing half-written is believed."""
+"""kill -9 at any moment: the same command, started again, ends at the same weights and trusts no half-written file."""
 
 from __future__ import annotations
 
@@ -27,8 +27,6 @@ from unsc_hf.nullspace.storage import settle
 from unsc_hf.utils.fingerprint import weight_hash
 
 KILLS = int(os.environ.get("KILLS", "20"))
-
-
 _MOST_IN_A_ROW = 6
 
 
@@ -37,15 +35,8 @@ class Runner:
 
     def __init__(self, root: Path, common: list[str]) -> None:
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(
-            [
-                "helpers.kill_worker",
-                "unsc_hf.cli.main",
-                "unsc_hf.comparison.unlearning",
-                "unsc_hf.comparison.compare_methods",
-                "unsc_hf.comparison.report",
-            ]
-        )
+        modules = ("cli.main", "runs.classification", "comparison.compare_methods", "comparison.report")
+        self.context.set_forkserver_preload(["helpers.kill_worker", *(f"unsc_hf.{name}" for name in modules)])
         self.root, self.common = root, common
 
     def run(
@@ -93,8 +84,9 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
     draw(8)[0].to_parquet(root / "data" / "test.parquet")
     return Runner(
         root,
-        ["--dataset_name", str(root / "data"), "--forget_classes", "frog", "--use_cpu", "--disable_tqdm", "true", "--max_steps", "12",
-         "--check_steps", "3", "--target_forget_accuracy", "0", "--per_device_train_batch_size", "5"],
+        ["--dataset_name", str(root / "data"), "--forget_classes", "frog", "--use_cpu", "--disable_tqdm", "true",
+         "--max_steps", "12", "--check_steps", "3", "--target_forget_accuracy", "0",
+         "--per_device_train_batch_size", "5"],
     )  # fmt: skip
 
 
@@ -122,8 +114,8 @@ def kill_until(runner: Runner, words: list[str], kills: int, expect: Callable[[P
 
 def test_killed_anywhere_it_ends_at_the_same_weights(runner: Runner) -> None:
     words = [
-        "unlearn", "image", "--model_name_or_path", str(runner.root / "original"), "--no_controls", "--save_strategy", "steps",
-        "--save_steps", "3", "--resume_from_checkpoint", "true",
+        "unlearn", "image", "--model_name_or_path", str(runner.root / "original"), "--no_controls",
+        "--save_strategy", "steps", "--save_steps", "3", "--resume_from_checkpoint", "true",
     ]  # fmt: skip
 
     assert runner.run("whole", words) == 0, (runner.root / "whole" / "log").read_text()
@@ -158,8 +150,8 @@ def test_a_full_disk_is_one_line_and_the_run_can_go_on(runner: Runner, largest: 
 
 def test_a_killed_comparison_goes_on(runner: Runner) -> None:
     words = [
-        "compare", "image", "--originals", str(runner.root / "original"), "--seeds", "0", "--no_intervals", "--methods", "unsc", "masked", "random_label",
-        "--audits", "prototype", "membership",
+        "compare", "image", "--originals", str(runner.root / "original"), "--seeds", "0", "--no_intervals",
+        "--methods", "unsc", "masked", "random_label", "--audits", "prototype", "membership",
     ]  # fmt: skip
 
     def numbers(place: Path) -> Any:

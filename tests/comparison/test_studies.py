@@ -64,8 +64,8 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> Images:
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> UNSCConfig:
     return UNSCConfig(
-        output_dir=str(tmp_path_factory.mktemp("studies")), disable_tqdm=True, report_to="none", use_cpu=True, max_steps=10,
-        learning_rate=1e-3, energy=0.9,
+        output_dir=str(tmp_path_factory.mktemp("studies")), disable_tqdm=True, report_to="none", use_cpu=True,
+        max_steps=10, learning_rate=1e-3, energy=0.9,
     )  # fmt: skip
 
 
@@ -161,7 +161,7 @@ def test_bad_input_is_one_line(changes: dict[str, Any], said: str, arguments: Im
 
 def test_a_folder_of_another_study_is_refused(finished: dict[str, str], arguments: Images, config: UNSCConfig) -> None:
     other = replace(arguments, forget_classes=["owl"])
-    with pytest.raises(UNSCError, match="holds a study with other classes"):
+    with pytest.raises(UNSCError, match="holds a study that differs in classes"):
         run_studies(AblationArguments(studies=["rank"], seeds=[0]), other, config, "")
 
 
@@ -191,7 +191,7 @@ def test_flipped_rows_enter_the_request_and_leave_what_is_kept(
     arguments: Images, config: UNSCConfig, tmp_path: Path
 ) -> None:
     lab = _lab(arguments, config, tmp_path)
-    bench, relabel = poison._flipped(lab, 0, share=0.5)
+    bench, relabel = poison.flipped_labels(lab, 0, share=0.5)
     assert relabel is None
     assert set(read_labels(bench.forget).tolist()) == {2}
     assert len(bench.forget) == 60
@@ -203,7 +203,7 @@ def test_flipped_rows_enter_the_request_and_leave_what_is_kept(
 
 
 def test_a_backdoor_stamps_half_and_asks_for_one_class(arguments: Images, config: UNSCConfig, tmp_path: Path) -> None:
-    bench, relabel = poison._backdoor(_lab(arguments, config, tmp_path), 0)
+    bench, relabel = poison.backdoor(_lab(arguments, config, tmp_path), 0)
     stamped = [bool((np.asarray(image)[-2:, -2:] == 255).all()) for image in bench.forget["image"]]
     assert sum(stamped) == len(stamped) // 2
     outputs = type("Outputs", (), {"labels": [2] * 5})

@@ -1,10 +1,9 @@
-"""Text classification: columns, padding, the promise on texts of unequal length, and the recipe from end to end."""
+"""Text classification: columns, padding, and the promise on texts of unequal length."""
 
 from __future__ import annotations
 
 import copy
 import json
-import runpy
 import subprocess
 import sys
 from functools import partial
@@ -17,7 +16,6 @@ from datasets import Dataset
 from helpers.models import fit
 from helpers.texts import NAMES, texts
 from helpers.training import make_trainer
-from huggingface_hub import ModelCard
 from rich.console import Console
 from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
@@ -33,8 +31,6 @@ from unsc_hf.data.sources import load_data, load_text_dataset
 from unsc_hf.erasure.bands import ProbeBands
 from unsc_hf.models.loading import load_as, own_processor
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "unlearn_text.py"
-
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -44,16 +40,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts(20, seed=1).to_parquet(folder / "data" / "test.parquet")
     texts(20, seed=2).to_parquet(folder / "data" / "validation.parquet")
     return folder
-
-
-def _run(monkeypatch: pytest.MonkeyPatch, world: Path, out: Path, *arguments: Any) -> None:
-    options: list[Any] = [
-        "--dataset_name", world / "data", "--train_original", "--train_retrained", "--model_size", "nano",
-        "--train_epochs", 12, "--train_learning_rate", 3e-3, "--train_batch_size", 16, "--max_length", 16,
-        "--references_dir", world / "references", "--use_cpu", "--disable_tqdm", "true", "--output_dir", out,
-    ]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", [str(RECIPE), *map(str, [*options, *arguments])])
-    runpy.run_path(str(RECIPE), run_name="__main__")
 
 
 def test_padding_does_not_enter_the_statistics() -> None:
@@ -237,95 +223,6 @@ def test_bands_read_a_reference_with_its_own_tokenizer(tmp_path: Path, monkeypat
     for ours, theirs in zip(same, other, strict=True):
         torch.testing.assert_close(theirs, ours)
         assert float(ours.std(0).max()) > 1e-3
-
-
-def test_recipe_forgets_a_class(monkeypatch: pytest.MonkeyPatch, world: Path, tmp_path: Path) -> None:
-    _run(monkeypatch, world, tmp_path / "out", "--forget_classes", "money", "--max_steps", 200)
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    unsc = results["methods"]["unsc"]
-    assert results["methods"]["original"]["AccDut"] > 0.9
-    assert unsc["AccDut"] <= 0.1
-    assert unsc["AccDrt"] >= 0.9
-    card = ModelCard.load(tmp_path / "out" / "README.md")
-    assert card.data.pipeline_tag == "text-classification"
-    assert "AutoTokenizer" in card.text
-    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
-    assert loaded.config.id2label[2] == "money"
-
-
-def test_recipe_forgets_rows_in_adapters(monkeypatch: pytest.MonkeyPatch, world: Path, tmp_path: Path) -> None:
-    rows = tmp_path / "rows.txt"
-    rows.write_text("\n".join(map(str, range(0, 180, 9))))
-    arguments = ("--forget_indices", rows, "--use_peft", "--lora_r", 4, "--no_controls", "--max_steps", 10)
-    _run(monkeypatch, world, tmp_path / "out", *arguments)
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["request"] == {**results["request"], "forget_classes": [], "rows": 20}
-    assert "masked" not in results["methods"]  # no class is forgotten whole
-    assert results["methods"]["unsc"]["AccDut"] is None
-    assert 0 <= results["methods"]["unsc"]["mia_auc"] <= 1
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert "20 training rows (not listed; their hash begins with" in card
-    assert "base model still remembers" in card
-
-
-def test_requests_in_sequence_from_the_command_line(
-    monkeypatch: pytest.MonkeyPatch, world: Path, tmp_path: Path
-) -> None:
-    common = ("--statistics_dir", tmp_path / "statistics", "--no_controls", "--max_steps", 40, "--max_leak", 0.2)
-    _run(monkeypatch, world, tmp_path / "first", "--forget_classes", "money", *common)
-    smaller = tmp_path / "smaller"
-    smaller.mkdir()
-    for split in ("train", "test"):
-        left = load_data(str(world / "data"))[split].filter(lambda row: row["label"] != 2)
-        left.to_parquet(smaller / f"{split}.parquet")
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        [
-            str(RECIPE), "--dataset_name", str(smaller), "--model_name_or_path", str(tmp_path / "first"), "--use_cpu",
-            "--forget_classes", "weather", "--output_dir", str(tmp_path / "second"), "--disable_tqdm", "true",
-            *map(str, common),
-        ],
-    )  # fmt: skip
-    runpy.run_path(str(RECIPE), run_name="__main__")
-    log = json.loads((tmp_path / "second" / "results.json").read_text())["requests"]
-    assert [entry["rows"] for entry in log] == [60, 60]
-    assert "Requests served on this model" in (tmp_path / "second" / "README.md").read_text()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--forget_classes", "monye"), "closest: 'money'"),
-        (("--forget_indices", "5", "400"), "error: forget_indices: 400 is out of range"),
-        (("--forget_indices", "5", "5"), "row 5 is given more than once"),
-        (("--forget_indices", "5", "--forget_classes", "money"), "choose one way"),
-        (("--forget_column", "user"), "goes with forget_values"),
-        (("--forget_column", "user", "--forget_values", "7"), "error: forget_column: no row has user '7'"),
-        ((), "forget_classes: not given"),
-        (("--forget_classes", "money", "--text_columns", "body"), "no column 'body'"),
-        (("--forget_classes", "money", "--use_peft", "--lora_target_modules", "querry"), "did you mean"),
-        (
-            ("--forget_classes", "money", "--use_peft", "--statistics_dir", "s"),
-            "statistics_dir: goes with full weights",
-        ),
-    ],
-)
-def test_bad_input_is_one_line(
-    arguments: tuple[str, ...],
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    world: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with pytest.raises(SystemExit) as leaving:
-        _run(monkeypatch, world, tmp_path / "out", *arguments)
-    assert leaving.value.code == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert message in errors[0]
-    assert not (tmp_path / "out").exists()
 
 
 def test_whole_numbers_name_the_same_training_as_fractions() -> None:

@@ -15,6 +15,8 @@ from helpers.training import make_trainer
 from unsc_hf import UNSCConfig, UNSCError, split_dataset
 from unsc_hf.comparison.controls import compare
 from unsc_hf.erasure.bands import ProbeBands
+from unsc_hf.erasure.eraser import Attempt
+from unsc_hf.erasure.readings import Reading
 from unsc_hf.evaluation.band import Band, choose_strength
 
 BAND = Band(0.5, 0.1)
@@ -63,7 +65,7 @@ def test_chosen_on_validation_rows_for_each_reading(separable_data: Callable[[in
     assert set(bands.bands) == {"head", "layer_01", "layer_02"}
     asked: list[str] = []
 
-    def choose(reading, attempt):  # type: ignore[no-untyped-def]
+    def choose(reading: Reading, attempt: Attempt) -> float:
         asked.append(reading.name)
         return bands(reading, attempt)
 
@@ -96,8 +98,8 @@ def test_a_probe_of_many_classes_is_taught_on_fewer_rows_of_each(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("unsc_hf.erasure.bands._ROWS", rows)
-    monkeypatch.setattr("unsc_hf.erasure.bands._FEWEST_ROWS", fewest)
+    monkeypatch.setattr("unsc_hf.erasure.bands.ROWS", rows)
+    monkeypatch.setattr("unsc_hf.erasure.bands.FEWEST_ROWS", fewest)
     forget, retain = split_dataset(separable_data(40), forget_classes=["frog"])
     trainer = make_trainer(make_vit(), (forget, retain), tmp_path, feature_erasure="head", energy=0.9)
     parts = trainer.feature_rows()

@@ -1,4 +1,4 @@
-"""Closed-form erasure: the asked shifts and no more, at the least leak; a linear reader of class means finds nothing afterwards."""
+"""Closed-form erasure: the asked shifts and no more, at the least leak; class means then give nothing away."""
 
 from __future__ import annotations
 

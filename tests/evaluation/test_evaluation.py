@@ -1,13 +1,10 @@
-"""Attacks find what is planted and nothing where nothing is; verdicts use only the words that are allowed."""
+"""Attacks find what is planted, and nothing where nothing is."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from helpers.results import method_result
 from sklearn.metrics import roc_auc_score
 
 from unsc_hf import UNSCError
@@ -20,9 +17,7 @@ from unsc_hf.evaluation.membership import (
     membership_inference,
     tolerated_exposure,
 )
-from unsc_hf.evaluation.metrics import LinearProbe, MembershipInference, PrototypeAttack, UnlearningAccuracy
 from unsc_hf.evaluation.probes import linear_probe, prototype_attack
-from unsc_hf.evaluation.verdict import format_table, judge, mean_result
 from unsc_hf.trainer.checks import Check
 
 
@@ -75,35 +70,6 @@ def test_probe_and_prototypes_see_what_features_hold() -> None:
         linear_probe(told[:2], two[:2], test, two, [2])
 
 
-def test_evaluate_modules_wrap_the_functions() -> None:
-    result = UnlearningAccuracy().compute(predictions=[0, 1, 1, 2], references=[0, 1, 2, 2], forget_classes=[2])
-    assert result == {"forget_accuracy": 0.5, "retain_accuracy": 1.0}
-    logits, labels = _logits(400, 2.0)
-    flags = torch.arange(400)
-    result = MembershipInference().compute(
-        predictions=logits.tolist(),
-        references=labels.tolist(),
-        member=(flags % 2).tolist(),
-        forgotten=(flags // 2 % 2).tolist(),
-    )
-    assert 0 <= result["auc"] <= 1
-    features = torch.eye(4)[labels] + 0.01 * torch.randn(400, 4)
-    train = (flags % 2).tolist()
-    probe = LinearProbe().compute(
-        predictions=features.tolist(), references=labels.tolist(), train=train, forget_classes=[1]
-    )
-    assert probe["probe_forget"] > 0.95
-    attack = PrototypeAttack().compute(
-        predictions=features.tolist(),
-        references=labels.tolist(),
-        train=train,
-        weight=torch.eye(4).tolist(),
-        forget_classes=[1],
-        shots=3,
-    )
-    assert attack["prototype_attack_3"] > 0.95
-
-
 def test_logit_drift_by_hand() -> None:
     before = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
     after = torch.tensor([[3.0, 2.0], [1.0, 0.0]])
@@ -113,31 +79,6 @@ def test_logit_drift_by_hand() -> None:
     assert measured.agreement == 0.5
     with pytest.raises(UNSCError, match="same rows"):
         logit_drift(before, after[:1])
-
-
-def test_verdicts() -> None:
-    band = [method_result(probe_forget=0.5 + d, prototype_attack_10=0.4 + d) for d in (-0.02, 0.0, 0.02)]
-    inside = method_result(probe_forget=0.52, prototype_attack_10=0.38)
-    outside = method_result(probe_forget=0.7, prototype_attack_10=0.38)
-    assert judge(inside, band, [2])[0] == "removed"
-    assert judge(outside, band, [2])[0] == "suppressed"
-    assert "linear probe reads 70.0%" in judge(outside, band, [2])[1]
-    assert judge(inside, band[:2], [2])[0] == "suppressed"  # never "removed" without a spread of retrained models
-    assert judge(inside, [], [2])[0] == "suppressed"
-    assert judge(replace(inside, AccDut=0.02), band, [2])[0] == "not forgotten"
-    assert judge(replace(inside, AccDut=None), band, [2])[0] == "not judged"
-    assert judge(inside, band, [0])[0] == "not forgotten"  # one class of several that stays is not hidden by the mean
-
-
-def test_means_and_table() -> None:
-    mean = mean_result([method_result(probe_forget=0.4, leak=None), method_result(probe_forget=0.6, leak=None)])
-    assert mean.probe_forget == pytest.approx(0.5)
-    assert mean.leak is None
-    header, row = format_table({"retrained": mean})
-    assert header[:3] == ["model", "AccDut", "AccDrt"]
-    assert row[0] == "retrained"
-    assert row[header.index("linear probe")] == "50.0"
-    assert row[header.index("leak")] == "–"
 
 
 def test_exposure_is_the_auc_of_the_losses() -> None:

@@ -35,7 +35,7 @@ from unsc_hf.experimental.left_out import (
 )
 from unsc_hf.models.outputs import Outputs
 from unsc_hf.objectives.pseudo_labels import Matching
-from unsc_hf.trainer import preparation
+from unsc_hf.trainer import goals
 from unsc_hf.trainer.sharding import check_fsdp
 from unsc_hf.utils.fingerprint import weight_hash
 
@@ -251,7 +251,7 @@ def test_twins_choose_the_unseen_rows_and_help_the_original_to_order(
 def test_of_many_rows_a_part_is_read(
     separable_data: Callable[[int], Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preparation, "_ROWS_LEFT_OUT", 30)
+    monkeypatch.setattr(goals, "LEFT_OUT_ROWS", 30)
     read: list[int] = []
     monkeypatch.setattr(
         left_out, "read_rows", lambda model, rows, *rest: read.append(len(rows)) or read_rows(model, rows, *rest)

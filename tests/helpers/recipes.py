@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import json
+import runpy
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "unlearn_vit.py"
-
-
+RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPE = RECIPES / "unlearn_vit.py"
 NAMES = ["cat", "dog", "frog", "owl"]
-
-
 FAST = [
-    "--use_cpu",
-    "--disable_tqdm",
-    "true",
-    "--train_epochs",
-    "12",
-    "--model_size",
-    "nano",
-    "--patch_size",
-    "4",
-    "--max_steps",
-    "20",
-]
+    "--use_cpu", "--disable_tqdm", "true", "--train_epochs", "12", "--model_size", "nano", "--patch_size", "4",
+    "--max_steps", "20",
+]  # fmt: skip
+
+
+def run_recipe(recipe: Path, *arguments: Any) -> int:
+    """Exit code of a recipe that runs in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(recipe), *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(recipe), run_name="__main__")
+    assert isinstance(left.value.code, int)
+    return left.value.code
 
 
 def image_folder(rows: int, seed: int) -> Dataset:
@@ -37,3 +40,11 @@ def image_folder(rows: int, seed: int) -> Dataset:
     pixels = [np.clip(means[c] + rng.normal(0, 25, (8, 8, 3)), 0, 255).astype(np.uint8) for c in labels]
     features = Features({"image": Image(), "label": ClassLabel(names=NAMES)})
     return Dataset.from_dict({"image": [PILImage.fromarray(p) for p in pixels], "label": labels}, features=features)
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    """What a finished run has written; NaN and infinity are no JSON."""
+    results: dict[str, Any] = json.loads(
+        (folder / "results.json").read_text(encoding="utf-8"), parse_constant=pytest.fail
+    )
+    return results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +14,10 @@ from datasets import Dataset
 from helpers.rows import tensor_dataset
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
-from unsc_hf.comparison.controls import sample_rows
 from unsc_hf.comparison.references import training
-from unsc_hf.comparison.remembered import Memory
-from unsc_hf.data.inputs import prepare_dataset
+from unsc_hf.data.inputs import CachedRows, prepare_dataset
 from unsc_hf.evaluation.audits import probe
+from unsc_hf.evaluation.engine import sample_rows
 from unsc_hf.models.head import classify
 from unsc_hf.models.outputs import Outputs, collect_outputs
 
@@ -57,13 +57,13 @@ def test_pieces_of_like_length_give_the_logits_and_gradients_of_the_batch(rows: 
 def test_probed_hidden_states_stay_beside_their_labels() -> None:
     model, batch, labels = bert(), texts(40, 11), torch.arange(40)
     exam: Any = SimpleNamespace(model=model, batches=lambda rows, size, seed: iter([{**batch, "labels": labels}]))
-    states, found = probe._hidden_states(exam, [labels], 40)
+    states, found = probe.hidden_states(exam, labels)
     assert sorted(found.tolist()) == list(range(40))
     with torch.no_grad():
         whole = model(**batch, output_hidden_states=True).hidden_states
     assert len(states) == len(whole) == 3
     for state, expected in zip(states, whole, strict=True):
-        pooled = probe._pool(expected, batch["attention_mask"])
+        pooled = probe.pool(expected, batch["attention_mask"])
         torch.testing.assert_close(state, pooled[found], atol=2e-6, rtol=1e-5)
 
 
@@ -110,17 +110,15 @@ def test_rows_are_prepared_once_up_to_the_budget_and_stay_the_same() -> None:
 
         return rows.with_format(None).with_transform(transform)
 
-    size = 3 * 4 * 4 * 4 + 64
-    memory = Memory(5 * size)
-    rows, wanted = memory.of(data, prepare), prepare_dataset(data, None, torch.nn.Identity())
+    size = 3 * 4 * 4 * 4 + sys.getsizeof(0)
+    rows, wanted = CachedRows(prepare(data), 5 * size), prepare_dataset(data, None, torch.nn.Identity())
+    read.clear()  # the first row, for its size
     for _ in range(2):
         for i in range(12):
             assert torch.equal(rows[i]["pixel_values"], wanted[i]["pixel_values"])
             assert rows[i]["labels"] == int(wanted[i]["label"])
-    assert memory.left == 0
     assert len(read) == 5 + 4 * 7  # five are kept; the others are read each of four times
-    assert memory.of(data.select(range(12)), prepare).__getitems__([3, 1])[0]["labels"] == 0
-    assert memory.of(data, prepare) is rows
+    assert [row["labels"] for row in rows.__getitems__([3, 1, 3])] == [0, 1, 0]
 
 
 def test_references_train_on_the_loss_of_the_whole_batch(tmp_path: Path) -> None:

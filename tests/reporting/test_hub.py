@@ -74,6 +74,14 @@ def call(server: tuple[Hub, str], tmp_path_factory: pytest.TempPathFactory) -> I
     worker.wait(20)
 
 
+@pytest.fixture
+def publish(call: Call) -> Call:
+    def ask(folder: Path, repo_id: str = "user/vit", **options: Any) -> dict[str, Any]:
+        return call("publish", folder=str(folder), repo_id=repo_id, **{"token": TOKEN, **options})
+
+    return ask
+
+
 def write_run_files(folder: Path, **content: Any) -> None:
     """The files of a run beside its model."""
     write_card(card_content(pictures=[("unlearning.png", "The course")], license="mit", **content), folder)
@@ -102,8 +110,10 @@ def _local(folder: Path) -> dict[str, bytes]:
 
 
 # ---- round trips ----------------------------------------------------------------------------------------------------
-def test_a_published_model_is_one_commit_and_loads_bit_equal(hub: Hub, call: Call, finished: Path) -> None:
-    answer = call("publish", folder=str(finished), repo_id="user/vit", token=TOKEN)
+def test_a_published_model_is_one_commit_and_loads_bit_equal(
+    hub: Hub, publish: Call, call: Call, finished: Path
+) -> None:
+    answer = publish(finished)
     repo = hub.repos["user/vit"]
     assert answer == {"commit": repo.branches["main"]}
     assert len(repo.commits) == 2  # the empty repository, and this
@@ -112,12 +122,11 @@ def test_a_published_model_is_one_commit_and_loads_bit_equal(hub: Hub, call: Cal
     with torch.no_grad():
         own = type(make_vit()).from_pretrained(finished).eval()(pixel_values=rows).logits
     assert call("load", name="user/vit", task="image", rows=rows.tolist())["logits"] == own.double().tolist()
-    card = ModelCard(_files(hub, "user/vit")["README.md"].decode())
-    assert card.data.base_model == "user/vit"
+    assert ModelCard(_files(hub, "user/vit")["README.md"].decode()).data.base_model == "user/vit"
     assert all(token != TOKEN for stage, token in hub.requests if stage == "storage")
 
 
-def test_a_published_adapter_loads_on_its_base(hub: Hub, call: Call, tmp_path: Path) -> None:
+def test_a_published_adapter_loads_on_its_base(hub: Hub, publish: Call, call: Call, tmp_path: Path) -> None:
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     model = make_vit()
     model.save_pretrained(base)
@@ -128,11 +137,11 @@ def test_a_published_adapter_loads_on_its_base(hub: Hub, call: Call, tmp_path: P
     tuned.save_pretrained(adapter)
     ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(adapter)
     write_run_files(adapter, adapter=True)
-    call("publish", folder=str(base), repo_id="user/base", token=TOKEN)
-    refused = call("publish", folder=str(adapter), repo_id="user/adapter", token=TOKEN)
+    publish(base, "user/base")
+    refused = publish(adapter, "user/adapter")
     assert "names its base model by a local folder" in refused["error"]
     assert "user/adapter" not in hub.repos
-    assert "commit" in call("publish", folder=str(adapter), repo_id="user/adapter", token=TOKEN, base_model="user/base")
+    assert "commit" in publish(adapter, "user/adapter", base_model="user/base")
     assert "model.safetensors" not in _files(hub, "user/adapter")
     rows = torch.randn(5, 3, 8, 8)
     with torch.no_grad():
@@ -141,7 +150,7 @@ def test_a_published_adapter_loads_on_its_base(hub: Hub, call: Call, tmp_path: P
     assert answer["logits"] == own.double().tolist()
 
 
-def test_a_published_text_model_answers_in_a_pipeline(hub: Hub, call: Call, tmp_path: Path) -> None:
+def test_a_published_text_model_answers_in_a_pipeline(hub: Hub, publish: Call, call: Call, tmp_path: Path) -> None:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "pay", "my", "bill", "hello"]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     folder = tmp_path / "run"
@@ -152,7 +161,7 @@ def test_a_published_text_model_answers_in_a_pipeline(hub: Hub, call: Call, tmp_
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_run_files(folder, task="text-classification")
-    assert "commit" in call("publish", folder=str(folder), repo_id="user/bert", token=TOKEN)
+    assert "commit" in publish(folder, "user/bert")
     rows = ["pay my bill", "hello"]
     with torch.no_grad():
         own = model(**tokenizer(rows, return_tensors="pt", padding=True)).logits
@@ -161,7 +170,7 @@ def test_a_published_text_model_answers_in_a_pipeline(hub: Hub, call: Call, tmp_
 
 
 # ---- what stays at home ---------------------------------------------------------------------------------------------
-def test_only_public_files_leave(hub: Hub, call: Call, finished: Path) -> None:
+def test_only_public_files_leave(hub: Hub, publish: Call, finished: Path) -> None:
     expected = _local(finished)
     for name in ("training_args.bin", "optimizer.pt", "forget_indices.txt", "train.parquet", "notes.md", ".env"):
         (finished / name).write_text("private")
@@ -169,7 +178,7 @@ def test_only_public_files_leave(hub: Hub, call: Call, finished: Path) -> None:
         (finished / name).parent.mkdir()
         (finished / name).write_text("private")
     (finished / "more.png").symlink_to("/etc/hostname")
-    call("publish", folder=str(finished), repo_id="user/vit", token=TOKEN)
+    publish(finished)
     assert _files(hub, "user/vit") == expected
 
 
@@ -193,51 +202,47 @@ def test_what_would_give_something_away_is_refused(finished: Path, file: str, te
     assert "\n" not in str(caught.value)
 
 
-def test_a_path_in_the_header_of_weights_is_seen(finished: Path) -> None:
-    save_file({"x": torch.zeros(2)}, finished / "model.safetensors", metadata={"from": "/home/jane/x/y"})
-    with pytest.raises(UNSCError, match="names a local folder"):
-        public_files(finished)
-
-
-def test_folders_that_are_no_run_are_refused(finished: Path, tmp_path: Path) -> None:
+def test_folders_that_are_no_run_or_hide_a_path_are_refused(finished: Path, tmp_path: Path) -> None:
     for folder, message in ((tmp_path / "gone", "does not exist"), (tmp_path, "holds no README.md")):
         with pytest.raises(UNSCError, match=message):
             public_files(folder)
+    save_file({"x": torch.zeros(2)}, finished / "model.safetensors", metadata={"from": "/home/jane/x/y"})
+    with pytest.raises(UNSCError, match=r"model\.safetensors: names a local folder"):
+        public_files(finished)
     (finished / "model.safetensors").unlink()
     with pytest.raises(UNSCError, match="holds no weights"):
         public_files(finished)
 
 
 # ---- again, elsewhere, over something else --------------------------------------------------------------------------
-def test_a_second_push_changes_nothing_and_a_new_card_is_one_file(hub: Hub, call: Call, finished: Path) -> None:
-    first = call("publish", folder=str(finished), repo_id="user/vit", token=TOKEN)
-    assert call("publish", folder=str(finished), repo_id="user/vit", token=TOKEN) == first
+def test_a_second_push_changes_nothing_and_a_new_card_is_one_file(hub: Hub, publish: Call, finished: Path) -> None:
+    first = publish(finished)
+    assert publish(finished) == first
     assert len(hub.repos["user/vit"].commits) == 2
     hub.requests.clear()
     (finished / "README.md").write_text((finished / "README.md").read_text() + "\nmore\n")
-    call("publish", folder=str(finished), repo_id="user/vit", token=TOKEN)
+    publish(finished)
     assert len(hub.repos["user/vit"].commits) == 3
     assert "storage" not in {stage for stage, _ in hub.requests}
     assert _files(hub, "user/vit") == _local(finished)
 
 
-def test_weights_that_still_remember_are_taken_out(hub: Hub, call: Call, finished: Path) -> None:
-    call("publish", folder=str(finished), repo_id="user/vit", token=TOKEN)
+def test_weights_that_still_remember_are_taken_out(hub: Hub, publish: Call, finished: Path) -> None:
+    publish(finished)
     files = _files(hub, "user/vit")
     old = {"pytorch_model.bin": b"old", "model-00001-of-00002.safetensors": b"old", "notes.txt": b"kept"}
     hub.repos["user/vit"].commit({**files, **old})
-    call("publish", folder=str(finished), repo_id="user/vit", token=TOKEN)
+    publish(finished)
     assert set(_files(hub, "user/vit")) == {*_local(finished), "notes.txt"}
 
 
-def test_branch_and_visibility_are_honoured(hub: Hub, call: Call, finished: Path) -> None:
-    options = {"folder": str(finished), "repo_id": "user/vit", "token": TOKEN}
-    assert "commit" in call("publish", **options, private=True, revision="forgot")
+def test_branch_and_visibility_are_honoured(hub: Hub, publish: Call, finished: Path) -> None:
+    assert "commit" in publish(finished, private=True, revision="forgot")
     repo = hub.repos["user/vit"]
     assert repo.private
     assert _files(hub, "user/vit", "forgot") == _local(finished)
     assert _files(hub, "user/vit", "main") == {}
-    assert "commit" in call("publish", **options, revision="forgot")
+    assert "commit" in publish(finished, revision="forgot")
 
 
 # ---- refusals and faults --------------------------------------------------------------------------------------------
@@ -250,26 +255,23 @@ def test_branch_and_visibility_are_honoured(hub: Hub, call: Call, finished: Path
         ({"repo_id": "user/a b"}, "hub_model_id: 'user/a b' is not a valid repository name"),
     ],
 )
-def test_a_refusal_is_one_line(hub: Hub, call: Call, finished: Path, options: dict[str, Any], message: str) -> None:
-    answer = call("publish", **{"folder": str(finished), "repo_id": "user/vit", "token": TOKEN, **options})
+def test_a_refusal_is_one_line(hub: Hub, publish: Call, finished: Path, options: dict[str, Any], message: str) -> None:
+    answer = publish(finished, **options)
     assert answer["error"].startswith(message)
     assert "\n" not in answer["error"]
     assert all(len(repo.commits) == 1 for repo in hub.repos.values())
 
 
 @pytest.mark.parametrize("stage", ["yaml", "preupload", "commit"])
-def test_a_commit_that_lands_in_between_is_not_overwritten(hub: Hub, call: Call, finished: Path, stage: str) -> None:
-    options = {"folder": str(finished), "repo_id": "user/vit", "token": TOKEN}
-    call("publish", **options)
+def test_a_commit_that_lands_in_between_is_not_overwritten(hub: Hub, publish: Call, finished: Path, stage: str) -> None:
+    publish(finished)
     repo = hub.repos["user/vit"]
     theirs = {**_files(hub, "user/vit"), "README.md": b"# Corrected by somebody else"}
     (finished / "README.md").write_text((finished / "README.md").read_text() + "\nmore\n")
     hub.before[stage] = lambda: repo.commit(theirs)
-    answer = call("publish", **options)
+    answer = publish(finished)
     assert "commit" not in answer, "overwrites what somebody else has written"
-    assert answer["error"].startswith(
-        "hub_model_id: somebody else changed user/vit in between, nothing was overwritten"
-    )
+    assert answer["error"].startswith("hub_model_id: somebody else changed user/vit in between, nothing was overw")
     assert "\n" not in answer["error"]
     assert repo.files("main") == theirs
     assert len(repo.commits) == 3
@@ -287,16 +289,15 @@ FAULTS = [
 
 @pytest.mark.parametrize(("stage", "status", "late"), FAULTS)
 def test_after_a_fault_the_hub_holds_the_old_or_the_new_and_a_second_push_repairs(
-    hub: Hub, call: Call, finished: Path, stage: str, status: int | None, late: bool
+    hub: Hub, publish: Call, finished: Path, stage: str, status: int | None, late: bool
 ) -> None:
     hub.fault = Fault(stage, status, late)
-    options = {"folder": str(finished), "repo_id": "user/vit", "token": TOKEN}
-    error = call("publish", **options)["error"]
+    error = publish(finished)["error"]
     assert "\n" not in error
     assert any(advice in error for advice in ("publish again with `unsc push ", "log in", "a token with write access"))
     state = _files(hub, "user/vit") if "user/vit" in hub.repos else {}
     assert state == (_local(finished) if (stage, late) == ("commit", True) else {})
     hub.fault = None
-    assert "commit" in call("publish", **options)
+    assert "commit" in publish(finished)
     assert _files(hub, "user/vit") == _local(finished)
     assert len(hub.repos["user/vit"].commits) == 2

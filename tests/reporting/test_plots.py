@@ -11,7 +11,6 @@ from PIL import Image
 from unsc_hf.nullspace.moments import SecondMoment
 from unsc_hf.nullspace.rules import build_subspace
 from unsc_hf.reporting.plots import plot_capacity, plot_per_class, plot_unlearning
-from unsc_hf.utils.files import write_beside
 
 
 @pytest.mark.parametrize("classes", [2, 10, 100])
@@ -30,17 +29,3 @@ def test_unlearning_and_capacity(tmp_path: Path) -> None:
     space = build_subspace({"0": {"k": moment}}, {"layer": "k"}, energy=0.9, forget={"k": moment})
     plot_capacity(space.report(), tmp_path / "c.png")
     assert {p.name for p in tmp_path.iterdir()} == {"u.png", "c.png"}
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "file.txt"
-    path.write_text("old")
-
-    def fail(scratch: Path) -> None:
-        scratch.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_beside(path, fail)
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]

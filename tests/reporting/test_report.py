@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.results import accuracies, png_bytes, run_results
+from helpers.results import accuracies, card_content, png_bytes, run_results
 
 from unsc_hf.evaluation.signatures import OVER_UNLEARNING, STALLED, UNSTABLE, accuracy_signatures, run_signatures
+from unsc_hf.reporting.model_card import build_card, escape
 from unsc_hf.reporting.report import write_run_report
+from unsc_hf.reporting.tables import certificate_table, requests_table
 
 
 def test_a_report_holds_everything_and_asks_no_network(tmp_path: Path) -> None:
@@ -44,15 +46,15 @@ def test_names_from_outside_stay_text(tmp_path: Path) -> None:
         ({"history": [{"forget_accuracy": 0.5, "forget_loss": None}]}, "not finite"),
         (
             {"methods": {"original": accuracies(), "unsc": accuracies(), "random_projector": accuracies(AccDrt=0.91)}},
-            "random",
+            "random subspace",
         ),
     ],
 )
 def test_each_failure_has_its_signature(changes: dict[str, Any], sign: str) -> None:
     assert run_signatures(run_results()) == []
-    found = run_signatures(run_results(**changes))
-    assert len(found) == 1
-    assert sign in found[0]
+    signs = run_signatures(run_results(**changes))
+    assert len(signs) == 1
+    assert sign in signs[0]
 
 
 def test_signatures_over_seeds() -> None:
@@ -61,12 +63,19 @@ def test_signatures_over_seeds() -> None:
     assert accuracy_signatures([0.9], [0.9], [0.02]) == [STALLED]
     assert accuracy_signatures([0.9, 0.9], [0.94, 0.88], [0.0, 0.0]) == [UNSTABLE]
     assert accuracy_signatures([0.9], [0.94, 0.88], [0.0, 0.0]) == [UNSTABLE]
-    assert (
-        accuracy_signatures([0.94, 0.88], [0.93, 0.87], [0.0, 0.0]) == []
-    )  # the originals differ, the method does not
+    # The originals differ, the method does not.
+    assert accuracy_signatures([0.94, 0.88], [0.93, 0.87], [0.0, 0.0]) == []
     assert accuracy_signatures([0.94, 0.88], [0.93, 0.92], [0.0, 0.0]) == [UNSTABLE]
 
 
-def test_a_report_is_made_again_from_a_finished_run(tmp_path: Path) -> None:
-    first = write_run_report(run_results(), tmp_path).read_text()
-    assert write_run_report(json.loads(json.dumps(run_results())), tmp_path).read_text() == first
+def test_card_and_report_say_the_same(tmp_path: Path) -> None:
+    request = {"time": "2026-01-02", "rows": 60, "digest": "ab12", "salt": "cd34", "leak": 0.0123}
+    results = run_results(requests=[request])
+    page = write_run_report(json.loads(json.dumps(results)), tmp_path).read_text()
+    assert write_run_report(results, tmp_path).read_text() == page
+    card = str(build_card(card_content(certificate=results["certificate"], requests=[request])))
+    for row in [*certificate_table(results["certificate"]), *requests_table([request])]:
+        assert "".join(f"<td>{cell}</td>" for cell in row) in page or row[0] in ("what", "when")
+        assert " | ".join(map(escape, row)) in card
+    assert "6,000 training rows of class Shirt." in page
+    assert "6,000 training rows of class Shirt." in card

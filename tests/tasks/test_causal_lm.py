@@ -19,10 +19,11 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
 from unsc_hf import UNSCConfig, UNSCError
-from unsc_hf.comparison.language_unlearning import LanguageArguments, evaluate_answers, run
+from unsc_hf.comparison.arguments import LanguageArguments
 from unsc_hf.comparison.references.language_models import LanguagePlan
 from unsc_hf.comparison.references.training import train_model
 from unsc_hf.data.dialogues import IGNORED, AnswerCollator, prepare_dialogues, to_dialogues
+from unsc_hf.evaluation.answers import evaluate_answers
 from unsc_hf.evaluation.generation import (
     extraction_strength,
     generate_answers,
@@ -31,10 +32,10 @@ from unsc_hf.evaluation.generation import (
     token_metrics,
     truth_ratio,
 )
-from unsc_hf.evaluation.metrics import ExtractionStrength, Perplexity, RougeL, TruthRatio
 from unsc_hf.models.outputs import Outputs, iterate_outputs, read_answers
 from unsc_hf.nullspace.projection import NullSpaceProjection
 from unsc_hf.objectives import OBJECTIVES, Terms
+from unsc_hf.runs.language import run
 from unsc_hf.tasks.causal_lm import SOFT_TOKENS, CausalLMTask
 
 PLAN = LanguagePlan(size="nano", vocabulary_size=300, max_length=64)
@@ -77,7 +78,7 @@ def test_bad_rows(token_data: Data, tmp_path: Path) -> None:
         make_trainer(model, token_data, tmp_path, pseudo_labels="nearest_mean")
     with pytest.raises(UNSCError, match="'left_out' needs classes"):
         make_trainer(model, token_data, tmp_path, pseudo_labels="left_out")
-    with pytest.raises(UNSCError, match="choose from unsc, "):
+    with pytest.raises(UNSCError, match="choose from .*unsc, "):
         UNSCConfig(output_dir=str(tmp_path), objective="oblivion")
 
 
@@ -112,19 +113,6 @@ def test_token_metrics_agree_with_the_models_own_loss(token_data: Data) -> None:
         expected = float(model(**batch).loss)
     assert token_metrics(parts)["loss"] == pytest.approx(expected, rel=1e-5)
     assert token_metrics(parts)["perplexity"] == pytest.approx(math.exp(expected), rel=1e-4)
-
-
-def test_metrics_as_evaluate_modules() -> None:
-    texts = (["the cat sat", "a dog"], ["the cat sat", "the dog ran off"])
-    assert RougeL().compute(predictions=texts[0], references=texts[1])["rouge_l"] == pytest.approx((1 + 0.25) / 2)
-    strength = ExtractionStrength()
-    strength.add_batch(predictions=[[1, 2, 3]], references=[[1, 2, 3]])
-    strength.add_batch(predictions=[[9, 2]], references=[[1, 2]])
-    assert strength.compute()["extraction_strength"] == pytest.approx(0.75)
-    found = Perplexity().compute(predictions=[1.0, 2.0], references=[3, 1])
-    assert found["perplexity"] == pytest.approx(math.exp(1.25))
-    ratio = TruthRatio().compute(predictions=[-1.0], references=[[-1.0, -3.0]])
-    assert ratio["truth_ratio"] == pytest.approx(math.exp(-1))
 
 
 def test_answers_do_not_depend_on_the_batch(tmp_path: Path) -> None:
@@ -271,8 +259,8 @@ def test_target_is_what_unseen_rows_score(tmp_path: Path) -> None:
     last = [entry for entry in trainer.state.log_history if "leak" in entry]
     assert last[0]["forget_accuracy"] > 0.95
     assert trainer.stop_reason == "target"
-    assert last[-1]["forget_accuracy"] <= trainer.plan.target < 0.9
-    assert last[-1]["forget_accuracy"] > trainer.plan.target - 0.15
+    assert last[-1]["forget_accuracy"] <= trainer.goal.target < 0.9
+    assert last[-1]["forget_accuracy"] > trainer.goal.target - 0.15
     metrics = trainer.evaluate(trainer.reader.prepare(unseen))
     assert 0 <= metrics["eval_accuracy"] <= 1
 

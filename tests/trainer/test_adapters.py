@@ -19,13 +19,13 @@ from helpers.training import Data, Stop, make_trainer
 from peft import LoraConfig, PeftModel, PromptTuningConfig
 
 from unsc_hf import ActivationStatistics, UNSCError, split_dataset
-from unsc_hf.comparison.arguments import check_model_dtype
-from unsc_hf.comparison.language_unlearning import LanguageArguments
+from unsc_hf.comparison.arguments import LanguageArguments, check_model_dtype
 from unsc_hf.nullspace.lora import null_space_start
 from unsc_hf.nullspace.moments import SecondMoment
 from unsc_hf.nullspace.projection import NullSpaceProjection
 from unsc_hf.nullspace.rules import build_subspace
 from unsc_hf.objectives import OBJECTIVES
+from unsc_hf.trainer.sharding import shard_model
 from unsc_hf.utils.fingerprint import weight_hash
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -75,7 +75,7 @@ def test_retained_outputs_do_not_move_and_the_base_is_untouched(case: str, exact
     trainer.save_model()
     fresh = make_vit(labels=10)
     fresh.load_state_dict(base)
-    assert weight_hash(fresh) == trainer.plan.original_weights
+    assert weight_hash(fresh) == trainer.original_weights
     assert not list((tmp_path / "adapter").glob("*.md"))  # PEFT's own card names folders of this machine
     loaded = PeftModel.from_pretrained(fresh, tmp_path / "adapter")
     assert torch.equal(_logits(loaded, forget), _logits(network, forget))
@@ -293,7 +293,7 @@ def test_half_precision_is_refused_where_it_would_round_updates(low_rank_data: D
     model, rows, _ = _bfloat16("vit")
     trainer = make_trainer(model, rows, tmp_path, trainer_kwargs={"peft_config": LoraConfig(r=4)})
     with pytest.raises(UNSCError, match="fsdp: the model is in bfloat16; load it in float32"):
-        trainer.shard()
+        shard_model(trainer.accelerator, trainer.model, trainer.args)
     for options, words in (
         ({"model_dtype": "bfloat16"}, "use_peft"),
         ({"model_dtype": "int8", "use_peft": True}, "choose from float32, bfloat16"),

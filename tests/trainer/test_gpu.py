@@ -170,7 +170,7 @@ def test_options_of_the_trainer_keep_the_promise(options: dict[str, Any], adapte
     assert relative(logits(network, data[0]), before_forget) > 0.003
 
 
-@pytest.mark.parametrize("options", [{}, {"max_statistics_memory": "2.7MB"}], ids=["one pass", "several passes"])
+@pytest.mark.parametrize("options", [{}, {"max_statistics_memory": "1.45MB"}], ids=["one pass", "several passes"])
 @pytest.mark.parametrize("place", ["none", "head", "layers"])
 def test_erasure(place: str, options: dict[str, Any], tmp_path: Path) -> None:
     model = build("vit")

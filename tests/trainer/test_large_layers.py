@@ -37,7 +37,7 @@ def test_a_run_under_a_limit_is_the_run_without(adapter: bool, low_rank_data: Da
 
 
 def test_only_layers_with_capacity_are_trained_and_only_their_start_is_kept(tmp_path: Path) -> None:
-    """Sixteen images have 80 tokens: they fill inputs 48 wide, not those 96 wide, nor the head's, which reads one token of each."""
+    """Sixteen images have 80 tokens, which fill inputs 48 wide but not 96 wide. The head reads one token of each."""
     retain = tensor_dataset(torch.randn(16, 3, 8, 8), [0, 1] * 8, ["a", "b", "c"])
     forget = tensor_dataset(torch.randn(40, 3, 8, 8), [2] * 40, ["a", "b", "c"])
     model = make_vit()
@@ -70,8 +70,8 @@ def test_readers_of_the_trainer_serve_the_statistics(
     read = make_trainer(model, low_rank_data, tmp_path, dataloader_num_workers=1)
     read.prepare_unlearning()
     assert seen == [0, 0, 0, 1, 1, 1]
-    for key, moment in alone.retained_statistics.moments["retain"].items():
-        assert torch.equal(read.retained_statistics.moments["retain"][key].matrix, moment.matrix)
+    for key, moment in alone.spaces.retained.moments["retain"].items():
+        assert torch.equal(read.spaces.retained.moments["retain"][key].matrix, moment.matrix)
 
 
 def test_requests_in_sequence_keep_to_the_limit(
@@ -82,7 +82,7 @@ def test_requests_in_sequence_keep_to_the_limit(
     model = learned(train)
     config = UNSCConfig(
         output_dir=str(tmp_path / "out"), use_cpu=True, disable_tqdm=True, report_to="none", energy=0.9, max_steps=3,
-        max_leak=None, **LIMIT,
+        max_leak=None, max_statistics_memory="1.45MB",
     )  # fmt: skip
     forget, retain = split_dataset(train, forget_classes=["cat"])
     serve_request(model, tmp_path / "statistics", config, forget, retain)

@@ -151,7 +151,7 @@ def test_single_rows_stop_when_they_look_like_unseen_ones(
     checks = [entry for entry in trainer.state.log_history if "leak" in entry]
     assert all("gap" not in entry for entry in checks)  # without rehearsal accuracy is not pushed
     assert trainer.stop_reason == "target"
-    target = trainer.plan.target
+    target = trainer.goal.target
     assert target == pytest.approx(0.5 + (12 * rows) ** -0.5)
     assert checks[-1]["exposure"] <= target
     if checks[0]["exposure"] > target + 0.1:
@@ -171,8 +171,8 @@ def test_single_rows_are_matched_with_what_the_model_knows_of_unseen_ones_now(
         learned(train), data, tmp_path, target_forget_accuracy=None, energy=0.5, max_steps=40, max_leak=None, check_steps=10,
         objective="unsc_retain", lr_doubling_steps=2, trainer_kwargs={"unseen_dataset": unseen},
     )  # fmt: skip
-    trainer.prepare_unlearning().target = -1.0  # never reached
-    before = trainer.plan.pseudo_labels
+    before = trainer.prepare_unlearning().pseudo_labels
+    trainer.goal.target = -1.0  # never reached
     trainer.train()
     assert trainer.plan is not None
     settled = 10 * trainer.args.learning_rate  # and not 2**20 times it
@@ -185,7 +185,7 @@ def test_single_rows_are_matched_with_what_the_model_knows_of_unseen_ones_now(
     now = losses(unseen).sort().values
     last = [entry for entry in trainer.state.log_history if "exposure" in entry][-1]
     assert last["exposure"] == pytest.approx(exposure(losses(data[0]), now), abs=1e-6)
-    assert abs(exposure(losses(data[0]), trainer.plan.unseen.losses) - last["exposure"]) > 0.01
+    assert abs(exposure(losses(data[0]), trainer.goal.unseen_before.row_losses()) - last["exposure"]) > 0.01
     labels = data[0]["label"][:]
     drawn = trainer.train_dataset.drawn.tolist()  # of the last of 20 epochs
     trainer.train_dataset.begin_epoch(0)

@@ -215,7 +215,7 @@ def test_model_and_original_read_the_same_mixed_rows(tmp_path: Path, monkeypatch
     spy = replace(
         distill, run=lambda terms, **more: gone.append(terms.forgotten.tolist()) or distill.run(terms, **more)
     )
-    monkeypatch.setitem(OBJECTIVES, "unsc_distill", spy)
+    trainer.terms.objective = spy
     trainer.train()
     assert gone == [[0], [0]]
     assert [by_teacher for by_teacher, _, _ in seen] == [

@@ -75,8 +75,8 @@ def test_classes_are_dropped_even_with_budgets(tmp_path: Path) -> None:
     trainer = serve_request(model, tmp_path / "statistics", args, forget, retain)
     stored = ActivationStatistics.from_pretrained(tmp_path / "statistics", model)
     assert sorted(stored.moments) == ["1", "2"]
-    with pytest.raises(UNSCError, match="train lets go of them"):
-        _ = trainer.retained_statistics
+    with pytest.raises(UNSCError, match="train releases them"):
+        _ = trainer.spaces.retained
     forget, retain = split_dataset(retain, forget_classes=["b"])
     serve_request(model, tmp_path / "statistics", args, forget, retain)
     assert sorted(ActivationStatistics.from_pretrained(tmp_path / "statistics", model).moments) == ["2"]
@@ -120,6 +120,30 @@ def test_trainer_refuses_statistics_that_still_hold_the_rows(tmp_path: Path) -> 
     trainer = UNSCTrainer(model, options(tmp_path), parts[0], concatenate_datasets(parts[1:]), statistics=everything)
     with pytest.raises(UNSCError, match="still hold 1 of the 3 rows"):
         trainer.train()
+
+
+def test_a_request_gets_what_is_left_of_the_budget_and_leaves_nothing_stale(tmp_path: Path) -> None:
+    model = make_vit(labels=10, hidden=96)
+    parts = rows_of_images(8)
+    args, folder = options(tmp_path, energy=0.9, max_leak=0.5), tmp_path / "statistics"
+    first = serve_request(model, folder, args, parts[0], concatenate_datasets(parts[1:]))
+    spent = first.certify().leak
+    assert spent > 0
+    assert (first.args.max_leak, args.max_leak) == (0.5, 0.5)
+    assert (tmp_path / "out" / "request-1" / "model.safetensors").is_file()
+
+    second = serve_request(model, folder, args, parts[1], concatenate_datasets(parts[2:]))
+    assert second.args.max_leak == pytest.approx(0.5 - spent)
+    assert second.certify().max_leak == second.args.max_leak
+    assert args.max_leak == 0.5
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["request-2"]
+    stored = ActivationStatistics.from_pretrained(folder, model)
+    assert [entry["leak"] for entry in stored.requests] == [spent, second.certify().leak]
+    assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".safetensors"]
+
+    args.max_leak = sum(entry["leak"] for entry in stored.requests)
+    with pytest.raises(UNSCError, match="2 requests have spent"):
+        serve_request(model, folder, args, parts[2], concatenate_datasets(parts[3:]))
 
 
 def test_the_budget_is_of_all_requests_together(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""Command-line arguments of the recipes: dataclasses, a YAML file of defaults, and one-line errors."""
+"""Command-line arguments: dataclasses, a YAML file of defaults, and errors in one line."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import HfArgumentParser
 
 from ..errors import UNSCError, closest, full_disk_in_one_line
 
@@ -20,17 +20,23 @@ def parse_arguments(
     description: str = "",
     defaults: Mapping[str, Any] | None = None,
 ) -> tuple[Any, ...]:
-    """One instance of each dataclass in `types`, from the command line and, below it, from `--config file.yaml` and `defaults`.
+    """One instance of each dataclass in `types`, from the command line.
+
+    What is not given there comes from `--config file.yaml`, then from `defaults`.
 
     Raises:
         UNSCError: unreadable file, or a key that is no option (the closest are listed).
         SystemExit: argparse's own, for unknown options and `--help`.
     """
+    from transformers import HfArgumentParser
+
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = HfArgumentParser(list(types), description=description, allow_abbrev=False)
     parser.add_argument("--config", help="YAML file with any of these options; the command line wins over it.")
     parser.set_defaults(**(defaults or {}))
-    file = _config_file(arguments)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path)
+    file = first.parse_known_args(arguments)[0].config
     if file is not None:
         options = _read_yaml(file)
         known = {f.name for cls in types for f in dataclasses.fields(cls) if f.init}
@@ -52,15 +58,6 @@ def parse_arguments(
     return tuple(cls(**{f.name: namespace[f.name] for f in dataclasses.fields(cls) if f.init}) for cls in types)
 
 
-def _config_file(arguments: Sequence[str]) -> Path | None:
-    for i, argument in enumerate(arguments):
-        if argument == "--config" and i + 1 < len(arguments):
-            return Path(arguments[i + 1])
-        if argument.startswith("--config="):
-            return Path(argument.partition("=")[2])
-    return None
-
-
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         options = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -74,7 +71,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 
 def fill_output_dir(config: Any, base: str) -> None:
-    """Where none was given, a folder that holds no finished run: `outputs/base`, `outputs/base-2`, ..."""
+    """Where no folder was given, take one that holds no finished run: `outputs/base`, `outputs/base-2`, ..."""
     if config.output_dir != "trainer_output":  # what transformers fills in
         return
     folder, number = Path("outputs", base), 2
@@ -84,7 +81,7 @@ def fill_output_dir(config: Any, base: str) -> None:
 
 
 def run_recipe(main: Callable[[], Any]) -> None:
-    """Run a recipe; what a user can correct is printed as one line on standard error, with exit code 2."""
+    """Run a script; what a user can correct is printed as one line on standard error, with exit code 2."""
     try:
         with full_disk_in_one_line():
             main()

@@ -1,18 +1,18 @@
-"""The command `unsc`: unlearn, compare, ablate, audit, push and report, over the same code as the recipes.
+"""The command `unsc`: unlearn, compare, ablate, audit, push and report.
 
     unsc unlearn image                                  the embedded quickstart: handwritten digits without the 8
     unsc unlearn image --model_name_or_path user/vit --dataset_name user/fashion --forget_classes Shirt --output_dir out
     unsc unlearn text  ...                              a text classifier
     unsc unlearn lm    ...                              a language model
-    unsc audit image   --audited user/unlearned --originals user/vit --dataset_name user/fashion --forget_classes Shirt \\
-                       --retrained_model_name_or_path user/without-0 user/without-1 user/without-2 --output_dir audit
+    unsc audit image   --audited user/unlearned --originals user/vit --dataset_name user/fashion \\
+                       --forget_classes Shirt --retrained_model_name_or_path user/without-0 --output_dir audit
     unsc compare image --methods unsc scrub ssd --output_dir compare
     unsc ablate image  --studies rank --output_dir studies
     unsc push out --hub_model_id user/vit-without-shirt --hub_private_repo
     unsc report out                                     make out/report.html again from out/results.json
 
-`unsc unlearn image --help` and so on list all options. `--json` prints the result as JSON on standard output and everything
-else on standard error. Exit code 0: done; 2: bad input, told in one line; 1: anything else.
+`unsc unlearn image --help` and so on list all options. `--json` prints the result as JSON on standard output, and
+everything else on standard error. Exit code 0: done; 2: bad input, in one line; 1: anything else.
 """
 
 from __future__ import annotations
@@ -20,22 +20,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from ..config import UNSCConfig
 from ..errors import UNSCError, closest, full_disk_in_one_line
 from .arguments import fill_output_dir, parse_arguments
 
 _QUIET = {"disable_tqdm": True, "report_to": "none"}
-
-
 # A language model has no classes, so every retained row is read, whatever their number.
-LANGUAGE_DEFAULTS = {"max_rows_per_class": None, "max_samples_per_class": None, "per_device_train_batch_size": 32}
+_LANGUAGE_DEFAULTS = {"max_rows_per_class": None, "max_samples_per_class": None, "per_device_train_batch_size": 32}
 
 
 @dataclass
@@ -47,67 +44,72 @@ class AuditedArguments:
     )
 
 
-def _arguments_of(kind: str, allowed: Sequence[str]) -> Any:
-    from ..comparison.arguments import ImageArguments, TextArguments
-    from ..comparison.language_unlearning import LanguageArguments
+def _kind(words: Sequence[str], allowed: Sequence[str]) -> str:
+    """The first word, which must be one of `allowed`; `--help` in its place shows all commands."""
+    if words and words[0] in ("-h", "--help"):
+        print(__doc__)
+        raise SystemExit(0)
+    if not words or words[0] not in allowed:
+        seen = f"{words[0]!r}" if words else "nothing"
+        raise UNSCError(f"unsc: expected {', '.join(allowed)} after the command, got {seen}.")
+    return words[0]
 
-    kinds = {"image": ImageArguments, "text": TextArguments, "lm": LanguageArguments}
-    if kind not in allowed:
-        raise UNSCError(f"unsc: {kind!r} is not one of {', '.join(allowed)}.")
-    return kinds[kind]
+
+def _parse(words: Sequence[str], *more: type, defaults: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
+    """Arguments of the types `more`, those of the kind that the first word names, and the options of unlearning."""
+    from ..comparison.arguments import ImageArguments, LanguageArguments, TextArguments
+    from ..config import UNSCConfig
+
+    types = {"image": ImageArguments, "text": TextArguments, "lm": LanguageArguments}
+    return parse_arguments((*more, types[words[0]], UNSCConfig), words[1:], __doc__ or "", defaults)
 
 
 def unlearn(words: Sequence[str], console: Console) -> dict[str, Any]:
     """`unsc unlearn image|text|lm ...`; the content of results.json."""
-    from ..comparison.language_unlearning import run as run_language
-    from ..comparison.unlearning import run
-
-    kind, words = _kind(words, ("image", "text", "lm"))
-    types = (_arguments_of(kind, ("image", "text", "lm")), UNSCConfig)
+    kind = _kind(words, ("image", "text", "lm"))
+    arguments, config = _parse(words, defaults=_LANGUAGE_DEFAULTS if kind == "lm" else None)
     if kind == "lm":
-        arguments, config = parse_arguments(types, words, __doc__ or "", LANGUAGE_DEFAULTS)
+        from ..runs.language import run as run_language
+
         fill_output_dir(config, "unlearned-language-model")
         run_language(arguments, config, console)
     else:
-        arguments, config = parse_arguments(types, words, __doc__ or "")
+        from ..runs.classification import run
+
         fill_output_dir(config, "quickstart" if arguments.quickstart else f"unlearned-{kind}")
         run(arguments, config, console)
-    found: dict[str, Any] = json.loads(Path(str(config.output_dir), "results.json").read_text(encoding="utf-8"))
-    return {"output_dir": str(config.output_dir), **found}
+    results = json.loads(Path(str(config.output_dir), "results.json").read_text(encoding="utf-8"))
+    return {"output_dir": str(config.output_dir), **results}
 
 
 def compare(words: Sequence[str], console: Console) -> dict[str, Any]:
     """`unsc compare image|text ...`; the summaries by forget set."""
+    _kind(words, ("image", "text"))
     from ..comparison.compare_methods import ComparisonArguments, compare_methods
-    from ..comparison.report import write_comparison
-    from ..comparison.summary import markdown, table
-    from ..reporting.model_card import typed_command
 
-    kind, words = _kind(words, ("image", "text"))
-    types = (ComparisonArguments, _arguments_of(kind, ("image", "text")), UNSCConfig)
-    comparison, arguments, config = parse_arguments(types, words, __doc__ or "", _QUIET)
+    comparison, arguments, config = _parse(words, ComparisonArguments, defaults=_QUIET)
     fill_output_dir(config, "comparison")
-    result = compare_methods(comparison, arguments, config, console)
-    summaries = write_comparison(result, Path(str(config.output_dir)), typed_command())
-    for name, summary in summaries.items():
-        console.print(f"\n{name}\n\n{markdown(table(summary))}", soft_wrap=True, markup=False)
-    return {"output_dir": str(config.output_dir), "forget_sets": summaries}
+    return _summarise(compare_methods(comparison, arguments, config, console), config, console)
 
 
 def audit(words: Sequence[str], console: Console) -> dict[str, Any]:
     """`unsc audit image|text ...`; the summaries by forget set."""
+    _kind(words, ("image", "text"))
     from ..comparison.compare_methods import ComparisonArguments, audit_model
+
+    audited, comparison, arguments, config = _parse(words, AuditedArguments, ComparisonArguments, defaults=_QUIET)
+    if audited.audited is None:
+        raise UNSCError("audited: not given; name the unlearned model, by its Hub id or folder.")
+    fill_output_dir(config, "audit")
+    return _summarise(audit_model(audited.audited, comparison, arguments, config, console), config, console)
+
+
+def _summarise(result: dict[str, Any], config: Any, console: Console) -> dict[str, Any]:
+    """Write and print what a comparison has found."""
     from ..comparison.report import write_comparison
     from ..comparison.summary import markdown, table
     from ..reporting.model_card import typed_command
 
-    kind, words = _kind(words, ("image", "text"))
-    types = (AuditedArguments, ComparisonArguments, _arguments_of(kind, ("image", "text")), UNSCConfig)
-    audited, comparison, arguments, config = parse_arguments(types, words, __doc__ or "", _QUIET)
-    if audited.audited is None:
-        raise UNSCError("audited: not given; name the unlearned model, by its Hub id or folder.")
-    fill_output_dir(config, "audit")
-    result = audit_model(audited.audited, comparison, arguments, config, console)
     summaries = write_comparison(result, Path(str(config.output_dir)), typed_command())
     for name, summary in summaries.items():
         console.print(f"\n{name}\n\n{markdown(table(summary))}", soft_wrap=True, markup=False)
@@ -116,15 +118,14 @@ def audit(words: Sequence[str], console: Console) -> dict[str, Any]:
 
 def ablate(words: Sequence[str], console: Console) -> dict[str, Any]:
     """`unsc ablate image|text ...`; the paragraph of each study."""
+    _kind(words, ("image", "text"))
     from ..comparison.run_studies import AblationArguments, run_studies
     from ..reporting.model_card import typed_command
 
-    kind, words = _kind(words, ("image", "text"))
-    types = (AblationArguments, _arguments_of(kind, ("image", "text")), UNSCConfig)
-    ablation, arguments, config = parse_arguments(types, words, __doc__ or "", _QUIET)
+    ablation, arguments, config = _parse(words, AblationArguments, defaults=_QUIET)
     fill_output_dir(config, "studies")
-    said = run_studies(ablation, arguments, config, typed_command(), console)
-    return {"output_dir": str(config.output_dir), "studies": said}
+    paragraphs = run_studies(ablation, arguments, config, typed_command(), console)
+    return {"output_dir": str(config.output_dir), "studies": paragraphs}
 
 
 def push(words: Sequence[str], console: Console) -> dict[str, Any]:
@@ -179,17 +180,6 @@ COMMANDS: dict[str, Callable[[Sequence[str], Console], dict[str, Any]]] = {
 }
 
 
-def _kind(words: Sequence[str], allowed: Sequence[str]) -> tuple[str, list[str]]:
-    """The first word, which must be one of `allowed`, and the others; asked for help before it, all commands are told."""
-    if words and words[0] in ("-h", "--help"):
-        print(__doc__)
-        raise SystemExit(0)
-    if not words or words[0] not in allowed:
-        seen = f"{words[0]!r}" if words else "nothing"
-        raise UNSCError(f"unsc: expected {', '.join(allowed)} after the command, got {seen}.")
-    return words[0], list(words[1:])
-
-
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     words = list(sys.argv[1:] if words is None else words)
@@ -203,7 +193,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if words[0] not in COMMANDS:
             raise UNSCError(f"unsc: {words[0]!r} is no command; closest: {closest(words[0], COMMANDS)}.")
         with full_disk_in_one_line():
-            found = COMMANDS[words[0]](words[1:], console)
+            result = COMMANDS[words[0]](words[1:], console)
     except UNSCError as error:
         line = " ".join(str(error).split())
         print(f"error: {line}", file=sys.stderr)
@@ -213,7 +203,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if as_json:
         from ..reporting.results import finite
 
-        print(json.dumps(finite(found)))
+        print(json.dumps(finite(result)))
     return 0
 
 

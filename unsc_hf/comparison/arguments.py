@@ -18,6 +18,7 @@ from ..data.sources import load_image_dataset, load_text_dataset
 from ..errors import UNSCError, first_line
 from ..models.loading import load_as, load_image_processor, load_tokenizer
 from .references.images import ImagePlan
+from .references.language_models import LanguagePlan
 from .references.quickstart import FORGET_CLASSES, PLAN, digits_dataset
 from .references.texts import TextPlan
 from .references.training import TrainingPlan
@@ -42,7 +43,9 @@ class SharedArguments:
     )
     forget_column: str | None = field(default=None, metadata={"help": "Column that marks the rows to forget."})
     forget_values: list[str] | None = field(default=None, metadata={"help": "Its values in the rows to forget."})
-    controls: bool = field(default=True, metadata={"help": "Also run the random projector and the unprojected update."})
+    controls: bool = field(
+        default=True, metadata={"help": "Also run the controls with a random subspace and with no projection."}
+    )
     license: str | None = field(default=None, metadata={"help": "Licence of the unlearned model, as an SPDX id."})
     use_peft: bool = field(
         default=False, metadata={"help": "Unlearn in LoRA adapters; the base weights are not touched."}
@@ -50,7 +53,7 @@ class SharedArguments:
     model_dtype: str = field(
         default="float32",
         metadata={
-            "help": "Precision in which the original is loaded; bfloat16 goes with use_peft, under which it never moves.",
+            "help": "Precision of the original; bfloat16 goes with use_peft, under which it never moves.",
             "choices": ["float32", "bfloat16"],
         },
     )
@@ -98,6 +101,11 @@ class SharedArguments:
             return Request(column_values={self.forget_column: self.forget_values or []}, option="forget_column")
         return None
 
+    @property
+    def quickstart(self) -> bool:
+        """Whether the embedded example runs."""
+        return False
+
     def base_plan(self, seed: int) -> dict[str, Any]:
         """Fields that all training plans share."""
         return {
@@ -124,14 +132,9 @@ class ClassificationArguments(SharedArguments):
         metadata={"help": "Keep activation statistics here: later requests on the resulting model need no new pass."},
     )
 
-    # What differs between modalities.
+    # What differs between images and texts.
 
     auto_class: ClassVar[Any] = None
-
-    @property
-    def quickstart(self) -> bool:
-        """Whether the embedded example runs."""
-        return False
 
     def load(self, config: UNSCConfig) -> DatasetDict:
         """Splits "train" and "test"."""
@@ -166,24 +169,14 @@ class ImageArguments(ClassificationArguments):
     def load(self, config: UNSCConfig) -> DatasetDict:
         if self.dataset_name is None:
             return digits_dataset()
-        return load_image_dataset(
-            self.dataset_name,
-            self.dataset_config_name,
-            config.label_column,
-            self.train_split,
-            self.test_split,
-            self.cache_dir,
-        )
+        column, name = config.label_column, self.dataset_config_name
+        return load_image_dataset(self.dataset_name, name, column, self.train_split, self.test_split, self.cache_dir)
 
     def plan(self, config: UNSCConfig) -> TrainingPlan:
         if self.quickstart:
             return replace(PLAN, seed=config.seed)
-        return ImagePlan(
-            **self.base_plan(config.seed),
-            patch_size=self.patch_size,
-            crop_padding=self.train_crop_padding,
-            flip=self.train_flip,
-        )
+        augmentation: dict[str, Any] = {"crop_padding": self.train_crop_padding, "flip": self.train_flip}
+        return ImagePlan(**self.base_plan(config.seed), patch_size=self.patch_size, **augmentation)
 
     def load_processor(self, name: str) -> Any:
         return load_image_processor(name)
@@ -204,14 +197,9 @@ class TextArguments(ClassificationArguments):
                 "dataset_name: not given; name a Hub id or a local data file or folder with text and labels."
             )
         return load_text_dataset(
-            self.dataset_name,
-            self.dataset_config_name,
-            config.label_column,
-            config.text_columns,
-            self.train_split,
-            self.test_split,
-            self.cache_dir,
-        )
+            self.dataset_name, self.dataset_config_name, config.label_column, config.text_columns, self.train_split,
+            self.test_split, self.cache_dir,
+        )  # fmt: skip
 
     def plan(self, config: UNSCConfig) -> TrainingPlan:
         return TextPlan(
@@ -225,22 +213,51 @@ class TextArguments(ClassificationArguments):
         return load_tokenizer(name)
 
 
+@dataclass
+class LanguageArguments(SharedArguments):
+    """Which answers to forget, from which language model.
+
+    The forget split is forgotten whole, or the part of it that `forget_indices` or `forget_column` names.
+    """
+
+    forget_split: str = field(default="forget", metadata={"help": "Split with the rows to forget."})
+    retain_split: str = field(default="retain", metadata={"help": "Split with rows to keep."})
+    unseen_column: str | None = field(
+        default=None, metadata={"help": "Column that marks rows of the retain split no model is trained on."}
+    )
+    unseen_values: list[str] | None = field(default=None, metadata={"help": "Its values in those rows."})
+    eval_splits: list[str] | None = field(
+        default=None, metadata={"help": "More splits to report on; every other split by default."}
+    )
+    prompt_template: str = field(
+        default="Question: {question}\nAnswer:", metadata={"help": "Prompt of a row with question and answer."}
+    )
+    objectives: list[str] | None = field(
+        default=None, metadata={"help": "Objectives to compare; the first one's model is written. UNSC by default."}
+    )
+    max_generated_rows: int = field(default=300, metadata={"help": "Rows of each set that are answered for ROUGE-L."})
+    max_new_tokens: int = field(default=100, metadata={"help": "Longest answer."})
+    vocabulary_size: int = field(default=2048, metadata={"help": "Tokens of the tokenizer learned for model_size."})
+    max_length: int = field(default=256, metadata={"help": "Longest row in tokens, for model_size."})
+
+    def plan(self, config: UNSCConfig) -> LanguagePlan:
+        """How originals and references are trained."""
+        return LanguagePlan(
+            **self.base_plan(config.seed), vocabulary_size=self.vocabulary_size, max_length=self.max_length
+        )
+
+
 def read_names(given: Sequence[str]) -> list[str]:
     """Class names from the command line: themselves, or a .txt file with one in each line.
 
     Raises:
         UNSCError: a file that cannot be read, or that is empty.
     """
-    words = list(given)
-    if len(words) != 1 or not words[0].endswith(".txt"):
-        return words
-    try:
-        lines = Path(words[0]).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UNSCError(f"forget_classes: cannot read {words[0]} ({first_line(error)}).") from error
-    names = [line.strip() for line in lines if line.strip()]
+    if len(given) != 1 or not given[0].endswith(".txt"):
+        return list(given)
+    names = [line.strip() for line in _read(given[0], "forget_classes").splitlines() if line.strip()]
     if not names:
-        raise UNSCError(f"forget_classes: {words[0]} names no class; write one in each line.")
+        raise UNSCError(f"forget_classes: {given[0]} names no class; write one in each line.")
     return names
 
 
@@ -250,16 +267,19 @@ def read_indices(given: Sequence[str]) -> tuple[int, ...]:
     Raises:
         UNSCError: something that is neither.
     """
-    words = list(given)
-    if len(words) == 1 and Path(words[0]).is_file():
-        try:
-            words = Path(words[0]).read_text(encoding="utf-8").split()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UNSCError(f"forget_indices: cannot read {words[0]} ({first_line(error)}).") from error
+    file = len(given) == 1 and Path(given[0]).is_file()
+    words = _read(given[0], "forget_indices").split() if file else list(given)
     for word in words:
         if not WHOLE_NUMBER.fullmatch(word):
             raise UNSCError(f"forget_indices: {word!r} is no row number and no file with row numbers.")
     return tuple(int(word) for word in words)
+
+
+def _read(file: str, argument: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UNSCError(f"{argument}: cannot read {file} ({first_line(error)}).") from error
 
 
 def check_model_dtype(arguments: SharedArguments) -> None:
@@ -268,7 +288,8 @@ def check_model_dtype(arguments: SharedArguments) -> None:
         raise UNSCError(f"model_dtype: got {arguments.model_dtype!r}; choose from float32, bfloat16.")
     if arguments.model_dtype != "float32" and not arguments.use_peft:
         raise UNSCError(
-            "model_dtype: bfloat16 would round small updates of the weights away; unlearn in adapters (use_peft), or leave it out."
+            "model_dtype: bfloat16 would round small updates of the weights away; unlearn in adapters (use_peft), or "
+            "leave it out."
         )
 
 
@@ -286,9 +307,6 @@ def lora_config(arguments: SharedArguments) -> LoraConfig | None:
     if not arguments.use_peft:
         return None
     return LoraConfig(
-        r=arguments.lora_r,
-        lora_alpha=arguments.lora_alpha,
-        lora_dropout=arguments.lora_dropout,
-        target_modules=arguments.lora_target_modules,
-        use_rslora=arguments.use_rslora,
-    )
+        r=arguments.lora_r, lora_alpha=arguments.lora_alpha, lora_dropout=arguments.lora_dropout,
+        target_modules=arguments.lora_target_modules, use_rslora=arguments.use_rslora,
+    )  # fmt: skip

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from datasets import DatasetDict
 from rich.console import Console
@@ -36,7 +35,7 @@ from .workbench import Workbench
 _RECORDS = 3  # changes with what records hold: a comparison does not continue on those of older versions
 _STRANGERS = 0.8  # leak above which two models hardly share an ancestor; unprojected unlearning stays far below
 
-Model = str | PathLike[str] | PreTrainedModel
+Model: TypeAlias = str | PathLike[str] | PreTrainedModel
 
 
 @dataclass
@@ -53,7 +52,8 @@ class ComparisonArguments:
     forget_sets: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Several forget sets instead of forget_classes: names or ids joined by '+', or a .txt file of names."
+            "help": "Several forget sets instead of forget_classes: names or ids joined by '+', or a .txt file of "
+            "names."
         },
     )
     plugins: list[str] | None = field(
@@ -89,14 +89,135 @@ class ComparisonArguments:
         check_originals(self.originals, self.seeds)
 
 
+@dataclass
+class _Task:
+    """A whole comparison or audit; picklable, so that every process can list its jobs.
+
+    Attributes:
+        audited: a model that is examined beside the methods.
+    """
+
+    comparison: ComparisonArguments
+    arguments: ClassificationArguments
+    config: UNSCConfig
+    splits: Splits
+    audited: str | None = None
+
+    def forget_sets(self) -> dict[str, ForgetSet]:
+        """Forget sets by the name of their folder."""
+        comparison, config, splits = self.comparison, self.config, self.splits
+        methods = [METHODS[name] for name in (METHODS if comparison.methods is None else comparison.methods)]
+        audits = [AUDITS[name] for name in comparison.audits or AUDITS]
+        present = read_labels(splits.train, config.label_column).tolist()
+        requests = requests_by_folder(comparison.forget_sets, self.arguments, splits.names, present)
+        benches: dict[str, Workbench] = {}
+
+        def experiment(name: str) -> Experiment:
+            folder, models = Path(str(config.output_dir), "_runs", name), (comparison.seeds, comparison.originals)
+            return Experiment(*models, self.arguments, config, splits, requests[name], folder, benches)
+
+        return {name: ForgetSet(experiment(name), methods, audits, self.audited) for name in requests}
+
+    def all_jobs(self) -> list[Job]:
+        """All jobs, in a process that has just started."""
+        load_plugins(self.comparison.plugins)
+        self.config.dataloader_num_workers = 0  # a worker may have no processes of its own
+        return [job for forget_set in self.forget_sets().values() for job in forget_set.jobs(everything=True)]
+
+    def run(self, console: Console) -> dict[str, Any]:
+        """Do what has no record yet; returns all results."""
+        comparison, splits, sets = self.comparison, self.splits, self.forget_sets()
+        data = data_fingerprint(splits.train)[:16] + data_fingerprint(splits.test)[:16]
+        origin = {"data": data, "records": _RECORDS, "audits": sorted(comparison.audits or AUDITS)}
+        origin["options"] = options_hash(self.arguments, self.config)
+        for name, forget_set in sets.items():
+            origin |= {f"the classes of {name!r}": forget_set.experiment.forgotten, **forget_set.experiment.origin()}
+        check_folder(Path(str(self.config.output_dir)), "comparison", origin)
+        if not any(forget_set.experiment.reference_numbers() for forget_set in sets.values()):
+            console.print("No retrained references: nothing can be said about 'removed', and no band is drawn.")
+        run_jobs(
+            [job for forget_set in sets.values() for job in forget_set.jobs()],
+            self.all_jobs,
+            comparison.jobs,
+            lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+        )
+        return {
+            "forget_sets": {name: forget_set.results() for name, forget_set in sets.items()},
+            "test_rows": len(splits.test),
+            "validation_rows": len(splits.validation),
+            "seeds": comparison.seeds,
+        }
+
+
+def compare_methods(
+    comparison: ComparisonArguments,
+    arguments: ClassificationArguments,
+    config: UNSCConfig,
+    console: Console | None = None,
+    data: DatasetDict | None = None,
+) -> dict[str, Any]:
+    """Run what is missing in `config.output_dir`, and return all results.
+
+    Args:
+        data: rows, where they do not come from where `arguments` say.
+
+    Returns:
+        {"forget_sets": {name: {"forgotten", "classes", "settings", "calibration", "runs", "references"}}, "test_rows",
+        "validation_rows", "seeds"}: "runs" holds a list of results by method (and "original"), one for each seed;
+        "references" one for each retrained model.
+
+    Raises:
+        UNSCError: unknown names, too few seeds, references trained on the forgotten rows, or a folder of another
+            comparison.
+    """
+    comparison.check()
+    task = _Task(comparison, arguments, config, read_splits(arguments, config, data))
+    return task.run(console or Console())
+
+
+def audit_model(
+    audited: str,
+    comparison: ComparisonArguments,
+    arguments: ClassificationArguments,
+    config: UNSCConfig,
+    console: Console | None = None,
+    data: DatasetDict | None = None,
+) -> dict[str, Any]:
+    """Examine a model that was unlearned by anybody, by any means, beside its original and retrained models.
+
+    Args:
+        audited: Hub id or folder of the model; it may differ from the original in its weights alone.
+        comparison: `originals` names the model before, else the one that `config.seed` trains; `methods` and `seeds`
+            are not used.
+        data: rows, where they do not come from where `arguments` say.
+
+    Returns:
+        As `compare_methods`, with the model under its own name.
+
+    Raises:
+        UNSCError: as `compare_methods`, or a model that does not fit the data.
+    """
+    console = console or Console()
+    comparison = replace(comparison, methods=[], seeds=[int(config.seed)], no_intervals=True)
+    comparison.check()
+    results = _Task(comparison, arguments, config, read_splits(arguments, config, data), audited).run(console)
+    for outcome in results["forget_sets"].values():
+        leak = outcome["runs"][public_name(audited)][0]["leak"]
+        if leak is not None and leak > _STRANGERS:
+            console.print(
+                f"warning: {public_name(audited)} has little in common with this original (leak {leak:.2g}): "
+                "was it made from another one?"
+            )
+    return {**results, "validation_rows": 0}
+
+
 # ---- from Python ----------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class ComparisonResult:
-    """What a comparison or an audit has found.
+    """Results of a comparison or an audit.
 
     Attributes:
-        results: {"forget_sets": {name: {"forgotten", "classes", "settings", "calibration", "runs", "references"}},
-            "test_rows", "validation_rows", "seeds"}; see `compare_methods`.
+        results: as `compare_methods` returns them.
         output_dir: where records are, and where `save` writes.
     """
 
@@ -106,8 +227,8 @@ class ComparisonResult:
     @property
     def table(self) -> Table:
         """A row for each model, the header first: means with half 95 % intervals, and verdicts."""
-        (found,) = self.results["forget_sets"].values()
-        return table(summarise(found))
+        (outcome,) = self.results["forget_sets"].values()
+        return table(summarise(outcome))
 
     def __str__(self) -> str:
         return markdown(self.table)
@@ -154,20 +275,18 @@ def compare(
     Raises:
         UNSCError: unknown names, references trained on the forgotten rows, or a folder of another comparison.
     """
-    folder, several = Path(output_dir), list(originals) if isinstance(originals, list | tuple) else [originals]
+    several = list(originals) if isinstance(originals, list | tuple) else [originals]
+    arguments, config = _options(dataset, forget_classes, retrained, output_dir, config, task, processing_class)
     comparison = ComparisonArguments(
         methods=None if methods is None else list(methods),
         audits=None if audits is None else list(audits),
         seeds=list(seeds),
-        originals=_named(several, folder, "original", processing_class),
+        originals=_names(several, output_dir, "original", processing_class),
         no_intervals=len(seeds) == 1,
         jobs=jobs,
     )
-    references = _named(retrained, folder, "retrained", processing_class)
-    arguments = _arguments(dataset, forget_classes, references, task)
     data = None if isinstance(dataset, str) else dataset
-    results = compare_methods(comparison, arguments, _config(config, folder), console, data)
-    return ComparisonResult(results, folder)
+    return ComparisonResult(compare_methods(comparison, arguments, config, console, data), Path(output_dir))
 
 
 def audit(
@@ -194,181 +313,44 @@ def audit(
     Raises:
         UNSCError: as `compare`, or a model that does not fit the data.
     """
-    folder = Path(output_dir)
-    (name,) = _named([audited], folder, "audited", processing_class)
+    arguments, config = _options(dataset, forget_classes, retrained, output_dir, config, task, processing_class)
     comparison = ComparisonArguments(
         audits=None if audits is None else list(audits),
-        originals=_named([original], folder, "original", processing_class),
+        originals=_names([original], output_dir, "original", processing_class),
     )
-    references = _named(retrained, folder, "retrained", processing_class)
-    arguments = _arguments(dataset, forget_classes, references, task)
+    (name,) = _names([audited], output_dir, "audited", processing_class)
     data = None if isinstance(dataset, str) else dataset
-    return ComparisonResult(audit_model(name, comparison, arguments, _config(config, folder), console, data), folder)
+    return ComparisonResult(audit_model(name, comparison, arguments, config, console, data), Path(output_dir))
 
 
-def _named(models: Sequence[Model], folder: Path, kind: str, processing_class: Any) -> list[str]:
+def _names(models: Sequence[Model], output_dir: str | PathLike[str], kind: str, processing_class: Any) -> list[str]:
     """Ids and folders of models; those that are objects are saved first."""
     names = []
     for i, model in enumerate(models):
         if isinstance(model, str | PathLike):
             names.append(str(model))
             continue
-        names.append(str(folder / "_models" / f"{kind}-{i}"))
-        model.save_pretrained(names[-1])
-        if processing_class is not None:
-            processing_class.save_pretrained(names[-1])
+        names.append(str(Path(output_dir, "_models", f"{kind}-{i}")))
+        for part in (model, processing_class):
+            if part is not None:
+                part.save_pretrained(names[-1])
     return names
 
 
-def _arguments(
-    dataset: DatasetDict | str, forget_classes: Iterable[Any], retrained: list[str], task: str
-) -> ClassificationArguments:
+def _options(
+    dataset: DatasetDict | str, forget_classes: Iterable[Any], retrained: Sequence[Model],
+    output_dir: str | PathLike[str], config: UNSCConfig | None, task: str, processing_class: Any,
+) -> tuple[ClassificationArguments, UNSCConfig]:  # fmt: skip
+    """The same as a command line gives."""
     kinds: dict[str, type[ClassificationArguments]] = {"image": ImageArguments, "text": TextArguments}
     if task not in kinds:
         raise UNSCError(f"task: got {task!r}; choose from {', '.join(kinds)}.")
-    return kinds[task](
+    classes = [forget_classes] if isinstance(forget_classes, str) else forget_classes
+    arguments = kinds[task](
         dataset_name=dataset if isinstance(dataset, str) else "given as an object",
-        forget_classes=[
-            str(name) for name in ([forget_classes] if isinstance(forget_classes, str) else forget_classes)
-        ],
-        retrained_model_name_or_path=retrained or None,
+        forget_classes=[str(name) for name in classes],
+        retrained_model_name_or_path=_names(retrained, output_dir, "retrained", processing_class) or None,
     )
-
-
-def _config(config: UNSCConfig | None, folder: Path) -> UNSCConfig:
-    if config is None:
-        return UNSCConfig(output_dir=str(folder), report_to="none", disable_tqdm=True)
-    config = deepcopy(config)
-    config.output_dir = str(folder)
-    return config
-
-
-# ---- from arguments -------------------------------------------------------------------------------------------------
-def compare_methods(
-    comparison: ComparisonArguments,
-    arguments: ClassificationArguments,
-    config: UNSCConfig,
-    console: Console | None = None,
-    data: DatasetDict | None = None,
-) -> dict[str, Any]:
-    """Run what is missing in `config.output_dir`, and return everything that was found.
-
-    Args:
-        data: rows, where they do not come from where `arguments` say.
-
-    Returns:
-        {"forget_sets": {name: {"forgotten", "classes", "settings", "runs", "references"}}}: "runs" holds a list of
-        results by method (and "original"), one for each seed; "references" one for each retrained model.
-
-    Raises:
-        UNSCError: unknown names, too few seeds, references trained on the forgotten rows, or a folder of another
-            comparison.
-    """
-    comparison.check()
-    splits = read_splits(arguments, config, data)
-    found = _compare(comparison, arguments, config, splits, None, console or Console())
-    return {
-        "forget_sets": found,
-        "test_rows": len(splits.test),
-        "validation_rows": len(splits.validation),
-        "seeds": comparison.seeds,
-    }
-
-
-def audit_model(
-    audited: str,
-    comparison: ComparisonArguments,
-    arguments: ClassificationArguments,
-    config: UNSCConfig,
-    console: Console | None = None,
-    data: DatasetDict | None = None,
-) -> dict[str, Any]:
-    """Examine a model that was unlearned by anybody, by any means, beside its original and retrained models.
-
-    Args:
-        audited: Hub id or folder of the model; it may differ from the original in its weights alone.
-        comparison: `originals` names the model before, else the one that `config.seed` trains; `methods` and `seeds`
-            are not used.
-        data: rows, where they do not come from where `arguments` say.
-
-    Returns:
-        As `compare_methods`, with the model under its own name.
-
-    Raises:
-        UNSCError: as `compare_methods`, or a model that does not fit the data.
-    """
-    seed = int(config.seed)
-    comparison = replace(comparison, methods=[], seeds=[seed], no_intervals=True)
-    comparison.check()
-    splits, console = read_splits(arguments, config, data), console or Console()
-    found = _compare(comparison, arguments, config, splits, audited, console)
-    for result in found.values():
-        leak = result["runs"][public_name(audited)][0]["leak"]
-        if leak is not None and leak > _STRANGERS:
-            console.print(
-                f"warning: {public_name(audited)} has little in common with this original (leak {leak:.2g}): "
-                "was it made from another one?"
-            )
-    return {"forget_sets": found, "test_rows": len(splits.test), "validation_rows": 0, "seeds": [seed]}
-
-
-def _compare(
-    comparison: ComparisonArguments,
-    arguments: ClassificationArguments,
-    config: UNSCConfig,
-    splits: Splits,
-    audited: str | None,
-    console: Console,
-) -> dict[str, Any]:
-    """Do what has no record yet; returns what was found by forget set."""
-    sets = _forget_sets(comparison, arguments, config, splits, audited)
-    data = data_fingerprint(splits.train)[:16] + data_fingerprint(splits.test)[:16]
-    now = {"data": data, "records": _RECORDS, "audits": sorted(comparison.audits or AUDITS)}
-    check_folder(Path(str(config.output_dir)), "comparison", {**now, "options": options_hash(arguments, config)})
-    for name, forget_set in sets.items():
-        forget_set.check_classes(name)
-    if not any(forget_set.experiment.reference_numbers() for forget_set in sets.values()):
-        console.print("No retrained references: nothing can be said about 'removed', and no band is drawn.")
-    run_jobs(
-        [job for forget_set in sets.values() for job in forget_set.jobs()],
-        partial(_jobs_in_worker, comparison, arguments, config, splits, audited),
-        comparison.jobs,
-        lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
-    )
-    return {name: forget_set.results() for name, forget_set in sets.items()}
-
-
-def _jobs_in_worker(
-    comparison: ComparisonArguments,
-    arguments: ClassificationArguments,
-    config: UNSCConfig,
-    splits: Splits,
-    audited: str | None,
-) -> list[Job]:
-    """All jobs of a comparison, in a process that has just started."""
-    load_plugins(comparison.plugins)
-    config.dataloader_num_workers = 0  # a worker may have no processes of its own
-    sets = _forget_sets(comparison, arguments, config, splits, audited)
-    return [job for forget_set in sets.values() for job in forget_set.jobs(everything=True)]
-
-
-def _forget_sets(
-    comparison: ComparisonArguments,
-    arguments: ClassificationArguments,
-    config: UNSCConfig,
-    splits: Splits,
-    audited: str | None,
-) -> dict[str, ForgetSet]:
-    """Forget sets by the name of their folder."""
-    methods = [METHODS[name] for name in (METHODS if comparison.methods is None else comparison.methods)]
-    audits = [AUDITS[name] for name in comparison.audits or AUDITS]
-    present = read_labels(splits.train, config.label_column).tolist()
-    benches: dict[str, Workbench] = {}
-    sets = {}
-    for name, request in requests_by_folder(comparison.forget_sets, arguments, splits.names, present).items():
-        folder = Path(str(config.output_dir), "_runs", name)
-        experiment = Experiment(
-            comparison.seeds, comparison.originals, arguments, config, splits, request, folder, benches
-        )
-        sets[name] = ForgetSet(experiment, methods, audits, audited)
-    return sets
+    config = deepcopy(config) if config else UNSCConfig(report_to="none", disable_tqdm=True)
+    config.output_dir = str(output_dir)
+    return arguments, config

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,21 +12,17 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from ..data.columns import read_labels
 from ..errors import UNSCError
-from ..evaluation.accuracy import macro_accuracy, per_class_accuracy
 from ..evaluation.audits import Audit, Examination, calibrate
+from ..evaluation.engine import EvaluationRows, accuracies
 from ..models.loading import own_processor
 from ..models.outputs import Outputs, RowOutputs
 from ..reporting.model_card import public_name
 from ..utils.files import alone, write_beside
-from .controls import sample_rows
+from .controls import KNOWN, training_seconds
 from .experiment import Experiment
 from .summary import ORIGINAL, RETRAINED
 from .workbench import Workbench
-
-_ROWS = 5000  # about so many training rows to forget, and to keep, are read with every model
-_KNOWN = 0.05  # a reference that recognises this much of the forgotten classes was trained on them
 
 
 class Examiner:
@@ -41,8 +35,8 @@ class Examiner:
 
     def __init__(self, experiment: Experiment, audits: Sequence[Audit]) -> None:
         self.experiment, self.audits = experiment, audits
-        column, parts = experiment.config.label_column, (experiment.forget, experiment.retain)
-        self._samples = [sample_rows(rows, read_labels(rows, column), _ROWS) for rows in parts]
+        column = experiment.config.label_column
+        self._rows = EvaluationRows.sample(experiment.forget, experiment.retain, experiment.test, column)
 
     # ---- what models answer -----------------------------------------------------------------------------------------
 
@@ -56,15 +50,13 @@ class Examiner:
             with alone(file):
                 if not file.is_file():
                     kind, _, number = name.rpartition("-")
-                    bench = self._bench(int(number)) if kind == ORIGINAL else self._reader(int(number))
+                    bench = self.experiment.bench(int(number)) if kind == ORIGINAL else self._reader(int(number))
                     write_beside(file, partial(save_file, _to_tensors(self.row_outputs(bench, bench.original))))
         return _from_tensors(load_file(file))
 
     def row_outputs(self, bench: Workbench, model: PreTrainedModel) -> RowOutputs:
         """Outputs on sampled training rows and on all test rows."""
-        forget, retain = self._samples
-        parts = (forget, retain, self.experiment.test)
-        return RowOutputs(*(self.experiment.collect(bench, model, rows) for rows in parts))
+        return self._rows.outputs(partial(self.experiment.collect, bench, model))
 
     def check_outputs(self, name: str) -> str:
         """Read a model, and refuse a reference that knows what it should never have seen.
@@ -75,17 +67,14 @@ class Examiner:
         Raises:
             UNSCError: naming the reference.
         """
-        accuracies = self.experiment.accuracies(self.outputs(name).test)
-        if name.startswith(RETRAINED) and (accuracies["AccDut"] or 0.0) > _KNOWN:
+        shares = accuracies(self.outputs(name), self.experiment.forgotten)
+        if name.startswith(RETRAINED) and (shares["AccDut"] or 0.0) > KNOWN:
             model = self.experiment.reference(int(name.rpartition("-")[2]))
             raise UNSCError(
-                f"retrained_model_name_or_path: {model} recognises {accuracies['AccDut']:.0%} of the forgotten classes, "
+                f"retrained_model_name_or_path: {model} recognises {shares['AccDut']:.0%} of the forgotten classes, "
                 "so it was trained on them; leave it out."
             )
-        return f"read {name}: {in_words(accuracies)}"
-
-    def _bench(self, seed: int) -> Workbench:
-        return self.experiment.bench(seed)
+        return f"read {name}: {in_words(shares)}"
 
     def _reader(self, number: int) -> Workbench:
         """What a reference is read with: its own tokenizer or image processor."""
@@ -111,9 +100,9 @@ class Examiner:
             original=self.outputs(f"{ORIGINAL}-{seed}"),
             references=[self.outputs(f"{RETRAINED}-{number}") for number in references],
             forgotten=self.experiment.forgotten,
-            forget=self._samples[0],
-            retain=self._samples[1],
-            test=self.experiment.test,
+            forget=self._rows.forget,
+            retain=self._rows.retain,
+            test=self._rows.test,
             collect=lambda model, rows: self.experiment.collect(bench, model, rows, features=False),
             batches=batches,
         )
@@ -123,7 +112,7 @@ class Examiner:
 
         def choose() -> dict[str, Any]:
             seed, validation = self.experiment.seeds[0], self.experiment.validation
-            bench = self._bench(seed)
+            bench = self.experiment.bench(seed)
             answers = self.experiment.collect(bench, bench.original, validation)
             outputs = replace(self.outputs(f"{ORIGINAL}-{seed}"), test=answers)
             exam = self._examination(bench, bench.original, outputs, seed, ())
@@ -133,7 +122,7 @@ class Examiner:
 
     def calibration_line(self) -> str:
         """What was chosen, for people."""
-        chosen = [f"{name}: {choice['told']}" for name, choice in self.calibration().items()]
+        chosen = [f"{name}: {choice['summary']}" for name, choice in self.calibration().items()]
         return f"on {len(self.experiment.validation)} validation rows, {'; '.join(chosen)}"
 
     def examine(
@@ -157,14 +146,11 @@ class Examiner:
         exam = self._examination(bench, model, outputs, seed, numbers)
         exam = replace(exam, calibration=self.calibration())
         return {
-            **self.experiment.accuracies(outputs.test),
-            "AccDf": macro_accuracy(outputs.forget.logits, outputs.forget.labels),
-            "AccDr": macro_accuracy(outputs.retain.logits, outputs.retain.labels),
-            "per_class": per_class_accuracy(outputs.test.logits, outputs.test.labels),
+            **accuracies(outputs, self.experiment.forgotten),
             "audits": {audit.name: audit.run(exam) for audit in self.audits},
         }
 
-    # ---- models that no method made -----------------------------------------------------------------------------------
+    # ---- models that no method made ---------------------------------------------------------------------------------
 
     def examine_reference(self, number: int) -> dict[str, Any]:
         """A retrained model, beside the other ones."""
@@ -172,14 +158,13 @@ class Examiner:
         others = [other for other in self.experiment.reference_numbers() if other != number]
         outputs = self.outputs(f"{RETRAINED}-{number}")
         result = self.examine(bench, bench.original, self.experiment.seeds[0], outputs, others)
-        return {**result, "seconds": _training_seconds(name), "model": public_name(name)}
+        return {**result, "seconds": training_seconds(name), "model": public_name(name)}
 
     def examine_original(self, seed: int) -> dict[str, Any]:
-        """The original of a seed. Its record also names the references that were given, see `check_models`."""
-        bench, given = self._bench(seed), self._given_references()
+        """The original of a seed."""
+        bench, name = self.experiment.bench(seed), public_name(self.experiment.original(seed))
         result = self.examine(bench, bench.original, seed, self.outputs(f"{ORIGINAL}-{seed}"))
-        more = {"leak": 0.0, "seconds": None, "model": public_name(self.experiment.original(seed))}
-        return {**result, **more, **({} if given is None else {"beside": given})}
+        return {**result, "leak": 0.0, "seconds": None, "model": name}
 
     def examine_other(self, name: str) -> dict[str, Any]:
         """A model that was unlearned by anybody.
@@ -188,44 +173,12 @@ class Examiner:
             UNSCError: it has another number of labels than the original.
         """
         seed = self.experiment.seeds[0]
-        bench, model = self._bench(seed), self.experiment.load(name, "audited")
+        bench, model = self.experiment.bench(seed), self.experiment.load(name, "audited")
         labels, expected = int(model.config.num_labels), int(bench.original.config.num_labels)
         if labels != expected:
             raise UNSCError(f"audited: {name} has {labels} labels, its original {expected}; name the right pair.")
         cost = {"leak": bench.leak(model), "seconds": None, "steps": None}
         return {**self.examine(bench, model, seed), **cost}
-
-    def check_models(self) -> None:
-        """Refuse a folder whose records are of other models than those given now.
-
-        Raises:
-            UNSCError: naming both.
-        """
-        experiment, given = self.experiment, self._given_references()
-        names = {} if experiment.trains_originals else {
-            f"{ORIGINAL}-{seed}": public_name(experiment.original(seed)) for seed in experiment.seeds
-        }  # fmt: skip
-        if given is not None:
-            names |= {f"{RETRAINED}-{i}": name for i, name in zip(experiment.reference_numbers(), given, strict=True)}
-        for record, name in names.items():
-            file = experiment.folder / f"{record}.json"
-            before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"model": name}
-            beside = before.get("beside", given)
-            if before["model"] == name and beside == given:
-                continue
-            there, now = before["model"], name
-            if there == now:
-                there, now = (", ".join(models or ()) or "none" for models in (beside, given))
-            raise UNSCError(
-                f"output_dir: {experiment.folder} holds a comparison with other models ({there} there, {now} now); "
-                "choose another folder."
-            )
-
-    def _given_references(self) -> list[str] | None:
-        """Names of the references that were given; None where they are trained, since more seeds bring more of them."""
-        if self.experiment.trains_references:
-            return None
-        return [public_name(name) for name in self.experiment.references()]
 
 
 def in_words(accuracies: Mapping[str, Any]) -> str:
@@ -233,11 +186,6 @@ def in_words(accuracies: Mapping[str, Any]) -> str:
     shares = (accuracies[name] for name in ("AccDut", "AccDrt"))
     words = ("–" if share is None else f"{share:.1%}" for share in shares)
     return "AccDut {}, AccDrt {}".format(*words)
-
-
-def _training_seconds(folder: str) -> float | None:
-    file = Path(folder) / "training.json"
-    return json.loads(file.read_text(encoding="utf-8")).get("seconds") if file.is_file() else None
 
 
 def _to_tensors(outputs: RowOutputs) -> dict[str, torch.Tensor]:

@@ -20,6 +20,7 @@ from ..errors import UNSCError, closest
 from ..evaluation.accuracy import macro_accuracy
 from ..models.loading import load_as
 from ..models.outputs import Outputs, collect_outputs
+from ..reporting.model_card import public_name
 from ..reporting.results import finite
 from ..utils.files import alone, write_text
 from .arguments import ClassificationArguments
@@ -136,6 +137,15 @@ class Experiment:
         """Folders or ids of the retrained models."""
         return [self.reference(number) for number in self.reference_numbers()]
 
+    def origin(self) -> dict[str, Any]:
+        """The models that were given, by name; of those trained here the options say everything."""
+        origin: dict[str, Any] = {}
+        if not self.trains_originals:
+            origin = {f"the original of seed {seed}": public_name(self.original(seed)) for seed in self.seeds}
+        if not self.trains_references:
+            origin["the retrained models"] = ", ".join(map(public_name, self.references())) or "none"
+        return origin
+
     def _trained(self, rows: Dataset, kind: str, seed: int) -> str:
         plan = self.arguments.plan(self.seeded(seed))
         vocabulary = None if rows is self.train else self._vocabulary(plan)
@@ -204,7 +214,7 @@ def record(file: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     return content
 
 
-# ---- checks -----------------------------------------------------------------------------------------------------------
+# ---- checks ---------------------------------------------------------------------------------------------------------
 def check_names(option: str, names: Iterable[str] | None, known: Mapping[str, Any]) -> None:
     """Refuse names that nothing was registered under.
 
@@ -237,20 +247,24 @@ def options_hash(arguments: ClassificationArguments, config: UNSCConfig) -> str:
 
 
 def check_folder(folder: Path, what: str, now: Mapping[str, Any]) -> None:
-    """Refuse a folder whose records have another origin.
+    """Refuse a folder whose records have another origin. Seeds and forget sets may be added.
 
     Args:
-        folder: its `_runs` folder holds the records, and the origin of the first run.
+        folder: its `_runs` folder holds the records, and what they depend on.
         what: "comparison" or "study".
         now: what the records depend on, by name.
 
     Raises:
         UNSCError: naming what differs.
     """
-    before = record(folder / "_runs" / "identity.json", lambda: now)
-    for name, value in now.items():
-        if before.get(name) != value:
-            raise UNSCError(
-                f"output_dir: {folder} holds a {what} with other {name} ({before.get(name)} there, {value} now); "
-                "choose another folder."
-            )
+    file = folder / "_runs" / "identity.json"
+    with alone(file):
+        before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        for name, value in now.items():
+            if before.get(name, value) != value:
+                raise UNSCError(
+                    f"output_dir: {folder} holds a {what} that differs in {name} ({before[name]} there, {value} now); "
+                    "choose another folder."
+                )
+        if now.keys() - before.keys():
+            write_text(file, json.dumps({**before, **now}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ..evaluation.audits import Audit
 from ..reporting.model_card import public_name
 from .arguments import ClassificationArguments, read_names
 from .examination import Examiner, in_words
-from .experiment import Experiment, record
+from .experiment import Experiment
 from .methods import Method
 from .parallel import Job
 from .summary import ORIGINAL, RETRAINED
@@ -39,44 +39,45 @@ class ForgetSet:
         self.examiner, self.tuning = Examiner(experiment, audits), Tuning(experiment)
         self._first = experiment.seeds[0]
 
-    # ---- records ------------------------------------------------------------------------------------------------------
+    # ---- records ----------------------------------------------------------------------------------------------------
 
-    def _seeded_records(self, seeds: Iterable[int]) -> list[str]:
-        names = (ORIGINAL, *(method.name for method in self.methods))
-        return [f"{name}-{seed}" for seed in seeds for name in names]
+    def _makers(self, seeds: Iterable[int]) -> dict[str, Callable[[], dict[str, Any]]]:
+        """What makes each record of some seeds, by name, in the order of work."""
+        makers: dict[str, Callable[[], dict[str, Any]]] = {}
+        for seed in seeds:
+            makers[f"{ORIGINAL}-{seed}"] = partial(self.examiner.examine_original, seed)
+            if self.audited is not None and seed == self._first:
+                makers[self._audited_record] = partial(self.examiner.examine_other, self.audited)
+            for method in self.methods:
+                makers[f"{method.name}-{seed}"] = partial(self._examined_run, method, seed)
+        return makers
 
-    def _records(self) -> list[str]:
-        references = [f"{RETRAINED}-{number}" for number in self.experiment.reference_numbers()]
-        audited = [] if self.audited is None else [self._audited_record(self.audited)]
-        return [*references, *self._seeded_records(self.experiment.seeds), *audited]
+    def _reference_makers(self) -> dict[str, Callable[[], dict[str, Any]]]:
+        numbers = self.experiment.reference_numbers()
+        return {f"{RETRAINED}-{number}": partial(self.examiner.examine_reference, number) for number in numbers}
 
-    @staticmethod
-    def _audited_record(name: str) -> str:
-        return f"audited-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
+    @property
+    def _audited_record(self) -> str:
+        return f"audited-{hashlib.sha256(str(self.audited).encode()).hexdigest()[:10]}"
 
     def _is_done(self, name: str) -> bool:
         return (self.experiment.folder / f"{name}.json").is_file()
 
-    def _make(self, name: str, make: Callable[[], dict[str, Any]]) -> str:
-        """Make a record, and say what was found."""
-        content = self.experiment.record(name, make)
-        kind, _, seed = name.rpartition("-")
-        title = f"{kind} (seed {seed})" if name in self._seeded_records(self.experiment.seeds) else name
-        return f"{title}: {in_words(content)}"
-
-    def _finished(self, name: str) -> dict[str, Any]:
-        def missing() -> dict[str, Any]:
-            raise RuntimeError(f"the record {name} is gone, though it was just written")
-
-        return self.experiment.record(name, missing)
+    def _examined_run(self, method: Method, seed: int) -> dict[str, Any]:
+        model, cost = self.tuning.run(method, seed)
+        result = {**self.examiner.examine(self.experiment.bench(seed), model, seed), **cost}
+        if seed == self._first:
+            self.tuning.drop_models(method)
+        return result
 
     def results(self) -> dict[str, Any]:
-        """Everything, once all jobs are done."""
-        experiment = self.experiment
+        """Everything; what has no record yet is made."""
+        experiment, makers = self.experiment, {**self._makers(self.experiment.seeds), **self._reference_makers()}
+        records = {name: experiment.record(name, make) for name, make in makers.items()}
         names = (ORIGINAL, *(method.name for method in self.methods))
-        runs = {name: [self._finished(f"{name}-{seed}") for seed in experiment.seeds] for name in names}
+        runs = {name: [records[f"{name}-{seed}"] for seed in experiment.seeds] for name in names}
         if self.audited is not None:
-            runs[public_name(self.audited)] = [self._finished(self._audited_record(self.audited))]
+            runs[public_name(self.audited)] = [records[self._audited_record]]
         settings = {method.name: self.tuning.choose(method) for method in self.methods}
         return {
             "forgotten": experiment.forgotten,
@@ -84,56 +85,60 @@ class ForgetSet:
             "settings": {name: {key: chosen[key] for key in ("chosen", "tries")} for name, chosen in settings.items()},
             "calibration": self.examiner.calibration(),
             "runs": runs,
-            "references": [self._finished(f"{RETRAINED}-{number}") for number in experiment.reference_numbers()],
+            "references": [records[name] for name in self._reference_makers()],
         }
 
-    def check_classes(self, name: str) -> None:
-        """Refuse a folder whose records are of other classes under the same name.
-
-        Raises:
-            UNSCError: naming both.
-        """
-        folder, now = self.experiment.folder, self.experiment.forgotten
-        before = record(folder / "classes.json", lambda: {"classes": now})["classes"]
-        if before != now:
-            raise UNSCError(
-                f"forget_sets: {name!r} stands for the classes {before} in {folder}, and for {now} now; "
-                "choose another folder."
-            )
-
-    # ---- jobs ---------------------------------------------------------------------------------------------------------
+    # ---- jobs -------------------------------------------------------------------------------------------------------
 
     def jobs(self, everything: bool = False) -> list[Job]:
-        """What has no record yet, or `everything`, in an order in which it can be done.
+        """What has no record yet, or `everything`, in an order in which it can be done."""
 
-        Raises:
-            UNSCError: the folder's records are of other models.
-        """
-        self.examiner.check_models()
-        missing = {name for name in self._records() if everything or not self._is_done(name)}
-        if not missing:
+        def missing(makers: Mapping[str, Any]) -> list[str]:
+            return [name for name in makers if everything or not self._is_done(name)]
+
+        references = missing(self._reference_makers())
+        if not references and not missing(self._makers(self.experiment.seeds)):
             return []
-        seeds = [s for s in self.experiment.seeds if s == self._first or missing & set(self._seeded_records([s]))]
-        trainings = self._training_jobs(seeds)
-        readings = self._reading_jobs(seeds, {job.name for job in trainings})
-        audited = [self._name(f"read {RETRAINED}-{number}") for number in self.experiment.reference_numbers()]
-        jobs = [*trainings, *readings]
+        seeds = [seed for seed in self.experiment.seeds if seed == self._first or missing(self._makers([seed]))]
+        jobs = self._training_jobs(seeds)
+        jobs += self._reading_jobs(seeds, {job.name for job in jobs})
+        read = [self._name(f"read {RETRAINED}-{number}") for number in self.experiment.reference_numbers()]
         if any(audit.calibrate for audit in self.examiner.audits):
-            jobs.append(self._calibration_job())
-            audited.append(jobs[-1].name)
-        for number in self.experiment.reference_numbers():
-            make = partial(self.examiner.examine_reference, number)
-            jobs += self._audit(f"{RETRAINED}-{number}", make, missing, [*audited, self._original(self._first)])
+            original = self._name(f"read {ORIGINAL}-{self._first}")
+            jobs.append(Job(self._name("calibrate"), self.examiner.calibration_line, (original,)))
+            read.append(jobs[-1].name)
+        for name in references:
+            needs = [*read, self._name(f"read {ORIGINAL}-{self._first}")]
+            jobs.append(self._record_job(name, self._reference_makers()[name], needs, name))
         for seed in seeds:
-            jobs += self._seed_jobs(seed, missing, [*audited, self._original(seed)], everything)
+            jobs += self._seed_jobs(seed, missing(self._makers([seed])), read, everything)
         return jobs
+
+    def _seed_jobs(self, seed: int, missing: Sequence[str], read: Sequence[str], everything: bool) -> list[Job]:
+        """Of one seed: the original, the audited model, and each method's tries before its run."""
+        original, jobs = self._name(f"read {ORIGINAL}-{seed}"), list[Job]()
+        methods = {f"{method.name}-{seed}": method for method in self.methods}
+        for name, make in self._makers([seed]).items():
+            tries = self._try_jobs(methods[name]) if name in methods else []
+            if seed == self._first and tries and (everything or not self.tuning.is_chosen(methods[name])):
+                jobs += tries
+            if name in missing:
+                title = name if name == self._audited_record else f"{name.rpartition('-')[0]} (seed {seed})"
+                needs = [*read, original, *(job.name for job in tries)]
+                jobs.append(self._record_job(name, make, needs, title))
+        return jobs
+
+    def _try_jobs(self, method: Method) -> list[Job]:
+        """None where there is nothing to choose."""
+        needs, count = (self._name(f"read {ORIGINAL}-{self._first}"),), len(method.settings)
+        lines = [partial(self.tuning.attempt_line, method, i) for i in range(count if count > 1 else 0)]
+        return [Job(self._name(self.tuning.try_name(method, i)), line, needs) for i, line in enumerate(lines)]
+
+    def _record_job(self, name: str, make: Callable[[], dict[str, Any]], needs: Sequence[str], title: str) -> Job:
+        return Job(self._name(name), lambda: f"{title}: {in_words(self.experiment.record(name, make))}", tuple(needs))
 
     def _name(self, text: str) -> str:
         return f"{self.experiment.folder.name}: {text}"
-
-    def _original(self, seed: int) -> str:
-        """Name of the job that reads the original of a seed."""
-        return self._name(f"read {ORIGINAL}-{seed}")
 
     def _training_jobs(self, seeds: Sequence[int]) -> list[Job]:
         experiment = self.experiment
@@ -157,39 +162,6 @@ class ForgetSet:
 
         references = [read(RETRAINED, number, self._first) for number in self.experiment.reference_numbers()]
         return [*references, *(read(ORIGINAL, seed, seed) for seed in seeds)]
-
-    def _calibration_job(self) -> Job:
-        return Job(self._name("calibrate"), self.examiner.calibration_line, (self._original(self._first),))
-
-    def _audit(
-        self, name: str, make: Callable[[], dict[str, Any]], missing: Iterable[str], needs: Iterable[str]
-    ) -> list[Job]:
-        return [Job(self._name(name), partial(self._make, name, make), tuple(needs))] if name in missing else []
-
-    def _seed_jobs(self, seed: int, missing: Iterable[str], needs: Sequence[str], everything: bool) -> list[Job]:
-        """Of one seed: the original, the audited model, and each method's tries before its run."""
-        jobs = self._audit(f"{ORIGINAL}-{seed}", partial(self.examiner.examine_original, seed), missing, needs)
-        if self.audited is not None:
-            make = partial(self.examiner.examine_other, self.audited)
-            jobs += self._audit(self._audited_record(self.audited), make, missing, needs)
-        for method in self.methods:
-            count = len(method.settings) if len(method.settings) > 1 else 0
-            tries = [self._name(self.tuning.try_name(method, i)) for i in range(count)]
-            if seed == self._first and (everything or not self.tuning.is_chosen(method)):
-                jobs += [
-                    Job(name, partial(self.tuning.attempt_line, method, i), (self._original(seed),))
-                    for i, name in enumerate(tries)
-                ]
-            make = partial(self._examined_run, method, seed)
-            jobs += self._audit(f"{method.name}-{seed}", make, missing, [*needs, *tries])
-        return jobs
-
-    def _examined_run(self, method: Method, seed: int) -> dict[str, Any]:
-        model, cost = self.tuning.run(method, seed)
-        result = {**self.examiner.examine(self.experiment.bench(seed), model, seed), **cost}
-        if seed == self._first:
-            self.tuning.drop_models(method)
-        return result
 
 
 def requests_by_folder(

@@ -1,4 +1,4 @@
-"""Pictures of a comparison of methods: what was kept against what was forgotten, classes, relearning, attack."""
+"""Pictures of a comparison of methods: kept against forgotten, classes, layers, relearning, attack."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..evaluation.audits.training import EVERY
 from ..reporting.plots import BLUE, GREEN, GREY, save, shorten
 from .summary import ORIGINAL, RETRAINED, half_interval, titles, values
 
@@ -25,13 +26,14 @@ def _colours(names: Sequence[str]) -> dict[str, Any]:
     return {**fixed, **{name: palette((i + 2) % 20) for i, name in enumerate(others)}}
 
 
-def _bare(axes: Any) -> None:
+def bare(axes: Any) -> None:
+    """Take the upper and the right line away."""
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def plot_front(found: Mapping[str, Any], path: Path) -> Path:
-    """AccDrt against AccDut with 95 % intervals; the band of the retrained models is shaded (mean ± 2 standard deviations)."""
-    runs, names = found["runs"], titles()
+def plot_front(outcome: Mapping[str, Any], path: Path) -> Path:
+    """AccDrt against AccDut with 95 % intervals, and the retrained models' band (mean ± 2 standard deviations)."""
+    runs, names = outcome["runs"], titles()
     colours = _colours(list(runs))
     figure = Figure(figsize=(8.2, 4.8))
     axes = figure.subplots()
@@ -41,10 +43,11 @@ def plot_front(found: Mapping[str, Any], path: Path) -> Path:
         if not len(x) or not len(y):
             continue
         axes.errorbar(
-            x.mean(), y.mean(), xerr=half_interval(x.tolist()), yerr=half_interval(y.tolist()), label=names.get(name, name), color=colours[name],
-            marker=markers[i % len(markers)], ms=9 if name == "unsc" else 6, elinewidth=0.8, zorder=3 if name == "unsc" else 2, ls="none",
+            x.mean(), y.mean(), xerr=half_interval(x.tolist()), yerr=half_interval(y.tolist()), elinewidth=0.8,
+            label=names.get(name, name), color=colours[name], marker=markers[i % len(markers)], ls="none",
+            ms=9 if name == "unsc" else 6, zorder=3 if name == "unsc" else 2,
         )  # fmt: skip
-    band = 100 * np.asarray(values(found["references"], "AccDrt"))
+    band = 100 * np.asarray(values(outcome["references"], "AccDrt"))
     if len(band) > 1:
         low, high = band.mean() - 2 * band.std(ddof=1), band.mean() + 2 * band.std(ddof=1)
         axes.axhspan(low, high, color=GREEN, alpha=0.18, lw=0, label="retrained, ± 2 sd")
@@ -58,35 +61,31 @@ def plot_front(found: Mapping[str, Any], path: Path) -> Path:
     axes.set_xlabel("AccDut: accuracy left on the forgotten classes (%; log beyond the dotted line)")
     axes.set_ylabel("AccDrt: accuracy on the others (%)")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
-    _bare(axes)
+    bare(axes)
     return save(figure, path)
 
 
-def plot_relearning(found: Mapping[str, Any], path: Path) -> Path:
+def plot_relearning(outcome: Mapping[str, Any], path: Path) -> Path:
     """Accuracy on the forgotten classes while they are taught again from ten examples of each class."""
-    from ..evaluation.audits.training import EVERY
-
-    curves = _curves(found, "relearning", "curve")
-    figure = _lines(
-        curves, EVERY, "steps of training on 10 examples of every class", "accuracy on the forgotten classes (%)"
-    )
-    return save(figure, path)
+    curves = _curves(outcome, "relearning", "curve")
+    steps, accuracy = "steps of training on 10 examples of every class", "accuracy on the forgotten classes (%)"
+    return save(_lines(curves, EVERY, steps, accuracy), path)
 
 
-def plot_attack(found: Mapping[str, Any], path: Path) -> Path:
+def plot_attack(outcome: Mapping[str, Any], path: Path) -> Path:
     """ROC of the loss attack on the forgotten training rows."""
-    curves = _curves(found, "membership", "loss_roc")
+    curves = _curves(outcome, "membership", "loss_roc")
     points = max((len(curve) for curve in curves.values()), default=2)
     figure = _lines(curves, 100 / (points - 1), "unseen rows accused (%)", "forgotten training rows found (%)")
     figure.axes[0].plot([0, 100], [0, 100], color=GREY, ls=":", lw=1)
     return save(figure, path)
 
 
-def _curves(found: Mapping[str, Any], audit: str, key: str) -> dict[str, np.ndarray]:
-    records = {**found["runs"], RETRAINED: found["references"]}
+def _curves(outcome: Mapping[str, Any], audit: str, key: str) -> dict[str, np.ndarray]:
+    records = {**outcome["runs"], RETRAINED: outcome["references"]}
     result = {}
     for name, of_name in records.items():
-        known = [found for record in of_name if (found := record["audits"].get(audit, {}).get(key)) is not None]
+        known = [line for record in of_name if (line := record["audits"].get(audit, {}).get(key)) is not None]
         if known:
             result[name] = np.mean(np.asarray(known, dtype=float), axis=0)
     return result
@@ -105,18 +104,21 @@ def _lines(curves: Mapping[str, np.ndarray], step: float, x_label: str, y_label:
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
-    _bare(axes)
+    bare(axes)
     return figure
 
 
-def plot_changes(found: Mapping[str, Any], path: Path) -> Path:
-    """Change of each retained class's test accuracy against the original, a row for each method; of many classes those that change most."""
-    forgotten, classes, names = set(found["forgotten"]), found["classes"], titles()
-    methods = [name for name in found["runs"] if name != ORIGINAL]
-    records = {name: found["runs"][name] for name in methods}
-    if found["references"]:
-        records[RETRAINED] = found["references"]
-    before = _per_class(found["runs"][ORIGINAL])
+def plot_changes(outcome: Mapping[str, Any], path: Path) -> Path:
+    """Change of each retained class's test accuracy against the original, a row for each method.
+
+    Of many classes those that change most are shown.
+    """
+    forgotten, classes, names = set(outcome["forgotten"]), outcome["classes"], titles()
+    methods = [name for name in outcome["runs"] if name != ORIGINAL]
+    records = {name: outcome["runs"][name] for name in methods}
+    if outcome["references"]:
+        records[RETRAINED] = outcome["references"]
+    before = _per_class(outcome["runs"][ORIGINAL])
     kept = [c for c in before if c not in forgotten]
     change = np.array([[100 * (_per_class(of)[c] - before[c]) for c in kept] for of in records.values()])
     if len(kept) > _MANY_CLASSES:
@@ -132,15 +134,8 @@ def plot_changes(found: Mapping[str, Any], path: Path) -> Path:
         for i, row in enumerate(change):
             for j, number in enumerate(row):
                 colour = "white" if abs(number) > 12 else "black"
-                axes.text(
-                    j,
-                    i,
-                    f"{round(number):+d}" if round(number) else "0",
-                    ha="center",
-                    va="center",
-                    fontsize=7,
-                    color=colour,
-                )
+                text = f"{round(number):+d}" if round(number) else "0"
+                axes.text(j, i, text, ha="center", va="center", fontsize=7, color=colour)
     figure.colorbar(image, ax=axes, label="points against the original", extend="both")
     return save(figure, path)
 
@@ -150,13 +145,12 @@ def _per_class(records: Sequence[Mapping[str, Any]]) -> dict[int, float]:
     return {c: float(np.mean([record["per_class"][str(c)] for record in records])) for c in keys}
 
 
-def plot_depth(found: Mapping[str, Any], path: Path) -> Path:
+def plot_depth(outcome: Mapping[str, Any], path: Path) -> Path:
     """Linear probe of every layer: what can still be read of the forgotten classes."""
     curves = {}
-    for name, records in {**found["runs"], RETRAINED: found["references"]}.items():
-        layers = sorted(
-            key for key in (records[0]["audits"].get("probe", {}) if records else ()) if key.startswith("layer_")
-        )
+    for name, records in {**outcome["runs"], RETRAINED: outcome["references"]}.items():
+        probe = records[0]["audits"].get("probe", {}) if records else {}
+        layers = sorted(key for key in probe if key.startswith("layer_"))
         if layers:
             curves[name] = np.mean([[record["audits"]["probe"][key] for key in layers] for record in records], axis=0)
     figure = _lines(curves, 1, "hidden state (0: embeddings)", "linear probe on the forgotten classes (%)")

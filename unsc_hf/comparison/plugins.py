@@ -1,13 +1,28 @@
-"""Python files of a user's own that register methods, audits or studies."""
+"""Files that register methods, audits or studies: those of a folder here, and a user's own."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import pkgutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import UNSCError, first_line
+
+
+def import_modules(package: str, path: Iterable[str]) -> None:
+    """Import every module of a package, in the order of their names."""
+    for name in sorted(module.name for module in pkgutil.iter_modules(path)):
+        importlib.import_module(f"{package}.{name}")
+
+
+def put_first(registry: dict[str, Any], names: Sequence[str]) -> None:
+    """Move these names to the front, as far as they are registered."""
+    for name in [*(name for name in names if name in registry), *(name for name in registry if name not in names)]:
+        registry[name] = registry.pop(name)
 
 
 def load_plugins(files: Sequence[str] | None) -> None:
@@ -22,8 +37,8 @@ def load_plugins(files: Sequence[str] | None) -> None:
             raise UNSCError(f"plugins: {file!r} is no Python file; name the .py files that register something.")
         name = f"unsc_hf_plugin_{path.stem}"
         spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
+        if spec is None or spec.loader is None:
+            raise UNSCError(f"plugins: {file!r} cannot be read as Python.")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         try:

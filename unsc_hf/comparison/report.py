@@ -63,9 +63,9 @@ def write_comparison(result: Mapping[str, Any], folder: Path, command: str) -> d
     Returns:
         The summaries by forget set, as `summary.summarise` gives them.
     """
-    summaries = {name: summarise(found) for name, found in result["forget_sets"].items()}
+    summaries = {name: summarise(outcome) for name, outcome in result["forget_sets"].items()}
     for name, summary in summaries.items():
-        found, place = result["forget_sets"][name], folder / name
+        outcome, place = result["forget_sets"][name], folder / name
         rows = table(summary)
         sheet = io.StringIO()
         csv.writer(sheet, lineterminator="\n").writerows(numbers(summary))
@@ -76,12 +76,12 @@ def write_comparison(result: Mapping[str, Any], folder: Path, command: str) -> d
         ):
             write_text(place / file, text)
         pictures = [
-            Picture(draw(found, place / file), caption)
+            Picture(draw(outcome, place / file), caption)
             for file, draw, audit, caption in _PICTURES
-            if audit is None or value(found["runs"][ORIGINAL][0], audit) is not None
+            if audit is None or value(outcome["runs"][ORIGINAL][0], audit) is not None
         ]
         verdict = summary["rows"].get("unsc", {"verdict": ""})["verdict"]
-        sections = _sections(result, found, summary, pictures)
+        sections = _sections(result, outcome, summary, pictures)
         title = f"Forgetting {name}: methods compared"
         write_page(place, title, sections, command, verdict and f"UNSC: {verdict}")
     write_json(folder / "comparison.json", {**result, "summaries": summaries}, command)
@@ -89,7 +89,7 @@ def write_comparison(result: Mapping[str, Any], folder: Path, command: str) -> d
 
 
 def _sections(
-    result: Mapping[str, Any], found: Mapping[str, Any], summary: Mapping[str, Any], pictures: list[Picture]
+    result: Mapping[str, Any], outcome: Mapping[str, Any], summary: Mapping[str, Any], pictures: list[Picture]
 ) -> list[Section]:
     """The report of one forget set."""
     names = titles()
@@ -98,30 +98,30 @@ def _sections(
         for sign in of_method:
             signs.setdefault(sign, []).append(names.get(method, method))
     points = [f"{sign} ({', '.join(methods)})" for sign, methods in signs.items()]
-    calibration = found.get("calibration", {})
-    strength = [f"{AUDITS[audit].title}: {choice['told']}." for audit, choice in calibration.items() if audit in AUDITS]
+    calibration = outcome.get("calibration", {})
+    strength = [f"{AUDITS[name].title}: {choice['summary']}." for name, choice in calibration.items() if name in AUDITS]
     chosen = "Chosen on the original and validation rows, and the same for every model."
     return [
-        Section("What was asked", _asked(result, found)),
+        Section("What was asked", _asked(result, outcome)),
         Section("Results", list(_UNITS), table=table(summary)),
         Section("Verdicts", [_WORDS], table=_verdicts(summary), text_columns=3),
         Section("How strong the audits are", [chosen if strength else "Nothing was chosen."], points=strength),
         Section("Pictures", pictures=pictures),
         Section("Distance to the retrained models", [_DISTANCE], table=_distances(summary)),
         Section("Failure signatures", [] if points else ["None found."], points=points),
-        Section("Settings", [_CHOSEN], table=_settings(found), text_columns=3),
+        Section("Settings", [_CHOSEN], table=_settings(outcome), text_columns=3),
     ]
 
 
-def _asked(result: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    references = len(found["references"])
-    classes = [found["classes"][c] if c < len(found["classes"]) else str(c) for c in found["forgotten"]]
+def _asked(result: Mapping[str, Any], outcome: Mapping[str, Any]) -> list[str]:
+    references = len(outcome["references"])
+    classes = [outcome["classes"][c] if c < len(outcome["classes"]) else str(c) for c in outcome["forgotten"]]
     listed = ", ".join(classes[:20]) + ("." if len(classes) <= 20 else ", and others.")
     asked = [
-        f"{len(classes)} of {len(found['classes'])} classes were to be forgotten: {listed}",
-        f"{len(found['runs']) - 1} methods, {len(result['seeds'])} seeds, {references} retrained models; "
-        f"{result['test_rows']} test rows. Hyper-parameters were chosen on {result['validation_rows']} validation rows, "
-        "with three tries for each method.",
+        f"{len(classes)} of {len(outcome['classes'])} classes were to be forgotten: {listed}",
+        f"{len(outcome['runs']) - 1} methods, {len(result['seeds'])} seeds, {references} retrained models; "
+        f"{result['test_rows']} test rows. Hyper-parameters were chosen on {result['validation_rows']} validation "
+        "rows, with three tries for each method.",
     ]
     if references < 3:
         asked.append(
@@ -148,12 +148,12 @@ def _distances(summary: Mapping[str, Any]) -> Table:
     return rows
 
 
-def _settings(found: Mapping[str, Any]) -> Table:
+def _settings(outcome: Mapping[str, Any]) -> Table:
     def words(settings: Mapping[str, Any]) -> str:
         return ", ".join(f"{name} {setting}" for name, setting in settings.items()) or "defaults"
 
     rows = [["method", "chosen", "tries on validation rows: AccDut / AccDrt"]]
-    for method, chosen in found["settings"].items():
+    for method, chosen in outcome["settings"].items():
         tries = [f"{words(t['settings'])}: {t['AccDut']:.1%} / {t['AccDrt']:.1%}" for t in chosen["tries"]]
         rows.append([titles().get(method, method), words(chosen["chosen"]), "; ".join(tries) or "nothing to choose"])
     return rows

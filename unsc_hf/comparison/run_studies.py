@@ -1,4 +1,4 @@
-"""Run named studies, and write what they found: JSON, a picture, a table, a paragraph, one HTML file."""
+"""Run named studies, and write their results: JSON, a picture, a table, a paragraph, one HTML file."""
 
 from __future__ import annotations
 
@@ -93,12 +93,10 @@ def run_studies(
     }
     paragraphs = {}
     for name in ablation.studies or STUDIES:
-        folder = Path(str(config.output_dir), name)
-        check_folder(folder, "study", origin)
-        request = Request(forget_classes=tuple(ids))
-        experiment = Experiment(
-            ablation.seeds, ablation.originals, arguments, config, splits, request, folder / "_runs"
-        )
+        folder, request = Path(str(config.output_dir), name), Request(forget_classes=tuple(ids))
+        models = (ablation.seeds, ablation.originals)
+        experiment = Experiment(*models, arguments, config, splits, request, folder / "_runs")
+        check_folder(folder, "study", {**origin, **experiment.origin()})
         console.rule(f"{name}: {STUDIES[name].title}")
         points = STUDIES[name].measure(Lab(experiment, name, console))
         paragraphs[name] = write_study(STUDIES[name], points, folder, command)
@@ -137,7 +135,8 @@ def write_study(study: Study, points: list[dict[str, Any]], folder: Path, comman
     paragraph, rows = study.paragraph(points), table(study, points)
     picture = save(study.plot(points), folder / "study.png")
     text = (
-        f"# {study.title}", paragraph, f"![{study.name}](study.png)", f"{markdown(rows)}", _UNITS, f"```\n{command}\n```",
+        f"# {study.title}", paragraph, f"![{study.name}](study.png)", markdown(rows), _UNITS,
+        f"```\n{command}\n```",
     )  # fmt: skip
     write_text(folder / "README.md", "\n\n".join(text) + "\n")
     sections = [

@@ -10,8 +10,8 @@ import numpy as np
 from scipy import stats
 
 from ..evaluation.audits import AUDITS
-from ..evaluation.signatures import FORGOTTEN, accuracy_signatures
-from ..evaluation.verdict import within_band
+from ..evaluation.signatures import accuracy_signatures
+from ..evaluation.verdict import FEWEST_REFERENCES, WORDS, Evidence, audits_outside, judge
 from .methods import METHODS
 
 ORIGINAL, RETRAINED = "original", "retrained"
@@ -29,10 +29,10 @@ def titles() -> dict[str, str]:
 
 def columns(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
     """Column titles by path: accuracies, the headline of each audit that was run, costs."""
-    found = next(iter(runs.values()))[0]["audits"]
-    audits = {f"{name}.{AUDITS[name].headline}": AUDITS[name].title for name in found if AUDITS[name].headline}
+    run = next(iter(runs.values()))[0]["audits"]
+    audits = {f"{name}.{AUDITS[name].headline}": AUDITS[name].title for name in run if AUDITS[name].headline}
     more = {"collateral.change": "worst retained class", "similarity.tow": "ToW"}
-    more = {path: title for path, title in more.items() if path.split(".")[0] in found}
+    more = {path: title for path, title in more.items() if path.split(".")[0] in run}
     return {**_MAIN, **audits, **more, **_COST}
 
 
@@ -57,43 +57,40 @@ def half_interval(numbers: Sequence[float]) -> float | None:
 
 def false_alarms(references: Sequence[Mapping[str, Any]], path: str) -> float | None:
     """Share of retrained models that fall outside the band of the *other* ones; None below four of them."""
-    numbers = values(references, path)
-    if len(numbers) < 4:
+    numbers = [Evidence({}, {path: number}) for number in values(references, path)]
+    if len(numbers) <= FEWEST_REFERENCES:
         return None
-    outside = [not within_band(x, [*numbers[:i], *numbers[i + 1 :]]) for i, x in enumerate(numbers)]
+    outside = [bool(audits_outside(one, [*numbers[:i], *numbers[i + 1 :]])) for i, one in enumerate(numbers)]
     return float(np.mean(outside))
 
 
 def judge_method(
-    records: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]]
+    records: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]], forgotten: Sequence[int]
 ) -> tuple[str, list[str]]:
-    """ "not forgotten", "suppressed" or "removed", and the audits outside the band of the retrained models.
+    """The verdict on a method, and the audits in which one of its models lies outside the retrained models' band.
 
-    "removed" needs three references or more, and every audit with a headline that says anything (one at least) within two standard
-    deviations of them.
+    It is the weakest verdict on any of its models, one for each seed, so a card never says less than a comparison.
     """
-    forgotten = values(records, "AccDut")
-    if not forgotten or float(np.mean(forgotten)) > FORGOTTEN:
-        return "not forgotten", []
-    if len(references) < 3:
-        return "suppressed", []
-    paths = [
-        f"{name}.{audit.headline}" for name, audit in AUDITS.items() if audit.headline and name in records[0]["audits"]
-    ]
-    outside, heard = [], 0
-    for path in paths:
-        mine, band = values(records, path), values(references, path)
-        if mine and len(band) >= 3:
-            heard += 1
-            if not within_band(float(np.mean(mine)), band):
-                outside.append(AUDITS[path.split(".")[0]].title)
-    return ("suppressed" if outside or not heard else "removed"), outside
+    retrained = [_evidence(reference) for reference in references]
+    verdicts = [judge(_evidence(record), retrained, forgotten) for record in records]
+    word = min((verdict.word for verdict in verdicts), key=WORDS.index)
+    return word, list(dict.fromkeys(title for verdict in verdicts for title in verdict.outside))
+
+
+def _evidence(record: Mapping[str, Any]) -> Evidence:
+    """What a record of a comparison says for a verdict; class ids are text in a file."""
+    headlines = {name: audit for name, audit in AUDITS.items() if audit.headline and name in record["audits"]}
+    audits = {audit.title: value(record, f"{name}.{audit.headline}") for name, audit in headlines.items()}
+    return Evidence({int(c): share for c, share in record["per_class"].items()}, audits)
 
 
 def against(
     runs: Mapping[str, Sequence[Mapping[str, Any]]], method: str, ours: str = "unsc"
 ) -> tuple[float, float] | None:
-    """AccDrt of UNSC minus that of a method, paired by seed: mean and half the 95 % interval; None where it cannot be given."""
+    """AccDrt of UNSC minus that of a method, paired by seed: mean and half the 95 % interval.
+
+    None where it cannot be given.
+    """
     if ours not in runs or method in (ours, RETRAINED) or method not in runs:
         return None
     pairs = [(value(a, "AccDrt"), value(b, "AccDrt")) for a, b in zip(runs[ours], runs[method], strict=True)]
@@ -102,9 +99,9 @@ def against(
     return None if half is None else (float(np.mean(gaps)), half)
 
 
-def summarise(found: Mapping[str, Any]) -> dict[str, Any]:
+def summarise(outcome: Mapping[str, Any]) -> dict[str, Any]:
     """Statistics of one forget set: by method the mean, interval and z of each column, verdict, and UNSC's lead."""
-    runs, references = dict(found["runs"]), found["references"]
+    runs, references = dict(outcome["runs"]), outcome["references"]
     paths = columns(runs)
     rows: dict[str, Any] = {}
     for name, records in [*runs.items(), *([(RETRAINED, references)] if references else [])]:
@@ -115,21 +112,23 @@ def summarise(found: Mapping[str, Any]) -> dict[str, Any]:
             spread = float(np.std(band, ddof=1)) if len(band) > 1 else 0.0
             z = (mean - float(np.mean(band))) / spread if mean is not None and band and spread > 0 else None
             cells[path] = {"mean": mean, "half": half_interval(numbers), "z": z}
-        verdict, outside = judge_method(records, references) if name not in (ORIGINAL, RETRAINED) else ("", [])
+        verdict, outside = (
+            judge_method(records, references, outcome["forgotten"]) if name not in (ORIGINAL, RETRAINED) else ("", [])
+        )
         rows[name] = {"cells": cells, "verdict": verdict, "outside": outside, "lead": against(runs, name)}
     alarms = {path: false_alarms(references, path) for path in paths}
-    return {"columns": paths, "rows": rows, "false_alarms": alarms, "signatures": signatures(found)}
+    return {"columns": paths, "rows": rows, "false_alarms": alarms, "signatures": signatures(outcome)}
 
 
-def signatures(found: Mapping[str, Any]) -> dict[str, list[str]]:
+def signatures(outcome: Mapping[str, Any]) -> dict[str, list[str]]:
     """Failure signatures by method, each with what to do about it."""
-    before = values(found["runs"][ORIGINAL], "AccDrt")
+    before = values(outcome["runs"][ORIGINAL], "AccDrt")
     signs = {
         name: accuracy_signatures(before, values(records, "AccDrt"), values(records, "AccDut"))
-        for name, records in found["runs"].items()
+        for name, records in outcome["runs"].items()
         if name != ORIGINAL
     }
-    return {name: found for name, found in signs.items() if found}
+    return {name: of_method for name, of_method in signs.items() if of_method}
 
 
 # ---- as text --------------------------------------------------------------------------------------------------------

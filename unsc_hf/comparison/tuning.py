@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from ..evaluation.signatures import FORGOTTEN
+from ..evaluation.verdict import FORGOTTEN
 from ..utils.files import write_beside
 from .examination import in_words
 from .experiment import Experiment

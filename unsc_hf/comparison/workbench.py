@@ -1,4 +1,4 @@
-"""What every method works on: one original model, the rows to forget and to keep, and a trainer that shares statistics."""
+"""What every method works on: an original model, rows to forget and to keep, and a trainer with shared statistics."""
 
 from __future__ import annotations
 
@@ -115,7 +115,6 @@ class Workbench:
         seconds: what the last run cost, with the statistics where it needs them.
         steps: optimiser steps of the last run, None where it used no trainer.
         stop_reason: what ended the last run of the trainer.
-        history: its checks: accuracy on forget and retained rows, leak.
     """
 
     def __init__(
@@ -134,7 +133,6 @@ class Workbench:
         self.seconds = 0.0
         self.steps: int | None = None
         self.stop_reason: str | None = None
-        self.history: list[dict[str, Any]] = []
 
     @property
     def plan(self) -> UnlearningPlan:
@@ -211,8 +209,7 @@ class Workbench:
 
         Args:
             model: another start than a fresh copy; it may differ from the original in its head alone.
-            relabel: gives the targets of the forget rows from the model, batches of them and their outputs: ids (rows,) or
-                distributions (rows, labels).
+            relabel: gives the targets of the forget rows; see `Relabel`.
             callbacks: Trainer callbacks.
             options: fields of `UNSCConfig`, such as `null_space`, `objective`, `pseudo_labels`, `learning_rate`.
         """
@@ -228,7 +225,6 @@ class Workbench:
         own = trainer.plan.seconds["pseudo_labels"] + self._readings.spared + trainer.unlearning_seconds
         self.seconds = own + needed.get("statistics", 0.0) + needed.get("decomposition", 0.0)
         self.steps, self.stop_reason = trainer.state.global_step, trainer.stop_reason
-        self.history = [entry for entry in trainer.state.log_history if "leak" in entry]
         unlearned: PreTrainedModel = trainer.unwrapped()
         return unlearned
 
@@ -271,17 +267,17 @@ class Workbench:
     ) -> dict[str, Tensor]:
         """Mean gradient over rows of the loss of the trained weights, by name.
 
-        With `squared`, the diagonal of the empirical Fisher information instead: the squared gradient of each small batch's
-        summed loss, divided by the number of rows. It equals the mean over rows in expectation where the rows' gradients
-        are independent with mean zero.
+        With `squared` it is the diagonal of the empirical Fisher information instead: the squared gradient of each
+        small batch's summed loss, divided by the number of rows. In expectation it equals the mean over rows, where the
+        rows' gradients are independent with mean zero.
         """
         weights = {layer.weight_name: layer.weight for layer in self.layers(model)}
         total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         seen = 0
         with evaluation_mode(model, gradients=True):
             for batch in self.batches(rows, batch_size, limit):
-                found = torch.autograd.grad(row_loss(model, batch), list(weights.values()))
-                for name, gradient in zip(weights, found, strict=True):
+                gradients = torch.autograd.grad(row_loss(model, batch), list(weights.values()))
+                for name, gradient in zip(weights, gradients, strict=True):
                     total[name] += gradient.detach() ** 2 if squared else gradient.detach()
                 seen += len(batch["labels"])
         return {name: value / max(seen, 1) for name, value in total.items()}

@@ -195,7 +195,7 @@ def default_collator(processing_class: Any) -> Callable[[list[dict[str, Any]]], 
 
 
 class CachedRows(torch.utils.data.Dataset[dict[str, Any]]):
-    """Prepared rows that stay in memory once they were read: decoding and tokenising again takes as long as a small model.
+    """Prepared rows that stay in memory once they were read: preparing them again takes as long as a small model.
 
     The rows must not be changed.
 

@@ -24,19 +24,16 @@ logger = logging.getLogger(__name__)
 
 ProbeRows = tuple[Sequence[Batch], Sequence[Batch]]  # that a probe is taught on, and asked about
 
-_ROWS_PER_CLASS = 200  # rows of each class that a probe is taught on
-_ROWS = 4_000  # of all classes together: a probe of 150 classes would take longer than unlearning
-_FEWEST_ROWS = 25  # of each class in any case
+ROWS_PER_CLASS = 200  # rows of each class that a probe is taught on
+ROWS = 4_000  # of all classes together: a probe of 150 classes would take longer than unlearning
+FEWEST_ROWS = 25  # of each class in any case
 
 
 class ProbeBands:
     """Bands of what a probe reads in retrained models, and the strengths of erasure that reach them.
 
-    The probe is taught on training rows, and asked about the forget rows that are held out for validation.
-
-    Attributes:
-        bands: by name of the reading.
-        taught_on, asked: batches.
+    The probe is taught on training rows, and asked about the forget rows that are held out for validation. `bands` are
+    by name of the reading; `taught_on` and `asked` are batches.
     """
 
     def __init__(
@@ -61,7 +58,7 @@ class ProbeBands:
             raise UNSCError("references: bands of a probe need whole classes to be forgotten; leave them out.")
         self._model, self._args, self._forgotten = model, rows.args, rows.task.forgotten_classes
         classes = len(rows.task.remaining_classes) + len(self._forgotten)
-        self._per_class = min(max(_ROWS // classes, _FEWEST_ROWS), _ROWS_PER_CLASS)
+        self._per_class = min(max(ROWS // classes, FEWEST_ROWS), ROWS_PER_CLASS)
         self.taught_on, self.asked = self._rows = self._batches(rows)
         self._chosen: dict[str, float] = {}
         self.bands = dict(bands) if bands is not None else self._read(rows, references)

@@ -33,12 +33,7 @@ RIDGE = 0.01  # of the mean diagonal: directions that the rows hardly use are no
 
 @dataclass(frozen=True)
 class LowRank:
-    """A change `left @ right.T` of a weight (out, in), in float64.
-
-    Attributes:
-        left: (out, k).
-        right: (in, k).
-    """
+    """A change `left @ right.T` of a weight (out, in), in float64: left (out, k), right (in, k)."""
 
     left: Tensor
     right: Tensor
@@ -129,5 +124,4 @@ def output_shifts(jacobian: Tensor, wanted: Tensor, ridge: float = RIDGE) -> Ten
         ridge: a normalisation behind the layer lets two directions hardly move. Without it these would take all.
     """
     jacobian = jacobian.double()
-    gram = jacobian @ jacobian.T
-    return jacobian.T @ torch.linalg.solve(ridged(gram, ridge), wanted.double())
+    return jacobian.T @ torch.linalg.solve(ridged(jacobian @ jacobian.T, ridge), wanted.double())

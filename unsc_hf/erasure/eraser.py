@@ -108,10 +108,7 @@ class FeatureEraser:
         self._places = [_Place(*parts, before[i]) for i, parts in enumerate(written)]
 
     def erase(self, choose: Choose) -> None:
-        """Erase every reading that has a writer, with the strength that `choose` returns for it.
-
-        The strength is the share of each difference of class means to take out, in [0, 1].
-        """
+        """Erase every reading that has a writer, by the share in [0, 1] that `choose` returns for it."""
         self.done = [self._erase(place, choose) for place in self._places]
 
     def take_back_last(self) -> None:
@@ -134,12 +131,8 @@ class FeatureEraser:
 
     def read_heads(self) -> tuple[Tensor, Tensor]:
         """The head's inputs on forgotten and on retained rows, float64, (rows, width)."""
-        with evaluation_mode(self.model):
-            forgotten, retained = (
-                torch.cat([self.head.rows(self.model, batch).double().cpu() for batch in part])
-                for part in (self.rows.forgotten, self.rows.retained)
-            )
-        return forgotten, retained
+        forgotten, retained = self._read_all([self.head])
+        return _joined(forgotten, 0).double(), _joined(retained, 0).double()
 
     def _erase(self, place: _Place, choose: Choose) -> Erased:
         start, held = self._read(place), self._held(place)
@@ -185,8 +178,7 @@ class FeatureEraser:
     ) -> tuple[list[LowRank], Tensor]:
         """Fold until the differences are `target`, as nearly as the layers behind the writer allow.
 
-        Returns:
-            The changes that were folded, and the differences that are left.
+        Returns the changes that were folded, and the differences that are left.
         """
         folded: list[LowRank] = []
         near = _NEAR * float(now.features.norm())
@@ -222,12 +214,14 @@ class FeatureEraser:
 
     def _differences(self, readings: Sequence[Reading]) -> list[Tensor]:
         """Differences of class means of each reading, (width, pairs), as they are now."""
-        with evaluation_mode(self.model):
-            forgotten, retained = (
-                [read_all(self.model, readings, batch) for batch in part]
-                for part in (self.rows.forgotten, self.rows.retained)
-            )
+        forgotten, retained = self._read_all(readings)
         return [self.rows.differences(_joined(forgotten, i), _joined(retained, i)) for i in range(len(readings))]
+
+    def _read_all(self, readings: Sequence[Reading]) -> list[list[list[Tensor]]]:
+        """Of both kinds of rows, for each batch, every reading."""
+        with evaluation_mode(self.model):
+            parts = (self.rows.forgotten, self.rows.retained)
+            return [[read_all(self.model, readings, batch) for batch in part] for part in parts]
 
     def _read(self, place: _Place) -> _State:
         """Both kinds of rows, as they are now."""

@@ -163,8 +163,7 @@ def _scale_down(folds: Folds, fits: Callable[[], bool]) -> float:
 def _lower_answers(eraser: FeatureEraser, limits: _Limits) -> float | None:
     """Lower the logits of the forgotten classes on their rows, in the head, until the rows are forgotten again.
 
-    Returns:
-        How far, in the mean over the rows of a class; None where it is not possible and nothing has changed.
+    Returns how far, in the mean over the rows of a class; None where it is not possible and nothing has changed.
     """
     name = plain_name(eraser.head.head.name.removesuffix(".base_layer"))
     site = next((one for one in eraser.sites if one.name == name), None)

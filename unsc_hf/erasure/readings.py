@@ -176,8 +176,7 @@ def jacobian(model: nn.Module, writer: ProtectedLayer, reading: Reading, batch: 
     """Derivative of the mean feature by a constant added to the writer's output, float64, (width, out)."""
     with _cut_behind(model, writer) as (_, outputs):
         means = reading.rows(model, batch).mean(0)
-        rows = [_slope(writer, mean, outputs[-1]).sum((0, 1)) for mean in means]
-    return torch.stack(rows).double().cpu()
+        return torch.stack([_slope(writer, mean, outputs[-1]).sum((0, 1)) for mean in means]).double().cpu()
 
 
 @contextmanager

@@ -103,9 +103,7 @@ class ErasureRows:
 def erasure_rows(rows: FeatureRows, pseudo_labels: Tensor | None) -> ErasureRows:
     """Choose evenly spaced rows to forget and to keep. None of them is held out.
 
-    Args:
-        rows: of the request.
-        pseudo_labels: ids (forget rows,) or distributions (forget rows, classes); None for a language model.
+    Pseudo-labels are ids (forget rows,) or distributions (forget rows, classes); None for a language model.
 
     Raises:
         UNSCError: no class has two rows of either kind.

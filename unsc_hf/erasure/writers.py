@@ -16,12 +16,7 @@ from .closed_form import LowRank
 
 
 def folding_sites(model: nn.Module, layers: Sequence[ProtectedLayer]) -> list[ProtectedLayer]:
-    """The modules whose outputs these layers make: the layers themselves, or the LoRA layers of their factors.
-
-    Args:
-        model: a PEFT model where `layers` are `lora_A` factors.
-        layers: the layers that are trained.
-    """
+    """The modules whose outputs these layers make: the layers themselves, or the LoRA layers of their factors."""
     adapted = {plain_name(name): module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     sites = []
     for layer in layers:

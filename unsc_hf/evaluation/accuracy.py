@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from ..models.outputs import Outputs, RowOutputs
 
 
 def per_class_accuracy(predictions: Any, labels: Any) -> dict[int, float]:
@@ -24,5 +28,21 @@ def per_class_accuracy(predictions: Any, labels: Any) -> dict[int, float]:
 def macro_accuracy(predictions: Any, labels: Any, classes: Iterable[int] | None = None) -> float | None:
     """Mean over classes of the accuracy on each (all that occur when `classes` is None); None when none occurs."""
     by_class = per_class_accuracy(predictions, labels)
-    chosen = [value for label, value in by_class.items() if classes is None or label in set(classes)]
+    wanted = set(by_class if classes is None else classes)
+    chosen = [value for label, value in by_class.items() if label in wanted]
     return float(np.mean(chosen)) if chosen else None
+
+
+def row_accuracy(outputs: Outputs) -> float:
+    """Share of rows whose label is the most likely one."""
+    return float((outputs.logits.argmax(-1) == outputs.labels).float().mean())
+
+
+def of_classes(labels: Tensor, classes: Sequence[int]) -> Tensor:
+    """Which rows are of the classes, bool, (rows,)."""
+    return torch.isin(labels, torch.tensor(list(classes), dtype=labels.dtype, device=labels.device))
+
+
+def kept_classes(outputs: RowOutputs, forgotten: Sequence[int]) -> list[int]:
+    """Ids of the classes that remain, of all that the model has a logit for."""
+    return [c for c in range(outputs.test.logits.shape[1]) if c not in set(forgotten)]

@@ -1,4 +1,4 @@
-"""The certificate: how far the retained rows' outputs moved, layer by layer and at the end."""
+"""The certificate: how much the outputs of retained rows changed, in each layer and in the logits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class LogitDrift:
     """Measured change of logits on the same rows.
 
     Attributes:
-        relative: |z - z_0| / |z_0|, Frobenius, over all rows.
+        relative: |z - z_0| / |z_0|, Frobenius norms over all rows.
         largest: largest absolute change of one logit.
         agreement: share of rows whose most likely label is unchanged.
     """
@@ -26,7 +26,11 @@ class LogitDrift:
 
 
 def logit_drift(before: Tensor, after: Tensor) -> LogitDrift:
-    """Drift between two sets of logits of shape (rows, labels)."""
+    """Drift between the logits of the same rows, (rows, labels) each.
+
+    Raises:
+        UNSCError: when the shapes differ.
+    """
     if before.shape != after.shape:
         raise UNSCError(f"logits: shapes {tuple(before.shape)} and {tuple(after.shape)} differ; use the same rows.")
     change = (after.double() - before.double()).abs()
@@ -42,16 +46,16 @@ class Certificate:
     """What was measured on held-out retained rows.
 
     Attributes:
-        leak: relative change of the outputs of the trained layers, over all of them.
-        leak_per_layer: the same for each layer by name.
+        leak: relative change of the outputs of all trained layers together.
+        leak_per_layer: the same for each layer, by name.
         drift: measured change of the logits.
-        rows: number of held-out data set rows.
-        relative_change: norm of W - W_0 as a share of that of W_0, over the trained weights.
-        max_leak: the budget it had to keep.
+        rows: number of held-out rows of the data set.
+        relative_change: |W - W_0| / |W_0| over the trained weights.
+        max_leak: the leak budget; None without one.
         stop_reason: why unlearning ended.
-        merged: drift after the adapter is merged into the base weights, by the dtype they are then stored in ("float32",
-            "bfloat16"); None without an adapter.
-        held_out: False when the statistics were given by the caller and may contain these rows.
+        held_out: False when the caller gave the statistics, which may contain these rows.
+        merged: drift after the adapter is merged into the base weights, by the dtype they are then stored in
+            ("float32", "bfloat16"); None without an adapter.
     """
 
     leak: float
@@ -71,5 +75,6 @@ class Certificate:
         worst = max(self.leak_per_layer, key=lambda name: self.leak_per_layer[name]) if self.leak_per_layer else ""
         return (
             f"held-out leak {self.leak:.3g} (worst layer {worst}: {self.leak_per_layer.get(worst, 0.0):.3g}), "
-            f"logit drift {self.drift.relative:.3g}, decisions unchanged {self.drift.agreement:.2%}, on {self.rows} rows"
+            f"logit drift {self.drift.relative:.3g}, decisions unchanged {self.drift.agreement:.2%}, "
+            f"on {self.rows} rows"
         )

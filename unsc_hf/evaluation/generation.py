@@ -1,4 +1,4 @@
-"""What a language model still says: ROUGE-L of its answers, extraction strength, perplexity, truth ratio."""
+"""Metrics of a language model's answers: ROUGE-L, extraction strength, perplexity, truth ratio."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def words(text: str) -> list[str]:
 
 
 def rouge_l(prediction: str, reference: str) -> float:
-    """ROUGE-L recall: longest common subsequence of words, as a share of the reference (Lin 2004; TOFU, arXiv 2401.06121).
+    """ROUGE-L recall: the longest common subsequence of words, as a share of the reference (arXiv 2401.06121).
 
-    An empty reference is recalled by an empty prediction only.
+    For an empty reference it is 1 if the prediction is empty too.
     """
     a, b = words(prediction), words(reference)
     if not b:
@@ -39,10 +39,14 @@ def rouge_l(prediction: str, reference: str) -> float:
 
 
 def extraction_strength(predicted: Sequence[int], labels: Sequence[int]) -> float:
-    """Share of an answer that greedy decoding recites, given the rest before it (Carlini et al., arXiv 2012.07805).
+    """Share of an answer that the model recites, given the true tokens before (Carlini et al., arXiv 2012.07805).
 
-    With the true tokens before it, the model's most likely next token is right at every position of the longest
-    recited ending; 1 is an answer recited from its first token, 0 one whose last token is wrong.
+    The recited part is the longest ending in which every token is the model's most likely next one. 1 means that the
+    whole answer is recited, 0 that its last token is wrong.
+
+    Args:
+        predicted: most likely token ids of an answer, each after the true tokens before it.
+        labels: its true token ids.
     """
     wrong = [i for i, (ours, true) in enumerate(zip(predicted, labels, strict=True)) if ours != true]
     return 1.0 - (wrong[-1] + 1) / len(labels) if wrong else 1.0
@@ -54,7 +58,7 @@ def perplexity(mean_loss: float) -> float:
 
 
 def truth_ratio(paraphrased: Sequence[float], perturbed: Sequence[Sequence[float]]) -> float:
-    """Mean over questions of p(wrong answers) / p(right answer), bounded to [0, 1] by min(r, 1 / r): TOFU, section 2.2.2.
+    """Mean over questions of p(wrong answers) / p(right answer), bounded by min(r, 1 / r) (TOFU, section 2.2.2).
 
     Args:
         paraphrased: log-likelihood per token of a paraphrase of the right answer, for each question.
@@ -65,11 +69,12 @@ def truth_ratio(paraphrased: Sequence[float], perturbed: Sequence[Sequence[float
 
 
 def token_metrics(outputs: Iterable[Outputs]) -> dict[str, float]:
-    """Loss, perplexity, next-token accuracy and extraction strength from the outputs on answer tokens, batch by batch."""
+    """Loss, perplexity, next-token accuracy and extraction strength from outputs on answer tokens."""
     loss = right = total = 0.0
     strengths: list[float] = []
     for part in outputs:
-        assert part.samples is not None
+        if part.samples is None:
+            raise TypeError("outputs: they have one label for each sample; collect them with read_answers.")
         loss += float(token_losses(part).sum())
         predicted, labels, samples = part.logits.argmax(-1).cpu(), part.labels.cpu(), part.samples.cpu()
         right += int((predicted == labels).sum())
@@ -94,10 +99,10 @@ def generate_answers(
     batch_size: int = 64,
     progress: bool = False,
 ) -> list[str]:
-    """Greedy continuations of `prompts`, each alone up to the end-of-text token; prompts are padded on the left."""
+    """Greedy answers to `prompts`, each up to its end-of-text token; prompts are padded on the left."""
     transform = DialogueTransform(tokenizer, True)
     encoded = [transform.encode_prompt(prompt) for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))  # little padding
+    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))  # prompts of like length need little padding
     answers = [""] * len(prompts)
     pad = tokenizer.pad_token_id
     device = next(model.parameters()).device

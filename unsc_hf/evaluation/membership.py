@@ -1,8 +1,9 @@
-"""Membership inference: can an attacker tell forgotten training rows from rows the model never saw?"""
+"""Membership inference: can an attacker tell forgotten training rows from rows that the model never saw?"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +15,12 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from ..errors import UNSCError
+from ..models.outputs import RowOutputs
+from .accuracy import of_classes
 
-_LARGEST_LOSS = 50.0  # -log of the smallest probability told apart from zero: masked logits give an infinite loss
+_LARGEST_LOSS = 50.0  # masked logits give an infinite loss
+
+Rows = tuple[Tensor, Tensor]  # logits (rows, labels) and labels (rows,)
 
 
 @dataclass(frozen=True)
@@ -23,8 +28,9 @@ class Membership:
     """Result of the attack on forgotten rows.
 
     Attributes:
-        auc: area under the ROC curve; 0.5 means members and non-members look alike, as after retraining.
-        tpr_at_1pct_fpr: share of forgotten training rows found when 1 % of unseen rows are accused; 0.01 is chance.
+        auc: area under the ROC curve; at 0.5 members and non-members look alike, as after retraining.
+        tpr_at_1pct_fpr: share of forgotten training rows that are found when 1 % of unseen rows are accused wrongly;
+            0.01 is chance.
     """
 
     auc: float
@@ -40,11 +46,33 @@ def attack_features(logits: Tensor, labels: Tensor) -> np.ndarray:
     return torch.stack([loss.clamp(max=_LARGEST_LOSS), p.amax(1), entropy], dim=1).numpy()
 
 
-def exposure(losses: Tensor, unseen: Tensor) -> float:
-    """Chance that a row is known better than an unseen one: the AUC of the loss attack (Yeom et al., arXiv 1709.01604).
+def attack_forgotten_rows(outputs: RowOutputs, forgotten: Sequence[int]) -> Membership | None:
+    """The attack on the forgotten training rows, from a model's outputs; None where there are no test rows for it.
+
+    The rows that the model never saw are the test rows of the forgotten classes. Where no class is forgotten whole,
+    half of the test rows teach the attacker and the other half are accused.
 
     Args:
-        losses: of the rows in question, (rows,).
+        outputs: of the model.
+        forgotten: ids of the classes that are forgotten whole.
+    """
+    forget, retain, test = outputs.forget, outputs.retain, outputs.test
+    accused = of_classes(test.labels, forgotten) if forgotten else torch.arange(len(test.labels)) % 2 == 1
+    if not bool(accused.any()):
+        return None
+    return membership_inference(
+        (retain.logits, retain.labels),
+        (test.logits[~accused], test.labels[~accused]),
+        (forget.logits, forget.labels),
+        (test.logits[accused], test.labels[accused]),
+    )
+
+
+def exposure(losses: Tensor, unseen: Tensor) -> float:
+    """Chance that a row has a smaller loss than an unseen one: the AUC of the loss attack (arXiv 1709.01604).
+
+    Args:
+        losses: of the rows to forget, (rows,).
         unseen: of rows the model never saw, *sorted*, (unseen rows,).
 
     Returns:
@@ -55,55 +83,49 @@ def exposure(losses: Tensor, unseen: Tensor) -> float:
 
 
 def tolerated_exposure(rows: int) -> float:
-    """Exposure that so many rows have by chance: 0.5 and a standard deviation of the AUC, 1 / sqrt(12 rows); at least 0.51."""
+    """Exposure that so many rows may have by chance.
+
+    It is 0.5 plus a standard deviation of the AUC, 1 / sqrt(12 rows), and at least 0.51.
+    """
     return 0.5 + max(0.01, (12 * rows) ** -0.5)
 
 
 def accuracy_gap(accuracy: float, unseen: float, rows: int) -> float:
-    """How much more often so many rows are known than unseen ones: what the gap attack lives on (Yeom et al., arXiv 1709.01604).
+    """How much more accurate the model is on the rows to forget than on unseen ones: the gap attack (arXiv 1709.01604).
 
     Args:
-        accuracy, unseen: on the rows in question, and on those that the model never saw.
-        rows: of the former; as many as `unseen` lets expect, rounded up to a whole row, are not too many.
+        accuracy, unseen: on the rows to forget, and on rows that the model never saw.
+        rows: number of rows to forget. What `unseen` lets expect is rounded up to a whole row.
 
     Returns:
-        More than nought where too many are known.
+        More than 0 where the model knows too many of the rows.
     """
     return (round(rows * accuracy) - math.ceil(rows * unseen - 1e-3)) / rows
 
 
 def membership_inference(
-    retain_train: tuple[Tensor, Tensor],
-    retain_test: tuple[Tensor, Tensor],
-    forget_train: tuple[Tensor, Tensor],
-    forget_test: tuple[Tensor, Tensor],
-    seed: int = 0,
+    retain_train: Rows, retain_test: Rows, forget_train: Rows, forget_test: Rows, seed: int = 0
 ) -> Membership:
-    """Logistic regression on loss, confidence and entropy, fitted on retained rows, used on forgotten ones.
+    """Logistic regression on loss, confidence and entropy, fitted on retained rows and used on forgotten ones.
 
-    The attacker knows which retained rows are members (training) and which are not (test), learns to tell them apart
+    The attacker knows which retained rows are members (training) and which are not (test). It learns to tell them apart
     from the unlearned model's outputs, and is then asked to tell forgotten training rows from test rows of the
     forgotten classes. Both sides are balanced by sampling.
 
     Args:
-        retain_train, retain_test, forget_train, forget_test: (logits (rows, labels), labels (rows,)) each.
+        retain_train, retain_test, forget_train, forget_test: logits (rows, labels) and labels (rows,) of each.
         seed: of the sampling.
 
     Raises:
         UNSCError: when one of the four has no rows.
     """
-    parts = {
-        "retain_train": retain_train,
-        "retain_test": retain_test,
-        "forget_train": forget_train,
-        "forget_test": forget_test,
-    }
-    for name, (logits, _) in parts.items():
+    names = ("retain_train", "retain_test", "forget_train", "forget_test")
+    for name, (logits, _) in zip(names, (retain_train, retain_test, forget_train, forget_test), strict=True):
         if len(logits) == 0:
             raise UNSCError(f"{name}: has no rows; the attack needs members and non-members of both kinds.")
     rng = np.random.default_rng(seed)
 
-    def balanced(members: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    def balanced(members: Rows, others: Rows) -> tuple[np.ndarray, np.ndarray]:
         x1, x0 = attack_features(*members), attack_features(*others)
         n = min(len(x1), len(x0))
         x = np.concatenate([x1[rng.permutation(len(x1))[:n]], x0[rng.permutation(len(x0))[:n]]])

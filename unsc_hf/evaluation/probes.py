@@ -1,8 +1,8 @@
-"""What the features still say about forgotten classes: a linear probe, and a prototype attack without training."""
+"""What features still say about forgotten classes: a linear probe, and a prototype attack without training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,10 @@ from torch import Tensor
 
 from ..data.selection import at_most_per_class
 from ..errors import UNSCError
-from .accuracy import macro_accuracy
+from ..models.outputs import RowOutputs, join_outputs
+from .accuracy import macro_accuracy, of_classes
+
+PROBE_ROWS = 5000  # training rows of a probe of the head, about: as many of each class
 
 
 def linear_probe(
@@ -35,7 +38,7 @@ def linear_probe(
         per_class: training rows per class for the probe.
 
     Raises:
-        UNSCError: when fewer than two classes are there to be told apart.
+        UNSCError: when the training rows are of a single class.
     """
     chosen = at_most_per_class(train_labels, per_class, np.random.default_rng(seed))
     if len(np.unique(train_labels.numpy()[chosen])) < 2:
@@ -43,6 +46,25 @@ def linear_probe(
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, C=0.1))
     probe.fit(train_features.numpy()[chosen], train_labels.numpy()[chosen])
     return macro_accuracy(probe.predict(test_features.numpy()), test_labels, classes)
+
+
+def probe_head(outputs: RowOutputs, forgotten: Sequence[int]) -> float | None:
+    """`linear_probe` of the head's inputs: trained on a model's training rows, tested on its test rows."""
+    train, test = join_outputs([outputs.forget, outputs.retain]), outputs.test
+    per_class = -(-PROBE_ROWS // test.logits.shape[1])
+    return linear_probe(
+        train.need_features(), train.labels, test.need_features(), test.labels, forgotten, per_class=per_class
+    )
+
+
+def attack_head(
+    outputs: RowOutputs, head: tuple[Tensor, Tensor | None], forgotten: Sequence[int], shots: int
+) -> float | None:
+    """`prototype_attack` with `shots` of the forgotten training rows of a model's outputs, tested on its test rows."""
+    forget, test = outputs.forget, outputs.test
+    asked = of_classes(test.labels, forgotten)
+    drawn, tested = (forget.need_features(), forget.labels), (test.need_features()[asked], test.labels[asked])
+    return prototype_attack(*head, *drawn, *tested, forgotten, shots=shots)
 
 
 def prototype_attack(
@@ -58,10 +80,10 @@ def prototype_attack(
     repeats: int = 20,
     seed: int = 0,
 ) -> float | None:
-    """Test accuracy on `classes` (macro) after k examples of each are written into the head, without any training.
+    """Test accuracy on `classes` (macro) after a few examples of each are written into the head, without any training.
 
-    The head's row of a forgotten class becomes the mean feature of `shots` of its examples, scaled to the mean norm of
-    the other rows, with their mean bias. The mean over `repeats` draws of the examples is returned.
+    The head's row of a forgotten class becomes the mean feature of `shots` of its examples. It is scaled to the mean
+    norm of the other rows and gets their mean bias. The result is the mean over `repeats` draws of the examples.
 
     Args:
         weight, bias: of the model's head, (labels, width) and (labels,).

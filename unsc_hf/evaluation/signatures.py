@@ -1,4 +1,4 @@
-"""Failure signatures: what went wrong in a run, told from its numbers, each with what to do about it."""
+"""Failure signatures: what the numbers of a run say went wrong, each with what to do about it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-FORGOTTEN = 0.01  # accuracy on the forgotten classes at or below which they count as forgotten
+from .verdict import FORGOTTEN, LABELS
+
 _LOST = 0.02  # of accuracy on what remains; also the standard deviation over seeds above which a method is unstable
 _JUMP = 0.15  # of forgotten accuracy from one check to the next
 
@@ -21,17 +22,27 @@ STALLED = (
     "stalled forgetting: more than 1 % is still recognised; lower energy (more capacity), use other pseudo-labels, or "
     "raise max_leak"
 )
-UNSTABLE = "unstable: what is lost differs by more than 2 points between seeds; lower the learning rate or keep more directions"
+UNSTABLE = (
+    "unstable: what is lost differs by more than 2 points between seeds; lower the learning rate or keep more "
+    "directions"
+)
 _ENDED = {
-    "leak_budget": "ended by the leak budget before the target: raise energy (steps then leak less), lower the learning rate, or raise max_leak",
-    "max_steps": "ended by the step limit before the target: raise max_steps or the learning rate, or lower energy (more capacity)",
+    "leak_budget": (
+        "ended by the leak budget before the target: raise energy (steps then leak less), lower the learning rate, or "
+        "raise max_leak"
+    ),
+    "max_steps": (
+        "ended by the step limit before the target: raise max_steps or the learning rate, or lower energy (more "
+        "capacity)"
+    ),
 }
 _RETURNED = (
     "unstable training: forgotten accuracy came back by more than 15 points between two checks; lower the learning rate"
 )
+_NOT_FINITE = "unstable training: the loss on the forgotten rows was not finite; lower the learning rate"
 _NO_HELP = (
-    "the null space did not pay here: {control} keeps as much ({theirs:.1%} against {ours:.1%} AccDrt); the request is easy, or the "
-    "subspace keeps the wrong directions (try another energy)"
+    "the null space did not help: the control '{control}' keeps as much ({theirs:.1%} against {ours:.1%} AccDrt); the "
+    "request is easy, or the subspace keeps the wrong directions (try another energy)"
 )
 
 
@@ -47,7 +58,7 @@ def accuracy_signatures(before: Sequence[float], kept: Sequence[float], forgotte
         signs.append(OVER_UNLEARNING)
     if forgotten and float(np.mean(forgotten)) > FORGOTTEN:
         signs.append(STALLED)
-    # Originals of different seeds differ by themselves: a method is held against the one that it began with.
+    # Originals of different seeds differ by themselves, so a method is compared with the one that it began with.
     changes = np.asarray(kept) - np.asarray(before) if len(before) in (1, len(kept)) else np.asarray(kept)
     if len(kept) > 1 and float(np.std(changes, ddof=1)) > _LOST:
         signs.append(UNSTABLE)
@@ -55,7 +66,7 @@ def accuracy_signatures(before: Sequence[float], kept: Sequence[float], forgotte
 
 
 def run_signatures(results: Mapping[str, Any]) -> list[str]:
-    """Signatures of one run, from what `results.json` holds: final accuracies, how it ended, the course of the checks."""
+    """Signatures of one run, from `results.json`: final accuracies, how it ended, and the checks on the way."""
     methods, certificate = results.get("methods") or {}, results.get("certificate") or {}
 
     def known(method: str, name: str) -> list[float]:
@@ -67,13 +78,13 @@ def run_signatures(results: Mapping[str, Any]) -> list[str]:
     if certificate.get("stop_reason") in _ENDED:
         signs.append(_ENDED[certificate["stop_reason"]])
     course = [entry["forget_accuracy"] for entry in results.get("history") or () if "forget_accuracy" in entry]
-    if any(after - here > _JUMP for here, after in pairwise(course)):
+    if any(after - before > _JUMP for before, after in pairwise(course)):
         signs.append(_RETURNED)
     losses = [entry.get("forget_loss") for entry in results.get("history") or ()]
     if any(loss is None or not math.isfinite(loss) for loss in losses):
-        signs.append("unstable training: the loss on the forgotten rows was not finite; lower the learning rate")
-    for control, words in (("random_projector", "a random projector"), ("unprojected", "no projection at all")):
+        signs.append(_NOT_FINITE)
+    for control in ("random_projector", "unprojected"):
         theirs, forgets = known(control, "AccDrt"), known(control, "AccDut")
         if kept and theirs and forgets and forgets[0] <= FORGOTTEN and theirs[0] >= kept[0]:
-            signs.append(_NO_HELP.format(control=words, theirs=theirs[0], ours=kept[0]))
+            signs.append(_NO_HELP.format(control=LABELS[control], theirs=theirs[0], ours=kept[0]))
     return signs

@@ -1,22 +1,21 @@
-"""Results of one model beside others: the row of the table, the table, and the verdict in the words that are allowed."""
+"""Results of one model beside others: the row of the table, the table, and the one verdict on it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
 LABELS = {
     "original": "original",
-    "masked": "forgotten logit masked",
-    "random_projector": "random projector, same rank",
+    "masked": "masked logits",
+    "random_projector": "random subspace",
     "unprojected": "no projection",
     "unsc": "UNSC",
     "retrained": "retrained",
 }
-
 
 COLUMNS = {
     "AccDut": "AccDut",
@@ -30,11 +29,44 @@ COLUMNS = {
     "seconds": "seconds",
 }
 
+FORGOTTEN = 0.01  # test accuracy at or below which a class counts as forgotten
+FEWEST_REFERENCES = 3  # retrained models below which nothing is said about the features
+FAR = 2.0  # sample standard deviations from the retrained models' mean that still lie within their band
+LEAST_BAND = 0.01  # half the width of a band is at least one point
+WORDS = ("not judged", "not forgotten", "suppressed", "removed")  # verdicts, the weakest first
 
-FAR = 2.0  # standard deviations from the retrained models' mean that still count as within their band
+_UNEXAMINED = "the features were not examined"
+ROW_ACCURACY = "accuracy on the rows"
+MEMBERSHIP = "membership attack"
+FEATURES = ("linear probe", "10-shot prototype attack")  # audits that examine the features
 
 
-LEAST_BAND = 0.01  # half the width that a band has at least: one point
+@dataclass(frozen=True)
+class Evidence:
+    """What a verdict on one model rests on.
+
+    Attributes:
+        per_class: test accuracy by class id.
+        audits: headline number of each audit by its title; None or NaN where the audit says nothing.
+    """
+
+    per_class: Mapping[int, float]
+    audits: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One of `WORDS`, and why.
+
+    Attributes:
+        word: the verdict.
+        reason: a sentence.
+        outside: titles of the audits that lie outside the band of the retrained models.
+    """
+
+    word: str
+    reason: str
+    outside: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -42,7 +74,7 @@ class MethodResult:
     """Row of the comparison; shares, None where a value cannot be given.
 
     Attributes:
-        AccDf, AccDr: macro accuracy on training rows to forget / to keep (up to 500 rows of each class).
+        AccDf, AccDr: macro accuracy on training rows to forget / to keep (a sample, see `engine.sample_rows`).
         AccDut, AccDrt: macro test accuracy on the forgotten / the remaining classes.
         mia_auc, mia_tpr_at_1pct_fpr: membership inference on the forgotten rows; 0.5 and 0.01 are chance.
         probe_forget: test accuracy on the forgotten classes of a new linear head on the model's features.
@@ -64,6 +96,13 @@ class MethodResult:
     seconds: float | None
     per_class: dict[int, float]
 
+    def evidence(self, forgotten: Sequence[int]) -> Evidence:
+        """What a verdict rests on; for single rows (no class is `forgotten` whole) nothing about the features."""
+        if not forgotten:
+            return Evidence(self.per_class, {ROW_ACCURACY: self.AccDf, MEMBERSHIP: self.mia_auc})
+        features = dict(zip(FEATURES, (self.probe_forget, self.prototype_attack_10), strict=True))
+        return Evidence(self.per_class, {MEMBERSHIP: self.mia_auc, **features})
+
 
 def mean_result(results: Sequence[MethodResult]) -> MethodResult:
     """Mean of several models' results, field by field; None where no model has a value."""
@@ -83,68 +122,80 @@ def mean_result(results: Sequence[MethodResult]) -> MethodResult:
 def within_band(value: float, band: Sequence[float]) -> bool:
     """Whether a share lies within two standard deviations of several retrained models' mean, or within a point of it.
 
-    Few models may agree by chance to less than one test row, so their band is never taken to be narrower than one point.
+    Few models may agree by chance to less than one test row, so their band is never taken to be narrower than one
+    point.
     """
     mean, spread = float(np.mean(band)), float(np.std(band, ddof=1))
     return math.isfinite(value) and abs(value - mean) <= max(FAR * spread, LEAST_BAND) + 1e-9
 
 
-def judge(
-    unsc: MethodResult, references: Sequence[MethodResult], forgotten: Sequence[int], forgotten_at: float = 0.01
-) -> tuple[str, str]:
-    """Verdict and its reason.
+def judge(model: Evidence, references: Sequence[Evidence], forgotten: Sequence[int]) -> Verdict:
+    """The verdict on one model.
 
-    "suppressed": the output is gone. "removed": besides, probe and prototype attack lie within two standard deviations
-    of several (at least three) retrained models. "not forgotten": test accuracy on one of the forgotten classes is above
-    1 %. Where single rows of remaining classes were to be forgotten, accuracy on them and the membership attack are held
-    against the retrained models instead; that says nothing of the features, so never more than "suppressed".
+    "not forgotten": the test accuracy of some forgotten class is above 1 %. "suppressed": none is, so the output is
+    gone. "removed": besides, every available audit lies within the band of at least three retrained models, and one of
+    them examines the features. "not judged": there are no test rows of the forgotten classes.
+
+    Single rows of remaining classes are compared with the retrained models by their accuracy and a membership attack
+    alone. That says nothing about the features, so the verdict is at most "suppressed".
+
+    Args:
+        model: the model.
+        references: models that were retrained without the forgotten rows.
+        forgotten: ids of the classes that are forgotten whole; empty for single rows.
     """
+    evidence = bool(available_audits(references))
+    more = f"needs an audit of at least {FEWEST_REFERENCES} retrained models, {len(references)} given"
+    outside = audits_outside(model, references)
     if not forgotten:
-        return _judge_rows(unsc, references)
-    if unsc.AccDut is None:
-        return "not judged", "no test rows of the forgotten classes were given"
-    worst = max([unsc.AccDut, *(unsc.per_class[c] for c in forgotten if c in unsc.per_class)])
-    if worst > forgotten_at:
-        return "not forgotten", f"test accuracy on the forgotten class that is best remembered is still {worst:.1%}"
-    if len(references) < 3:
-        return "suppressed", f"saying more needs at least three retrained models, {len(references)} given"
-    outside = _outside(
-        unsc, references, {"probe_forget": "linear probe", "prototype_attack_10": "10-shot prototype attack"}
-    )
+        if not evidence:
+            return Verdict("not judged", f"a verdict on single rows {more}")
+        if outside:
+            return Verdict("not forgotten", "; ".join(outside.values()), list(outside))
+        return Verdict("suppressed", f"{_inside(references)}; {_UNEXAMINED}")
+    accuracies = [model.per_class[c] for c in forgotten if c in model.per_class]
+    if not accuracies:
+        return Verdict("not judged", "no test rows of the forgotten classes were given")
+    if max(accuracies) > FORGOTTEN:
+        reason = f"test accuracy on the forgotten class that the model knows best is still {max(accuracies):.1%}"
+        return Verdict("not forgotten", reason, list(outside))
+    if not evidence:
+        return Verdict("suppressed", f"saying more {more}")
     if outside:
-        return "suppressed", "; ".join(outside)
-    return (
-        "removed",
-        f"linear probe and prototype attack lie within two standard deviations of {len(references)} retrained models",
-    )
+        return Verdict("suppressed", "; ".join(outside.values()), list(outside))
+    if not set(FEATURES) & set(available_audits(references)):
+        return Verdict("suppressed", f"{_inside(references)}; {_UNEXAMINED}")
+    return Verdict("removed", _inside(references))
 
 
-def _judge_rows(unsc: MethodResult, references: Sequence[MethodResult]) -> tuple[str, str]:
-    if len(references) < 3:
-        return (
-            "not judged",
-            f"single rows can only be held against at least three retrained models, {len(references)} given",
-        )
-    outside = _outside(unsc, references, {"AccDf": "accuracy on the rows", "mia_auc": "membership attack (AUC)"})
-    if outside:
-        return "not forgotten", "; ".join(outside)
-    return (
-        "suppressed",
-        f"accuracy on the rows and the membership attack lie within two standard deviations of {len(references)} "
-        "retrained models; the features were not examined",
-    )
+def available_audits(references: Sequence[Evidence]) -> dict[str, list[float]]:
+    """Numbers of the retrained models by audit, of the audits that have one for at least three of them."""
+    titles = dict.fromkeys(title for reference in references for title in reference.audits)
+    bands = {title: [reference.audits.get(title) for reference in references] for title in titles}
+    known = {title: [x for x in band if x is not None and math.isfinite(x)] for title, band in bands.items()}
+    return {title: band for title, band in known.items() if len(band) >= FEWEST_REFERENCES}
 
 
-def _outside(unsc: MethodResult, references: Sequence[MethodResult], measures: Mapping[str, str]) -> list[str]:
-    """What lies more than two standard deviations from the retrained models, in words."""
-    outside = []
-    for name, text in measures.items():
-        value = getattr(unsc, name)
-        band = [getattr(reference, name) for reference in references]
-        mean, spread = float(np.mean(band)), float(np.std(band, ddof=1))
-        if not within_band(value, band):
-            outside.append(f"the {text} reads {value:.1%}, retrained models {mean:.1%} ± {spread:.1%}")
+def audits_outside(model: Evidence, references: Sequence[Evidence]) -> dict[str, str]:
+    """The available audits in which a model lies outside the band of the retrained models, each with a sentence.
+
+    An audit that says nothing about the model, although it does about the retrained models, counts as outside.
+    """
+    outside = {}
+    for title, band in available_audits(references).items():
+        value = model.audits.get(title)
+        if value is None or not math.isfinite(value):
+            outside[title] = f"the {title} could not be measured"
+        elif not within_band(value, band):
+            retrained = f"{np.mean(band):.1%} ± {np.std(band, ddof=1):.1%}"
+            outside[title] = f"the {title} reads {value:.1%}, retrained models {retrained}"
     return outside
+
+
+def _inside(references: Sequence[Evidence]) -> str:
+    """That a model lies within the band in every available audit."""
+    titles = ", ".join(available_audits(references))
+    return f"{titles}: all within two standard deviations of {len(references)} retrained models"
 
 
 def format_table(methods: Mapping[str, MethodResult]) -> list[list[str]]:

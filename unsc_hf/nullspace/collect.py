@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -182,6 +183,35 @@ def stream(
                 moments.setdefault(group, {}).update(by_key)
     order = [layer.name for layer in leaders]
     return {group: {key: by_key[key] for key in order} for group, by_key in moments.items()}, keys
+
+
+def read_batches(
+    model: nn.Module, batches: Iterable[Mapping[str, Any]], layers: Sequence[ProtectedLayer], progress: bool = False
+) -> tuple[dict[str, SecondMoment], dict[str, str]]:
+    """Read batches of a model's arguments once: moments by key, and the key of each module that runs on the first.
+
+    Raises:
+        UNSCError: no batches, a batch that is no dict, or no layer that runs.
+    """
+    device = next(model.parameters()).device
+    recorder, keys, leaders = Recorder([], torch.float64, device), dict[str, str](), list[ProtectedLayer]()
+    for i, batch in enumerate(tqdm(batches, desc="Null space", unit=" batches", disable=not progress)):
+        if not isinstance(batch, Mapping):
+            raise UNSCError(f"batches: item {i} is a {type(batch).__name__}; give dicts of the model's arguments.")
+        inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+        with torch.no_grad():
+            if i == 0:
+                keys = trace_layers(layers, partial(model, **inputs), 1).leaders
+                leaders = [layer for layer in layers if keys.get(layer.name) == layer.name]
+                recorder = Recorder(leaders, torch.float64, device)
+            recorder.begin_batch(1, inputs.get("attention_mask"))
+            with capture_inputs(leaders, recorder.add, strict=False):
+                model(**inputs)
+    if not keys:
+        raise UNSCError(
+            f"batches: none of the {len(layers)} layers ran on them; give at least one batch that reaches them."
+        )
+    return recorder.finish(), keys
 
 
 def _announce(plan: MemoryPlan, options: PassOptions, leaders: Sequence[ProtectedLayer]) -> None:

@@ -1,4 +1,4 @@
-"""Second moments of activation rows x: C, the sum of x x^T, which grows row by row and adds up over classes and processes."""
+"""Second moments of activation rows x: sums of x x^T, which add up over batches, classes and processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LEAST_ROWS = 512  # ... and the fewest such rows: with fewer, starting a produc
 
 
 def rows_at_once(width: int) -> int:
-    """Rows of this width that are multiplied at once: they take no more memory than their moment, and at most 64 MiB."""
+    """Rows of this width that are multiplied at once: at most as large as their moment, and at most 64 MiB."""
     return max(_LEAST_ROWS, min(width, _ROW_ELEMENTS // width))
 
 
@@ -92,12 +92,6 @@ class SecondMoment:
         self.matrix.add_(other.matrix, alpha=sign)
         self.rows += sign * other.rows
         return self
-
-    def __add__(self, other: SecondMoment) -> SecondMoment:
-        return self.clone().add_(other)
-
-    def __sub__(self, other: SecondMoment) -> SecondMoment:
-        return self.clone().add_(other, -1)
 
     def clone(self) -> SecondMoment:
         """A copy that shares no memory."""

@@ -9,7 +9,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -234,9 +233,6 @@ class Leak:
             return "", 0.0
         name = max(self.per_layer, key=lambda layer: self.per_layer[layer])
         return name, self.per_layer[name]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"total": self.total, "per_layer": self.per_layer}
 
 
 def _share(changed: float, original: float) -> float:

@@ -25,9 +25,6 @@ _ROUNDING = 8 * torch.finfo(torch.float32).eps
 Basis = tuple[Tensor, tuple[int, ...]]  # Orthonormal columns (groups, width, width), and how many of them are kept.
 
 
-# ---- from moments to subspaces --------------------------------------------------------------------------------------
-
-
 def build_subspace(
     moments: Mapping[str, Mapping[str, SecondMoment]],
     module_keys: Mapping[str, str],
@@ -132,16 +129,13 @@ def check_energy(energy: float) -> None:
         raise UNSCError(f"energy: {energy!r} is outside (0, 1]; 0.95 keeps 95 % of the retained energy fixed.")
 
 
-# ---- rules ----------------------------------------------------------------------------------------------------------
-
-
 def descending_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (clamped at 0) and eigenvectors of symmetric matrices, largest first; shapes (g, d) and (g, d, d)."""
     symmetric = (matrix + matrix.mT) / 2  # sums leave an ulp of asymmetry
     try:
         values, vectors = torch.linalg.eigh(symmetric)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        # Divide and conquer can fail where many eigenvalues are exactly zero (dead ReLU channels); this driver does not.
+        # Divide and conquer can fail where many eigenvalues are zero (dead ReLU channels); this driver does not.
         pairs = [scipy.linalg.eigh(m.cpu().numpy(), driver="evr") for m in symmetric]
         values = torch.stack([torch.from_numpy(w) for w, _ in pairs]).to(matrix.device)
         vectors = torch.stack([torch.from_numpy(v) for _, v in pairs]).to(matrix.device)
@@ -227,9 +221,6 @@ def _ramp(group: str) -> float:
     return min(1.0, 0.97 + 0.003 * int(group))
 
 
-# ---- energies -------------------------------------------------------------------------------------------------------
-
-
 def _column_mask(ranks: tuple[int, ...], basis: Tensor) -> Tensor:
     """1 for kept columns, shape (groups, 1, width)."""
     index = torch.arange(basis.shape[-1], device=basis.device)
@@ -249,9 +240,6 @@ def _next_energy(matrix: Tensor, basis: Tensor) -> float:
     energies = ((matrix @ basis) * basis).sum(-2)
     total = energies.sum(-1)
     return float((1 - energies.amin(-1) / total.clamp_min(torch.finfo(total.dtype).tiny)).max())
-
-
-# ---- no capacity ----------------------------------------------------------------------------------------------------
 
 
 def no_capacity_reason(layer: LayerSubspace) -> str:

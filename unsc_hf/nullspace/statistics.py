@@ -86,10 +86,8 @@ class ActivationStatistics:
             label_column: column that names the group of each row; found by itself when None.
             groups: a group for each row, instead of a column.
             pool_as: sum all classes into one group of this name, which saves memory. Budgets still hold for each class.
-            target_modules: see `models.layers.find_layers`.
-            layers: the layers themselves, when they are already known.
-            processing_class: image processor or tokenizer for raw rows.
-            prepare: makes raw rows ready for the model, instead of `processing_class`.
+            target_modules, layers: see `models.layers.find_layers`, or the layers themselves.
+            processing_class, prepare: image processor or tokenizer for raw rows, or what makes them ready instead.
             collate_fn: makes a batch of samples; transformers' default when None.
             batch_size: samples per forward pass; does not change the result.
             max_rows_per_class: row budget per class and layer. When a class has more activation rows than this, an
@@ -153,7 +151,8 @@ class ActivationStatistics:
         key = by_name.get(str(item), str(item))
         if key not in self.moments:
             raise UNSCError(
-                f"exclude: no class {item!r} in these statistics; closest: {closest(str(item), self.group_names.values())}."
+                f"exclude: no class {item!r} in these statistics; "
+                f"closest: {closest(str(item), self.group_names.values())}."
             )
         return key
 
@@ -183,8 +182,8 @@ class ActivationStatistics:
             collecting: as for `collect` (`processing_class`, `label_column`, `groups`, `collate_fn`, ...).
 
         Raises:
-            UNSCError: another model, rows taken out before, or statistics collected with a budget (whether a row was read
-                cannot be told then).
+            UNSCError: another model, rows taken out before, or statistics collected with a budget, which do not tell
+                whether a row was read.
         """
         budget = self.fingerprint.max_rows_per_class or self.fingerprint.max_samples_per_class
         names = set(self.module_keys)
@@ -205,8 +204,8 @@ class ActivationStatistics:
         )
         if budget and not whole:
             raise UNSCError(
-                "statistics: were collected with a budget, so whether a row is in them cannot be told; collect them with "
-                "max_rows_per_class=None and max_samples_per_class=None to serve requests of single rows."
+                "statistics: were collected with a budget, so whether a row is in them is unknown; collect them "
+                "with max_rows_per_class=None and max_samples_per_class=None to serve requests of single rows."
             )
         left = self - theirs
         fingerprint = replace(left.fingerprint, removed=(*self.fingerprint.removed, *digests))
@@ -286,6 +285,7 @@ class ActivationStatistics:
         rank: int | None = None,
         ratio: float | None = None,
         merge: str = "sum",
+        device: torch.device | str | None = None,
     ) -> Subspace:
         """Subspace of the rows that are kept: see `rules.build_subspace`; `exclude` names the forgotten classes."""
         kept = self.groups(exclude)
@@ -299,6 +299,7 @@ class ActivationStatistics:
             ratio=ratio,
             merge=merge,
             forget=self.pooled(forgotten) if forgotten else None,
+            device=device,
         )
 
     # ---- storage ----------------------------------------------------------------------------------------------------

@@ -27,9 +27,6 @@ _META = "statistics.json"
 _PENDING = "statistics.pending.json"
 
 
-# ---- while a run goes on --------------------------------------------------------------------------------------------
-
-
 def mapped(tensor: Tensor, folder: str | os.PathLike[str]) -> Tensor:
     """The same numbers on the CPU, mapped from a nameless file in `folder`.
 
@@ -61,9 +58,6 @@ def mapped_if_large(tensor: Tensor, folder: str | os.PathLike[str]) -> Tensor:
 def mapped_moments(moments: Mapping[str, SecondMoment], folder: str | os.PathLike[str]) -> dict[str, SecondMoment]:
     """The same moments, the large ones mapped from files in `folder`."""
     return {key: SecondMoment(mapped_if_large(m.matrix, folder), m.rows) for key, m in moments.items()}
-
-
-# ---- statistics -----------------------------------------------------------------------------------------------------
 
 
 class Stored(NamedTuple):

@@ -12,7 +12,7 @@ from .tables import CERTIFICATE_NOTE, STOP_REASONS, certificate_table, forgotten
 
 _VERDICTS = {
     "suppressed": "The output is gone. The features may still tell the forgotten data apart.",
-    "removed": "The output is gone, and probe and prototype attack lie within the spread of several retrained models.",
+    "removed": "The output is gone, and every attack lies within the spread of several retrained models.",
     "not forgotten": "This model must not be published as one that forgot.",
     "not judged": "Nothing is claimed.",
 }

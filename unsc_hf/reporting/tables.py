@@ -52,7 +52,7 @@ def certificate_table(certificate: Mapping[str, Any]) -> list[list[str]]:
     stopped = certificate["stop_reason"]
     return [
         ["what", "value"],
-        ["retained rows", f"{certificate['rows']:,} ({origin})"],
+        [f"retained rows ({origin})", f"{certificate['rows']:,}"],
         ["leak: relative change of layer outputs, all trained layers", f"{certificate['leak']:.3g}"],
         [f"worst layer, {worst}", f"{leaks.get(worst, 0.0):.3g}"],
         ["leak budget", "none" if budget is None else f"{budget:.3g}"],

@@ -126,8 +126,13 @@ class CausalLMTask(Task):
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """`accuracy` of next tokens for `Trainer.evaluate`."""
+        from ..evaluation.metrics import TokenAccuracy  # `evaluate` takes seconds to import
+
         predicted, labels = np.asarray(prediction.predictions)[:, :-1], np.asarray(prediction.label_ids)[:, 1:]
-        return {"accuracy": float((predicted == labels)[labels != -100].mean())}
+        labelled = labels != -100
+        metric = TokenAccuracy(keep_in_memory=True)
+        accuracy: dict[str, float] = metric.compute(predictions=predicted[labelled], references=labels[labelled])
+        return accuracy
 
     @staticmethod
     def preprocess_logits(logits: Any, labels: Tensor) -> Tensor:

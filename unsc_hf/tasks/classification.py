@@ -117,13 +117,18 @@ class ClassificationTask(Task):
             else float((logits.argmax(-1) == labels).float().mean())
         )
         losses = F.cross_entropy(logits.double(), labels, reduction="none")
-        return Measure(accuracy or 0.0, float(losses.mean()), losses)
+        return Measure(accuracy or 0.0, float(losses.mean()), losses, Outputs(logits, None, labels))
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """`accuracy` and `loss` for `Trainer.evaluate`. Upstream's loss is a mean over batches, of which several processes fill up the
-        last; this one is the mean over rows, the same for any number of processes."""
+        """`accuracy` and `loss` for `Trainer.evaluate`.
+
+        The Trainer's own loss is a mean over batches, and several processes fill up the last one. This loss is the mean
+        over rows, the same for any number of processes.
+        """
+        from ..evaluation.metrics import MacroAccuracy  # `evaluate` takes seconds to import
+
         logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
         given, labels = torch.as_tensor(np.asarray(logits)), torch.as_tensor(np.asarray(prediction.label_ids))
-        accuracy = macro_accuracy(given, labels)
-        loss = float(F.cross_entropy(given.double(), labels))
-        return {"accuracy": float("nan") if accuracy is None else accuracy, "loss": loss}
+        metric = MacroAccuracy(keep_in_memory=True)
+        accuracy: dict[str, float] = metric.compute(predictions=given.argmax(-1).numpy(), references=labels.numpy())
+        return {**accuracy, "loss": float(F.cross_entropy(given.double(), labels))}

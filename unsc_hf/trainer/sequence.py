@@ -1,8 +1,8 @@
-"""Requests one after another: statistics are collected once and serve each by subtraction.
+"""Requests one after another: statistics are collected once and serve each request by subtraction.
 
-Retained activations do not move (within the leak), so what was collected from the original still describes the model
-that earlier requests have left. Every request takes its rows' moments out of the stored statistics for good, re-binds
-them to the new weights, and adds a line to their log: what (size and salted hash), when, and with which certificate.
+Retained activations do not move (within the leak). So statistics of the original still describe the model that
+earlier requests have left. Every request takes its rows' moments out of the stored statistics for good, and binds what
+is left to the new weights. It adds an entry to their log: a salted hash of the rows, the time, and the certificate.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ def open_statistics(
     retain: Dataset,
     processing_class: Any,
 ) -> ActivationStatistics:
-    """Statistics of all rows that the model still knows: read from `folder`, or collected now and kept there.
+    """Statistics of all rows that the model still knows, from `folder`; the first time they are collected.
 
     Raises:
         UNSCError: statistics of another model, or of other rows.
@@ -60,7 +62,6 @@ def open_statistics(
         prepare=task.prepare,
         collate_fn=task.default_collator(),
         target_modules=args.target_modules,
-        batch_size=args.statistics_batch_size,
         max_rows_per_class=args.max_rows_per_class,
         max_samples_per_class=args.max_samples_per_class,
         progress=not args.disable_tqdm,
@@ -72,77 +73,33 @@ def open_statistics(
 
 
 def _first_then_all(write: Callable[[], None]) -> None:
-    """One process writes, the others wait for it."""
+    """One process calls `write`; the others wait for it."""
     state = PartialState()
     if state.is_main_process:
         write()
     state.wait_for_everyone()
 
 
-def without_request(
-    statistics: ActivationStatistics,
-    model: PreTrainedModel,
-    args: UNSCConfig,
-    forget: Dataset,
-    retain: Dataset,
-    processing_class: Any,
-) -> ActivationStatistics:
-    """What is left of the statistics when the rows to forget are taken out.
-
-    Whole classes are dropped; single rows are read once more by the model as it is now, and subtracted.
-    """
-    task = make_task(model, args, forget, retain, processing_class)
-    groups = task.groups(forget)
-    if not task.whole_classes:
-        return statistics.without_rows(
-            model, forget, groups=groups, prepare=task.prepare, collate_fn=task.default_collator(), progress=False,
-            max_memory=args.max_statistics_memory,
-        )  # fmt: skip
-    return statistics.without_groups(np.unique(groups).tolist(), statistics.fingerprint.refuse_removed(forget))
-
-
 def remaining_leak(statistics: ActivationStatistics, max_leak: float | None) -> float | None:
-    """What earlier requests have left of the budget; leaks of several requests add up at most.
+    """What earlier requests have left of the budget. Leaks of several requests add up at most.
 
     Raises:
         UNSCError: nothing is left.
     """
     if max_leak is None:
         return None
-    spent = sum(float(entry["leak"]) for entry in statistics.requests)
+    spent = spent_leak(statistics.requests)
     if spent >= max_leak:
         raise UNSCError(
-            f"max_leak: {len(statistics.requests)} requests have spent {spent:.3g} of the budget {max_leak:.3g}; raise it, "
-            "or retrain and collect statistics again."
+            f"max_leak: {len(statistics.requests)} requests have spent {spent:.3g} of the budget {max_leak:.3g}; "
+            "raise it, or retrain and collect statistics again."
         )
     return max_leak - spent
 
 
-def record_request(
-    statistics: ActivationStatistics, folder: str | os.PathLike[str], trainer: UNSCTrainer, forget: Dataset
-) -> ActivationStatistics:
-    """Bind what `without_request` left to the unlearned weights, and log the request.
-
-    Beside the stored statistics the new ones wait until the model is saved and `settle` puts them in their place. Every process must
-    call this; the first one writes.
-    """
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    certificate = trainer.certify()
-    salt = secrets.token_hex(8)
-    entry = {
-        "rows": len(forget),
-        "salt": salt,
-        "digest": request_digest(row_digests(forget), salt),
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "leak": certificate.leak,
-        "logit_drift": certificate.drift.relative,
-        "agreement": certificate.drift.agreement,
-        "stopped_by": certificate.stop_reason,
-    }
-    bound = statistics.bound_to(weight_hash(model), [*statistics.requests, entry])
-    if trainer.is_world_process_zero():
-        bound.save_pretrained(folder, pending=True)
-    return bound
+def spent_leak(requests: Sequence[dict[str, Any]]) -> float:
+    """Sum of the held-out leaks in a log of requests."""
+    return sum(float(entry["leak"]) for entry in requests)
 
 
 def request_digest(digests: Sequence[str], salt: str) -> str:
@@ -150,9 +107,88 @@ def request_digest(digests: Sequence[str], salt: str) -> str:
     return hashlib.sha256("|".join([salt, *sorted(digests)]).encode()).hexdigest()[:16]
 
 
-def request_folder(args: UNSCConfig, number: int) -> Path:
-    """Where the model is that the request of this number, from 1, has left."""
-    return Path(str(args.output_dir)) / f"request-{number}"
+class StoredRequest:
+    """One request that is served from statistics in a folder: open it, train, then save the model inside `commit`.
+
+    Whenever the process is killed, the statistics in the folder fit the model before this request, or the one after it.
+
+    Args:
+        folder: where the statistics live; the first request collects them.
+        model: as the previous request has left it.
+        args: options; `max_leak` is the budget of all requests together.
+        forget, retain: rows to forget and to keep; `retain` leaves out the rows of earlier requests.
+        processing_class: image processor or tokenizer, for raw rows.
+
+    Attributes:
+        args: the same options with the leak budget that earlier requests have left.
+        statistics: of the rows that stay.
+        requests: the log, oldest first; this request is the last entry once it is committed.
+
+    Raises:
+        UNSCError: statistics of another model, a row that was forgotten before, or a spent budget.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], model: PreTrainedModel, args: UNSCConfig, forget: Dataset,
+        retain: Dataset, processing_class: Any,
+    ) -> None:  # fmt: skip
+        self.folder, self._forget, self._committed = folder, forget, False
+        statistics = open_statistics(folder, model, args, forget, retain, processing_class)
+        self.requests, self._max_leak = list(statistics.requests), args.max_leak
+        self.args = deepcopy(args)
+        self.args.max_leak = remaining_leak(statistics, args.max_leak)
+        self.statistics = self._without_forgotten(statistics, model, retain, processing_class)
+
+    def _without_forgotten(
+        self, statistics: ActivationStatistics, model: PreTrainedModel, retain: Dataset, processing_class: Any
+    ) -> ActivationStatistics:
+        """Whole classes are dropped. Single rows are read once more by the model as it is now, and subtracted."""
+        task = make_task(model, self.args, self._forget, retain, processing_class)
+        groups = task.groups(self._forget)
+        if not task.whole_classes:
+            return statistics.without_rows(
+                model, self._forget, groups=groups, prepare=task.prepare, collate_fn=task.default_collator(),
+                progress=False, max_memory=self.args.max_statistics_memory,
+            )  # fmt: skip
+        removed = statistics.fingerprint.refuse_removed(self._forget)
+        return statistics.without_groups(np.unique(groups).tolist(), removed)
+
+    @property
+    def budget(self) -> dict[str, float | None]:
+        """The leak budget of all requests, what earlier ones have spent of it, and this one once it is committed."""
+        earlier = self.requests[:-1] if self._committed else self.requests
+        this = spent_leak(self.requests[-1:]) if self._committed else None
+        return {"max_leak": self._max_leak, "spent_by_earlier_requests": spent_leak(earlier), "spent": this}
+
+    @contextmanager
+    def commit(self, trainer: UNSCTrainer) -> Iterator[None]:
+        """Log the request and bind the statistics to the unlearned weights; the body saves the model.
+
+        The new statistics wait beside the old ones until the body has ended. Every process must enter. Entered again,
+        for a second copy of the model, this logs nothing more.
+        """
+        weights = weight_hash(trainer.unwrapped())
+        if not self._committed:
+            requests = [*self.requests, self._entry(trainer)]
+            if trainer.is_world_process_zero():
+                self.statistics.bound_to(weights, requests).save_pretrained(self.folder, pending=True)
+            self.requests, self._committed = requests, True
+        yield
+        if trainer.is_world_process_zero():
+            settle(self.folder, weights)
+
+    def _entry(self, trainer: UNSCTrainer) -> dict[str, Any]:
+        certificate, salt = trainer.certify(), secrets.token_hex(8)
+        return {
+            "rows": len(self._forget),
+            "salt": salt,
+            "digest": request_digest(row_digests(self._forget), salt),
+            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "leak": certificate.leak,
+            "logit_drift": certificate.drift.relative,
+            "agreement": certificate.drift.agreement,
+            "stopped_by": certificate.stop_reason,
+        }
 
 
 def serve_request(
@@ -167,53 +203,38 @@ def serve_request(
 ) -> UNSCTrainer:
     """Serve one request of several: unlearn `forget_dataset` on the model that earlier requests have left.
 
-    The first call reads all rows once and keeps the statistics in `statistics_dir`; later calls subtract. `max_leak` is
-    the budget of all requests together. The unlearned model is saved in `args.output_dir/request-N` before its statistics take the
-    place of the earlier ones and the model of the request before is removed: whenever the process is killed, the folder of statistics
-    fits the model before this request, or the one after it.
+    The first call reads all rows once and keeps the statistics in `statistics_dir`; later calls subtract. The unlearned
+    model is saved in `args.output_dir/request-N`. Then the model of the request before is removed.
 
     Args:
         model: as the previous request has left it; it becomes the unlearned model.
-        statistics_dir: where the statistics live.
-        args, forget_dataset, retain_dataset, processing_class, unseen_dataset, options: as for `UNSCTrainer`;
-            `retain_dataset` leaves out the rows of earlier requests.
+        statistics_dir, args, forget_dataset, retain_dataset, processing_class: as for `StoredRequest`.
+        unseen_dataset, options: as for `UNSCTrainer`.
 
     Returns:
-        The trainer, after training.
+        The trainer, after training. Its `args.max_leak` is what earlier requests had left of the budget.
 
     Raises:
-        UNSCError: statistics of another model, a row that was forgotten before, or a spent budget; adapters.
+        UNSCError: as `StoredRequest`; or adapters.
     """
     if options.get("peft_config") is not None:
         raise UNSCError(
-            "peft_config: requests in sequence change the weights themselves; serve each with full weights, or merge the "
-            "adapter and collect statistics again."
+            "peft_config: requests in sequence change the weights themselves; serve each with full weights, or merge "
+            "the adapter and collect statistics again."
         )
-    inputs = (args, forget_dataset, retain_dataset, processing_class)
-    statistics = open_statistics(statistics_dir, model, *inputs)
-    limit, args.max_leak = args.max_leak, remaining_leak(statistics, args.max_leak)
-    try:
-        left = without_request(statistics, model, *inputs)
-        trainer = UNSCTrainer(
-            model,
-            args,
-            forget_dataset,
-            retain_dataset,
-            processing_class=processing_class,
-            statistics=left,
-            unseen_dataset=unseen_dataset,
-            **options,
-        )
-        trainer.train()
-        bound = record_request(left, statistics_dir, trainer, forget_dataset)
-        served = request_folder(args, len(bound.requests))
-        move_model(trainer, served)
+    stored = StoredRequest(statistics_dir, model, args, forget_dataset, retain_dataset, processing_class)
+    trainer = UNSCTrainer(
+        model, stored.args, forget_dataset, retain_dataset, processing_class=processing_class,
+        statistics=stored.statistics, unseen_dataset=unseen_dataset, **options,
+    )  # fmt: skip
+    trainer.train()
+    with stored.commit(trainer):
+        number, folder = len(stored.requests), Path(str(args.output_dir))
+        move_model(trainer, folder / f"request-{number}")
         if trainer.is_world_process_zero():
-            finish(served)
-            settle(statistics_dir, bound.fingerprint.weights)
-            # The model of the request before still knows what this one has asked to forget.
-            shutil.rmtree(request_folder(args, len(bound.requests) - 1), ignore_errors=True)
-        trainer.accelerator.wait_for_everyone()
-    finally:
-        args.max_leak = limit
+            finish(folder / f"request-{number}")
+    if trainer.is_world_process_zero():
+        # The model of the request before still knows what this one has forgotten.
+        shutil.rmtree(folder / f"request-{number - 1}", ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
     return trainer

@@ -1,25 +1,21 @@
-"""Methods of unlearning, one small file each, on the same workbench: same data, same weights trained, same stopping rule.
+"""Methods of unlearning on the same workbench: same data, same weights trained, same stopping rule.
 
-Every module in this folder is imported, and registers itself with `@method`; a file of your own does the same (see
-docs/compare.md). The order here is that of tables, and of work: descents, then what is quick, which fills the gaps at the end.
+Each is one small file. Every module in this folder is imported and registers itself with `@method`; a file of your own
+does the same (see docs/compare.md). The order is that of tables and of work: quick methods come last.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-
+from ..plugins import import_modules, put_first
 from ..workbench import Workbench
 from .registry import LEARNING_RATES, METHODS, Method, method
 
-for _module in sorted(found.name for found in pkgutil.iter_modules(__path__)):
-    importlib.import_module(f"{__name__}.{_module}")
-
-_FIRST = ("unsc", "unsc_erased", "no_null_space", "true_label_ascent", "random_pseudo_labels", "random_projector", "masked", "fine_tune",
-          "random_label", "gradient_ascent", "neggrad_plus", "salun", "scrub", "boundary_shrink", "boundary_expand", "fisher",
-          "ssd")  # fmt: skip
-_order = [*(name for name in _FIRST if name in METHODS), *(name for name in METHODS if name not in _FIRST)]
-for _name in _order:
-    METHODS[_name] = METHODS.pop(_name)
+import_modules(__name__, __path__)
+put_first(
+    METHODS,
+    ("unsc", "unsc_erased", "no_null_space", "true_label_ascent", "random_pseudo_labels", "random_projector", "masked",
+     "fine_tune", "random_label", "gradient_ascent", "neggrad_plus", "salun", "scrub", "boundary_shrink",
+     "boundary_expand", "fisher", "ssd"),
+)  # fmt: skip
 
 __all__ = ["LEARNING_RATES", "METHODS", "Method", "Workbench", "method"]

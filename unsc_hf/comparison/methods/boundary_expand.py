@@ -17,8 +17,8 @@ from .registry import LEARNING_RATES, method
 def boundary_expand(bench: Workbench, **settings: Any) -> PreTrainedModel:
     """Teach the forget rows as a class that does not exist, in a head with one more output, and take that output away.
 
-    It stops when the forget rows have gone to the new class. Without that class some of them may come back; on validation
-    rows this is seen.
+    It stops when the forget rows have gone to the new class. Without that class some of them may come back, which
+    validation rows show.
     """
     classes = int(bench.original.config.num_labels)
     model = bench.fresh()
@@ -34,7 +34,10 @@ def boundary_expand(bench: Workbench, **settings: Any) -> PreTrainedModel:
 
 
 def _resize_head(model: PreTrainedModel, old: int, new: int) -> None:
-    """Give the head `new` outputs: the first ones are the old ones, a new one starts at zero. The config keeps its labels."""
+    """Give the head `new` outputs: the first ones are the old ones, a new one starts at zero.
+
+    The config keeps its labels.
+    """
     name, head = find_head(model, old)
     resized = nn.Linear(head.in_features, new, head.bias is not None).to(head.weight)
     with torch.no_grad():

@@ -23,16 +23,18 @@ def boundary_shrink(bench: Workbench, **settings: Any) -> PreTrainedModel:
 
     def nearest(model: nn.Module, batches: Iterator[dict[str, Any]], _outputs: Outputs) -> Tensor:
         with evaluation_mode(model, gradients=True):
-            logits = torch.cat([_attacked(model, batch) for batch in batches])
+            logits = torch.cat([attacked_logits(model, batch) for batch in batches])
         logits[:, bench.forgotten] = -torch.inf
         return logits.argmax(1)
 
     return bench.unlearn(null_space="none", relabel=nearest, **settings)
 
 
-def _attacked(model: nn.Module, batch: dict[str, Any]) -> Tensor:
-    """Logits after one step of the fast gradient sign method on what the input embedding gives (any modality). The batch runs in one
-    piece, since the step is one of all its embeddings."""
+def attacked_logits(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    """Logits after one step of the fast gradient sign method on what the input embedding gives, for any modality.
+
+    The batch runs in one piece, since the step is one of all its embeddings.
+    """
     inputs, seen = {name: value for name, value in batch.items() if name not in NOT_INPUTS}, list[Tensor]()
 
     def watch(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Masked logit: the trivial control. Nothing inside the model changes; whoever does not beat it in depth has no case."""
+"""Masked logits: the trivial control. It changes nothing inside the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .registry import method
 LOW = -1e4  # far below any logit, and still a number in half precision
 
 
-@method("forgotten logit masked")
+@method("masked logits")
 def masked(bench: Workbench) -> PreTrainedModel:
     """The head's biases of the forgotten classes become -10000."""
     model = bench.fresh()

@@ -1,4 +1,4 @@
-"""What a method of unlearning is: a function from a `Workbench` to an unlearned model, registered under its own name."""
+"""A method of unlearning is a function from a `Workbench` to an unlearned model, registered under its own name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 
 Run = Callable[..., PreTrainedModel]
 
-
 LEARNING_RATES = ({"learning_rate": 1e-4}, {"learning_rate": 3e-5}, {"learning_rate": 3e-4})
 
 
@@ -19,11 +18,11 @@ class Method:
     """One way to forget.
 
     Attributes:
-        name: how it is asked for; the function's name.
+        name: the function's name.
         title: how tables call it.
         run: makes an unlearned model; called with a `Workbench` and one of `settings` as keywords.
-        settings: hyper-parameters to choose from on validation rows. Every method has the same number of tries, three, but
-            those that have nothing to choose.
+        settings: hyper-parameters to choose from on validation rows. Every method has three tries, except those that
+            have nothing to choose.
     """
 
     name: str

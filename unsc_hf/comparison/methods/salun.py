@@ -12,8 +12,6 @@ from ..workbench import Workbench
 from .registry import LEARNING_RATES, method
 
 ROWS = 1024
-
-
 SHARE = 0.5  # of the weights are salient, as in the paper
 
 
@@ -31,7 +29,7 @@ class GradientMask(TrainerCallback):
 
 @method("SalUn", LEARNING_RATES)
 def salun(bench: Workbench, **settings: Any) -> PreTrainedModel:
-    """Random labels on forget rows beside the loss on retained rows, for the half of the weights that forgetting moves most."""
+    """Train the half of the weights that matter most for forgetting: random labels, and the loss on retained rows."""
     gradient = bench.gradients(bench.fresh(), bench.forget, ROWS, batch_size=128)
     saliency = {name: value.abs() for name, value in gradient.items()}
     values = torch.cat([value.flatten() for value in saliency.values()])

@@ -14,7 +14,7 @@ ROWS = 1024  # of each side
 
 @method("SSD", [{"alpha": alpha} for alpha in (3.0, 10.0, 30.0)])
 def ssd(bench: Workbench, alpha: float, dampening: float = 1.0) -> PreTrainedModel:
-    """Weights that matter more than alpha times as much for the forget rows as for all rows shrink in that proportion."""
+    """Shrink weights that matter more than alpha times as much for forget rows as for all, in that proportion."""
     model = bench.fresh()
     every = concatenate_datasets([bench.forget, bench.retain])
     forget, everything = (

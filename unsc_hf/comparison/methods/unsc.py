@@ -1,5 +1,7 @@
-"""UNSC: re-labelled forget rows under the null-space projection (arXiv 2404.13588, algorithm 1), and the same with one part
-taken away at a time: the null space, the pseudo-labels, or the meaning of the null space (a random one of equal rank)."""
+"""UNSC: re-labelled forget rows under the null-space projection (arXiv 2404.13588, algorithm 1).
+
+Beside it the same with one part replaced: no null space, a random one of equal rank, or other labels.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +17,19 @@ SETTINGS: tuple[dict[str, Any], ...] = ({}, {"objective": "unsc_retain"}, {"lear
 
 @method("UNSC", SETTINGS)
 def unsc(bench: Workbench, **settings: Any) -> PreTrainedModel:
-    """Descend towards pseudo-labels inside the null space; with `objective="unsc_retain"` beside rehearsal of retained rows."""
+    """Descend towards pseudo-labels inside the null space; `objective="unsc_retain"` also rehearses retained rows."""
     return bench.unlearn(**settings)
 
 
-@method("UNSC without null space", SETTINGS)
+@method("UNSC, no projection", SETTINGS)
 def no_null_space(bench: Workbench, **settings: Any) -> PreTrainedModel:
     """The same pseudo-labels, and no projection."""
     return bench.unlearn(null_space="none", **settings)
 
 
-@method("UNSC, random projector", SETTINGS)
+@method("UNSC, random subspace", SETTINGS)
 def random_projector(bench: Workbench, **settings: Any) -> PreTrainedModel:
-    """The same pseudo-labels under a random projector of the same rank in every layer."""
+    """The same pseudo-labels under a random subspace of the same rank in every layer."""
     return bench.unlearn(null_space="random", **settings)
 
 

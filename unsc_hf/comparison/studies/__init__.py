@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-
+from ..plugins import import_modules, put_first
 from .lab import Lab
 from .registry import STUDIES, Study, register
 
-for _module in sorted(found.name for found in pkgutil.iter_modules(__path__)):
-    importlib.import_module(f"{__name__}.{_module}")
-
-_ORDER = (
-    "null-space",
-    "pseudo-labels",
-    "rank",
-    "calibration",
-    "first-order",
-    "many-classes",
-    "requests",
-    "poison",
-    "features",
-)
-for _name in [*(name for name in _ORDER if name in STUDIES), *(name for name in STUDIES if name not in _ORDER)]:
-    STUDIES[_name] = STUDIES.pop(_name)
+import_modules(__name__, __path__)
+put_first(
+    STUDIES,
+    ("null-space", "pseudo-labels", "rank", "calibration", "first-order", "many-classes", "requests", "poison",
+     "features"),
+)  # fmt: skip
 
 __all__ = ["STUDIES", "Lab", "Study", "register"]

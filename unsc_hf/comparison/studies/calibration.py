@@ -12,8 +12,6 @@ from .lab import Lab, curve, matching, mean, panels, percent, zoom
 from .registry import Points, Study, register
 
 _BATCHES = (8, 16, 32, 64, 128, 256, 512)
-
-
 _ROWS = (10, 30, 100, 300, 1000, 3000)
 
 
@@ -35,9 +33,9 @@ def plot(points: Points) -> Figure:
     figure, axes = panels(4, 3.7)
     words = {"batch": "forgotten rows in a step", "rows": "retained rows of each class in the statistics"}
     for (tag, label), (kept, lost) in zip(words.items(), (axes[:2], axes[2:]), strict=True):
-        found = [p for p in points if p.get(tag) is not None]
-        zoom(kept, curve(kept, found, tag, "AccDrt", "AccDrt", BLUE))
-        heights = curve(lost, found, tag, "AccDut", "AccDut", ORANGE) + curve(lost, found, tag, "leak", "leak", GREEN)
+        runs = [p for p in points if p.get(tag) is not None]
+        zoom(kept, curve(kept, runs, tag, "AccDrt", "AccDrt", BLUE))
+        heights = curve(lost, runs, tag, "AccDut", "AccDut", ORANGE) + curve(lost, runs, tag, "leak", "leak", GREEN)
         zoom(lost, heights)
         kept.set(xscale="log", xlabel=label, ylabel="AccDrt (%)")
         lost.set(xscale="log", xlabel=label, ylabel="AccDut, held-out leak (%)")
@@ -53,12 +51,15 @@ def paragraph(points: Points) -> str:
     rows = sorted({p["rows"] for p in matching(points) if p.get("rows") is not None})
     full = mean(matching(points, rows=rows[-1]), "AccDrt") if rows else float("nan")
     enough = next((n for n in rows if mean(matching(points, rows=n), "AccDrt") >= full - 0.005), None)
-    said = (
+    enough_rows = (
         f" From {enough} rows of each class on, AccDrt lies within half a point of what all rows give."
         if enough
         else ""
     )
-    return f"AccDrt, percent, by rows in a step: {line('batch')}. By rows of each class in the statistics: {line('rows')}.{said}"
+    return (
+        f"AccDrt, percent, by rows in a step: {line('batch')}. "
+        f"By rows of each class in the statistics: {line('rows')}.{enough_rows}"
+    )
 
 
 register(

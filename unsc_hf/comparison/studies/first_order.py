@@ -1,4 +1,4 @@
-"""First order: the change of retained loss that a confined update was predicted to make, and the one it made, as |dW| grows."""
+"""First order: the change of retained loss that a confined update should make, and the one it made, as |dW| grows."""
 
 from __future__ import annotations
 
@@ -26,19 +26,13 @@ from .lab import Lab, Point, curve, different, matching, mean, panels
 from .registry import Points, Study, register
 
 ENERGIES = (1.0, 0.9999, 0.999, 0.99, 0.95, 0.9, 0.0)  # 0: no projection
-
-
 SIZES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of dW, relative to W
-
-
 _FORGET_ROWS = 256
-
-
 _MATTERS = 0.01  # nats
 
 
 def measure(lab: Lab) -> list[dict[str, Any]]:
-    """The descent direction towards the pseudo-labels at the original weights, confined by each energy, scaled to each size.
+    """The descent direction towards the pseudo-labels at the original weights, confined by each energy, at each size.
 
     There are few enough retained rows for every layer to have a null space at energy 1, and all of them are in the
     statistics; loss and gradient are evaluated on them, in float64.
@@ -85,7 +79,7 @@ def _points(lab: Lab, seed: int) -> list[Point]:
                     "size": size,
                     "rows": len(rows),
                     "loss": before,
-                    "predicted": scale * sum(float((gradient.found[n] * step[n]).sum()) for n in step),
+                    "predicted": scale * sum(float((gradient.by_layer[n] * step[n]).sum()) for n in step),
                     "changed": after - before,
                     "leak": projection.leak(statistics.pooled(), statistics.module_keys).total,
                 }
@@ -97,14 +91,14 @@ def _points(lab: Lab, seed: int) -> list[Point]:
 class _Gradient:
     """Gradients by layer name, and the weights they were taken at."""
 
-    def __init__(self, layers: list[ProtectedLayer], found: tuple[Tensor, ...]) -> None:
-        self.found = {layer.name: gradient for layer, gradient in zip(layers, found, strict=True)}
+    def __init__(self, layers: list[ProtectedLayer], gradients: tuple[Tensor, ...]) -> None:
+        self.by_layer = {layer.name: gradient for layer, gradient in zip(layers, gradients, strict=True)}
         self.start = {layer.name: layer.weight.detach().clone() for layer in layers}
 
 
 def _move(layers: list[ProtectedLayer], direction: _Gradient, rate: float) -> None:
     for layer in layers:
-        layer.weight.data.sub_(rate * direction.found[layer.name])
+        layer.weight.data.sub_(rate * direction.by_layer[layer.name])
 
 
 def _inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -119,14 +113,14 @@ def _loss_and_gradient(
     with evaluation_mode(model, gradients=True):
         logits = model(**{name: value for name, value in batch.items() if name not in NOT_INPUTS}).logits
         loss = nn.functional.cross_entropy(logits, batch["labels"])
-        found = torch.autograd.grad(loss, weights) if gradients else tuple(torch.zeros_like(w) for w in weights)
-    return float(loss.detach()), _Gradient(layers, found)
+        of_loss = torch.autograd.grad(loss, weights) if gradients else tuple(torch.zeros_like(w) for w in weights)
+    return float(loss.detach()), _Gradient(layers, of_loss)
 
 
 def _few(
     bench: Workbench, model: PreTrainedModel, layers: list[ProtectedLayer], labels: np.ndarray
 ) -> tuple[Dataset, ActivationStatistics]:
-    """As many retained rows, of as many classes, as leave every layer a direction that none of them uses; their moments."""
+    """Retained rows of many classes that leave every layer a direction which none of them uses, and their moments."""
     turn = np.zeros(len(labels), dtype=int)
     for c in set(labels.tolist()):
         turn[labels == c] = np.arange((labels == c).sum())
@@ -141,7 +135,8 @@ def _few(
         if all(layer.has_capacity for layer in exact.layers.values()):
             return rows, statistics
     raise UNSCError(
-        "energy: a single retained row already fills the input space of a layer, so no update is exact; take a wider model."
+        "energy: a single retained row already fills the input space of a layer, so no update is exact; "
+        "take a wider model."
     )
 
 
@@ -155,21 +150,19 @@ def plot(points: Points) -> Figure:
     energies = different(points, "energy")
     shown = [{**p, "size_of_change": abs(p["changed"]), "size_of_predicted": abs(p["predicted"])} for p in points]
     for i, energy in enumerate(energies):
-        colour, found = palette(i / max(1, len(energies) - 1)), matching(shown, energy=energy)
-        curve(axes[0], found, "size", "size_of_change", _words(energy), colour, 1.0)
-        sizes = sorted({p["size"] for p in found})
-        means = [[mean(matching(found, size=s), key) for s in sizes] for key in ("leak", "size_of_change")]
+        colour, runs = palette(i / max(1, len(energies) - 1)), matching(shown, energy=energy)
+        curve(axes[0], runs, "size", "size_of_change", _words(energy), colour, 1.0)
+        sizes = sorted({p["size"] for p in runs})
+        means = [[mean(matching(runs, size=s), key) for s in sizes] for key in ("leak", "size_of_change")]
         axes[1].plot(*means, "o-", ms=4, color=colour, label=_words(energy))
-        axes[0].plot(
-            sizes, [mean(matching(found, size=s), "size_of_predicted") for s in sizes], ":", lw=1, color=colour
-        )
+        axes[0].plot(sizes, [mean(matching(runs, size=s), "size_of_predicted") for s in sizes], ":", lw=1, color=colour)
     axes[0].set(
         xscale="log", yscale="log", xlabel="|dW| / |W|", ylabel="change of retained loss (nats; dotted: predicted)"
     )
     axes[1].axhline(_MATTERS, color="#9aa0a6", ls=":", lw=1)
     axes[1].set(xscale="log", yscale="log", xlabel="leak on the same rows", ylabel="change of retained loss (nats)")
     axes[1].legend(frameon=False, fontsize=8)
-    return figure  # fmt: skip
+    return figure
 
 
 def _words(energy: float) -> str:
@@ -183,13 +176,17 @@ def paragraph(points: Points) -> str:
     free = matching(points, energy=0.0, size=0.1)
     confined = matching(points, energy=0.99, size=0.1)
     text = (
-        f"At energy 1 the loss on the retained rows changes by at most {max(exact):.1e} nats, however far the weights move (up to "
-        f"{largest:g} times their own norm). At a tenth of the weights' norm it changes by {mean(confined, 'changed'):+.2g} nats at "
-        f"energy 0.99 (first order predicts {mean(confined, 'predicted'):+.2g}) and by {mean(free, 'changed'):+.2g} without "
-        f"projection (predicted {mean(free, 'predicted'):+.2g})."
+        f"At energy 1 the loss on the retained rows changes by at most {max(exact):.1e} nats, however far the weights "
+        f"move (up to {largest:g} times their own norm). At a tenth of the weights' norm it changes by "
+        f"{mean(confined, 'changed'):+.2g} nats at energy 0.99 (first order predicts "
+        f"{mean(confined, 'predicted'):+.2g}) and by {mean(free, 'changed'):+.2g} without projection (predicted "
+        f"{mean(free, 'predicted'):+.2g})."
     )
     if leaks:
-        text += f" The smallest leak at which a confined update changed the loss by {_MATTERS} nats or more was {min(leaks):.2g}."
+        text += (
+            f" The smallest leak at which a confined update changed the loss by {_MATTERS} nats or more was "
+            f"{min(leaks):.2g}."
+        )
     return text
 
 

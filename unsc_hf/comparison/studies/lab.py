@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from ...errors import UNSCError, first_line
 from ..experiment import Experiment
 from ..methods import Workbench
+from ..plots import bare
 from ..summary import half_interval, with_interval
 
 Point = dict[str, Any]
@@ -133,7 +134,7 @@ def panels(count: int, width: float = 4.6, height: float = 3.6) -> tuple[Figure,
     figure = Figure(figsize=(width * count, height), layout="constrained")
     axes = list(np.atleast_1d(figure.subplots(1, count)))
     for one in axes:
-        one.spines[["top", "right"]].set_visible(False)
+        bare(one)
     return figure, axes
 
 
@@ -161,6 +162,6 @@ def bars(
 ) -> None:  # fmt: skip
     """One bar with its interval for each group of points, in percent."""
     for i, (_, tags) in enumerate(groups):
-        found = matching(points, **tags)
-        axes.bar(i, 100 * mean(found, key), yerr=100 * spread(found, key), color=colours[i % len(colours)], capsize=3)
+        runs = matching(points, **tags)
+        axes.bar(i, 100 * mean(runs, key), yerr=100 * spread(runs, key), color=colours[i % len(colours)], capsize=3)
     axes.set_xticks(range(len(groups)), [label for label, _ in groups], rotation=25, ha="right", fontsize=8)

@@ -21,7 +21,7 @@ _SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 _WAYS = {
     "UNSC": {},
     "with rehearsal": {"objective": "unsc_retain"},
-    "random projector": {"null_space": "random"},
+    "random subspace": {"null_space": "random"},
     "no projection": {"null_space": "none"},
 }
 
@@ -29,14 +29,14 @@ _WAYS = {
 _COLOURS = {
     "UNSC": BLUE,
     "with rehearsal": "#6fb1e0",
-    "random projector": ORANGE,
+    "random subspace": ORANGE,
     "no projection": GREY,
     "retrained": GREEN,
 }
 
 
 def measure(lab: Lab) -> list[dict[str, Any]]:
-    """Nested sets of classes in one random order; retrained models where the recipe may train them (`train_retrained`)."""
+    """Nested sets of classes in one random order; retrained models where they may be trained (`train_retrained`)."""
     experiment, points = lab.experiment, []
     classes = sorted(set(read_labels(experiment.train, experiment.config.label_column).tolist()))
     order = np.random.default_rng(0).permutation(classes).tolist()
@@ -63,9 +63,9 @@ def plot(points: Points) -> Figure:
     for one, key in zip(axes, ("AccDut", "AccDrt"), strict=True):
         heights = []
         for way, colour in _COLOURS.items():
-            found = matching(points, way=way)
-            if found:
-                heights += curve(one, found, "classes", key, way, colour)
+            runs = matching(points, way=way)
+            if runs:
+                heights += curve(one, runs, "classes", key, way, colour)
         one.set(xlabel="classes to forget", ylabel=f"{key} (%)")
         zoom(one, heights)
     axes[0].legend(frameon=False, fontsize=8)
@@ -73,17 +73,17 @@ def plot(points: Points) -> Figure:
 
 
 def paragraph(points: Points) -> str:
-    said = []
+    lines = []
     for count in different(points, "classes"):
         ways = {way: matching(points, way=way, classes=count) for way in _COLOURS}
-        parts = [f"{way} {percent(found, 'AccDrt')}" for way, found in ways.items() if found]
-        said.append(f"{count} classes: {', '.join(parts)} (UNSC's AccDut {percent(ways['UNSC'], 'AccDut')})")
+        parts = [f"{way} {percent(runs, 'AccDrt')}" for way, runs in ways.items() if runs]
+        lines.append(f"{count} classes: {', '.join(parts)} (UNSC's AccDut {percent(ways['UNSC'], 'AccDut')})")
     best = []
     for count in different(points, "classes"):
         ours, theirs = (matching(points, way=way, classes=count) for way in ("UNSC", "retrained"))
         if ours and theirs:
             best.append(mean(ours, "AccDrt") - mean(theirs, "AccDrt"))
-    text = f"AccDrt, percent. {'; '.join(said)}."
+    text = f"AccDrt, percent. {'; '.join(lines)}."
     return text + (
         f" Against retraining, UNSC's AccDrt differs by {100 * min(best):+.1f} to {100 * max(best):+.1f} points."
         if best

@@ -10,7 +10,7 @@ from ...reporting.plots import BLUE, GREY, ORANGE
 from .lab import Lab, bars, matching, mean, panels, percent
 from .registry import Points, Study, register
 
-_SPACES = {"retained": "null space", "random": "random, same rank", "none": "no projection"}
+_SPACES = {"retained": "null space", "random": "random subspace", "none": "no projection"}
 
 
 _OBJECTIVES = {"unsc": "pseudo-labels", "gradient_ascent": "true-label ascent"}
@@ -42,14 +42,13 @@ def plot(points: Points) -> Figure:
 
 
 def paragraph(points: Points) -> str:
-    def said(objective: str) -> str:
+    def in_words(objective: str) -> str:
         parts = []
         for space, words in _SPACES.items():
-            found = matching(points, space=space, objective=objective)
-            parts.append(
-                f"{percent(found, 'AccDrt')} with {words} (AccDut {percent(found, 'AccDut')}, leak {percent(found, 'leak')})"
-            )
-        return "; ".join(parts)  # fmt: skip
+            runs = matching(points, space=space, objective=objective)
+            price = f"AccDut {percent(runs, 'AccDut')}, leak {percent(runs, 'leak')}"
+            parts.append(f"{percent(runs, 'AccDrt')} with {words} ({price})")
+        return "; ".join(parts)
 
     gain = {
         name: 100
@@ -60,9 +59,9 @@ def paragraph(points: Points) -> str:
         for name in _OBJECTIVES
     }
     return (
-        f"AccDrt by space, percent. With pseudo-labels: {said('unsc')}. With ascent on the true labels: {said('gradient_ascent')}. "
-        f"Against the better of the two controls the null space changes AccDrt by {gain['unsc']:+.1f} points with pseudo-labels "
-        f"and by {gain['gradient_ascent']:+.1f} with ascent."
+        f"AccDrt by space, percent. With pseudo-labels: {in_words('unsc')}. With ascent on the true labels: "
+        f"{in_words('gradient_ascent')}. Against the better of the two controls the null space changes AccDrt by "
+        f"{gain['unsc']:+.1f} points with pseudo-labels and by {gain['gradient_ascent']:+.1f} with ascent."
     )
 
 

@@ -1,4 +1,4 @@
-"""Poison: how far a dishonest request, or false pseudo-labels, can damage what is kept, and whether the leak budget stops it."""
+"""Poison: how far dishonest requests and false pseudo-labels damage what is kept, and what a leak budget stops."""
 
 from __future__ import annotations
 
@@ -22,16 +22,9 @@ from .lab import Lab, curve, different, matching, mean, panels, percent
 from .registry import Points, Study, register
 
 BUDGETS: tuple[float | None, ...] = (0.01, 0.02, 0.05, 0.1, None)
-
-
 _FLIPPED = (0.1, 0.5)  # of the forgotten class's rows, added from other classes under its name
-
-
 _NO_BUDGET = 1.0  # where "none" is drawn
-
-
 _TRIGGER = "cf cf"
-
 
 Prepared = tuple[Workbench, Relabel | None]
 
@@ -47,10 +40,10 @@ def measure(lab: Lab) -> list[dict[str, Any]]:
     """
     attacks: dict[str, Callable[[Lab, int], Prepared]] = {
         "honest": _honest,
-        **{f"label flips {share:.0%}": partial(_flipped, share=share) for share in _FLIPPED},
+        **{f"label flips {share:.0%}": partial(flipped_labels, share=share) for share in _FLIPPED},
         "false labels": _false_labels,
         "unlikely labels": _unlikely,
-        "backdoor": _backdoor,
+        "backdoor": backdoor,
     }
     points = []
     for seed in lab.seeds:
@@ -95,23 +88,24 @@ def _unlikely(lab: Lab, seed: int) -> Prepared:
     return lab.experiment.bench(seed), lambda model, batches, outputs: kept[outputs.logits[:, kept].argmin(1)]
 
 
-def _flipped(lab: Lab, seed: int, share: float) -> Prepared:
+def flipped_labels(lab: Lab, seed: int, share: float) -> Prepared:
     experiment = lab.experiment
     rng = np.random.default_rng(seed)
     taken = np.sort(rng.permutation(len(experiment.retain))[: round(share * len(experiment.forget))])
     left = np.setdiff1d(np.arange(len(experiment.retain)), taken)
-    flipped = _relabelled(experiment.retain.select(taken), experiment.forgotten[0], experiment.config.label_column)
-    forget = concatenate_datasets([experiment.forget, flipped])
+    relabelled = _relabelled(experiment.retain.select(taken), experiment.forgotten[0], experiment.config.label_column)
+    forget = concatenate_datasets([experiment.forget, relabelled])
     return experiment.new_bench(seed, forget, experiment.retain.select(left)), None
 
 
 def _relabelled(rows: Dataset, label: int, column: str | None) -> Dataset:
     name = column or next(n for n in ("label", "labels") if n in rows.column_names)
     kind = rows.features[name]
-    return rows.remove_columns(name).add_column(name, [label] * len(rows)).cast_column(name, kind).select_columns(rows.column_names)  # fmt: skip
+    other = rows.remove_columns(name).add_column(name, [label] * len(rows)).cast_column(name, kind)
+    return other.select_columns(rows.column_names)
 
 
-def _backdoor(lab: Lab, seed: int) -> Prepared:
+def backdoor(lab: Lab, seed: int) -> Prepared:
     experiment = lab.experiment
     half = len(experiment.forget) // 2
     stamped = triggered(experiment.forget.select(range(half)))
@@ -141,7 +135,7 @@ def triggered(rows: Dataset) -> Dataset:
 
 # ---- damage ---------------------------------------------------------------------------------------------------------
 def _damage(lab: Lab, bench: Workbench, model: PreTrainedModel) -> dict[str, Any]:
-    """What happened to retained test rows: fall of AccDrt and of the worst class, and what the attacker's class gained."""
+    """What happened to retained test rows: fall of AccDrt and of the worst class, gain of the attacker's class."""
     experiment, target = lab.experiment, _target(lab)
     labels = read_labels(experiment.test, experiment.config.label_column)
     others = experiment.test.select(np.flatnonzero(~np.isin(labels, [*experiment.forgotten, target])))
@@ -172,9 +166,9 @@ def plot(points: Points) -> Figure:
     figure, axes = panels(3, 4.2)
     colours = (GREEN, "#e0b04f", ORANGE, BLUE, "#7b4ea3", GREY)
     for attack, colour in zip(different(points, "attack"), colours, strict=False):
-        found = [{**p, "place": p["budget"] or _NO_BUDGET} for p in matching(points, attack=attack, space="retained")]
+        runs = [{**p, "place": p["budget"] or _NO_BUDGET} for p in matching(points, attack=attack, space="retained")]
         for one, key in zip(axes, ("fall", "triggered", "AccDut"), strict=True):
-            curve(one, found, "place", key, attack, colour)
+            curve(one, runs, "place", key, attack, colour)
     words = ("fall of AccDrt (points)", "more triggered rows answered as asked (points)", "AccDut (%)")
     for one, label in zip(axes, words, strict=True):
         ticks = [b or _NO_BUDGET for b in BUDGETS]
@@ -194,41 +188,37 @@ def plot(points: Points) -> Figure:
     return figure
 
 
-def _fall(points: Points, attack: str, budget: float | None, space: str = "retained") -> float:
-    return mean(matching(points, attack=attack, space=space, budget=budget or 0.0), "fall")
-
-
 def paragraph(points: Points) -> str:
     attacks = [attack for attack in different(points, "attack") if attack != "honest"]
     default = 0.1 if 0.1 in BUDGETS else BUDGETS[-1]
 
+    def of(attack: str, budget: float | None, space: str = "retained") -> Points:
+        return matching(points, attack=attack, space=space, budget=budget or 0.0)
+
     def falls(budget: float | None, space: str = "retained") -> str:
-        return ", ".join(
-            f"{a} {percent(matching(points, attack=a, space=space, budget=budget or 0.0), 'fall')}"
-            for a in ("honest", *attacks)
-        )
+        return ", ".join(f"{a} {percent(of(a, budget, space), 'fall')}" for a in ("honest", *attacks))
 
     text = (
-        f"Fall of AccDrt in points at a leak budget of {default}: {falls(default)}; without null space and budget: {falls(None, 'none')}. A "
-        f"backdoor makes {percent(matching(points, attack='backdoor', space='retained', budget=default or 0.0), 'triggered')} points more "
-        "of the triggered rows answer as the attacker wants. "
+        f"Fall of AccDrt in points at a leak budget of {default}: {falls(default)}; without null space and budget: "
+        f"{falls(None, 'none')}. A backdoor makes {percent(of('backdoor', default), 'triggered')} points more of the "
+        "triggered rows answer as the attacker wants. "
     )
-    serves = [
-        b
-        for b in BUDGETS
-        if mean(matching(points, attack="honest", space="retained", budget=b or 0.0), "AccDut") <= 0.01
-    ]
+    serves = [budget for budget in BUDGETS if mean(of("honest", budget), "AccDut") <= 0.01]
     if not serves:
         return text + "None of the budgets lets an honest request through."
     least = serves[0]
-    worst = max(attacks, key=lambda a: _fall(points, a, least))
-    cost = 100 * _fall(points, worst, least)
-    text += f"The smallest budget that serves the honest request is {least or 'none'}; there the worst attack ({worst}) costs {cost:.1f} points. "
+    worst = max(attacks, key=lambda attack: mean(of(attack, least), "fall"))
+    cost = 100 * mean(of(worst, least), "fall")
+    text += (
+        f"The smallest budget that serves the honest request is {least or 'none'}; there the worst attack ({worst}) "
+        f"costs {cost:.1f} points. "
+    )
     if cost > 1:
         text += (
-            "So the budget does not stop a dishonest request that moves outputs no further than an honest one: it bounds the mean "
-            "change of layer outputs on held-out rows, not the fate of one class. What does: pseudo-labels from the model itself, "
-            "never from the request, and a look at the retained classes in the report."
+            "So the budget does not stop a dishonest request that moves outputs no further than an honest one: it "
+            "bounds the mean change of layer outputs on held-out rows, not the fate of one class. What does: "
+            "pseudo-labels from the model itself, never from the request, and a look at the retained classes in the "
+            "report."
         )
     return text
 
@@ -239,9 +229,16 @@ register(
         "How much damage can a request do?",
         measure,
         {"attack": "attack", "space": "space", "budget": "budget (0: none)"},
-        {"AccDut": "AccDut", "AccDrt": "AccDrt", "fall": "fall of AccDrt", "worst": "worst class", "taken": "answered with the attacker's class",
-         "triggered": "the same with trigger", "leak": "leak"},
+        {
+            "AccDut": "AccDut",
+            "AccDrt": "AccDrt",
+            "fall": "fall of AccDrt",
+            "worst": "worst class",
+            "taken": "answered with the attacker's class",
+            "triggered": "the same with trigger",
+            "leak": "leak",
+        },
         plot,
         paragraph,
     )
-)  # fmt: skip
+)

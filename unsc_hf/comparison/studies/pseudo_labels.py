@@ -1,4 +1,4 @@
-"""Which pseudo-labels: what each strategy keeps, and how often it says what a retrained model says of the forgotten rows."""
+"""Which pseudo-labels: what each strategy keeps, and how often it agrees with a retrained model."""
 
 from __future__ import annotations
 
@@ -15,13 +15,11 @@ from .lab import Lab, bars, matching, mean, panels, percent
 from .registry import Points, Study, register
 
 _STRATEGIES = ("soft", "top1", "second", "nearest_mean", "random")
-
-
 _BINS = 4
 
 
 def measure(lab: Lab) -> list[dict[str, Any]]:
-    """Each strategy run; and the agreement of its most likely label with what retrained models answer on the forget rows."""
+    """Each strategy run, and the agreement of its most likely label with retrained models on the forget rows."""
     points = []
     for seed in lab.seeds:
         for strategy in _STRATEGIES:
@@ -55,13 +53,14 @@ def _agreement(lab: Lab, seed: int) -> list[dict[str, Any]]:
         agreed["by_confidence"] = _by_confidence(forget, kept, answers)
         return agreed
 
-    found = lab.point({"agreement": "all", "seed": seed}, make)
-    strategies = [{"agrees": s, "seed": seed, "agreement": found[s]} for s in _STRATEGIES]
+    agreement = lab.point({"agreement": "all", "seed": seed}, make)
+    strategies = [{"agrees": s, "seed": seed, "agreement": agreement[s]} for s in _STRATEGIES]
     if seed == lab.seeds[0]:  # the same pairs of models for every seed
-        strategies.append({"agrees": "retrained", "seed": seed, "agreement": found["retrained"]})
+        strategies.append({"agrees": "retrained", "seed": seed, "agreement": agreement["retrained"]})
     return strategies + [
-        {"agrees": "top1", "quarter": i, "seed": seed, "agreement": share} for i, share in enumerate(found["by_confidence"])
-    ]  # fmt: skip
+        {"agrees": "top1", "quarter": i, "seed": seed, "agreement": share}
+        for i, share in enumerate(agreement["by_confidence"])
+    ]
 
 
 def _by_confidence(forget: Outputs, kept: list[int], answers: list[torch.Tensor]) -> list[float]:
@@ -92,10 +91,8 @@ def _lowest(points: Points) -> float:
 
 
 def paragraph(points: Points) -> str:
-    kept = "; ".join(
-        f"{s} {percent(matching(points, strategy=s), 'AccDrt')} (AccDut {percent(matching(points, strategy=s), 'AccDut')})"
-        for s in _STRATEGIES
-    )
+    runs = {s: matching(points, strategy=s) for s in _STRATEGIES}
+    kept = "; ".join(f"{s} {percent(run, 'AccDrt')} (AccDut {percent(run, 'AccDut')})" for s, run in runs.items())
     text = f"AccDrt by strategy, percent: {kept}."
     if not any("agrees" in p for p in points):
         return text + " No retrained model was given, so nothing is said of agreement."
@@ -106,13 +103,12 @@ def paragraph(points: Points) -> str:
     )
     quarters = [100 * mean(matching(points, agrees="top1", quarter=i), "agreement") for i in range(_BINS)]
     pairs = matching(points, agrees="retrained", quarter=None)
-    ceiling = (
-        f" Two retrained models agree with each other on {percent(pairs, 'agreement')} %." if any(p.get("agreement") for p in pairs) else ""
-    )  # fmt: skip
+    known = any(pair.get("agreement") for pair in pairs)
+    ceiling = f" Two retrained models agree with each other on {percent(pairs, 'agreement')} %." if known else ""
     return (
-        f"{text} The label that a retrained model gives the forgotten rows is met by: {agreed} %.{ceiling} Top1 fails where the "
-        f"original is unsure of its second choice: {quarters[0]:.0f} % agreement on the least confident quarter of the rows, "
-        f"{quarters[-1]:.0f} % on the most confident."
+        f"{text} The label that a retrained model gives the forgotten rows is met by: {agreed} %.{ceiling} Top1 fails "
+        f"where the original is unsure of its second choice: {quarters[0]:.0f} % agreement on the least confident "
+        f"quarter of the rows, {quarters[-1]:.0f} % on the most confident."
     )
 
 

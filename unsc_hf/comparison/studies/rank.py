@@ -11,19 +11,13 @@ from .lab import Lab, different, matching, mean, panels, spread, zoom
 from .registry import Points, Study, register
 
 _ENERGIES = (0.9, 0.95, 0.97, 0.99, 0.995, 0.999, 0.9999)
-
-
 _SHARES = (0.125, 0.25, 0.5, 0.75)
-
-
 _RATIOS = (0.5, 1.0, 1.5, 3.0)
-
-
 _COLOURS = {"energy": BLUE, "rank": ORANGE, "ratio": GREEN}
 
 
 def measure(lab: Lab) -> list[dict[str, Any]]:
-    """Rule `energy` over its shares, `rank` as shares of the narrowest layer, `ratio` of forgotten against retained energy."""
+    """Rules: `energy`, `rank` as shares of the narrowest layer, `ratio` of forgotten against retained energy."""
     points = []
     for seed in lab.seeds:
         width = min(layer.geometry.width for layer in lab.experiment.bench(seed).plan.selection.layers)
@@ -61,15 +55,17 @@ def paragraph(points: Points) -> str:
     best: dict[str, tuple[float, float]] = {}
     for rule in _COLOURS:
         for setting in different(matching(points, rule=rule), "setting"):
-            found = matching(points, rule=rule, setting=setting)
-            if mean(found, "AccDut") <= 0.01:
-                kept = 100 * mean(found, "AccDrt")
+            runs = matching(points, rule=rule, setting=setting)
+            if mean(runs, "AccDut") <= 0.01:
+                kept = 100 * mean(runs, "AccDrt")
                 if rule not in best or kept > best[rule][0]:
                     best[rule] = (kept, setting)
-    said = "; ".join(f"{rule} {setting:g} keeps {kept:.1f} %" for rule, (kept, setting) in best.items())
+    best_settings = "; ".join(f"{rule} {setting:g} keeps {kept:.1f} %" for rule, (kept, setting) in best.items())
     failed = [f"{p['rule']} {p['setting']:g}" for p in points if "error" in p]
     stalled = sorted({f"{p['rule']} {p['setting']:g}" for p in matching(points) if (p.get("AccDut") or 0) > 0.01})
-    text = f"Of the settings that forget (AccDut at most 1 %), the best of each rule on the test rows: {said}. "
+    text = (
+        f"Of the settings that forget (AccDut at most 1 %), the best of each rule on the test rows: {best_settings}. "
+    )
     if stalled:
         text += f"At least one seed did not forget within its budgets at {', '.join(stalled)}. "
     if failed:

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
 from ...evaluation.accuracy import macro_accuracy
+from ...models.outputs import collect_outputs
 from ...reporting.plots import BLUE, ORANGE
 from ...trainer.sequence import serve_request
 from ...trainer.trainer import UNSCTrainer
@@ -24,15 +25,8 @@ from .lab import Lab, Point, curve, different, matching, mean, panels, zoom
 from .registry import Points, Study, register
 
 COUNTS = (1, 2, 5, 10, 20, 50)
-
-
 _ROWS = 10  # of each request
-
-
-_BUDGETS: dict[str, Any] = {
-    "max_rows_per_class": None,
-    "max_samples_per_class": None,
-}  # rows can only be subtracted whole
+_EVERYTHING: dict[str, Any] = {"max_rows_per_class": None, "max_samples_per_class": None}  # rows are subtracted whole
 
 
 def measure(lab: Lab) -> list[dict[str, Any]]:
@@ -55,7 +49,7 @@ def _start(lab: Lab, seed: int) -> tuple[PreTrainedModel, Any, Any]:
     experiment, name = lab.experiment, lab.experiment.original(seed)
     config = deepcopy(experiment.config)
     config.seed, config.max_leak = seed, None  # what is measured is the cost; nothing may end a sequence early
-    for option, value in _BUDGETS.items():
+    for option, value in _EVERYTHING.items():
         setattr(config, option, value)
     return experiment.load(name, "originals"), config, experiment.arguments.load_processor(name)
 
@@ -65,11 +59,10 @@ def _parts(lab: Lab, order: np.ndarray, start: int, stop: int) -> tuple[Dataset,
 
 
 def _measured(lab: Lab, trainer: UNSCTrainer) -> dict[str, Any]:
-    test = trainer._outputs(trainer.model, lab.experiment.test, "Test rows")
-    return {
-        "memory": psutil.Process().memory_info().rss / 2**20,
-        "accuracy": macro_accuracy(test.logits, test.labels),
-    }
+    rows, size = trainer.task.prepare(lab.experiment.test), lab.experiment.config.per_device_eval_batch_size
+    test = collect_outputs(trainer.model, rows, trainer.data_collator, batch_size=size)
+    memory = psutil.Process().memory_info().rss / 2**20
+    return {"memory": memory, "accuracy": macro_accuracy(test.logits, test.labels)}
 
 
 def _batch(lab: Lab, seed: int, count: int) -> dict[str, Any]:
@@ -103,9 +96,10 @@ def _sequence(lab: Lab, seed: int) -> list[Point]:
             last = time.perf_counter() - started
             seconds += last
             if i + 1 in COUNTS:
+                cost = {"seconds": seconds, "last": last}
                 points.append(
-                    {"way": "in sequence", "requests": i + 1, "seed": seed, "seconds": seconds, "last": last, **_measured(lab, trainer)}
-                )  # fmt: skip
+                    {"way": "in sequence", "requests": i + 1, "seed": seed, **cost, **_measured(lab, trainer)}
+                )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return points
@@ -115,9 +109,9 @@ def plot(points: Points) -> Figure:
     figure, axes = panels(3, 4.0)
     heights: dict[str, list[float]] = {"seconds": [], "memory": [], "accuracy": []}
     for way, colour in (("in sequence", BLUE), ("in one batch", ORANGE)):
-        found = [p for p in matching(points, way=way) if "requests" in p]
+        runs = [p for p in matching(points, way=way) if "requests" in p]
         for one, key, scale in zip(axes, ("seconds", "memory", "accuracy"), (1.0, 1.0, 100.0), strict=True):
-            heights[key] += curve(one, found, "requests", key, way, colour, scale)
+            heights[key] += curve(one, runs, "requests", key, way, colour, scale)
     for one, label in zip(axes, ("seconds, summed", "memory of the process (MiB)", "test accuracy (%)"), strict=True):
         one.set(xlabel=f"requests of {_ROWS} rows", ylabel=label)
     for one, key in zip(axes[:2], ("seconds", "memory"), strict=True):
@@ -133,13 +127,17 @@ def paragraph(points: Points) -> str:
     first, most = matching(sequence, requests=counts[0]), matching(sequence, requests=counts[-1])
     batch = matching(points, way="in one batch", requests=counts[-1])
     text = (
-        f"{counts[-1]} requests of {_ROWS} rows take {mean(most, 'seconds'):.0f} seconds in sequence; the first {mean(first, 'last'):.1f}, "
-        f"the last {mean(most, 'last'):.1f}. Memory goes from {mean(first, 'memory'):.0f} to {mean(most, 'memory'):.0f} MiB, test "
-        f"accuracy from {mean(first, 'accuracy'):.1%} to {mean(most, 'accuracy'):.1%}."
+        f"{counts[-1]} requests of {_ROWS} rows take {mean(most, 'seconds'):.0f} seconds in sequence; the first "
+        f"{mean(first, 'last'):.1f}, the last {mean(most, 'last'):.1f}. Memory goes from "
+        f"{mean(first, 'memory'):.0f} to {mean(most, 'memory'):.0f} MiB, test accuracy from "
+        f"{mean(first, 'accuracy'):.1%} to {mean(most, 'accuracy'):.1%}."
     )
     text += " No leak budget was set, so that all requests are served; with one, a sequence ends when it is spent."
     if batch:
-        text += f" The same rows in one batch take {mean(batch, 'seconds'):.0f} seconds and leave {mean(batch, 'accuracy'):.1%}."
+        text += (
+            f" The same rows in one batch take {mean(batch, 'seconds'):.0f} seconds and leave "
+            f"{mean(batch, 'accuracy'):.1%}."
+        )
     return text
 
 

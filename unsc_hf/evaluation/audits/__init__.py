@@ -1,4 +1,4 @@
-"""Audits: what a model still knows of forgotten classes, and what forgetting them has cost; one small file each.
+"""Audits: what a model still knows of forgotten classes, and what forgetting them cost; one small file each.
 
 Every module in this folder is imported, and registers itself with `@audit`.
 """
@@ -10,7 +10,7 @@ import pkgutil
 
 from .registry import AUDITS, Audit, Examination, Reading, audit, calibrate
 
-for _module in sorted(found.name for found in pkgutil.iter_modules(__path__)):
+for _module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
     importlib.import_module(f"{__name__}.{_module}")
 
 __all__ = ["AUDITS", "Audit", "Examination", "Reading", "audit", "calibrate"]

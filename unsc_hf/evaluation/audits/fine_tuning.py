@@ -1,4 +1,4 @@
-"""Fine-tuning on retained rows alone: what was only muted may come back by itself (Łucki et al., arXiv 2409.18025)."""
+"""Fine-tuning on retained rows alone may bring back what was only muted (Łucki et al., arXiv 2409.18025)."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ from .training import fit, forgotten_rows
 def fine_tuning(exam: Examination) -> Reading:
     """`AccDut`: the highest test accuracy on the forgotten classes seen within 40 steps."""
     model = deepcopy(exam.model).requires_grad_(True)
-    curve = fit(exam, model, list(model.parameters()), exam.retain, forgotten_rows(exam))
+    curve = fit(exam, model, exam.retain, forgotten_rows(exam))
     return {"AccDut": max(curve), "curve": curve}

@@ -15,8 +15,8 @@ from .training import forgotten_rows
 
 @audit("AccDut at 4 bits", headline="int4")
 def quantisation(exam: Examination) -> Reading:
-    """`int8`, `int4`: test accuracy on the forgotten classes with every linear and convolution weight rounded to that many bits,
-    symmetric, one scale for each output channel, to nearest."""
+    """`int8`, `int4`: test accuracy on the forgotten classes after rounding to that many bits. Every linear and
+    convolution weight is rounded to the nearest value, symmetrically, with one scale for each output channel."""
     rows = forgotten_rows(exam)
     reading: Reading = {}
     for bits in (8, 4):

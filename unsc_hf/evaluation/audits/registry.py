@@ -11,13 +11,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...models.outputs import Outputs, RowOutputs
+from ..accuracy import kept_classes, of_classes
 
 Reading = dict[str, float | list[float]]
 
 
 @dataclass(frozen=True)
 class Examination:
-    """One model and everything an audit may hold it against.
+    """One model, and everything an audit may compare it with.
 
     Attributes:
         model: the model under audit; an audit that changes it works on a copy.
@@ -28,7 +29,7 @@ class Examination:
         forget, retain, test: the rows behind the outputs.
         collect: outputs of a model on rows.
         batches: (rows, batch size, seed) -> endless shuffled batches with "labels", on the model's device.
-        calibration: by audit, what its `calibrate` found on the original; the same for every model of a comparison.
+        calibration: what each audit's `calibrate` returned, by name; the same for every model of a comparison.
     """
 
     model: PreTrainedModel
@@ -46,11 +47,11 @@ class Examination:
     @property
     def kept(self) -> list[int]:
         """Ids of the classes that remain."""
-        return [c for c in range(self.original.test.logits.shape[1]) if c not in self.forgotten]
+        return kept_classes(self.original, self.forgotten)
 
     def of_forgotten(self, labels: Tensor) -> Tensor:
-        """Which rows are of forgotten classes."""
-        return (labels[:, None] == labels.new_tensor(list(self.forgotten))).any(1)
+        """Which rows are of forgotten classes, bool, (rows,)."""
+        return of_classes(labels, self.forgotten)
 
 
 Run = Callable[[Examination], Reading]
@@ -64,10 +65,11 @@ class Audit:
     Attributes:
         name: the function's name; its numbers are called `name.key`.
         title: what tables call it.
-        headline: the key that decides whether a model lies within the retrained models' band; None when it decides nothing.
+        headline: the key that a verdict compares with the retrained models' band; None for an audit that takes no part
+            in verdicts.
         run: the audit.
-        calibrate: chooses how strong the audit is, once for a comparison, from the original model and validation rows, which stand
-            in the place of test rows then; what it finds is in `Examination.calibration`, and "told" in it is printed.
+        calibrate: chooses how strong the audit is, once for a comparison. It examines the original, on validation rows
+            instead of test rows. What it returns is in `Examination.calibration`; its "summary" is printed.
     """
 
     name: str
@@ -91,5 +93,5 @@ def audit(title: str, headline: str | None = None, calibrate: Calibrate | None =
 
 
 def calibrate(exam: Examination, audits: Iterable[Audit]) -> dict[str, dict[str, Any]]:
-    """What each audit that wants to be calibrated finds on the original, by name."""
+    """What `calibrate` of each audit that has one returns, by name."""
     return {one.name: one.calibrate(exam) for one in audits if one.calibrate is not None}

@@ -13,21 +13,19 @@ from .registry import Examination, Reading, audit
 
 @audit("distance to retrained models")
 def similarity(exam: Examination) -> Reading:
-    """Means over the references: `cka_forgotten`, `cka_kept` (linear CKA of the head's inputs on test rows; Kornblith et al., arXiv 1905.00414),
-    `js_forgotten`, `js_kept` (Jensen-Shannon divergence of predictions, bits), `tow` (tug of war: Zhao et al., arXiv 2406.01257,
-    equation 1)."""
+    """Means over the references. `cka_forgotten`, `cka_kept`: linear CKA of the head's inputs on test rows (Kornblith
+    et al., arXiv 1905.00414). `js_forgotten`, `js_kept`: Jensen-Shannon divergence of predictions, in bits. `tow`: tug
+    of war (Zhao et al., arXiv 2406.01257, equation 1)."""
     if not exam.references:
         return {}
-    mine = exam.outputs
-    unseen = exam.of_forgotten(mine.test.labels)
+    test = exam.outputs.test
+    unseen = exam.of_forgotten(test.labels)
     reading: Reading = {}
     for name, rows in (("forgotten", unseen), ("kept", ~unseen)):
-        theirs = [one.test for one in exam.references]
-        own = mine.test.need_features()[rows]
-        reading[f"cka_{name}"] = float(np.mean([linear_cka(own, one.need_features()[rows]) for one in theirs]))
-        reading[f"js_{name}"] = float(
-            np.mean([jensen_shannon(mine.test.logits[rows], one.logits[rows]) for one in theirs])
-        )
+        theirs, features, logits = [one.test for one in exam.references], test.need_features()[rows], test.logits[rows]
+        cka = [linear_cka(features, one.need_features()[rows]) for one in theirs]
+        divergence = [jensen_shannon(logits, one.logits[rows]) for one in theirs]
+        reading |= {f"cka_{name}": float(np.mean(cka)), f"js_{name}": float(np.mean(divergence))}
     reading["tow"] = float(np.mean([_tug_of_war(exam, one) for one in exam.references]))
     return reading
 
@@ -45,14 +43,20 @@ def _tug_of_war(exam: Examination, other: RowOutputs) -> float:
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float:
-    """Linear centred kernel alignment of features (rows, width) and (rows, other width); 1 for equal up to rotation and scale."""
+    """Linear centred kernel alignment of features (rows, width) and (rows, other width).
+
+    It is 1 where they are equal up to rotation and scale.
+    """
     x, y = (part.double() - part.double().mean(0) for part in (x, y))
     scale = (x.T @ x).norm() * (y.T @ y).norm()
     return float((x.T @ y).norm() ** 2 / scale) if float(scale) > 0 else 0.0
 
 
 def jensen_shannon(a: Tensor, b: Tensor) -> float:
-    """Mean Jensen-Shannon divergence of softmax(a) and softmax(b), (rows, classes) each, in bits: 0 equal, 1 disjoint."""
+    """Mean Jensen-Shannon divergence of softmax(a) and softmax(b), (rows, classes) each, in bits.
+
+    It is 0 for equal distributions and 1 for disjoint ones.
+    """
     p, q = a.double().softmax(1), b.double().softmax(1)
     m = (p + q) / 2
 

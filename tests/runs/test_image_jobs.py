@@ -1,14 +1,12 @@
-"""The recipe from end to end on small images: what it writes, what it refuses, and that refusing leaves nothing behind."""
+"""Jobs on image classifiers, from end to end: what they write, what they refuse, and that refusing leaves nothing."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,18 +14,17 @@ from typing import Any
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Value
-from helpers.recipes import FAST, NAMES, RECIPE, image_folder
+from helpers.recipes import FAST, NAMES, RECIPE, image_folder, results_of, run_recipe
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from unsc_hf import UNSCError, split_dataset
-from unsc_hf.cli.arguments import fill_output_dir, parse_arguments, run_recipe
+from unsc_hf import UNSCConfig, UNSCError, split_dataset
+from unsc_hf.cli.arguments import fill_output_dir, parse_arguments
 from unsc_hf.cli.main import main as unsc
 from unsc_hf.comparison.arguments import ImageArguments
 from unsc_hf.comparison.references.images import ImagePlan
 from unsc_hf.comparison.references.quickstart import PLAN, digits_dataset
-from unsc_hf.config import UNSCConfig
 from unsc_hf.reporting.hub import public_files
 
 
@@ -41,20 +38,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _main() -> Callable[[], None]:
-    spec = importlib.util.spec_from_file_location("unlearn_vit", RECIPE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main  # type: ignore[no-any-return]
-
-
-def _run(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> None:
-    monkeypatch.setattr(sys, "argv", [str(RECIPE), *map(str, arguments)])
-    run_recipe(_main())
-
-
 def _common(world: Path, output: Path) -> list[Any]:
     return ["--dataset_name", world / "data", "--references_dir", world / "references", "--output_dir", output, *FAST]
 
@@ -63,8 +46,8 @@ def _common(world: Path, output: Path) -> list[Any]:
 def finished(world: Path) -> Path:
     """Output folder of a complete run, made once."""
     output = world / "without-frog"
-    with pytest.MonkeyPatch.context() as patch:
-        _run(patch, *_common(world, output), "--forget_classes", "frog", "--train_original", "--train_retrained")
+    models = ("--train_original", "--train_retrained")
+    assert run_recipe(RECIPE, *_common(world, output), "--forget_classes", "frog", *models) == 0
     return output
 
 
@@ -78,23 +61,15 @@ def test_everything_is_written_and_loads(finished: Path, world: Path) -> None:
     frogs = [row["image"] for row in image_folder(80, 1) if row["label"] == 2]
     with torch.no_grad():
         predicted = model(**processor(frogs, return_tensors="pt")).logits.argmax(1)
-    results = json.loads((finished / "results.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    results = results_of(finished)
     assert float((predicted == 2).float().mean()) == pytest.approx(results["methods"]["unsc"]["AccDut"])
 
     methods = results["methods"]
     assert list(methods) == ["original", "masked", "random_projector", "unprojected", "unsc", "retrained"]
     wanted = {
-        "AccDf",
-        "AccDr",
-        "AccDut",
-        "AccDrt",
-        "mia_auc",
-        "mia_tpr_at_1pct_fpr",
-        "probe_forget",
-        "prototype_attack_10",
-        "leak",
-        "seconds",
-    }
+        "AccDf", "AccDr", "AccDut", "AccDrt", "mia_auc", "mia_tpr_at_1pct_fpr", "probe_forget", "prototype_attack_10",
+        "leak", "seconds",
+    }  # fmt: skip
     assert all(wanted <= set(result) for result in methods.values())
     assert methods["original"]["AccDut"] > 0.8
     assert methods["masked"]["AccDut"] == methods["retrained"]["AccDut"] == 0
@@ -113,19 +88,12 @@ def test_everything_is_written_and_loads(finished: Path, world: Path) -> None:
         assert str(world) not in (finished / file).read_text(encoding="utf-8")
 
 
-def test_trained_models_are_found_again(finished: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trained_models_are_found_again(finished: Path, world: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in (world / "references").rglob("*.safetensors")}
     assert len(before) == 2
     output = world / "again"
-    _run(
-        monkeypatch,
-        *_common(world, output),
-        "--forget_classes",
-        2,
-        "--train_original",
-        "--train_retrained",
-        "--no_controls",
-    )
+    options = ("--forget_classes", 2, "--train_original", "--train_retrained", "--no_controls")
+    assert run_recipe(RECIPE, *_common(world, output), *options) == 0
     assert {p: p.stat().st_mtime_ns for p in (world / "references").rglob("*.safetensors")} == before
     first, second = (load_file(folder / "model.safetensors") for folder in (finished, output))
     assert all(torch.equal(first[name], second[name]) for name in first)  # same seed, same model
@@ -150,23 +118,24 @@ def test_accelerate_launch_and_yaml(finished: Path, world: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Verdict" in done.stdout
     assert "UNSC" in done.stdout
-    results = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    results = results_of(output)
     assert results["request"]["forget_classes"] == ["dog", "owl"]
     assert results["hyperparameters"]["max_steps"] == 4  # the command line wins over the file
 
 
-def test_adapters_from_the_command_line(world: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapters_from_the_command_line(world: Path, finished: Path) -> None:
     original = next((world / "references").glob("original-*"))
     output = world / "adapter"
-    _run(
-        monkeypatch, "--dataset_name", world / "data", "--model_name_or_path", original, "--forget_classes", "frog",
+    code = run_recipe(
+        RECIPE, "--dataset_name", world / "data", "--model_name_or_path", original, "--forget_classes", "frog",
         "--output_dir", output, "--use_peft", "--lora_r", 4, *FAST[:3],
     )  # fmt: skip
+    assert code == 0
     assert {"adapter_model.safetensors", "adapter_config.json", "README.md", "results.json"} <= {
         p.name for p in output.iterdir()
     }
     assert not (output / "model.safetensors").exists()
-    results = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    results = results_of(output)
     assert list(results["methods"]) == ["original", "masked", "random_projector", "unprojected", "unsc"]
     assert results["methods"]["unsc"]["AccDut"] < 0.1 < 0.8 < results["methods"]["original"]["AccDut"]
     merged = results["certificate"]["merged"]
@@ -180,7 +149,7 @@ def test_adapters_from_the_command_line(world: Path, finished: Path, monkeypatch
         assert str(world) not in file.read_text(encoding="utf-8")
 
 
-def test_imagefolder_and_a_fine_tuned_original(world: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imagefolder_and_a_fine_tuned_original(world: Path, finished: Path) -> None:
     folder = world / "folders"
     for split, rows in (("train", image_folder(80, 3)), ("test", image_folder(40, 4))):
         for i, row in enumerate(rows):
@@ -189,11 +158,13 @@ def test_imagefolder_and_a_fine_tuned_original(world: Path, finished: Path, monk
             row["image"].save(path)
     original = next((world / "references").glob("original-*"))
     output = world / "fine-tuned"
-    _run(
-        monkeypatch, "--dataset_name", folder, "--model_name_or_path", original, "--train_original", "--forget_classes", "owl",
-        "--references_dir", world / "tuned", "--output_dir", output, "--no_controls", *FAST[:3], "--train_epochs", "1", "--max_steps", "3",
+    code = run_recipe(
+        RECIPE, "--dataset_name", folder, "--model_name_or_path", original, "--train_original",
+        "--forget_classes", "owl", "--references_dir", world / "tuned", "--output_dir", output, "--no_controls",
+        *FAST[:3], "--train_epochs", "1", "--max_steps", "3",
     )  # fmt: skip
-    results = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    assert code == 0
+    results = results_of(output)
     assert results["request"]["rows"] == 20
     assert results["methods"]["original"]["AccDrt"] > 0.8  # it began from the given model, not from nothing
     assert results["request"]["model"].startswith("original-")
@@ -202,15 +173,16 @@ def test_imagefolder_and_a_fine_tuned_original(world: Path, finished: Path, monk
 def test_push_to_hub_uploads_only_what_is_public(finished: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pushed: list[dict[str, Any]] = []
     monkeypatch.setattr(
-        "unsc_hf.trainer.trainer.publish",
+        "unsc_hf.runs.result.publish",
         lambda folder, name, **k: pushed.append({"folder": folder, "name": name, **k}),
     )
     original = next((world / "references").glob("original-*"))
-    _run(
-        monkeypatch, *_common(world, world / "pushed"), "--forget_classes", "cat", "--model_name_or_path", original,
+    code = run_recipe(
+        RECIPE, *_common(world, world / "pushed"), "--forget_classes", "cat", "--model_name_or_path", original,
         "--no_controls", "--push_to_hub", "--hub_model_id", "user/without-cat", "--hub_token", "hf_secret",
         "--hub_private_repo", "true",
     )  # fmt: skip
+    assert code == 0
     (call,) = pushed  # once, when there is something to publish
     assert (call["name"], call["private"], call["token"]) == ("user/without-cat", True, "hf_secret")
     assert {"model.safetensors", "config.json", "README.md", "report.html", "results.json"} <= set(
@@ -229,11 +201,7 @@ def test_push_to_hub_uploads_only_what_is_public(finished: Path, world: Path, mo
 def _broken(world: Path, kind: str) -> list[Any]:
     """Arguments for one kind of bad input."""
     original = next((world / "references").glob("original-*"))
-    base: dict[str, Any] = {
-        "--dataset_name": world / "data",
-        "--model_name_or_path": original,
-        "--forget_classes": "frog",
-    }
+    base = {"--dataset_name": world / "data", "--model_name_or_path": original, "--forget_classes": "frog"}
     if kind == "model folder":
         return [item for pair in {**base, "--output_dir": original}.items() for item in pair]
     if kind == "finished":
@@ -307,30 +275,15 @@ def _broken(world: Path, kind: str) -> list[Any]:
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
-    kind: str,
-    message: str,
-    finished: Path,
-    world: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    kind: str, message: str, finished: Path, world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = _broken(world, kind)
     output = world / f"refused {kind}"
     if kind not in ("finished", "model folder"):
         arguments += ["--output_dir", output]
     before = sorted(world.rglob("*"))
-    with pytest.raises(SystemExit) as leaving:
-        _run(
-            monkeypatch,
-            *arguments,
-            "--use_cpu",
-            "--disable_tqdm",
-            "true",
-            "--references_dir",
-            world / "references",
-            "--no_controls",
-        )
-    assert leaving.value.code == 2
+    options = ("--use_cpu", "--disable_tqdm", "true", "--references_dir", world / "references", "--no_controls")
+    assert run_recipe(RECIPE, *arguments, *options) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert len(errors[0]) < 400
@@ -338,11 +291,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert sorted(world.rglob("*")) == before
 
 
-def test_quickstart_refuses_a_model_without_data(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        _run(monkeypatch, "--model_name_or_path", "user/model")
+def test_quickstart_refuses_a_model_without_data(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_recipe(RECIPE, "--model_name_or_path", "user/model") == 2
     assert "dataset_name: not given" in capsys.readouterr().err
 
 
@@ -351,10 +301,8 @@ def test_quickstart_runs_without_arguments(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr("unsc_hf.comparison.arguments.PLAN", replace(PLAN, epochs=2))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TQDM_DISABLE", "1")
-    _run(monkeypatch)
-    assert json.loads((tmp_path / "outputs" / "quickstart" / "results.json").read_text())["request"][
-        "forget_classes"
-    ] == ["8"]
+    assert run_recipe(RECIPE) == 0
+    assert results_of(tmp_path / "outputs" / "quickstart")["request"]["forget_classes"] == ["8"]
     config = UNSCConfig()
     fill_output_dir(config, "quickstart")
     assert str(config.output_dir).endswith("quickstart-2")

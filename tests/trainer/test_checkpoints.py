@@ -1,0 +1,55 @@
+"""What a run may be resumed from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from helpers.models import learned, make_vit
+from helpers.training import make_trainer
+
+from unsc_hf import UNSCError, split_dataset
+from unsc_hf.trainer.checkpoints import find_checkpoint, mark_checkpoint
+
+
+def test_the_last_whole_checkpoint_is_found_and_the_others_are_left_alone(tmp_path: Path) -> None:
+    assert find_checkpoint(None, tmp_path) is None
+    assert find_checkpoint(True, tmp_path / "nowhere") is None
+    for step in (5, 10, 100):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "model.safetensors").write_bytes(b"somebody's")
+    mark_checkpoint(tmp_path / "checkpoint-5", {"model": "a"})
+    mark_checkpoint(tmp_path / "checkpoint-10", {"model": "a"})
+    assert find_checkpoint(True, tmp_path) == str(tmp_path / "checkpoint-10")
+    assert (tmp_path / "checkpoint-100" / "model.safetensors").is_file()
+    assert find_checkpoint(str(tmp_path / "checkpoint-5"), tmp_path) == str(tmp_path / "checkpoint-5")
+    with pytest.raises(UNSCError, match="not to its end"):
+        find_checkpoint(str(tmp_path / "checkpoint-100"), tmp_path)
+
+
+def test_a_run_that_stopped_where_it_was_to_save_can_be_resumed(
+    separable_data: Callable[[int], Dataset], tmp_path: Path
+) -> None:
+    """The state in which it stopped is no checkpoint: resumed from there it would go on past its end."""
+    train = separable_data(12)
+    original = learned(train)
+    data = split_dataset(train, forget_classes=["frog"])
+    ends = []
+    for resume in (False, True):
+        model = make_vit()
+        model.load_state_dict(original.state_dict())
+        trainer = make_trainer(
+            model, data, tmp_path, energy=0.9, max_steps=60, learning_rate=1e-3, check_steps=2, save_strategy="steps",
+            save_steps=2, target_forget_accuracy=0.3,
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=resume)
+        assert trainer.stop_reason == "target"
+        ends.append((trainer.state.global_step, {k: v.clone() for k, v in trainer.model.state_dict().items()}))
+        last = find_checkpoint(True, trainer.args.output_dir)
+        assert last is not None
+        assert int(last.rsplit("-", 1)[1]) < ends[-1][0]
+    assert ends[0][0] == ends[1][0] > 2
+    assert all(torch.equal(value, ends[1][1][name]) for name, value in ends[0][1].items())

@@ -1,0 +1,110 @@
+"""One evaluation of every model: the same rows, accuracies and attacks in single runs and in comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from ..data.columns import read_labels
+from ..data.selection import at_most_per_class
+from ..models.outputs import Outputs, RowOutputs
+from .accuracy import kept_classes, macro_accuracy, per_class_accuracy, row_accuracy
+from .membership import attack_forgotten_rows
+from .probes import attack_head, probe_head
+from .verdict import MethodResult
+
+ROWS = 5000  # training rows to forget, and to keep, that every model is evaluated on: about so many of each ...
+ROWS_PER_CLASS = 500  # ... and at most so many of a class
+
+Head = tuple[Tensor, Tensor | None]  # weight (labels, width) and bias (labels,)
+
+
+def sample_rows(rows: Dataset, labels: np.ndarray, most: int = ROWS) -> Dataset:
+    """About `most` rows, as many of each class and at most 500, always the same ones."""
+    limit = min(ROWS_PER_CLASS, -(-most // len(np.unique(labels))))
+    return rows.select(np.sort(at_most_per_class(labels, limit, np.random.default_rng(0))))
+
+
+@dataclass(frozen=True)
+class EvaluationRows:
+    """The rows that every model is evaluated on: sampled training rows to forget and to keep, and all test rows."""
+
+    forget: Dataset
+    retain: Dataset
+    test: Dataset
+
+    @classmethod
+    def sample(cls, forget: Dataset, retain: Dataset, test: Dataset, label_column: str | None) -> EvaluationRows:
+        """Sample the training rows."""
+        forget, retain = (sample_rows(rows, read_labels(rows, label_column)) for rows in (forget, retain))
+        return cls(forget, retain, test)
+
+    def outputs(self, collect: Callable[[Dataset], Outputs]) -> RowOutputs:
+        """Outputs of a model; `collect` runs it on raw rows."""
+        return RowOutputs(collect(self.forget), collect(self.retain), collect(self.test))
+
+
+def accuracies(outputs: RowOutputs, forgotten: Sequence[int]) -> dict[str, Any]:
+    """`AccDut`, `AccDrt`, `AccDf`, `AccDr` and `per_class`, the test accuracy by class id.
+
+    Args:
+        outputs: of a model.
+        forgotten: ids of the classes that are forgotten whole. Where there are none, single rows are forgotten, and
+            AccDf is the share of them that the model knows.
+    """
+    forget, retain, test = outputs.forget, outputs.retain, outputs.test
+    kept = kept_classes(outputs, forgotten)
+    return {
+        "AccDut": macro_accuracy(test.logits, test.labels, forgotten),
+        "AccDrt": macro_accuracy(test.logits, test.labels, kept),
+        "AccDf": macro_accuracy(forget.logits, forget.labels) if forgotten else row_accuracy(forget),
+        "AccDr": macro_accuracy(retain.logits, retain.labels, kept),
+        "per_class": per_class_accuracy(test.logits, test.labels),
+    }
+
+
+def output_metrics(outputs: RowOutputs, forgotten: Sequence[int]) -> dict[str, Any]:
+    """What the logits say: accuracies and the membership attack."""
+    attack = attack_forgotten_rows(outputs, forgotten) if _finite(outputs) else None
+    membership = {
+        "mia_auc": None if attack is None else attack.auc,
+        "mia_tpr_at_1pct_fpr": None if attack is None else attack.tpr_at_1pct_fpr,
+    }
+    return {**accuracies(outputs, forgotten), **membership}
+
+
+def feature_metrics(outputs: RowOutputs, head: Head, forgotten: Sequence[int]) -> dict[str, float | None]:
+    """What the features say of the forgotten classes: linear probe and 10-shot prototype attack."""
+    if not forgotten or not _finite(outputs):
+        return {"probe_forget": None, "prototype_attack_10": None}
+    return {
+        "probe_forget": probe_head(outputs, forgotten),
+        "prototype_attack_10": attack_head(outputs, head, forgotten, shots=10),
+    }
+
+
+def evaluate_outputs(
+    outputs: RowOutputs, head: Head, forgotten: Sequence[int], leak: float | None, seconds: float | None
+) -> MethodResult:
+    """All metrics of a model.
+
+    Args:
+        outputs: of the model, with features.
+        head: weight and bias of its head.
+        forgotten: ids of the classes that are forgotten whole; empty for single rows.
+        leak, seconds: what they were; see `MethodResult`.
+    """
+    metrics = {**output_metrics(outputs, forgotten), **feature_metrics(outputs, head, forgotten)}
+    return MethodResult(**metrics, leak=leak, seconds=seconds)
+
+
+def _finite(outputs: RowOutputs) -> bool:
+    """Whether the features are numbers: a control may diverge."""
+    parts = (outputs.forget, outputs.retain, outputs.test)
+    return all(bool(torch.isfinite(part.need_features()).all()) for part in parts)

@@ -1,0 +1,212 @@
+"""Whole jobs on language models: unlearning by each objective, with and without projection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from datasets import Dataset, concatenate_datasets
+from rich.console import Console
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.trainer_utils import SaveStrategy
+
+from ..comparison.arguments import LanguageArguments, check_model_dtype
+from ..config import UNSCConfig, parse_objective_args
+from ..data.dialogues import to_dialogues
+from ..data.selection import Request
+from ..data.sources import load_data
+from ..errors import UNSCError
+from ..evaluation.answers import Answers, evaluate_answers, mean_answers
+from ..models.loading import load_as, load_tokenizer
+from ..nullspace.statistics import ActivationStatistics
+from ..objectives import OBJECTIVES
+from ..reporting.results import answers_table
+from ..reporting.run_folder import check_output_folder
+from ..trainer.checkpoints import resume_from
+from ..trainer.trainer import UNSCTrainer
+from .job import Job, original_and_references, removed_after_error
+from .result import UnlearningResult, finished_run
+
+
+@dataclass(frozen=True)
+class LanguageRows:
+    """Training rows to forget and to keep, unseen rows like them that no model was trained on, and other sets."""
+
+    forget: Dataset
+    retain: Dataset
+    unseen: Dataset | None
+    others: dict[str, Dataset]
+
+    @classmethod
+    def of(
+        cls, forget: Dataset, retain: Dataset | None, request: Request | None, unseen: Dataset | None,
+        others: Mapping[str, Dataset], template: str = "Question: {question}\nAnswer:",
+    ) -> LanguageRows:  # fmt: skip
+        """From raw rows. `request` chooses among the rows of `forget`, and the others are kept; None takes all.
+
+        Raises:
+            UNSCError: a request that leaves nothing to forget or to keep, or columns that hold no dialogues.
+        """
+        if request is not None:
+            forget, kept = request.split(forget)
+            retain = kept if retain is None else concatenate_datasets([kept, retain.cast(kept.features)])
+        if retain is None:
+            raise UNSCError("retain: not given; name the rows to forget, or give rows to keep.")
+        dialogues = partial(to_dialogues, template=template)
+        return cls(
+            dialogues(forget),
+            dialogues(retain),
+            None if unseen is None else dialogues(unseen),
+            {name: dialogues(rows) for name, rows in others.items()},
+        )
+
+    @property
+    def train(self) -> Dataset:
+        """What an original is trained on."""
+        return concatenate_datasets([self.forget, self.retain])
+
+    def sets(self) -> dict[str, Dataset]:
+        """Everything that is reported on."""
+        unseen = {} if self.unseen is None else {"unseen": self.unseen}
+        return {"forget": self.forget, "retain": self.retain, **unseen, **self.others}
+
+
+def load_rows(arguments: LanguageArguments) -> LanguageRows:
+    """The rows of a request.
+
+    Raises:
+        UNSCError: splits that do not exist, or a selection that leaves nothing to forget or to keep.
+    """
+    if arguments.dataset_name is None:
+        raise UNSCError("dataset_name: not given; name a Hub id or a local folder with a forget and a retain split.")
+    loaded = load_data(arguments.dataset_name, arguments.dataset_config_name, arguments.cache_dir)
+    known = ", ".join(sorted(loaded))
+    for argument in ("forget_split", "retain_split"):
+        split = getattr(arguments, argument)
+        if split not in loaded:
+            raise UNSCError(f"{argument}: no split {split!r} in {arguments.dataset_name!r}; splits found: {known}.")
+    if (arguments.unseen_column is None) != (arguments.unseen_values is None):
+        raise UNSCError("unseen_column: goes with unseen_values; give both.")
+    retain, unseen = loaded[arguments.retain_split], None
+    if arguments.unseen_column is not None:
+        apart = Request(column_values={arguments.unseen_column: arguments.unseen_values or []}, option="unseen_column")
+        unseen, retain = apart.split(retain)
+    names = arguments.eval_splits
+    if names is None:
+        names = [name for name in loaded if name not in (arguments.forget_split, arguments.retain_split)]
+    absent = [name for name in names if name not in loaded]
+    if absent:
+        raise UNSCError(f"eval_splits: no split {absent[0]!r}; splits found: {known}.")
+    others = {name: loaded[name] for name in names}
+    forget, request = loaded[arguments.forget_split], arguments.request()
+    return LanguageRows.of(forget, retain, request, unseen, others, arguments.prompt_template)
+
+
+def check_unseen(rows: LanguageRows, config: UNSCConfig, argument: str) -> None:
+    """Refuse a job that could not tell when to stop; `argument` names the unseen rows."""
+    if rows.unseen is None and config.target_forget_accuracy is None:
+        raise UNSCError(
+            f"{argument}: not given; unlearning stops when the forgotten answers are known no better than unseen ones: "
+            "name rows that no model was trained on, or set target_forget_accuracy."
+        )
+
+
+def run(arguments: LanguageArguments, config: UNSCConfig, console: Console | None = None) -> UnlearningResult:
+    """Unlearn, compare, and write everything into `config.output_dir`.
+
+    Raises:
+        UNSCError: input that cannot work; nothing is written then.
+    """
+    console = console or Console()
+    check_model_dtype(arguments)
+    check_output_folder(str(config.output_dir))
+    rows = load_rows(arguments)
+    check_unseen(rows, config, "unseen_column")
+    plan = arguments.plan(config)
+    original, references = original_and_references(arguments, plan, rows.train, rows.retain, console)
+    tokenizer = load_tokenizer(original)
+    job = Job.of(arguments, config, AutoModelForCausalLM, tokenizer, original, references, console)
+    length = (arguments.max_generated_rows, arguments.max_new_tokens)
+    with removed_after_error(str(config.output_dir)):
+        result = unlearn_language_model(job, rows, arguments.objectives, *length)
+    result.deliver(job)
+    return result
+
+
+def unlearn_language_model(
+    job: Job, rows: LanguageRows, objectives: Sequence[str] | None = None, max_generated_rows: int = 300,
+    max_new_tokens: int = 100,
+) -> UnlearningResult:  # fmt: skip
+    """Unlearn by each objective from the same original; statistics are collected once.
+
+    Args:
+        job: models and options; its controls are the same objectives without projection.
+        rows: what to forget and to keep.
+        objectives: the first one's model is the result; the one of the options when None.
+        max_generated_rows, max_new_tokens: rows of each set that are answered for ROUGE-L, and the longest answer.
+
+    Raises:
+        UNSCError: an unknown objective, or input that cannot work.
+    """
+    config = job.config
+    objectives = list(objectives or [config.objective])
+    unknown = [name for name in objectives if name not in OBJECTIVES]
+    if unknown:
+        raise UNSCError(f"objectives: {unknown[0]!r} does not exist; choose from {', '.join(OBJECTIVES)}.")
+    evaluate = partial(
+        evaluate_answers, tokenizer=job.processor, sets=rows.sets(), max_rows=max_generated_rows,
+        max_new_tokens=max_new_tokens, batch_size=config.per_device_eval_batch_size, progress=not config.disable_tqdm,
+    )  # fmt: skip
+    null_spaces = ("retained", "none") if job.controls else ("retained",)
+    first, *others = [(objective, null_space) for objective in objectives for null_space in null_spaces]
+
+    methods = {"original": Answers(evaluate(job.load()), leak=0.0)}
+    job.console.print(f"Unlearning: {objectives[0]}.")
+    trainer = _trainer(job, rows, *first)
+    preparing = sum(trainer.prepare_unlearning().seconds.values())
+    statistics = trainer.spaces.retained
+    trainer.train(resume_from_checkpoint=resume_from(config.resume_from_checkpoint))
+    certificate = trainer.certify().to_dict()
+    methods[objectives[0]] = _answers(trainer, evaluate, preparing)
+    for objective, null_space in others:
+        job.console.print(f"Unlearning: {objective}{'' if null_space == 'retained' else ', no projection'}.")
+        other = _trainer(job, rows, objective, null_space, statistics)
+        other.train()
+        name = objective if null_space == "retained" else f"{objective} unprojected"
+        methods[name] = _answers(other, evaluate, preparing)
+    reference = partial(load_as, AutoModelForCausalLM, argument="retrained_model_name_or_path")
+    references = [Answers(evaluate(reference(name))) for name in job.retrained]
+    if references:
+        methods["retrained"] = mean_answers(references)
+    run = finished_run(
+        job, trainer, rows.forget, "text-generation",
+        details={"target_token_accuracy": trainer.goal.target}, methods=methods,
+        references=references, certificate=certificate, verdict="not judged",
+        reason="answers are compared with a retrained model's in the table; the representation was not examined",
+        table=answers_table(methods, objectives[0]),
+    )  # fmt: skip
+    return UnlearningResult(trainer, run)
+
+
+def _trainer(
+    job: Job, rows: LanguageRows, objective: str, null_space: str, statistics: ActivationStatistics | None = None
+) -> UNSCTrainer:
+    """A trainer on a fresh original; without `statistics` it is the one whose model is written."""
+    options = job.config.control(null_space)
+    options.objective = objective
+    options.objective_args = OBJECTIVES[objective].own(parse_objective_args(job.config.objective_args))
+    if statistics is not None:
+        options.save_strategy = SaveStrategy.NO  # its checkpoints would take the place of the first one's
+    return UNSCTrainer(
+        job.load(), options, rows.forget, rows.retain, processing_class=job.processor, unseen_dataset=rows.unseen,
+        statistics=statistics, peft_config=job.peft_config,
+    )  # fmt: skip
+
+
+def _answers(
+    trainer: UNSCTrainer, evaluate: Callable[[PreTrainedModel], dict[str, dict[str, float]]], preparing: float
+) -> Answers:
+    """Metrics of an unlearned model; its cost includes `preparing`, the seconds of the statistics."""
+    seconds, leak = preparing + trainer.unlearning_seconds, trainer.held_out_leak().total
+    return Answers(evaluate(trainer.unwrapped()), leak, seconds, trainer.state.global_step, trainer.stop_reason)
