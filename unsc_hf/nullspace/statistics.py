@@ -24,7 +24,7 @@ from ..models.hooks import evaluation_mode
 from ..models.layers import ProtectedLayer, find_layers
 from ..utils.fingerprint import Fingerprint, data_fingerprint, weight_hash
 from ..utils.sizes import size_in_bytes
-from .collect import PassOptions, stream
+from .collect import stream
 from .moments import SecondMoment, total_moment
 from .rules import build_subspace
 from .storage import Stored, load_statistics, save_statistics
@@ -119,9 +119,11 @@ class ActivationStatistics:
         collate_fn = collate_fn or default_collator(processing_class)
         layers = find_layers(model, target_modules).layers if layers is None else layers
         limit = size_in_bytes(max_memory, "max_memory")
-        options = PassOptions(batch_size, max_rows_per_class, dtype, num_workers, progress, pool_as, limit)
         with evaluation_mode(model):
-            moments, keys = stream(model, prepared, members, layers, collate_fn, options)
+            moments, keys = stream(
+                model, prepared, members, layers, collate_fn, batch_size=batch_size, max_rows=max_rows_per_class,
+                dtype=dtype, num_workers=num_workers, progress=progress, pool_as=pool_as, limit=limit,
+            )  # fmt: skip
         fingerprint = replace(
             model_fingerprint(model, weights),
             data=data_fingerprint(dataset),
@@ -140,26 +142,27 @@ class ActivationStatistics:
         Raises:
             UNSCError: for an unknown group (the closest names are listed), or when none is left.
         """
-        dropped = {self._group(item) for item in exclude}
+        by_name = {name: group for group, name in self.group_names.items()}
+        dropped = {by_name.get(str(item), str(item)): item for item in exclude}
+        for group, item in dropped.items():
+            if group not in self.moments:
+                names = closest(str(item), self.group_names.values())
+                raise UNSCError(f"exclude: no class {item!r} in these statistics; closest: {names}.")
         left = [group for group in self.moments if group not in dropped]
         if not left:
             raise UNSCError(f"exclude: all {len(self.moments)} classes are excluded; keep at least one.")
         return left
 
-    def _group(self, item: Any) -> str:
-        by_name = {name: group for group, name in self.group_names.items()}
-        key = by_name.get(str(item), str(item))
-        if key not in self.moments:
-            raise UNSCError(
-                f"exclude: no class {item!r} in these statistics; "
-                f"closest: {closest(str(item), self.group_names.values())}."
-            )
-        return key
-
     def pooled(self, groups: Iterable[str] | None = None) -> dict[str, SecondMoment]:
         """Moment of each key summed over `groups` (all when None)."""
         chosen = list(self.moments) if groups is None else list(groups)
         return {key: total_moment(self.moments[group][key] for group in chosen) for key in self.keys}
+
+    def excluded(self, exclude: Iterable[Any]) -> dict[str, SecondMoment] | None:
+        """Moments of the groups in `exclude`, summed; None without any."""
+        kept = self.groups(exclude)
+        groups = [group for group in self.moments if group not in kept]
+        return self.pooled(groups) if groups else None
 
     @property
     def keys(self) -> list[str]:
@@ -288,17 +291,15 @@ class ActivationStatistics:
         device: torch.device | str | None = None,
     ) -> Subspace:
         """Subspace of the rows that are kept: see `rules.build_subspace`; `exclude` names the forgotten classes."""
-        kept = self.groups(exclude)
-        forgotten = [group for group in self.moments if group not in kept]
         return build_subspace(
-            {group: self.moments[group] for group in kept},
+            {group: self.moments[group] for group in self.groups(exclude)},
             self.module_keys,
             rule=rule,
             energy=energy,
             rank=rank,
             ratio=ratio,
             merge=merge,
-            forget=self.pooled(forgotten) if forgotten else None,
+            forget=self.excluded(exclude),
             device=device,
         )
 
