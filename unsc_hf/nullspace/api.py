@@ -17,7 +17,7 @@ from ..utils.distributed import set_trained
 from .collect import read_batches
 from .moments import SecondMoment
 from .projection import Leak, NullSpaceProjection
-from .rules import check_energy, no_capacity_message, no_capacity_reasons
+from .rules import check_energy, full_layers
 from .statistics import ActivationStatistics, model_fingerprint
 from .subspace import LayerReport
 
@@ -71,9 +71,7 @@ class NullSpace:
         selection = find_layers(model, target_modules)
         silent = {layer.name for layer in selection.layers} - self.subspace.module_keys.keys()
         selection = selection.without(dict.fromkeys(silent, "never ran on the fitted rows"))
-        selection = selection.without(no_capacity_reasons(self.subspace, selection.layers))
-        if not selection.layers:
-            raise UNSCError(no_capacity_message(self.subspace, energy, None, None, "sum"))
+        selection = selection.without(full_layers(self.subspace, selection.layers, energy=energy))
         self.frozen = selection.frozen
         self.projection = self._project(selection, statistics.excluded(exclude))
         buffers = model.named_buffers()

@@ -49,8 +49,6 @@ class ActivationStatistics:
     group_names: dict[str, str] = field(default_factory=dict)
     requests: list[dict[str, Any]] = field(default_factory=list)
 
-    # ---- collecting -------------------------------------------------------------------------------------------------
-
     @classmethod
     def collect(
         cls,
@@ -134,8 +132,6 @@ class ActivationStatistics:
         )
         return cls(moments, keys, fingerprint, {group: names.get(group, group) for group in moments})
 
-    # ---- algebra ----------------------------------------------------------------------------------------------------
-
     def groups(self, exclude: Iterable[Any] = ()) -> list[str]:
         """Group ids left after `exclude`, which takes ids or names.
 
@@ -188,9 +184,7 @@ class ActivationStatistics:
             UNSCError: another model, rows taken out before, or statistics collected with a budget, which do not tell
                 whether a row was read.
         """
-        budget = self.fingerprint.max_rows_per_class or self.fingerprint.max_samples_per_class
-        names = set(self.module_keys)
-        layers = [layer for layer in find_layers(model).layers if layer.name in names]
+        layers = [layer for layer in find_layers(model).layers if layer.name in self.module_keys]
         digests = self.fingerprint.refuse_removed(dataset)
         theirs = type(self).collect(
             model,
@@ -201,18 +195,7 @@ class ActivationStatistics:
             max_samples_per_class=self.fingerprint.max_samples_per_class,
             **collecting,
         )
-        whole = all(
-            group in self.moments and all(m.rows == self.moments[group][key].rows for key, m in by_key.items())
-            for group, by_key in theirs.moments.items()
-        )
-        if budget and not whole:
-            raise UNSCError(
-                "statistics: were collected with a budget, so whether a row is in them is unknown; collect them "
-                "with max_rows_per_class=None and max_samples_per_class=None to serve requests of single rows."
-            )
-        left = self - theirs
-        fingerprint = replace(left.fingerprint, removed=(*self.fingerprint.removed, *digests))
-        return replace(left, fingerprint=fingerprint, requests=list(self.requests))
+        return (self - theirs)._without_digests(digests)
 
     def without_groups(self, groups: Iterable[str], digests: Iterable[str] = ()) -> ActivationStatistics:
         """The same statistics without whole groups; `digests` are the hashes of their rows.
@@ -222,9 +205,14 @@ class ActivationStatistics:
         """
         kept = self.groups(exclude=groups)
         data = hashlib.sha256(f"{self.fingerprint.data}|{'|'.join(kept)}".encode()).hexdigest()
-        fingerprint = replace(self.fingerprint, data=data, removed=(*self.fingerprint.removed, *digests))
         moments = {group: self.moments[group] for group in kept}
-        return replace(self, moments=moments, fingerprint=fingerprint, requests=list(self.requests))
+        left = replace(self, moments=moments, fingerprint=replace(self.fingerprint, data=data))
+        return left._without_digests(digests)
+
+    def _without_digests(self, digests: Iterable[str]) -> ActivationStatistics:
+        """Note the hashes of rows that were taken out."""
+        removed = (*self.fingerprint.removed, *digests)
+        return replace(self, fingerprint=replace(self.fingerprint, removed=removed), requests=list(self.requests))
 
     def bound_to(self, weights: str, requests: list[dict[str, Any]]) -> ActivationStatistics:
         """The same moments for the weights that a request has left, with its log."""
@@ -247,8 +235,9 @@ class ActivationStatistics:
             mine = moments[group]
             if sign < 0 and budget and any(by_key[key].rows != mine[key].rows for key in by_key):
                 raise UNSCError(
-                    f"other: only a part of class {group!r}, but a budget chose which rows were read; "
-                    "take out whole classes, or collect without max_rows_per_class and max_samples_per_class."
+                    "statistics: were collected with a budget, so whether they hold single rows of class "
+                    f"{group!r} is unknown; take out whole classes, or collect with max_rows_per_class=None and "
+                    "max_samples_per_class=None."
                 )
             if sign < 0 and any(by_key[key].rows > mine[key].rows for key in by_key):
                 raise UNSCError(f"other: class {group!r} has more rows to take out than these statistics hold.")
@@ -256,10 +245,11 @@ class ActivationStatistics:
             if all(moment.rows == 0 for moment in moments[group].values()):
                 del moments[group]
         both = hashlib.sha256(f"{self.fingerprint.data}{sign:+d}{other.fingerprint.data}".encode()).hexdigest()
-        fingerprint = replace(
-            self.fingerprint, data=both, samples=self.fingerprint.samples + sign * other.fingerprint.samples
+        samples = self.fingerprint.samples + sign * other.fingerprint.samples
+        fingerprint = replace(self.fingerprint, data=both, samples=samples)
+        return replace(
+            self, moments=moments, fingerprint=fingerprint, group_names={**other.group_names, **self.group_names}
         )
-        return ActivationStatistics(moments, self.module_keys, fingerprint, {**other.group_names, **self.group_names})
 
     def check_same_model(self, weights: str, module_keys: Mapping[str, str] | None = None) -> None:
         """Refuse statistics that belong to another model.
@@ -302,8 +292,6 @@ class ActivationStatistics:
             forget=self.excluded(exclude),
             device=device,
         )
-
-    # ---- storage ----------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | os.PathLike[str], pending: bool = False) -> None:
         """Write the moments (safetensors) and `statistics.json`; a killed run leaves the old statistics or the new.
