@@ -141,10 +141,9 @@ def stream(
     def forward(batch: Mapping[str, Any]) -> None:
         model(**{name: value.to(device) for name, value in batch.items() if name not in NOT_INPUTS})
 
-    few = min(2, len(dataset))
     with torch.no_grad():
-        probe = collate_fn([dataset[i] for i in range(few)])
-        trace = trace_layers(layers, lambda: forward(probe), few)
+        probe = collate_fn([dataset[i] for i in range(min(2, len(dataset)))])
+        trace = trace_layers(layers, lambda: forward(probe), min(2, len(dataset)))
     if trace.silent:
         raise UNSCError(
             f"target_modules: {len(trace.silent)} layers never ran on the data, the first is {trace.silent[0]!r}."
@@ -159,8 +158,7 @@ def stream(
         need = f"at most {format_size(plan.peak)} of {format_size(limit)}"
         logger.info("Statistics of %d layer inputs in %s over the data, %s each.", len(leaders), passes, need)
 
-    parts, world = _split(model, members, batch_size), process()[1]
-    last = list(members)[-1]
+    parts, world, last = _split(model, members, batch_size), process()[1], list(members)[-1]
     moments: defaultdict[str, dict[str, SecondMoment]] = defaultdict(dict)
     total = len(plan.passes) * sum(len(rows) for rows in members.values())
     hidden = not progress or process()[0] > 0

@@ -121,9 +121,8 @@ class LoraProjection(NullSpaceProjection):
         module = self._lora[layer.name].get_base_layer()
         geometry = row_geometry(module)
         if geometry is None:
-            raise UNSCError(
-                f"peft_config: {layer.name!r} is a {type(module).__name__}, whose change cannot be measured."
-            )
+            kind = type(module).__name__
+            raise UNSCError(f"peft_config: {layer.name!r} is a {kind}, whose change cannot be measured.")
         return ProtectedLayer(layer.name, module, geometry)
 
     @torch.no_grad()
