@@ -56,12 +56,12 @@ def resolve_classes(
         ids.append(number)
     if not ids:
         raise UNSCError("forget_classes: empty; name at least one class.")
-    for number in ids:
-        if number not in present:
-            label = names[number] if names is not None else number
-            raise UNSCError(
-                f"forget_classes: class {label!r} ({number}) has no rows in the data; present ids: {present[:20]}."
-            )
+    absent = next((number for number in ids if number not in present), None)
+    if absent is not None:
+        label = absent if names is None else names[absent]
+        raise UNSCError(
+            f"forget_classes: class {label!r} ({absent}) has no rows in the data; present ids: {present[:20]}."
+        )
     return sorted(set(ids))
 
 

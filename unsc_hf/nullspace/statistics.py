@@ -247,9 +247,8 @@ class ActivationStatistics:
         both = hashlib.sha256(f"{self.fingerprint.data}{sign:+d}{other.fingerprint.data}".encode()).hexdigest()
         samples = self.fingerprint.samples + sign * other.fingerprint.samples
         fingerprint = replace(self.fingerprint, data=both, samples=samples)
-        return replace(
-            self, moments=moments, fingerprint=fingerprint, group_names={**other.group_names, **self.group_names}
-        )
+        names = {**other.group_names, **self.group_names}
+        return ActivationStatistics(moments, self.module_keys, fingerprint, names, list(self.requests))
 
     def check_same_model(self, weights: str, module_keys: Mapping[str, str] | None = None) -> None:
         """Refuse statistics that belong to another model.
@@ -281,6 +280,7 @@ class ActivationStatistics:
         device: torch.device | str | None = None,
     ) -> Subspace:
         """Subspace of the rows that are kept: see `rules.build_subspace`; `exclude` names the forgotten classes."""
+        exclude = list(exclude)
         return build_subspace(
             {group: self.moments[group] for group in self.groups(exclude)},
             self.module_keys,
