@@ -175,10 +175,8 @@ def stream(
             recorder: Recorder | None = None
             for group, (batches, first, idle) in parts.items():
                 recorder = recorder or Recorder(chosen, dtype, device)
-                shares = {
-                    layer.name: max_rows / (len(members[group]) * trace.rows_per_sample[layer.name])
-                    for layer in (chosen if max_rows is not None else ())
-                }
+                rows = {layer.name: len(members[group]) * trace.rows_per_sample[layer.name] for layer in chosen}
+                shares = None if max_rows is None else {name: max_rows / count for name, count in rows.items()}
                 with capture_inputs(chosen, recorder.add, strict=len(batches) > 0):
                     for _ in batches:
                         batch = next(loaded)
