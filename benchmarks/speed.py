@@ -142,7 +142,7 @@ def random_subspace(layers: Sequence[ProtectedLayer], share: float) -> Subspace:
             basis, _ = torch.linalg.qr(torch.randn(1, width, width, dtype=torch.float64))
             bases[width] = LayerSubspace(basis, (round(share * width),), 0.0, None, 1.0)
     keys = {layer.name: str(layer.geometry.width) for layer in layers}
-    return Subspace({str(width): space for width, space in bases.items()}, keys, "rank")
+    return Subspace({str(width): space for width, space in bases.items()}, keys)
 
 
 # ---- a) statistics ---------------------------------------------------------------------------------------------------

@@ -172,8 +172,10 @@ class ImageArguments(ClassificationArguments):
     def load(self, config: UNSCConfig) -> DatasetDict:
         if self.dataset_name is None:
             return digits_dataset()
-        splits = (self.train_split, self.test_split, self.cache_dir)
-        return load_image_dataset(self.dataset_name, self.dataset_config_name, config.label_column, *splits)
+        return load_image_dataset(
+            self.dataset_name, config.label_column, config_name=self.dataset_config_name,
+            train_split=self.train_split, test_split=self.test_split, cache_dir=self.cache_dir,
+        )  # fmt: skip
 
     def plan(self, config: UNSCConfig) -> TrainingPlan:
         if self.quickstart:
@@ -196,8 +198,10 @@ class TextArguments(ClassificationArguments):
             raise UNSCError(
                 "dataset_name: not given; name a Hub id or a local data file or folder with text and labels."
             )
-        columns, splits = (config.label_column, config.text_columns), (self.train_split, self.test_split)
-        return load_text_dataset(self.dataset_name, self.dataset_config_name, *columns, *splits, self.cache_dir)
+        return load_text_dataset(
+            self.dataset_name, config.label_column, config.text_columns, config_name=self.dataset_config_name,
+            train_split=self.train_split, test_split=self.test_split, cache_dir=self.cache_dir,
+        )  # fmt: skip
 
     def plan(self, config: UNSCConfig) -> TrainingPlan:
         columns = tuple(config.text_columns) if config.text_columns else None
