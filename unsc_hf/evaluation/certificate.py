@@ -50,7 +50,7 @@ class Certificate:
         leak_per_layer: the same for each layer, by name.
         drift: measured change of the logits.
         rows: number of held-out rows of the data set.
-        relative_change: |W - W_0| / |W_0| over the trained weights.
+        relative_change: `|W - W_0|` / `|W_0|` over the trained weights.
         max_leak: the leak budget; None without one.
         stop_reason: why unlearning ended.
         held_out: False when the caller gave the statistics, which may contain these rows.

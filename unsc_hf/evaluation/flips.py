@@ -26,7 +26,7 @@ class Flips:
         changed: rows whose most likely remaining class changed.
         negative: rows that the first model answered rightly and the second does not.
         positive: rows that the second model answers rightly and the first did not.
-        drift: |z - z_0| / |z_0| of the remaining logits, Frobenius, over all rows.
+        drift: `|z - z_0| / |z_0|` of the remaining logits, Frobenius, over all rows.
     """
 
     rows: int
