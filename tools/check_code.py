@@ -28,6 +28,7 @@ PRIVATE = {
     "_DropoutNd": "torch: every kind of dropout",
     "_NormBase": "torch: every kind of batch norm",
     "_actions": "argparse: the options of a parser",
+    "_exit": "os: documented, in spite of its name",
     "_fingerprint": "datasets: identifies a selection of rows",
     "_name_or_path": "transformers: where a model was loaded from",
     "_no_split_modules": "transformers: modules that sharding must not split",

@@ -69,7 +69,7 @@ class Hub:
     def serve(self) -> Iterator[str]:
         """Run both listeners; yields the endpoint."""
         servers = [ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self})) for _ in range(2)]
-        self.store = f"http://127.0.0.1:{servers[1].server_port}"
+        self.store = f"http://localhost:{servers[1].server_port}"  # another host than the Hub's, as in reality
         for server in servers:
             server.daemon_threads = True
             threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -49,8 +49,8 @@ def call(server: tuple[Hub, str], tmp_path_factory: pytest.TempPathFactory) -> I
     """Calls in a fresh process whose client knows only this Hub and has an empty cache."""
     environment = {
         **os.environ, "HF_ENDPOINT": server[1], "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
-        "NO_PROXY": "127.0.0.1", "HF_HOME": str(tmp_path_factory.mktemp("home")), "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+        "NO_PROXY": "127.0.0.1,localhost", "HF_HOME": str(tmp_path_factory.mktemp("home")),
+        "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
     }  # fmt: skip
     environment.pop("HF_TOKEN", None)
     worker = subprocess.Popen(
