@@ -140,7 +140,7 @@ def _metadata(run: FinishedRun) -> ModelCardData:
         tags=_TAGS,
         datasets=[origin.dataset] if origin.dataset_on_hub else None,
         model_name=run.model_name.split("/")[-1],
-        eval_results=_eval_results(content) or None,
+        eval_results=_eval_results(run) or None,
     )
 
 
@@ -148,7 +148,7 @@ def build_card(run: FinishedRun) -> ModelCard:
     """Render the card; names are escaped, so they can break neither YAML nor Markdown nor the template."""
     origin, objective = run.origin, str(run.options.get("objective") or "unsc")
     return ModelCard.from_template(
-        _metadata(content),
+        _metadata(run),
         template_path=str(_TEMPLATE),
         run=run,
         title=escape(run.model_name.split("/")[-1]),
