@@ -190,7 +190,7 @@ def unlearned(desk: Desk, original: str, seed: int, kind: str, arm: str) -> dict
         first = desk.trainer(original, seed, "full", None)
         first.prepare_unlearning()
         assert first.plan is not None
-        first.retained_statistics.save_pretrained(folder)
+        first.spaces.retained.save_pretrained(folder)
         write_text(shared, json.dumps(first.plan.seconds))
     trainer = desk.trainer(
         original, seed, kind, str(folder), **({} if arm == "unsc" else {"feature_erasure": desk.options.place})

@@ -1,4 +1,4 @@
-"""What a trainer does before its first step: read the original model once, and fix layers, subspaces, targets and goal."""
+"""What a trainer does before its first step: read the original once, and fix layers, subspaces and targets."""
 
 from __future__ import annotations
 
@@ -293,8 +293,8 @@ def retained_groups(statistics: ActivationStatistics, task: Task, rows: Unlearni
         data = data_fingerprint(rows.retain)
         if statistics.fingerprint.data != data:
             raise UNSCError(
-                f"statistics: collected from data {statistics.fingerprint.data[:12]}, the retained rows are {data[:12]}; "
-                "collect them again."
+                f"statistics: collected from data {statistics.fingerprint.data[:12]}, the retained rows are "
+                f"{data[:12]}; collect them again."
             )
         return [POOL]
     if not task.whole_classes:
