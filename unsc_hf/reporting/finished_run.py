@@ -35,7 +35,7 @@ class FinishedRun:
     digest: str = ""  # beginning of a hash over the forgotten rows
     methods: dict[str, Any] = field(default_factory=dict)  # metrics of each model by name, in the order of the table
     references: list[Any] = field(default_factory=list)  # metrics of each retrained model
-    certificate: dict[str, Any] | None = None  # `Certificate.to_dict()`
+    certificate: dict[str, Any] = field(default_factory=dict)  # `Certificate.to_dict()`; empty before a certificate
     verdict: str = "not judged"  # this and the reason as `evaluation.verdict.judge` gives them
     reason: str = "no comparison was made"
     table: Table = field(default_factory=Table)

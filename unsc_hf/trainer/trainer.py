@@ -381,7 +381,7 @@ class UNSCTrainer(PublishingTrainer):
             model_name=model_name,
             adapter={} if isinstance(self.model, PeftModel) else None,
             base_dtype=self.base_dtype,
-            certificate=self.certify().to_dict() if self._plan is not None else None,
+            certificate=self.certify().to_dict() if self._plan is not None else {},
             options={name: getattr(self.args, name) for name in ("energy", "learning_rate", "seed")},
         )
 
