@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from helpers.architectures import NAMES, build, logits, relative, rows_for
+from helpers.architectures import NAMES, build, rows_for
 from helpers.erasure import Data, batch_of
 from helpers.language import make_lm
-from helpers.models import learned, make_vit
+from helpers.models import learned, logits, make_vit, relative
 from helpers.rows import tensor_dataset
 from helpers.training import make_trainer
 from peft import LoraConfig, PeftModel

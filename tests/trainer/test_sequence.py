@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
-from helpers.models import make_vit
+from helpers.models import logits, make_vit
 from helpers.rows import tensor_dataset
-from helpers.training import logits
 from peft import LoraConfig
 
 from unsc_hf import ActivationStatistics, UNSCConfig, UNSCError, serve_request, split_dataset
