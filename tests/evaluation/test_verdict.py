@@ -13,7 +13,8 @@ from helpers.results import method_result
 from unsc_hf.comparison.controls import judge_run
 from unsc_hf.comparison.summary import against, false_alarms, half_interval, judge_method
 from unsc_hf.evaluation.audits import AUDITS
-from unsc_hf.evaluation.verdict import Evidence, audits_outside, format_table, judge, mean_result, within_band
+from unsc_hf.evaluation.verdict import Evidence, audits_outside, judge, mean_result, within_band
+from unsc_hf.reporting.tables import classifier_table
 
 BAND = (0.50, 0.52, 0.54, 0.52)
 
@@ -142,7 +143,9 @@ def test_means_and_table() -> None:
     mean = mean_result([method_result(probe_forget=0.4, leak=None), method_result(probe_forget=0.6, leak=None)])
     assert mean.probe_forget == pytest.approx(0.5)
     assert mean.leak is None
-    header, *rows = format_table({"masked": mean, "random_projector": mean, "unprojected": mean, "retrained": mean})
+    header, *rows = classifier_table(
+        {"masked": mean, "random_projector": mean, "unprojected": mean, "retrained": mean}
+    ).cells
     assert header[:3] == ["model", "AccDut", "AccDrt"]
     assert [row[0] for row in rows] == ["masked logits", "random subspace", "no projection", "retrained"]
     assert rows[0][header.index("linear probe")] == "50.0"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
 
 from unsc_hf.evaluation.verdict import MethodResult
-from unsc_hf.reporting.model_card import CardContent
+from unsc_hf.reporting.finished_run import FinishedRun, Origin
+from unsc_hf.reporting.tables import classifier_table
 
 CERTIFICATE: dict[str, Any] = {
     "leak": 0.012,
@@ -28,25 +30,30 @@ def method_result(**values: float | None) -> MethodResult:
     return MethodResult(**{**fields, "AccDut": 0.0, **values}, per_class={0: 0.5, 1: 1.0})
 
 
-def card_content(**changes: Any) -> CardContent:
-    content: dict[str, Any] = {
-        "model_name": "user/vit-without-shirt",
-        "base_model": "user/vit",
+def finished_run(
+    forgotten: Sequence[str] = ("Shirt",),
+    base_model: str = "user/vit",
+    command: str = "python recipes/unlearn_vit.py --energy 0.99",
+    **changes: Any,
+) -> FinishedRun:
+    """A run that went well."""
+    methods = {"original": method_result(AccDut=0.6, AccDrt=0.9), "unsc": method_result(AccDut=0.0, AccDrt=0.91)}
+    run: dict[str, Any] = {
+        "origin": Origin(base_model, "user/fashion", True, "mit", command),
         "model_class": "ViTForImageClassification",
-        "forgotten": ["Shirt"],
-        "forgotten_rows": 6000,
-        "dataset": "user/fashion",
-        "dataset_on_hub": True,
-        "methods": {"original": method_result(AccDut=0.6, AccDrt=0.9), "unsc": method_result(AccDut=0.0, AccDrt=0.91)},
+        "rows": 6000,
+        "forgotten": range(len(forgotten)),
+        "class_names": forgotten,
+        "model_name": "user/vit-without-shirt",
+        "methods": methods,
+        "table": classifier_table(methods),
         "certificate": CERTIFICATE,
         "verdict": "suppressed",
         "reason": "saying more needs at least three retrained models, 0 given",
-        "hyperparameters": {"energy": 0.99, "learning_rate": 3e-4},
+        "options": {"energy": 0.99, "learning_rate": 3e-4},
         "pictures": [("unlearning.png", "Accuracy and leak while unlearning")],
-        "license": "mit",
-        "command": "python recipes/unlearn_vit.py --energy 0.99",
     }
-    return CardContent(**{**content, **changes})
+    return FinishedRun(**{**run, **changes})
 
 
 def png_bytes() -> bytes:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from helpers.hub_server import READ_ONLY, TOKEN, Fault, Hub
 from helpers.models import make_vit
-from helpers.results import card_content
+from helpers.results import finished_run
 from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
@@ -84,7 +84,7 @@ def publish(call: Call) -> Call:
 
 def write_run_files(folder: Path, **content: Any) -> None:
     """The files of a run beside its model."""
-    write_card(card_content(pictures=[("unlearning.png", "The course")], license="mit", **content), folder)
+    write_card(finished_run(pictures=[("unlearning.png", "The course")], **content), folder)
     (folder / "results.json").write_text(json.dumps({"verdict": "suppressed"}))
     (folder / "report.html").write_text("<!doctype html><p>report</p>")
     (folder / "unlearning.png").write_bytes(b"\x89PNG")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.results import card_content
+from helpers.results import finished_run
 from huggingface_hub import ModelCard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -16,7 +16,7 @@ from unsc_hf.reporting.model_card import build_card, escape, public_name, scrubb
 
 
 def test_card_parses_and_holds_what_it_must(tmp_path: Path) -> None:
-    card = ModelCard.load(write_card(card_content(), tmp_path))
+    card = ModelCard.load(write_card(finished_run(), tmp_path))
     assert card.data.base_model == "user/vit"
     assert card.data.license == "mit"
     assert card.data.datasets == ["user/fashion"]
@@ -33,7 +33,7 @@ def test_card_parses_and_holds_what_it_must(tmp_path: Path) -> None:
 
 
 def test_many_classes_become_a_count_and_a_hash() -> None:
-    text = str(build_card(card_content(forgotten=[f"person {i}" for i in range(40)])))
+    text = str(build_card(finished_run(forgotten=[f"person {i}" for i in range(40)])))
     assert "40 classes" in text
     assert "person 7" not in text
 
@@ -47,7 +47,7 @@ def test_many_classes_become_a_count_and_a_hash() -> None:
 @example("'\": - é😀")
 @example("%}{% for")
 def test_no_name_breaks_the_card(name: str) -> None:
-    card = ModelCard(str(build_card(card_content(forgotten=[name], base_model=f"user/{name}", reason=name))))
+    card = ModelCard(str(build_card(finished_run(forgotten=[name], base_model=f"user/{name}", reason=name))))
     assert card.data.model_name == "vit-without-shirt"
     assert yaml.safe_load(card.data.to_yaml())
     assert "<script>" not in card.text
@@ -56,7 +56,7 @@ def test_no_name_breaks_the_card(name: str) -> None:
 
 @cache
 def _sections() -> int:
-    return str(build_card(card_content())).count("\n## ")
+    return str(build_card(finished_run())).count("\n## ")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.results import accuracies, card_content, png_bytes, run_results
+from helpers.results import accuracies, finished_run, png_bytes, run_results
 
 from unsc_hf.evaluation.signatures import OVER_UNLEARNING, STALLED, UNSTABLE, accuracy_signatures, run_signatures
 from unsc_hf.reporting.model_card import build_card, escape
@@ -73,7 +73,7 @@ def test_card_and_report_say_the_same(tmp_path: Path) -> None:
     results = run_results(requests=[request])
     page = write_run_report(json.loads(json.dumps(results)), tmp_path).read_text()
     assert write_run_report(results, tmp_path).read_text() == page
-    card = str(build_card(card_content(certificate=results["certificate"], requests=[request])))
+    card = str(build_card(finished_run(certificate=results["certificate"], requests=[request])))
     for row in [*certificate_table(results["certificate"]), *requests_table([request])]:
         assert "".join(f"<td>{cell}</td>" for cell in row) in page or row[0] in ("what", "when")
         assert " | ".join(map(escape, row)) in card

@@ -79,16 +79,6 @@ def output_metrics(outputs: RowOutputs, forgotten: Sequence[int]) -> dict[str, A
     return {**accuracies(outputs, forgotten), **membership}
 
 
-def feature_metrics(outputs: RowOutputs, head: Head, forgotten: Sequence[int]) -> dict[str, float | None]:
-    """What the features say of the forgotten classes: linear probe and 10-shot prototype attack."""
-    if not forgotten or not _finite(outputs):
-        return {"probe_forget": None, "prototype_attack_10": None}
-    return {
-        "probe_forget": probe_head(outputs, forgotten),
-        "prototype_attack_10": attack_head(outputs, head, forgotten, shots=10),
-    }
-
-
 def evaluate_outputs(
     outputs: RowOutputs, head: Head, forgotten: Sequence[int], leak: float | None, seconds: float | None
 ) -> MethodResult:
@@ -100,8 +90,10 @@ def evaluate_outputs(
         forgotten: ids of the classes that are forgotten whole; empty for single rows.
         leak, seconds: what they were; see `MethodResult`.
     """
-    metrics = {**output_metrics(outputs, forgotten), **feature_metrics(outputs, head, forgotten)}
-    return MethodResult(**metrics, leak=leak, seconds=seconds)
+    metrics, examined = output_metrics(outputs, forgotten), bool(forgotten) and _finite(outputs)
+    probe = probe_head(outputs, forgotten) if examined else None
+    prototype = attack_head(outputs, head, forgotten, shots=10) if examined else None
+    return MethodResult(**metrics, probe_forget=probe, prototype_attack_10=prototype, leak=leak, seconds=seconds)
 
 
 def _finite(outputs: RowOutputs) -> bool:

@@ -1,4 +1,4 @@
-"""Results of one model beside others: the row of the table, the table, and the one verdict on it."""
+"""Results of one model beside others, and the one verdict on it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,6 @@ LABELS = {
     "unprojected": "no projection",
     "unsc": "UNSC",
     "retrained": "retrained",
-}
-
-COLUMNS = {
-    "AccDut": "AccDut",
-    "AccDrt": "AccDrt",
-    "AccDf": "AccDf",
-    "AccDr": "AccDr",
-    "mia_auc": "MIA AUC",
-    "probe_forget": "linear probe",
-    "prototype_attack_10": "10-shot prototype",
-    "leak": "leak",
-    "seconds": "seconds",
 }
 
 FORGOTTEN = 0.01  # test accuracy at or below which a class counts as forgotten
@@ -196,24 +184,3 @@ def _inside(references: Sequence[Evidence]) -> str:
     """That a model lies within the band in every available audit."""
     titles = ", ".join(available_audits(references))
     return f"{titles}: all within two standard deviations of {len(references)} retrained models"
-
-
-def format_table(methods: Mapping[str, MethodResult]) -> list[list[str]]:
-    """The comparison as text cells, first the header: accuracies and attacks in percent."""
-    rows = [["model", *COLUMNS.values()]]
-    for name, result in methods.items():
-        cells = [LABELS[name]]
-        for column in COLUMNS:
-            value = getattr(result, column)
-            if value is None:
-                cells.append("–")
-            elif column == "mia_auc":
-                cells.append(f"{value:.3f}")
-            elif column == "seconds":
-                cells.append(f"{value:.0f}")
-            elif column == "leak":
-                cells.append(f"{100 * value:.2g}")
-            else:
-                cells.append(f"{100 * value:.1f}")
-        rows.append(cells)
-    return rows

@@ -8,17 +8,16 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..evaluation.verdict import MethodResult, format_table
 from ..objectives import OBJECTIVES
 from ..utils.files import write_text
-from . import tables
+from .finished_run import FinishedRun
+from .tables import CERTIFICATE_NOTE, certificate_table, forgotten_text, options_table, requests_table
 
 _TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
 
@@ -34,36 +33,6 @@ _LOADERS = {
 _NAMES_ROWS = ("forget_indices", "forget_values")  # options whose values tell which rows were forgotten
 
 _PACKAGES = ("unsc_hf", "torch", "transformers", "datasets", "accelerate", "peft", "huggingface_hub")
-
-
-@dataclass
-class CardContent:
-    """What a card is rendered from."""
-
-    model_name: str  # name of the unlearned model, or its Hub id
-    base_model: str  # Hub id or folder name of the original
-    model_class: str  # class that loads the model
-    forgotten: Sequence[str]  # names of the forgotten classes; empty where single rows were forgotten
-    forgotten_rows: int
-    dataset: str  # Hub id or name of the data set
-    dataset_on_hub: bool = False  # whether `dataset` is a Hub id, which the card links
-    methods: dict[str, MethodResult] = field(default_factory=dict)  # compared classifiers by name, if any
-    references: int = 0  # number of retrained models behind the row "retrained"
-    certificate: dict[str, Any] | None = None  # `Certificate.to_dict()`
-    verdict: str = "not judged"  # this and the reason as `evaluation.verdict.judge` gives them
-    reason: str = "no comparison was made"
-    hyperparameters: dict[str, Any] = field(default_factory=dict)  # options by name
-    pictures: Sequence[tuple[str, str]] = ()  # file names and captions
-    report: str = ""  # file name of the HTML report beside the card
-    license: str | None = None  # SPDX id
-    command: str = ""  # what was typed, as `scrubbed_command` returns it
-    adapter: bool = False  # whether only a LoRA adapter is published
-    base_dtype: str = "float32"  # precision of the base model under the adapter
-    forgotten_digest: str = ""  # beginning of a hash over the forgotten rows
-    table: Sequence[Sequence[str]] = ()  # comparison of language models as text cells, first the header
-    written: str = "UNSC"  # first cell of the row that describes the published model
-    requests: Sequence[dict[str, Any]] = ()  # log of all requests served on this model, oldest first
-    task: str = "image-classification"  # the Hub's name of what the model does
 
 
 def versions() -> dict[str, str]:
@@ -135,9 +104,9 @@ def markdown_table(rows: Sequence[Sequence[str]], emphasised: str = "") -> str:
     return "\n".join(lines)
 
 
-def _eval_results(content: CardContent) -> list[EvalResult]:
+def _eval_results(run: FinishedRun) -> list[EvalResult]:
     """Accuracies of the published model, for the Hub's index of results."""
-    unlearned = content.methods.get("unsc")
+    unlearned, dataset = run.methods.get("unsc"), run.origin.dataset
     metrics = (
         ("AccDut", "test", "accuracy on the forgotten classes"),
         ("AccDrt", "test", "accuracy on the remaining classes"),
@@ -146,10 +115,10 @@ def _eval_results(content: CardContent) -> list[EvalResult]:
     )
     return [
         EvalResult(
-            task_type=content.task,
-            task_name=f"{content.task.replace('-', ' ').capitalize()} after unlearning",
-            dataset_type=content.dataset,
-            dataset_name=content.dataset,
+            task_type=run.task,
+            task_name=f"{run.task.replace('-', ' ').capitalize()} after unlearning",
+            dataset_type=dataset,
+            dataset_name=dataset,
             dataset_split=split,
             metric_type="accuracy",
             metric_name=f"{name}: {text}",
@@ -160,55 +129,53 @@ def _eval_results(content: CardContent) -> list[EvalResult]:
     ]
 
 
-def _metadata(content: CardContent) -> ModelCardData:
+def _metadata(run: FinishedRun) -> ModelCardData:
+    origin = run.origin
     return ModelCardData(
-        base_model=content.base_model or None,
-        base_model_relation=("adapter" if content.adapter else "finetune") if content.base_model else None,
-        license=content.license or "unknown",
-        library_name="peft" if content.adapter else "transformers",
-        pipeline_tag=content.task,
+        base_model=origin.model or None,
+        base_model_relation=("adapter" if run.adapter is not None else "finetune") if origin.model else None,
+        license=origin.license or "unknown",
+        library_name="peft" if run.adapter is not None else "transformers",
+        pipeline_tag=run.task,
         tags=_TAGS,
-        datasets=[content.dataset] if content.dataset_on_hub else None,
-        model_name=content.model_name.split("/")[-1],
-        eval_results=_eval_results(content) or None,
+        datasets=[origin.dataset] if origin.dataset_on_hub else None,
+        model_name=run.model_name.split("/")[-1],
+        eval_results=_eval_results(run) or None,
     )
 
 
-def build_card(content: CardContent) -> ModelCard:
+def build_card(run: FinishedRun) -> ModelCard:
     """Render the card; names are escaped, so they can break neither YAML nor Markdown nor the template."""
-    objective = str(content.hyperparameters.get("objective") or "unsc")
-    forgotten = tables.forgotten_text(content.forgotten_rows, content.forgotten, content.forgotten_digest)
-    comparison = format_table(content.methods) if content.methods else content.table
-    certificate = tables.certificate_table(content.certificate) if content.certificate else []
+    origin, objective = run.origin, str(run.options.get("objective") or "unsc")
     return ModelCard.from_template(
-        _metadata(content),
+        _metadata(run),
         template_path=str(_TEMPLATE),
-        content=content,
-        title=escape(content.model_name.split("/")[-1]),
-        base_model=escape(content.base_model or "A classifier"),
-        dataset=escape(content.dataset),
-        reason=escape(content.reason[:1].upper() + content.reason[1:]),
-        forgotten=escape(forgotten),
+        run=run,
+        title=escape(run.model_name.split("/")[-1]),
+        base_model=escape(origin.model or "A classifier"),
+        dataset=escape(origin.dataset),
+        reason=escape(run.reason[:1].upper() + run.reason[1:]),
+        forgotten=escape(forgotten_text(run.rows, run.forgotten_names, run.digest)),
         reads_retained=objective in OBJECTIVES and OBJECTIVES[objective].rehearses,
-        comparison=markdown_table(comparison, content.written),
-        comparison_note=tables.LANGUAGE_NOTE if content.task == "text-generation" else tables.CLASSIFIER_NOTE,
-        certificate=markdown_table(certificate),
-        certificate_note=tables.CERTIFICATE_NOTE,
-        requests=markdown_table(tables.requests_table(content.requests)),
-        loader=_LOADERS[content.task],
-        repo=json.dumps(content.model_name),  # double quotes, as formatters want them
-        base_repo=json.dumps(content.base_model),
+        comparison=markdown_table(run.table.cells, run.table.written),
+        comparison_note=run.table.note,
+        certificate=markdown_table(certificate_table(run.certificate) if run.certificate else []),
+        certificate_note=CERTIFICATE_NOTE,
+        requests=markdown_table(requests_table(run.requests)),
+        loader=_LOADERS[run.task],
+        repo=json.dumps(run.model_name),  # double quotes, as formatters want them
+        base_repo=json.dumps(origin.model),
         objective=escape(objective),
         relabels=objective in ("unsc", "unsc_retain"),
-        pseudo_labels=str(content.hyperparameters.get("pseudo_labels")),
-        options=markdown_table(tables.options_table(content.hyperparameters)),
-        command=content.command.replace("```", ""),
+        pseudo_labels=str(run.options.get("pseudo_labels")),
+        options=markdown_table(options_table(run.options)),
+        command=origin.command.replace("```", ""),
         versions=", ".join(f"{name} {version}" for name, version in versions().items()),
     )
 
 
-def write_card(content: CardContent, folder: str | Path) -> Path:
+def write_card(run: FinishedRun, folder: str | Path) -> Path:
     """Write `README.md` into `folder`, whole or not at all."""
     path = Path(folder) / "README.md"
-    write_text(path, str(build_card(content)))
+    write_text(path, str(build_card(run)))
     return path

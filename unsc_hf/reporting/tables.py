@@ -1,12 +1,22 @@
-"""Tables and phrases of a run that the model card and the HTML report share, so that both say the same."""
+"""Tables and phrases of a run that card, report, `results.json` and terminal share, so that all say the same."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-CLASSIFIER_NOTE = (
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from ..evaluation.answers import Answers
+from ..evaluation.verdict import LABELS, MethodResult
+from .plots import objective_title
+
+_CLASSIFIER_NOTE = (
     "Percent, except MIA AUC and seconds. AccDut and AccDrt: test accuracy on the forgotten and on the remaining "
     "classes (mean over classes). AccDf and AccDr: the same on training rows (up to 500 of each class). MIA AUC: how "
     "well an attacker tells forgotten training rows from unseen ones (0.5 is chance). Linear probe: test accuracy on "
@@ -14,7 +24,7 @@ CLASSIFIER_NOTE = (
     "feature of ten examples is written into the head."
 )
 
-LANGUAGE_NOTE = (
+_LANGUAGE_NOTE = (
     "Percent, except loss and seconds. ROUGE-L: share of the true answer's words that the greedy answer gives in their "
     "order, on each set. Extraction: share of a forgotten answer that the model recites when it is given the tokens "
     "before it. Each objective runs with and without projection onto the null space."
@@ -25,6 +35,74 @@ CERTIFICATE_NOTE = "Measured on retained rows: how far the model moved where it 
 STOP_REASONS = {"target": "reaching its target", "leak_budget": "the leak budget", "max_steps": "the step limit"}
 
 _MOST_NAMES = 20  # beyond this many classes their names are not listed
+
+# Title, scale and format of each column of a comparison of classifiers.
+_COLUMNS = {
+    **{name: (name, 100, ".1f") for name in ("AccDut", "AccDrt", "AccDf", "AccDr")},
+    "mia_auc": ("MIA AUC", 1, ".3f"),
+    "probe_forget": ("linear probe", 100, ".1f"),
+    "prototype_attack_10": ("10-shot prototype", 100, ".1f"),
+    "leak": ("leak", 100, ".2g"),
+    "seconds": ("seconds", 1, ".0f"),
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A comparison of models as text, for `print`.
+
+    Attributes:
+        cells: rows of text, first the header; the first cell of a row names the model.
+        written: first cell of the row of the unlearned model.
+        note: what the columns mean.
+    """
+
+    cells: list[list[str]] = field(default_factory=list)
+    written: str = LABELS["unsc"]
+    note: str = ""
+
+    def rich(self) -> RichTable:
+        """For a terminal."""
+        header, *rows = self.cells
+        table = RichTable(box=SIMPLE, show_edge=False, padding=0)
+        table.add_column(header[0])
+        for i, title in enumerate(header[1:], 1):  # long titles are wrapped, figures are not
+            widest = max(len(text) for text in (*title.split(), *(row[i] for row in rows)))
+            table.add_column(title, justify="right", width=widest)
+        for row in rows:
+            table.add_row(*row, style="bold" if row[0] == self.written else None)
+        return table
+
+    def __str__(self) -> str:
+        text = io.StringIO()
+        Console(file=text, width=120).print(self.rich())
+        return f"{text.getvalue().rstrip()}\n\n{self.note}"
+
+
+def classifier_table(methods: Mapping[str, MethodResult]) -> Table:
+    """Accuracies and attacks of each model."""
+    cells = [["model", *(title for title, _, _ in _COLUMNS.values())]]
+    for name, result in methods.items():
+        shown = [_cell(getattr(result, column), scale, form) for column, (_, scale, form) in _COLUMNS.items()]
+        cells.append([LABELS[name], *shown])
+    return Table(cells, note=_CLASSIFIER_NOTE)
+
+
+def answers_table(methods: Mapping[str, Answers], written: str) -> Table:
+    """ROUGE-L on each set and extraction strength of each model; `written` is the method of the unlearned model."""
+    names = list(next(iter(methods.values())).sets)
+    cells = [["model", *(f"ROUGE-L {name}" for name in names), "extraction forget", "loss forget", "leak", "seconds"]]
+    for method, answers in methods.items():
+        forget = answers.sets["forget"]
+        row = [_cell(answers.sets[name].get("rouge_l"), 100, ".1f") for name in names]
+        row += [_cell(forget["extraction_strength"], 100, ".1f"), _cell(forget["loss"], 1, ".2f")]
+        row += [_cell(answers.leak, 100, ".2g"), _cell(answers.seconds, 1, ".0f")]
+        cells.append([objective_title(method), *row])
+    return Table(cells, objective_title(written), _LANGUAGE_NOTE)
+
+
+def _cell(value: float | None, scale: float, form: str) -> str:
+    return "–" if value is None else f"{scale * value:{form}}"
 
 
 def forgotten_text(rows: int, classes: Sequence[str], digest: str = "") -> str:

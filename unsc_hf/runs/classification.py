@@ -17,8 +17,8 @@ from ..data.columns import class_names, read_labels
 from ..data.inputs import unreadable_rows_by_number
 from ..data.selection import Request, Split, resolve_classes
 from ..errors import UNSCError, first_line
-from ..reporting.results import classifier_table
 from ..reporting.run_folder import check_output_folder
+from ..reporting.tables import classifier_table
 from ..trainer.sequence import StoredRequest
 from .job import Job, original_and_references, removed_after_error
 from .result import UnlearningResult, finished_run

@@ -22,8 +22,8 @@ from ..comparison.references.texts import TextPlan
 from ..comparison.references.training import TrainingPlan, train_model
 from ..config import UNSCConfig
 from ..errors import UNSCError
+from ..reporting.finished_run import Origin
 from ..reporting.model_card import public_name, typed_command
-from ..reporting.results import Origin
 from ..trainer.checkpoints import has_checkpoint
 
 

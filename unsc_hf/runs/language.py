@@ -21,8 +21,8 @@ from ..evaluation.answers import Answers, evaluate_answers, mean_answers
 from ..models.loading import load_as, load_tokenizer
 from ..nullspace.statistics import ActivationStatistics
 from ..objectives import OBJECTIVES
-from ..reporting.results import answers_table
 from ..reporting.run_folder import check_output_folder
+from ..reporting.tables import answers_table
 from ..trainer.checkpoints import resume_from
 from ..trainer.trainer import UNSCTrainer
 from .job import Job, original_and_references, removed_after_error

@@ -14,10 +14,12 @@ from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel
 
 from ..errors import UNSCError
+from ..reporting.finished_run import FinishedRun
 from ..reporting.hub import publish
-from ..reporting.model_card import CardContent, write_card
-from ..reporting.results import FinishedRun, Table, options_of, print_run, write_run
+from ..reporting.model_card import write_card
+from ..reporting.results import options_of, print_run, write_run
 from ..reporting.run_folder import check_output_folder, move_model
+from ..reporting.tables import Table
 from ..trainer.sequence import StoredRequest
 from ..trainer.trainer import UNSCTrainer
 from ..utils.fingerprint import data_fingerprint
@@ -43,7 +45,7 @@ class UnlearningResult:
         self.certificate: dict[str, Any] = run.certificate
         self.verdict, self.reason = run.verdict, run.reason
         self.workspace: Any = None
-        self._saved: tuple[Path, CardContent] | None = None
+        self._saved: tuple[Path, FinishedRun] | None = None
 
     @property
     def model(self) -> PreTrainedModel:

@@ -21,8 +21,8 @@ from ..data.selection import Request
 from ..data.sources import load_data, load_image_dataset, load_text_dataset
 from ..errors import UNSCError
 from ..models.loading import load_image_processor, load_model, load_tokenizer
+from ..reporting.finished_run import Origin
 from ..reporting.model_card import public_name
-from ..reporting.results import Origin
 from ..reporting.run_folder import check_output_folder
 from ..tasks.causal_lm import CausalLMTask
 from .classification import ClassifierRows, names_in, unlearn_classifier

@@ -13,8 +13,9 @@ from transformers import Trainer
 
 from ..config import UNSCConfig
 from ..models.loading import load_as
+from ..reporting.finished_run import FinishedRun
 from ..reporting.hub import publish
-from ..reporting.model_card import CardContent, write_card
+from ..reporting.model_card import write_card
 from ..reporting.run_folder import RESULTS
 from .checkpoints import mark_checkpoint, unmark_checkpoint
 
@@ -27,10 +28,10 @@ class PublishingTrainer(Trainer):
     """
 
     args: UNSCConfig
-    card_content: CardContent | None = None
+    card_content: FinishedRun | None = None
 
     @abstractmethod
-    def run_card(self, model_name: str, dataset: str) -> CardContent:
+    def run_card(self, model_name: str, dataset: str) -> FinishedRun:
         """What the card says of this run alone."""
 
     @abstractmethod

@@ -32,7 +32,8 @@ from ..models.loading import check_weights, load_model
 from ..nullspace.projection import Leak
 from ..nullspace.statistics import ActivationStatistics
 from ..objectives import OBJECTIVES
-from ..reporting.model_card import CardContent, public_name
+from ..reporting.finished_run import FinishedRun, Origin
+from ..reporting.model_card import public_name
 from ..tasks import make_task
 from ..utils.distributed import gathered, reshard, set_trained
 from ..utils.fingerprint import data_fingerprint, weight_digests, weight_hash
@@ -369,19 +370,19 @@ class UNSCTrainer(PublishingTrainer):
 
     # ---- save -------------------------------------------------------------------------------------------------------
 
-    def run_card(self, model_name: str, dataset: str) -> CardContent:
+    def run_card(self, model_name: str, dataset: str) -> FinishedRun:
         """What the card says of this run alone; a recipe puts the card of its whole comparison into `card_content`."""
-        return CardContent(
+        return FinishedRun(
+            Origin(self.base_model_name, dataset),
+            self.model_class,
+            self._forgotten_rows,
+            self.task.forgotten_classes,
+            self.task.class_names,
             model_name=model_name,
-            base_model=self.base_model_name,
-            model_class=self.model_class,
-            adapter=isinstance(self.model, PeftModel),
+            adapter={} if isinstance(self.model, PeftModel) else None,
             base_dtype=self.base_dtype,
-            forgotten=[self.task.class_names[c] for c in self.task.forgotten_classes],
-            forgotten_rows=self._forgotten_rows,
-            dataset=dataset,
-            certificate=self.certify().to_dict() if self._plan is not None else None,
-            hyperparameters={name: getattr(self.args, name) for name in ("energy", "learning_rate", "seed")},
+            certificate=self.certify().to_dict() if self._plan is not None else {},
+            options={name: getattr(self.args, name) for name in ("energy", "learning_rate", "seed")},
         )
 
     def run_identity(self) -> dict[str, Any]:
