@@ -1,13 +1,13 @@
-"""What unlearning costs on a GPU: seconds, memory and certificate of a whole run, beside plain fine-tuning of the same model.
+"""What unlearning costs on a GPU: seconds, memory and certificate of a whole run, beside plain fine-tuning.
 
     python benchmarks/accelerator.py vit-l                                     # full weights, steps in bf16 autocast
     python benchmarks/accelerator.py llama-1b --adapters                       # float32 weights under adapters
     python benchmarks/accelerator.py llama-8b --adapters --dtype bfloat16      # bfloat16 weights under adapters
 
-Models have the shapes of known ones and random weights, rows are noise: what is measured does not depend on them, and how well something is
-forgotten is not measured here. The plain run comes first, with the same weights trained on the same rows; both are the real trainers.
-Seconds of steps are medians, with the device synchronised; peaks are those of torch's allocator. The JSON goes to
-`benchmarks/results/accelerator/`.
+Models have the shapes of known ones and random weights, and rows are noise: what is measured does not depend on them.
+How well something is forgotten is not measured here. The plain run comes first and trains the same weights on the same
+rows; both use the real trainers. Seconds of steps are medians, with the device synchronised; peaks are those of torch's
+allocator. The JSON goes to `benchmarks/results/accelerator/`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from unsc_hf.data.dialogues import AnswerCollator, prepare_dialogues
 from unsc_hf.data.inputs import default_collator, prepare_dataset
 from unsc_hf.evaluation.certificate import Certificate
 from unsc_hf.reporting.model_card import versions
-from unsc_hf.trainer.callbacks import Check
+from unsc_hf.trainer.checks import Check
 
 RESULTS = Path(__file__).parent / "results" / "accelerator"
 VOCABULARY = 128_256
@@ -109,10 +109,10 @@ class Clock(TrainerCallback):
 
 
 class Unstopped(UNSCTrainer):
-    """Random weights know nothing that could be forgotten: checks take it for known, so that every step is made and kept."""
+    """Random weights know nothing that could be forgotten: checks say that all is known, so every step is made."""
 
-    def _check(self) -> Check:
-        return replace(super()._check(), forget_accuracy=1.0)
+    def check(self) -> Check:
+        return replace(super().check(), forget_accuracy=1.0)
 
 
 def build(options: argparse.Namespace) -> PreTrainedModel:
@@ -162,9 +162,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         forget, retain = (sentences(n, options.tokens, seed) for seed, n in enumerate((options.forget, options.retain)))
         rows, kept = (prepare_dialogues(part, None, True) for part in (forget, retain))
     common: dict[str, Any] = {
-        "max_steps": options.steps, "per_device_train_batch_size": options.batch, "save_strategy": "no", "report_to": "none",
-        "disable_tqdm": True, "remove_unused_columns": False, "learning_rate": 1e-4, "optim": "adamw_torch",
-        "bf16": options.autocast, "dataloader_num_workers": options.workers,
+        "max_steps": options.steps, "per_device_train_batch_size": options.batch, "save_strategy": "no",
+        "report_to": "none", "disable_tqdm": True, "remove_unused_columns": False, "learning_rate": 1e-4,
+        "optim": "adamw_torch", "bf16": options.autocast, "dataloader_num_workers": options.workers,
     }  # fmt: skip
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -192,8 +192,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         forget_peak()
         model, clock = build(options), Clock()
         config = UNSCConfig(
-            output_dir=folder, max_leak=None, check_steps=10 * options.steps, statistics_batch_size=options.read,
-            per_device_eval_batch_size=options.read, target_forget_accuracy=0.0, **common,
+            output_dir=folder, max_leak=None, check_steps=10 * options.steps, per_device_eval_batch_size=options.read,
+            target_forget_accuracy=0.0, **common,
         )  # fmt: skip
         started = time.perf_counter()
         unlearner = Unstopped(
@@ -203,19 +203,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         print(f"constructed in {constructing:.1f} s", flush=True)
         prepared = timed(unlearner.prepare_unlearning)
         preparing = peak()
-        print(f"prepared in {prepared:.1f} s", unlearner.plan.seconds if unlearner.plan else "", flush=True)
+        print(f"prepared in {prepared:.1f} s", unlearner.plan.seconds, flush=True)
         whole = timed(unlearner.train)
         print(f"trained in {whole:.1f} s", flush=True)
         plan = unlearner.plan
-        assert plan is not None
         leak_seconds = timed(unlearner.held_out_leak)
         training = peak()
         certificates: list[Certificate] = []
         certifying = timed(lambda: certificates.append(unlearner.certify()))
         trained = sum(layer.weight.numel() for layer in plan.projection.layers)
         found["unlearning"] = {
-            "step": clock.median(), "steps": clock.seconds, "construct": constructing, "prepare": prepared, **plan.seconds, "train": whole, "leak": leak_seconds,
-            "certify": certifying, "peak while preparing": preparing, "peak": training, "peak while certifying": peak(),
+            "step": clock.median(), "steps": clock.seconds, "construct": constructing, "prepare": prepared,
+            **plan.seconds, "train": whole, "leak": leak_seconds, "certify": certifying,
+            "peak while preparing": preparing, "peak": training, "peak while certifying": peak(),
             "layers": len(plan.projection.layers), "inputs": len(plan.subspace.layers), "weights of layers": trained,
             "certificate": {k: v for k, v in certificates[0].to_dict().items() if k != "leak_per_layer"},
         }  # fmt: skip
@@ -248,9 +248,8 @@ def main() -> None:
     if options.target_modules != "all-linear" and not options.adapters:
         parser.error("--target_modules goes with --adapters")
     found = measure(options)
-    name = "-".join(
-        [options.model, *(["adapters"] if options.adapters else []), options.dtype, *(["autocast"] if options.autocast else [])]
-    )  # fmt: skip
+    marks = [options.model, "adapters" if options.adapters else "", options.dtype]
+    name = "-".join(mark for mark in [*marks, "autocast" if options.autocast else ""] if mark)
     record = {
         "options": {k: v for k, v in vars(options).items() if k != "output"},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",

@@ -112,7 +112,8 @@ def seconds(needed: dict[str, float], rate: dict[str, float]) -> dict[str, float
 def table(found: dict[str, dict[str, dict[str, float]]]) -> str:
     """Markdown."""
     lines = [
-        "| model | trained weights | moments, float64 | of these the largest | start and projectors | adapters: projectors | "
+        "| model | trained weights | moments, float64 | of these the largest | start and projectors "
+        "| adapters: projectors | "
         f"statistics of {ROWS:,} rows | decomposition | step of {TOKENS:,} tokens | projection of displacements |",
         "|" + "---|" * 10,
     ]

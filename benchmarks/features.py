@@ -75,7 +75,7 @@ PHASES = ("bands", "unlearn", "examine")
 AUDITS_HERE = ("probe", "prototype", "relearning", "membership", "readers")
 
 
-class Desk:
+class Experiment:
     """Rows and references of one request."""
 
     def __init__(self, options: argparse.Namespace) -> None:
@@ -183,24 +183,24 @@ def other_readers(outputs: RowOutputs, forgotten: Sequence[int]) -> dict[str, fl
     return accuracies
 
 
-def unlearned(desk: Desk, original: str, seed: int, kind: str, arm: str) -> dict[str, Any]:
+def unlearned(experiment: Experiment, original: str, seed: int, kind: str, arm: str) -> dict[str, Any]:
     """One run; its model is kept. Seconds leave out the audits, and the statistics, which all arms share."""
-    folder, shared = desk.folder / "_statistics" / str(seed), desk.folder / f"statistics-{seed}.json"
+    folder, shared = experiment.folder / "_statistics" / str(seed), experiment.folder / f"statistics-{seed}.json"
     if not folder.is_dir():
-        first = desk.trainer(original, seed, "full", None)
+        first = experiment.trainer(original, seed, "full", None)
         first.prepare_unlearning()
         assert first.plan is not None
-        first.retained_statistics.save_pretrained(folder)
+        first.spaces.retained.save_pretrained(folder)
         write_text(shared, json.dumps(first.plan.seconds))
-    trainer = desk.trainer(
-        original, seed, kind, str(folder), **({} if arm == "unsc" else {"feature_erasure": desk.options.place})
+    trainer = experiment.trainer(
+        original, seed, kind, str(folder), **({} if arm == "unsc" else {"feature_erasure": experiment.options.place})
     )
     started = time.perf_counter()
     trainer.prepare_unlearning()
     prepared = time.perf_counter() - started
     bands: dict[str, Any] = {}
     if arm == "band":
-        trainer.choose_erasure = chosen = desk.chooser(trainer, seed)
+        trainer.choose_erasure = chosen = experiment.chooser(trainer, seed)
         bands = {name: asdict(band) for name, band in chosen.bands.items()}
     trainer.train()
     network: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
@@ -216,13 +216,13 @@ def unlearned(desk: Desk, original: str, seed: int, kind: str, arm: str) -> dict
         "erased": [asdict(one) for one in trainer.erased],
         "bands": bands,
     }
-    model.save_pretrained(desk.folder / "_models" / f"{kind}-{arm}-{seed}")
+    model.save_pretrained(experiment.folder / "_models" / f"{kind}-{arm}-{seed}")
     return record
 
 
-def run(desk: Desk) -> None:
+def run(experiment: Experiment) -> None:
     """The phases that were asked for, of all runs that are not there yet."""
-    options, file = desk.options, desk.folder / "runs.json"
+    options, file = experiment.options, experiment.folder / "runs.json"
     runs: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
     def keep(key: str, record: dict[str, Any]) -> None:
@@ -233,9 +233,11 @@ def run(desk: Desk) -> None:
     def examined(key: str, name: str, seed: int) -> None:
         if "AccDrt" in runs.get(key, {}) or "examine" not in options.phases:
             return
-        own = own_processor(name, desk.processor)  # of an unlearned model, which was saved without, the original's
-        gauge = desk.trainer(options.originals[seed], seed, "full", None, own)
-        keep(key, desk.examine(gauge, load_as(desk.model_class, name, "retrained")))
+        own = own_processor(
+            name, experiment.processor
+        )  # of an unlearned model, which was saved without, the original's
+        gauge = experiment.trainer(options.originals[seed], seed, "full", None, own)
+        keep(key, experiment.examine(gauge, load_as(experiment.model_class, name, "retrained")))
 
     if options.references:
         for i, name in enumerate(options.retrained):
@@ -245,14 +247,14 @@ def run(desk: Desk) -> None:
         if options.references:
             examined(f"original|{seed}", original, seed)
         if "bands" in options.phases:
-            desk.chooser(desk.trainer(original, seed, "full", None, feature_erasure=options.place), seed)
+            experiment.chooser(experiment.trainer(original, seed, "full", None, feature_erasure=options.place), seed)
         for kind in options.kinds:
             for arm in options.arms:
                 key = f"{kind}|{arm}|{seed}"
                 if key not in runs and "unlearn" in options.phases:
-                    keep(key, unlearned(desk, original, seed, kind, arm))
+                    keep(key, unlearned(experiment, original, seed, kind, arm))
                 if key in runs:
-                    examined(key, str(desk.folder / "_models" / f"{kind}-{arm}-{seed}"), seed)
+                    examined(key, str(experiment.folder / "_models" / f"{kind}-{arm}-{seed}"), seed)
 
 
 def from_comparison(file: str) -> dict[str, Any]:
@@ -388,7 +390,7 @@ def main() -> None:
     if options.merge:
         merge(options.merge, Path(options.output_dir), options.forget, options.baseline)
         return
-    run(Desk(options))
+    run(Experiment(options))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
-"""Which rows would a model get wrong that never saw them, and how many? Guesses from the original and unseen rows, beside models that were
-retrained without them.
+"""Which rows would a model get wrong that never saw them, and how many?
 
-    python benchmarks/left_out.py text --dataset_name DATA --originals ORIGINAL_SEED0 ... --retrained RETRAINED_SEED0 ... --rows 500 \
-        --output benchmarks/results/clinc150_rows_left_out/left_out.json
+    python benchmarks/left_out.py text --dataset_name DATA --originals ORIGINAL_SEED0 ... \
+        --retrained RETRAINED_SEED0 ... --rows 500 --output benchmarks/results/clinc150_rows_left_out/left_out.json
 
-The rows are those of `rows:N` in `requests.py`; each original is asked beside its own retrained model. `order`: area under the ROC curve of
-finding the rows that the retrained model gets wrong; `fifths`: its accuracy on each fifth of the rows in that order (the picture
-beside). `accuracy`: of the retrained model on the rows, and of the original on unseen rows, all of them and the rows' counterparts (by
-discriminants and neighbours, or one of them alone), in percent; `exposure` is that of the rows in the retrained model, held against each of the two.
+Guesses come from the original and from unseen rows. They are compared with models that were retrained without the rows.
+The rows are those of `rows:N` in `requests.py`; each original is read beside its own retrained model. In the JSON:
+
+- `order`: area under the ROC curve of finding the rows that the retrained model gets wrong.
+- `fifths`: accuracy of the retrained model on each fifth of the rows in that order; the picture shows it.
+- `accuracy`, in percent: of the retrained model on the rows; of the original on all unseen rows and on the rows'
+  counterparts (by discriminants and neighbours, or by one of them alone).
+- `exposure`: of the rows in the retrained model, compared with all unseen rows and with the counterparts.
 """
 
 from __future__ import annotations
@@ -116,7 +119,7 @@ def fifths(known: np.ndarray, order: np.ndarray) -> list[float]:
 
 
 def draw(pairs: Sequence[dict[str, Any]], file: Path) -> None:
-    """Accuracy of the retrained models by fifths of the orders that begin with the original's margins and end with all there is."""
+    """Accuracy of the retrained models by fifths of two orders: by the original's margins, and by all guesses."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     names = list(pairs[0]["fifths"])
@@ -150,8 +153,8 @@ def main() -> None:
         for name in pairs[0][measure]:
             values = [pair[measure][name] for pair in pairs]
             print(f"{measure:10}{name:28}{np.mean(values):8.3f} ± {np.std(values, ddof=min(1, len(values) - 1)):.3f}")
-    draw(pairs, Path(options.output).with_suffix(".png"))
     write_text(Path(options.output), json.dumps({"pairs": pairs, "versions": versions()}, indent=1))
+    draw(pairs, Path(options.output).with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@
     python benchmarks/quickstart.py measure --seeds 0 1 2 3 4 --output_dir benchmarks/results
 
 `choose` never looks at a test digit: it splits the train rows three times, trains each plan on four fifths of them, and
-ranks the plans by the mean accuracy on the remaining fifth. The winner is `PLAN` in `unsc_hf/quickstart.py`. `measure`
-trains original and retrained model anew for each seed, with `PLAN`, and runs the recipe on them. Finished runs are kept in
-the output folder, so a stopped benchmark goes on where it was.
+ranks the plans by the mean accuracy on the remaining fifth. The winner is `PLAN` in
+`unsc_hf/comparison/references/quickstart.py`. `measure` trains original and retrained model anew for each seed, with
+`PLAN`, and runs the recipe on them. Finished runs are kept in the output folder, so a stopped benchmark goes on where
+it was.
 """
 
 from __future__ import annotations

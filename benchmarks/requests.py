@@ -3,16 +3,16 @@
     python benchmarks/requests.py text --dataset_name DATA --requests balance banking.txt rows:500 --seeds 0 1 2 \
         --model_size tiny --train_epochs 15 --train_learning_rate 1e-3 --train_batch_size 64 --max_length 32 \
         --output_dir benchmarks/results/clinc150
-    python benchmarks/requests.py image --dataset_name DATA --originals MODEL_SEED0 MODEL_SEED1 --retrained REFERENCE ... \
-        --requests Shirt --no_adapters --output_dir OUT
+    python benchmarks/requests.py image --dataset_name DATA --originals MODEL_SEED0 MODEL_SEED1 \
+        --retrained REFERENCE ... --requests Shirt --no_adapters --output_dir OUT
 
-A request is classes joined by "+", a text file with one class a line, or `rows:N` for N training rows drawn with seed 0.
-For each request and seed an original (shared by all requests) and a retrained model are trained, or taken from
-`--references_dir`; with `--originals` nothing is trained but, on `--train_retrained`, the references. The original is unlearned with full weights and, unless
-`--no_adapters`, in LoRA adapters (in these alone with `--no_full`). Other options are the recipe's; unlearning uses the package's defaults, but for `--objective`,
-`--retain_weight`, `--retain_dropout`, `--retain_mixing`, `--pseudo_labels`, `--pseudo_label_temperature`, `--energy`, `--target_modules`,
-`--learning_rate`, `--lr_scheduler_type`, `--warmup_steps`, `--max_steps` and `--check_steps`. Nothing is chosen on the test set. Every finished run is kept in
-`OUT/_runs`, so a stopped benchmark goes on where it was.
+A request is classes joined by "+", a text file with one class a line, or `rows:N` for N training rows drawn with seed
+0. For each request and seed an original (shared by all requests) and a retrained model are trained, or taken from
+`--references_dir`. With `--originals` nothing is trained but, on `--train_retrained`, the references. The original is
+unlearned with full weights and, unless `--no_adapters`, in LoRA adapters (in these alone with `--no_full`). Unlearning
+uses the package's defaults, except for the options listed under "benchmark" in `--help`; the other options are the
+recipe's. Nothing is chosen on the test set. Every finished run is kept in `OUT/_runs`, so a stopped benchmark goes on
+where it was.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from unsc_hf.models.loading import load_as
 from unsc_hf.reporting.model_card import versions
 from unsc_hf.utils.files import write_text
 
-# Options of unlearning that can be chosen; every run tells them.
+# Options of unlearning that can be chosen; every run records them.
 CHOSEN = (
-    "objective", "retain_weight", "retain_dropout", "retain_mixing", "pseudo_labels", "pseudo_label_temperature", "energy", "target_modules",
+    "objective", "objective_args", "pseudo_labels", "pseudo_label_temperature", "energy", "target_modules",
     "learning_rate", "lr_scheduler_type", "warmup_steps", "max_steps", "check_steps",
 )  # fmt: skip
 COLUMNS = ("AccDut", "AccDrt", "AccDf", "AccDr", "mia_auc", "probe_forget", "prototype_attack_10", "leak", "seconds")
@@ -108,8 +108,6 @@ def one_run(
         peft_config=lora_config(arguments),
         unseen=data.get("validation"),
     )
-    plan = result.trainer.plan
-    assert plan is not None
     network = result.trainer.model
     trained = sum(p.numel() for n, p in network.named_parameters() if "lora_" in n)
     total = sum(p.numel() for n, p in network.named_parameters() if "lora_" not in n)
@@ -121,11 +119,12 @@ def one_run(
         "steps": result.trainer.state.global_step,
         "adapter_share": trained / total if arguments.use_peft else None,
         **{name: getattr(config, name) for name in CHOSEN},
-        "pseudo_labels": result.trainer.pseudo_label_strategy,
+        "objective_args": config.objective_options,
+        "pseudo_labels": result.trainer.goal.pseudo_labels,
         "adapter": {"r": arguments.lora_r, "target_modules": arguments.lora_target_modules}
         if arguments.use_peft
         else None,
-        "seconds": {**plan.seconds, "unlearning": result.trainer.unlearning_seconds},
+        "seconds": {**result.trainer.plan.seconds, "unlearning": result.trainer.unlearning_seconds},
     }
 
 
@@ -185,10 +184,8 @@ def main() -> None:
     own.add_argument("--no_full", action="store_true", help="adapters alone")
     own.add_argument("--only_train", action="store_true", help="train originals and references, then stop")
     own.add_argument("--objective", default="unsc")
-    own.add_argument("--retain_weight", type=float, default=1.0)
-    own.add_argument("--retain_dropout", action="store_true", help="rehearse with the model's dropout on")
+    own.add_argument("--objective_args", help="options of the objective, such as 'retain_weight=4,retain_dropout=true'")
     own.add_argument("--pseudo_labels", help="how rows are re-labelled, by default as the package does")
-    own.add_argument("--retain_mixing", type=float, default=UNSCConfig.retain_mixing, help="of unsc_distill")
     own.add_argument("--pseudo_label_temperature", type=float, default=UNSCConfig.pseudo_label_temperature)
     own.add_argument("--energy", type=float, default=UNSCConfig.energy)
     own.add_argument("--target_modules", nargs="+", help="layers that full weights may change, all by default")

@@ -1,17 +1,19 @@
 """Requests one after another on one model: seconds of each, and how far retained outputs have moved since the first.
 
-    python benchmarks/sequence.py image --dataset_name DATA --model_name_or_path MODEL --rows 100 --requests 10 --output_dir OUT
-    python benchmarks/sequence.py text --dataset_name DATA --model_name_or_path MODEL --requests balance transfer ... --output_dir OUT
+    python benchmarks/sequence.py image --dataset_name DATA --model_name_or_path MODEL --rows 100 --requests 10 \
+        --output_dir OUT
+    python benchmarks/sequence.py text --dataset_name DATA --model_name_or_path MODEL --requests balance transfer ... \
+        --output_dir OUT
 
 Without a data set the embedded digits are used; the soak is
 
     python benchmarks/sequence.py image --rows 2 --requests 200 --threads 1 --output_dir OUT
 
-`--rows N` takes N training rows for each of so many requests, drawn with seed 0 and without repetition; otherwise every
-request is one class. Statistics are collected once, by the first request. Hyper-parameters are the package's defaults; rows
-need statistics without budgets, so those read all rows; the unseen rows they are compared with are the validation split, or a
-fifth of the test rows that is then left out of what is reported. Retained logits are compared with the *original's*, on test rows of
-classes that no request names.
+`--rows N` takes N training rows for each request, drawn with seed 0 and without repetition, and `--requests` is then
+their number. Otherwise every request is one class. Statistics are collected once, by the first request. Options are
+the package's defaults, but statistics for requests of rows have no budgets and read all rows. Unseen rows are the
+validation split, or a fifth of the test rows, which is then left out of what is reported. Retained logits are compared
+with the *original's*, on test rows of classes that no request names.
 """
 
 from __future__ import annotations
@@ -136,7 +138,6 @@ def main() -> None:
                 processing_class=processor, unseen_dataset=unseen if rows else None,
             )  # fmt: skip
             total = time.perf_counter() - started
-            assert trainer.plan is not None
             now = outputs()
             entry = {
                 "rows": len(part),

@@ -1,4 +1,6 @@
-"""What unlearning costs, one question a command; ratios are measured side by side in one run, and medians of them are kept.
+"""What unlearning costs, one question a command.
+
+Ratios are measured side by side in one run, and their medians are kept.
 
     python benchmarks/speed.py statistics   # the statistics pass against a plain forward pass
     python benchmarks/speed.py step         # a projected step against a plain Trainer step, full weights and adapters
@@ -6,7 +8,7 @@
     python benchmarks/speed.py growth       # seconds against rows, width, depth, classes and requests, with a picture
     python benchmarks/speed.py processes    # one process against two
     python benchmarks/speed.py algebra      # eigh of moments against SVD of rows; streaming against a loop over patches
-    python benchmarks/speed.py whole RUN... # whole unlearning against measured retraining, from output folders of the recipes
+    python benchmarks/speed.py whole RUN... # unlearning against retraining, from output folders of the recipes
 
 `--threads` sets torch's threads, `--output` where the JSON goes. benchmarks/README.md explains each question.
 """
@@ -64,7 +66,10 @@ Seconds = dict[str, list[float]]
 
 
 def side_by_side(variants: dict[str, Callable[[], Any]], repeats: int) -> Seconds:
-    """Processor seconds of each variant, in turn (A B A B ...): what else the machine does counts for little, and falls on all alike."""
+    """Processor seconds of each variant, in turn (A B A B ...).
+
+    What else the machine does counts for little, and falls on all alike.
+    """
     seconds: Seconds = {name: [] for name in variants}
     for _ in range(repeats):
         for name, run in variants.items():
@@ -104,7 +109,8 @@ def vit(
     torch.manual_seed(0)
     model = ViTForImageClassification(
         ViTConfig(
-            hidden_size=width, num_hidden_layers=depth, num_attention_heads=4, intermediate_size=4 * width, image_size=image,
+            hidden_size=width, num_hidden_layers=depth, num_attention_heads=4, intermediate_size=4 * width,
+            image_size=image,
             patch_size=patch, num_channels=3, num_labels=labels,
         )
     ).eval()  # fmt: skip
@@ -136,14 +142,14 @@ def random_subspace(layers: Sequence[ProtectedLayer], share: float) -> Subspace:
             basis, _ = torch.linalg.qr(torch.randn(1, width, width, dtype=torch.float64))
             bases[width] = LayerSubspace(basis, (round(share * width),), 0.0, None, 1.0)
     keys = {layer.name: str(layer.geometry.width) for layer in layers}
-    return Subspace({str(width): space for width, space in bases.items()}, keys, "rank")
+    return Subspace({str(width): space for width, space in bases.items()}, keys)
 
 
 # ---- a) statistics ---------------------------------------------------------------------------------------------------
 
 
 def ask_statistics(options: argparse.Namespace) -> dict[str, Any]:
-    """One class of `--images` images through ViT-B/16, default budgets. A data set of ten such classes takes ten times both."""
+    """One class of `--images` images through ViT-B/16, default budgets. Ten such classes take ten times both."""
     model, reader = vit_b(), processor(224)
     rows = noise(options.images, 224, 1)
     prepared, collate = prepare_dataset(rows, reader, model, "label"), default_collator(reader)
@@ -222,13 +228,14 @@ def _step_ratios(seconds: Seconds) -> dict[str, float]:
 
 def _plain_arguments(folder: str, batch: int, steps: int) -> TrainingArguments:
     return TrainingArguments(
-        output_dir=folder, use_cpu=True, max_steps=steps, per_device_train_batch_size=batch, save_strategy="no", report_to="none",
-        disable_tqdm=True, remove_unused_columns=False, learning_rate=1e-4, optim="adamw_torch", logging_strategy="no",
+        output_dir=folder, use_cpu=True, max_steps=steps, per_device_train_batch_size=batch, save_strategy="no",
+        report_to="none", disable_tqdm=True, remove_unused_columns=False, learning_rate=1e-4, optim="adamw_torch",
+        logging_strategy="no",
     )  # fmt: skip
 
 
 def ask_step(options: argparse.Namespace) -> dict[str, Any]:
-    """ViT-B/16, `--images` a step (41 are 8,077 tokens), AdamW, half of every layer's directions kept: the dearest projector."""
+    """ViT-B/16, `--images` a step (41 are 8,077 tokens), AdamW, half of all directions kept, the dearest case."""
     rows = noise(options.images, 224, 10)
     found: dict[str, Any] = {
         "images": options.images,
@@ -310,7 +317,7 @@ def child_memory(options: argparse.Namespace) -> None:
         else:
             config = UNSCConfig(
                 output_dir=folder, use_cpu=True, max_steps=2, check_steps=2, per_device_train_batch_size=options.images,
-                disable_tqdm=True, report_to="none", max_leak=None, statistics_batch_size=16, per_device_eval_batch_size=16,
+                disable_tqdm=True, report_to="none", max_leak=None, per_device_eval_batch_size=16,
                 target_forget_accuracy=0.0, validation_fraction=0.2,
             )  # fmt: skip
             retain = noise(32, 224, 2, first=1)
@@ -390,7 +397,8 @@ def ask_growth(options: argparse.Namespace) -> dict[str, Any]:
         points = list(measure(options.repeats))
         sizes, seconds = np.log([p[0] for p in points]), np.log([p[1] for p in points])
         found[name] = {
-            "what": what, "points": points, "exponent": float(np.polyfit(sizes, seconds, 1)[0]), "expected_at_most": limit,
+            "what": what, "points": points, "exponent": float(np.polyfit(sizes, seconds, 1)[0]),
+            "expected_at_most": limit,
         }  # fmt: skip
         print(f"{name}: exponent {found[name]['exponent']:.2f}, expected at most {limit}", flush=True)
     _plot_growth(found, options.output / "growth.png")
@@ -424,7 +432,8 @@ def ask_processes(options: argparse.Namespace) -> dict[str, Any]:
             if world > 1:
                 words = ["-m", "torch.distributed.run", "--nproc_per_node", str(world), "--standalone", *words]
             done = subprocess.run(
-                [sys.executable, *words], check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+                [sys.executable, *words], check=True, stdout=subprocess.PIPE, text=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
             line = next(line for line in done.stdout.splitlines() if line.startswith('{"statistics"'))
             for phase, value in json.loads(line).items():
@@ -436,16 +445,16 @@ def ask_processes(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def child_process(options: argparse.Namespace) -> None:
-    """Statistics, labels, 10 steps of 128 rows and evaluation of a ViT with 6 layers of width 256 and 65 tokens an image."""
+    """Statistics, labels, 10 steps of 128 rows and evaluation: 6 layers of width 256, 65 tokens an image."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     reader, names = processor(64), 10
     retain, forget = noise(1800, 64, names - 1), noise(600, 64, 1, first=names - 1)
     retain = retain.cast_column("label", forget.features["label"])
     with tempfile.TemporaryDirectory() as folder:
         config = UNSCConfig(
-            output_dir=folder, use_cpu=True, disable_tqdm=True, report_to="none", max_steps=10, check_steps=5, max_leak=None,
-            per_device_train_batch_size=128 // world, per_device_eval_batch_size=128 // world, lr_doubling_steps=None,
-            learning_rate=1e-6,
+            output_dir=folder, use_cpu=True, disable_tqdm=True, report_to="none", max_steps=10, check_steps=5,
+            max_leak=None, per_device_train_batch_size=128 // world, per_device_eval_batch_size=128 // world,
+            lr_doubling_steps=None, learning_rate=1e-6,
         )  # fmt: skip
         trainer = UNSCTrainer(
             vit(256, 6, names, image=64, patch=8, biased_to=names - 1),
@@ -517,7 +526,10 @@ def ask_algebra(options: argparse.Namespace) -> dict[str, Any]:
             "seconds": found, "loop_by_unfold": ratios(found, "unfolded")["loop over positions"],
         }  # fmt: skip
     return {
-        "bases": {"seconds": bases, "svd_by_eigh": ratios(bases, "eigh of the moment")["svd of the rows"], "shape": list(rows.shape)},
+        "bases": {
+            "seconds": bases, "svd_by_eigh": ratios(bases, "eigh of the moment")["svd of the rows"],
+            "shape": list(rows.shape),
+        },
         "patches": patches,
     }  # fmt: skip
 
@@ -526,7 +538,7 @@ def ask_algebra(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def ask_whole(options: argparse.Namespace) -> dict[str, Any]:
-    """From finished runs of the recipes that trained their retrained reference on the same machine (`--train_retrained`)."""
+    """From finished runs of the recipes that trained their reference on the same machine (`--train_retrained`)."""
     found = {}
     for folder in options.runs:
         results = json.loads((Path(folder) / "results.json").read_text(encoding="utf-8"))
@@ -576,7 +588,8 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     found = QUESTIONS[options.question](options)
     shown = [Path(word).name for word in options.runs]
-    command = f"python benchmarks/speed.py {' '.join([options.question, *shown])} --threads {options.threads} --repeats {options.repeats}"
+    words = [options.question, *shown, "--threads", str(options.threads), "--repeats", str(options.repeats)]
+    command = f"python benchmarks/speed.py {' '.join(words)}"
     machine = {"cores": os.cpu_count(), "architecture": platform.machine(), "torch": torch.__version__}
     record = {"command": command, "threads": options.threads, "machine": machine, **found}
     (options.output / f"{options.question}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -20,6 +20,12 @@ napoleon_use_rtype = False
 autodoc_default_options = {"members": True, "show-inheritance": True, "exclude-members": "__init__"}
 napoleon_use_ivar = True
 napoleon_custom_sections = [
-    (f"Parameters that control {what}", "params_style")
-    for what in ("the subspace", "the statistics", "forgetting", "forgetting in the features")
+    (f"Parameters that {what}", "params_style")
+    for what in (
+        "control the subspace",
+        "control the statistics",
+        "control forgetting",
+        "control forgetting in the features",
+        "describe the data",
+    )
 ]

@@ -72,7 +72,7 @@ def _fresh_inputs(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture
 def low_rank_data() -> tuple[Dataset, Dataset]:
-    """Forget rows of class 2, and retained rows of classes 0 and 1 that repeat four images: few distinct activations."""
+    """Forget rows of class 2, and retained rows of classes 0 and 1 that repeat four images."""
     return exact_rows(["a", "b", "c"])
 
 

@@ -85,8 +85,8 @@ class UNSCConfig(TrainingArguments):
 
     Parameters that control forgetting in the features:
         feature_erasure (`str`, defaults to `"none"`): after unlearning, erase what a linear probe reads of the
-            forgotten rows from the head's input (`"head"`), or from every hidden state too (`"layers"`). This leaves the
-            null space; the held-out leak says how far, and `max_leak` bounds it.
+            forgotten rows from the head's input (`"head"`), or from every hidden state too (`"layers"`). This leaves
+            the null space; the held-out leak says how far, and `max_leak` bounds it.
         erasure_strength (`float`, defaults to `0.35`): share of the difference between class means that is erased.
 
     Parameters that describe the data:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,9 +167,8 @@ def test_scrub_is_the_retained_loss_where_model_and_original_agree_and_falls_as_
 
 def test_the_teacher_of_scrub_is_the_original(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Terms] = []
-    monkeypatch.setitem(
-        OBJECTIVES, "scrub", type(OBJECTIVES["scrub"])(lambda t: seen.append(t) or t.loss(), True, True, True)
-    )
+    spy = replace(OBJECTIVES["scrub"], run=lambda terms, **_: seen.append(terms) or terms.loss())
+    monkeypatch.setitem(OBJECTIVES, "scrub", spy)
     bench.unlearn(null_space="none", objective="scrub")
     first, last = seen[0], seen[-1]
     assert first.teacher is not None

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from helpers.models import fit
 from helpers.texts import NAMES, texts
 from helpers.training import make_trainer
 from rich.console import Console
@@ -158,12 +159,7 @@ def test_a_reference_is_read_with_its_own_tokenizer(world: Path, tmp_path: Path)
     model, tokenizer = TextPlan("nano", vocabulary_size=100, max_length=16).start(data, NAMES)
     rows = prepare_dataset(data, tokenizer, model)
     batch = default_collator(tokenizer)([rows[i] for i in range(len(rows))])
-    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
-    for _ in range(40):
-        loss = model(**batch).loss
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+    fit(model, batch, steps=40)
     renumbered(model, tokenizer, tmp_path / "other")
     assert own_processor(str(tmp_path / "other"), tokenizer).get_vocab() != tokenizer.get_vocab()
     assert own_processor(str(tmp_path), tokenizer) is tokenizer

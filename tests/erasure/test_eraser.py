@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from helpers.architectures import NAMES, build, logits, relative, rows_for
+from helpers.architectures import NAMES, build, rows_for
 from helpers.erasure import Data, batch_of
 from helpers.language import make_lm
-from helpers.models import learned, make_vit
+from helpers.models import learned, logits, make_vit, relative
 from helpers.rows import tensor_dataset
 from helpers.training import make_trainer
 from peft import LoraConfig, PeftModel
@@ -52,7 +52,7 @@ def _erase(trainer: UNSCTrainer, leak: Callable[[], float], known: Callable[[], 
     """Erase the features of what a trainer has unlearned, with other measures of its leak and of what is known."""
     trainer.args.feature_erasure, plan = "layers", trainer.prepare_unlearning()
     rows, layers = trainer.feature_rows(), plan.selection.layers
-    return erase_features(trainer.model, layers, rows, plan.pseudo_labels, leak, known, plan.target)
+    return erase_features(trainer.model, layers, rows, plan.pseudo_labels, leak, known, trainer.goal.target)
 
 
 def _left(trainer: UNSCTrainer) -> dict[str, float]:
@@ -126,7 +126,7 @@ def test_differences_of_class_means_shrink(name: str, place: str, tmp_path: Path
     leak = trainer.certify().leak
     assert leak > 1e-5  # declared: this left the null space
     assert [entry["leak"] for entry in trainer.state.log_history if "leak" in entry][-1] == pytest.approx(leak)
-    with pytest.raises(UNSCError, match="feature_erasure: this model's features are erased already"):
+    with pytest.raises(UNSCError, match="feature_erasure: features are erased already"):
         trainer.train()
 
 

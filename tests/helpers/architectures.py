@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -50,7 +49,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from helpers.models import randomise
+from helpers.models import exact_logits, logits, randomise
 from helpers.rows import tensor_dataset
 
 LABELS = 10
@@ -183,26 +182,9 @@ def rows_for(model: PreTrainedModel, name: str) -> tuple[Dataset, Dataset]:
     return text_dataset([sample() for _ in range(24)], [2] * 24), text_dataset(kept * 8, [0, 1] * 8)
 
 
-def logits(model: Any, rows: Dataset) -> torch.Tensor:
-    with torch.no_grad():
-        return model.eval()(**{name: value for name, value in rows[:].items() if name != "label"}).logits
-
-
-def exact_logits(model: Any, rows: Dataset) -> torch.Tensor:
-    """Logits of the float32 weights, computed in float64 to exclude the rounding of the forward passes."""
-    double = copy.deepcopy(model).double().eval()
-    inputs = {name: value for name, value in rows[:].items() if name != "label"}
-    with torch.no_grad():
-        return double(**{k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}).logits
-
-
 def reader(name: str) -> Callable[[Any, Dataset], torch.Tensor]:
     """How retained logits are compared: in float64, except where fused experts know no float64.
 
     Float32 passes alone are up to 7e-7 off (a randomly initialised ResNet), too near the limit of 1e-6.
     """
     return logits if name == "mixtral" else exact_logits
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a.double() - b.double()).norm() / b.double().norm())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -53,3 +54,24 @@ def randomise(model: PreTrainedModel) -> PreTrainedModel:
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return model.eval()
+
+
+def logits(model: Any, rows: Dataset) -> torch.Tensor:
+    """Logits of prepared rows of images or texts."""
+    with torch.no_grad():
+        return model.eval()(**_inputs(rows, model.dtype)).logits
+
+
+def exact_logits(model: Any, rows: Dataset) -> torch.Tensor:
+    """Logits of the float32 weights, computed in float64 to exclude the rounding of the forward passes."""
+    return logits(copy.deepcopy(model).double(), rows)
+
+
+def _inputs(rows: Dataset, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    batch = {name: value for name, value in rows[:].items() if name != "label"}
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in batch.items()}
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Norm of the difference relative to that of `b`."""
+    return float((a.double() - b.double()).norm() / b.double().norm())

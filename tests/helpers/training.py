@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, TrainerCallback
 
+from helpers.models import exact_logits, logits, relative
 from unsc_hf import UNSCConfig, UNSCTrainer
 
 Data = tuple[Dataset, Dataset]
@@ -51,13 +50,6 @@ def make_trainer(
     )
 
 
-def logits(model: PreTrainedModel, dataset: Dataset, double: bool = False) -> torch.Tensor:
-    """Logits on image rows; `double` computes them in float64, to exclude the rounding of the forward passes."""
-    model = copy.deepcopy(model).double() if double else model
-    with torch.no_grad():
-        return model.eval()(pixel_values=dataset[:]["pixel_values"].to(model.dtype)).logits
-
-
 @dataclass
 class Drift:
     """Relative changes of logits: of retained rows and of forget rows."""
@@ -69,18 +61,12 @@ class Drift:
 def drift(model: PreTrainedModel, data: Data, folder: Path, double: bool = False, **options: Any) -> Drift:
     """Train for real, with no check that could stop it, and compare the logits before and after."""
     forget, retain = data
-    before, before_forget = logits(model, retain, double), logits(model, forget, double)
+    read = exact_logits if double else logits
+    before, before_forget = read(model, retain), read(model, forget)
     trainer = make_trainer(model, data, folder, check_steps=100, **options)
     trainer.train()
     network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    return Drift(
-        _relative(logits(network, retain, double), before),
-        _relative(logits(network, forget, double), before_forget),
-    )
-
-
-def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a.double() - b.double()).norm() / b.double().norm())
+    return Drift(relative(read(network, retain), before), relative(read(network, forget), before_forget))
 
 
 def assert_promise(measured: Drift) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from helpers.architectures import relative
 from helpers.language import VOCABULARY, Data, answer_logits, make_lm, questions
+from helpers.models import fit, relative
 from helpers.training import make_trainer
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel
@@ -242,14 +242,9 @@ def test_target_is_what_unseen_rows_score(tmp_path: Path) -> None:
     rows = to_dialogues(questions(12))
     forget, retain, unseen = rows.select(range(8)), rows.select(range(8, 24)), to_dialogues(questions(6, start=40))
     model, tokenizer = PLAN.start(rows)
-    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
-    batch = AnswerCollator.of(tokenizer)(list(prepare_dialogues(rows, tokenizer, True)))
-    for _ in range(120):
-        optimiser.zero_grad()
-        model(**batch).loss.backward()
-        optimiser.step()
+    fit(model, AnswerCollator.of(tokenizer)(list(prepare_dialogues(rows, tokenizer, True))), steps=120)
     trainer = make_trainer(
-        model.eval(),
+        model,
         (forget, retain),
         tmp_path,
         target_forget_accuracy=None,

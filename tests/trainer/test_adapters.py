@@ -13,9 +13,9 @@ import torch
 from datasets import Dataset
 from helpers.architectures import MODELS, build, rows_for
 from helpers.language import answer_logits, draw_tokens, make_lm, token_rows
-from helpers.models import learned, make_vit
+from helpers.models import learned, logits, make_vit
 from helpers.rows import exact_rows
-from helpers.training import Data, Stop, logits, make_trainer
+from helpers.training import Data, Stop, make_trainer
 from peft import LoraConfig, PeftModel, PromptTuningConfig
 
 from unsc_hf import ActivationStatistics, UNSCError, split_dataset

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.architectures import MODELS, build, logits, reader, relative, rows_for
+from helpers.architectures import MODELS, build, reader, rows_for
+from helpers.models import logits, relative
 from helpers.training import make_trainer
 from peft import LoraConfig, PeftModel
 

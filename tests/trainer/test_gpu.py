@@ -15,9 +15,9 @@ import pytest
 import torch
 from datasets import Dataset
 from helpers import two_processes
-from helpers.architectures import MODELS, build, logits, reader, relative, rows_for
+from helpers.architectures import MODELS, build, reader, rows_for
 from helpers.language import answer_logits, draw_tokens, make_lm, token_rows
-from helpers.models import learned, make_vit
+from helpers.models import learned, logits, make_vit, relative
 from helpers.recipes import FAST, RECIPE, image_folder
 from helpers.rows import exact_rows, with_odd_labels
 from helpers.training import COMPILED, make_trainer

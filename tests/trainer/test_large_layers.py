@@ -70,8 +70,8 @@ def test_readers_of_the_trainer_serve_the_statistics(
     read = make_trainer(model, low_rank_data, tmp_path, dataloader_num_workers=1)
     read.prepare_unlearning()
     assert seen == [0, 0, 0, 1, 1, 1]
-    for key, moment in alone.retained_statistics.moments["retain"].items():
-        assert torch.equal(read.retained_statistics.moments["retain"][key].matrix, moment.matrix)
+    for key, moment in alone.spaces.retained.moments["retain"].items():
+        assert torch.equal(read.spaces.retained.moments["retain"][key].matrix, moment.matrix)
 
 
 def test_requests_in_sequence_keep_to_the_limit(

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from helpers.models import learned, make_vit
+from helpers.models import learned, logits, make_vit
 from helpers.rows import tensor_dataset, with_odd_labels
-from helpers.training import Data, logits, make_trainer
+from helpers.training import Data, make_trainer
 
 from unsc_hf import ActivationStatistics, UNSCConfig, UNSCError, split_dataset
 from unsc_hf.evaluation.membership import accuracy_gap, exposure

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
-from helpers.models import make_vit
+from helpers.models import logits, make_vit
 from helpers.rows import tensor_dataset
-from helpers.training import logits
 from peft import LoraConfig
 
 from unsc_hf import ActivationStatistics, UNSCConfig, UNSCError, serve_request, split_dataset
@@ -77,7 +76,7 @@ def test_classes_are_dropped_even_with_budgets(tmp_path: Path) -> None:
     stored = ActivationStatistics.from_pretrained(tmp_path / "statistics", model)
     assert sorted(stored.moments) == ["1", "2"]
     with pytest.raises(UNSCError, match="train releases them"):
-        _ = trainer.retained_statistics
+        _ = trainer.spaces.retained
     forget, retain = split_dataset(retain, forget_classes=["b"])
     serve_request(model, tmp_path / "statistics", args, forget, retain)
     assert sorted(ActivationStatistics.from_pretrained(tmp_path / "statistics", model).moments) == ["2"]

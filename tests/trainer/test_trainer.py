@@ -1,4 +1,4 @@
-"""The trainer keeps its promise through the real Trainer, optimisers and accelerate, and refuses what would break it."""
+"""The trainer keeps its promise through the real Trainer, optimisers and accelerate; it refuses what would break it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from helpers.models import learned, make_vit
+from helpers.models import learned, logits, make_vit
 from helpers.rows import tensor_dataset, with_odd_labels
-from helpers.training import EXACT, Data, Stop, assert_promise, drift, logits, make_trainer
+from helpers.training import EXACT, Data, Stop, assert_promise, drift, make_trainer
 from peft import LoraConfig
 from transformers import (
     AutoImageProcessor,

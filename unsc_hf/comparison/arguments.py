@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 import torch
 from datasets import DatasetDict
 from peft import LoraConfig
-from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..config import UNSCConfig
 from ..data.selection import WHOLE_NUMBER, Request
 from ..data.sources import load_image_dataset, load_text_dataset
 from ..errors import UNSCError, first_line
-from ..models.loading import load_as, load_image_processor, load_tokenizer
+from ..models.loading import load_as
 from .references.images import ImagePlan
 from .references.language_models import LanguagePlan
 from .references.quickstart import FORGET_CLASSES, PLAN, digits_dataset
@@ -132,9 +132,12 @@ class ClassificationArguments(SharedArguments):
         metadata={"help": "Keep activation statistics here: later requests on the resulting model need no new pass."},
     )
 
-    # What differs between images and texts.
+    plan_class: ClassVar[type[TrainingPlan]]  # how models of this kind are made and read
 
-    auto_class: ClassVar[Any] = None
+    @property
+    def auto_class(self) -> Any:
+        """Loads models of this kind."""
+        return self.plan_class.auto_class
 
     def load(self, config: UNSCConfig) -> DatasetDict:
         """Splits "train" and "test"."""
@@ -146,7 +149,7 @@ class ClassificationArguments(SharedArguments):
 
     def load_processor(self, name: str) -> Any:
         """Image processor or tokenizer of a model."""
-        raise NotImplementedError
+        return self.plan_class.load_processor(name)
 
 
 @dataclass
@@ -157,7 +160,7 @@ class ImageArguments(ClassificationArguments):
     train_crop_padding: int = field(default=0, metadata={"help": "Augmentation: random crops after this padding."})
     train_flip: bool = field(default=False, metadata={"help": "Augmentation: random mirror images."})
 
-    auto_class: ClassVar[Any] = AutoModelForImageClassification
+    plan_class = ImagePlan
 
     @property
     def quickstart(self) -> bool:
@@ -169,17 +172,16 @@ class ImageArguments(ClassificationArguments):
     def load(self, config: UNSCConfig) -> DatasetDict:
         if self.dataset_name is None:
             return digits_dataset()
-        column, name = config.label_column, self.dataset_config_name
-        return load_image_dataset(self.dataset_name, name, column, self.train_split, self.test_split, self.cache_dir)
+        return load_image_dataset(
+            self.dataset_name, config.label_column, config_name=self.dataset_config_name,
+            train_split=self.train_split, test_split=self.test_split, cache_dir=self.cache_dir,
+        )  # fmt: skip
 
     def plan(self, config: UNSCConfig) -> TrainingPlan:
         if self.quickstart:
             return replace(PLAN, seed=config.seed)
         augmentation: dict[str, Any] = {"crop_padding": self.train_crop_padding, "flip": self.train_flip}
         return ImagePlan(**self.base_plan(config.seed), patch_size=self.patch_size, **augmentation)
-
-    def load_processor(self, name: str) -> Any:
-        return load_image_processor(name)
 
 
 @dataclass
@@ -189,7 +191,7 @@ class TextArguments(ClassificationArguments):
     vocabulary_size: int = field(default=4096, metadata={"help": "Tokens of the tokenizer learned for model_size."})
     max_length: int = field(default=64, metadata={"help": "Longest text in tokens, for model_size."})
 
-    auto_class: ClassVar[Any] = AutoModelForSequenceClassification
+    plan_class = TextPlan
 
     def load(self, config: UNSCConfig) -> DatasetDict:
         if self.dataset_name is None:
@@ -197,20 +199,14 @@ class TextArguments(ClassificationArguments):
                 "dataset_name: not given; name a Hub id or a local data file or folder with text and labels."
             )
         return load_text_dataset(
-            self.dataset_name, self.dataset_config_name, config.label_column, config.text_columns, self.train_split,
-            self.test_split, self.cache_dir,
+            self.dataset_name, config.label_column, config.text_columns, config_name=self.dataset_config_name,
+            train_split=self.train_split, test_split=self.test_split, cache_dir=self.cache_dir,
         )  # fmt: skip
 
     def plan(self, config: UNSCConfig) -> TrainingPlan:
-        return TextPlan(
-            **self.base_plan(config.seed),
-            text_columns=tuple(config.text_columns) if config.text_columns else None,
-            vocabulary_size=self.vocabulary_size,
-            max_length=self.max_length,
-        )
-
-    def load_processor(self, name: str) -> Any:
-        return load_tokenizer(name)
+        columns = tuple(config.text_columns) if config.text_columns else None
+        options: dict[str, Any] = {"vocabulary_size": self.vocabulary_size, "max_length": self.max_length}
+        return TextPlan(**self.base_plan(config.seed), text_columns=columns, **options)
 
 
 @dataclass

@@ -23,13 +23,13 @@ from ..evaluation.audits import AUDITS
 from ..reporting.model_card import public_name
 from ..utils.fingerprint import data_fingerprint
 from .arguments import ClassificationArguments, ImageArguments, TextArguments
-from .experiment import Experiment, Splits, check_folder, check_names, check_originals, options_hash, read_splits
+from .experiment import Experiment, RunArguments, Splits, check_folder, check_names, options_hash, read_splits
 from .forget_set import ForgetSet, requests_by_folder
 from .methods import METHODS
-from .parallel import Job, one_process, run_jobs
+from .parallel import Job, one_process, open_jobs, run_jobs
 from .plugins import load_plugins
 from .report import write_comparison
-from .summary import Table, markdown, summarise, table
+from .summary import markdown, summarise, table
 from .workbench import Workbench
 
 _RECORDS = 3  # changes with what records hold: a comparison does not continue on those of older versions
@@ -39,25 +39,17 @@ Model: TypeAlias = str | PathLike[str] | PreTrainedModel
 
 
 @dataclass
-class ComparisonArguments:
+class ComparisonArguments(RunArguments):
     """What is compared: methods, audits, forget sets, seeds."""
 
     methods: list[str] | None = field(default=None, metadata={"help": "Methods by name; all by default."})
     audits: list[str] | None = field(default=None, metadata={"help": "Audits by name; all by default."})
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "One run of each method for each."})
-    originals: list[str] | None = field(
-        default=None,
-        metadata={"help": "A model for each seed (or one for all); trained with train_original otherwise."},
-    )
     forget_sets: list[str] | None = field(
         default=None,
         metadata={
             "help": "Several forget sets instead of forget_classes: names or ids joined by '+', or a .txt file of "
             "names."
         },
-    )
-    plugins: list[str] | None = field(
-        default=None, metadata={"help": "Python files of your own that register methods or audits."}
     )
     no_intervals: bool = field(default=False, metadata={"help": "Allow a single seed, without intervals."})
     jobs: int | None = field(
@@ -77,16 +69,13 @@ class ComparisonArguments:
         load_plugins(self.plugins)
         check_names("methods", self.methods, METHODS)
         check_names("audits", self.audits, AUDITS)
-        if len(set(self.seeds)) < len(self.seeds):
-            raise UNSCError(f"seeds: {self.seeds} names one twice; give each once.")
-        if len(self.seeds) < (1 if self.no_intervals else 2):
+        if len(self.seeds) == 1 and not self.no_intervals:
             raise UNSCError(
-                f"seeds: {len(self.seeds)} given, an interval needs at least two (better three); "
-                "give more, or no_intervals."
+                "seeds: 1 given, an interval needs at least two (better three); give more, or no_intervals."
             )
+        self.check_seeds()
         if self.jobs is not None and self.jobs < 1:
             raise UNSCError(f"jobs: {self.jobs} given; it is a number of processes, at least 1.")
-        check_originals(self.originals, self.seeds)
 
 
 @dataclass
@@ -122,7 +111,7 @@ class _Task:
         """All jobs, in a process that has just started."""
         load_plugins(self.comparison.plugins)
         self.config.dataloader_num_workers = 0  # a worker may have no processes of its own
-        return [job for forget_set in self.forget_sets().values() for job in forget_set.jobs(everything=True)]
+        return [job for forget_set in self.forget_sets().values() for job in forget_set.jobs()]
 
     def run(self, console: Console) -> dict[str, Any]:
         """Do what has no record yet; returns all results."""
@@ -136,7 +125,7 @@ class _Task:
         if not any(forget_set.experiment.reference_numbers() for forget_set in sets.values()):
             console.print("No retrained references: nothing can be said about 'removed', and no band is drawn.")
         run_jobs(
-            [job for forget_set in sets.values() for job in forget_set.jobs()],
+            open_jobs([job for forget_set in sets.values() for job in forget_set.jobs()]),
             self.all_jobs,
             comparison.jobs,
             lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
@@ -225,7 +214,7 @@ class ComparisonResult:
     output_dir: Path
 
     @property
-    def table(self) -> Table:
+    def table(self) -> list[list[str]]:
         """A row for each model, the header first: means with half 95 % intervals, and verdicts."""
         (outcome,) = self.results["forget_sets"].values()
         return table(summarise(outcome))

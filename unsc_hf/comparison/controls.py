@@ -209,7 +209,7 @@ def compare(
 
     unsc = runs.trainer("retained", model, statistics)
     unsc.prepare_unlearning()  # first: it refuses what cannot work
-    collected = unsc.retained_statistics if controls else None
+    collected = unsc.spaces.retained if controls else None
     original = runs.outputs(unsc.model, processing_class)
     methods = {"original": runs.evaluate(unsc.model, original, 0.0, None)}
     if runs.forgotten:

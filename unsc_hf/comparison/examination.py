@@ -38,8 +38,6 @@ class Examiner:
         column = experiment.config.label_column
         self._rows = EvaluationRows.sample(experiment.forget, experiment.retain, experiment.test, column)
 
-    # ---- what models answer -----------------------------------------------------------------------------------------
-
     def outputs(self, name: str) -> RowOutputs:
         """Outputs of "original-0" or "retrained-0" on sampled training rows and all test rows.
 
@@ -84,11 +82,9 @@ class Examiner:
         model, config = experiment.load(name), experiment.seeded(first)
         return Workbench(model, experiment.forget, experiment.retain, config, processor)
 
-    # ---- audits -----------------------------------------------------------------------------------------------------
+    def _examination(self, bench: Workbench, model: PreTrainedModel, outputs: RowOutputs, seed: int) -> Examination:
+        """What audits ask of a model; it knows of no retrained models."""
 
-    def _examination(
-        self, bench: Workbench, model: PreTrainedModel, outputs: RowOutputs, seed: int, references: Sequence[int]
-    ) -> Examination:
         def batches(rows: Dataset, size: int, seed: int) -> Iterator[dict[str, Any]]:
             while True:
                 yield from bench.batches(rows, size, seed=seed)
@@ -98,7 +94,7 @@ class Examiner:
             model=model,
             outputs=outputs,
             original=self.outputs(f"{ORIGINAL}-{seed}"),
-            references=[self.outputs(f"{RETRAINED}-{number}") for number in references],
+            references=[],
             forgotten=self.experiment.forgotten,
             forget=self._rows.forget,
             retain=self._rows.retain,
@@ -115,7 +111,7 @@ class Examiner:
             bench = self.experiment.bench(seed)
             answers = self.experiment.collect(bench, bench.original, validation)
             outputs = replace(self.outputs(f"{ORIGINAL}-{seed}"), test=answers)
-            exam = self._examination(bench, bench.original, outputs, seed, ())
+            exam = self._examination(bench, bench.original, outputs, seed)
             return calibrate(replace(exam, original=outputs, test=validation), self.audits)
 
         return self.experiment.record("calibration", choose)
@@ -131,7 +127,7 @@ class Examiner:
         model: PreTrainedModel,
         seed: int,
         outputs: RowOutputs | None = None,
-        references: Sequence[int] | None = None,
+        without: int | None = None,
     ) -> dict[str, Any]:
         """Accuracies and every audit.
 
@@ -139,25 +135,23 @@ class Examiner:
             bench: prepares rows for the model.
             seed: of the original it is held against.
             outputs: what the model answers, where that is known.
-            references: numbers of the retrained models it is held against; all by default.
+            without: number of a retrained model that it is not held against: itself.
         """
         outputs = self.row_outputs(bench, model) if outputs is None else outputs
-        numbers = self.experiment.reference_numbers() if references is None else references
-        exam = self._examination(bench, model, outputs, seed, numbers)
-        exam = replace(exam, calibration=self.calibration())
-        return {
-            **accuracies(outputs, self.experiment.forgotten),
-            "audits": {audit.name: audit.run(exam) for audit in self.audits},
-        }
+        numbers = [number for number in self.experiment.reference_numbers() if number != without]
+        references = [self.outputs(f"{RETRAINED}-{number}") for number in numbers]
+        exam = self._examination(bench, model, outputs, seed)
+        exam = replace(exam, references=references, calibration=self.calibration())
+        audits = {audit.name: audit.run(exam) for audit in self.audits}
+        return {**accuracies(outputs, self.experiment.forgotten), "audits": audits}
 
     # ---- models that no method made ---------------------------------------------------------------------------------
 
     def examine_reference(self, number: int) -> dict[str, Any]:
         """A retrained model, beside the other ones."""
         name, bench = self.experiment.reference(number), self._reader(number)
-        others = [other for other in self.experiment.reference_numbers() if other != number]
         outputs = self.outputs(f"{RETRAINED}-{number}")
-        result = self.examine(bench, bench.original, self.experiment.seeds[0], outputs, others)
+        result = self.examine(bench, bench.original, self.experiment.seeds[0], outputs, without=number)
         return {**result, "seconds": training_seconds(name), "model": public_name(name)}
 
     def examine_original(self, seed: int) -> dict[str, Any]:
@@ -177,8 +171,7 @@ class Examiner:
         labels, expected = int(model.config.num_labels), int(bench.original.config.num_labels)
         if labels != expected:
             raise UNSCError(f"audited: {name} has {labels} labels, its original {expected}; name the right pair.")
-        cost = {"leak": bench.leak(model), "seconds": None, "steps": None}
-        return {**self.examine(bench, model, seed), **cost}
+        return {**self.examine(bench, model, seed), "leak": bench.leak(model), "seconds": None, "steps": None}
 
 
 def in_words(accuracies: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ from ..reporting.results import finite
 from ..utils.files import alone, write_text
 from .arguments import ClassificationArguments
 from .references.texts import TextPlan
-from .references.training import TrainingPlan, train_model
+from .references.training import train_model
 from .workbench import Workbench
 
 _VALIDATION_SHARE = 0.2  # of the test rows, where the data set has no validation split
@@ -35,6 +35,36 @@ _UNBOUND = (
     "references_dir", "cache_dir", "license", "controls", "statistics_dir", "retrained_model_name_or_path",
 )  # fmt: skip
 _OPTIONS = ("energy", "subspace_rule", "learning_rate", "max_steps", "max_leak", "optim")
+
+
+@dataclass
+class RunArguments:
+    """Seeds of a comparison or a study, and the model of each."""
+
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Each run is made for each seed."})
+    originals: list[str] | None = field(
+        default=None,
+        metadata={"help": "A model for each seed (or one for all); trained with train_original otherwise."},
+    )
+    plugins: list[str] | None = field(
+        default=None, metadata={"help": "Python files of your own that register methods, audits or studies."}
+    )
+
+    def check_seeds(self) -> None:
+        """Refuse seeds that are missing or named twice, and originals that cannot be assigned to them.
+
+        Raises:
+            UNSCError: with the seeds, or both numbers.
+        """
+        originals, seeds = self.originals, self.seeds
+        if not seeds:
+            raise UNSCError("seeds: none given; name at least one, better three.")
+        if len(set(seeds)) < len(seeds):
+            raise UNSCError(f"seeds: {seeds} names one twice; give each once.")
+        if originals is not None and len(originals) not in (1, len(seeds)):
+            raise UNSCError(
+                f"originals: {len(originals)} given for {len(seeds)} seeds; give one for each, or one for all."
+            )
 
 
 @dataclass(frozen=True)
@@ -148,22 +178,20 @@ class Experiment:
 
     def _trained(self, rows: Dataset, kind: str, seed: int) -> str:
         plan = self.arguments.plan(self.seeded(seed))
-        vocabulary = None if rows is self.train else self._vocabulary(plan)
+        # A reference reads the same tokens as the original, so its tokenizer is learned from the same rows.
+        learned = isinstance(plan, TextPlan) and plan.base_model is None and rows is not self.train
         folder, column = self.arguments.references_dir, self.config.label_column
-        return str(train_model(rows, plan, folder, kind, self.names, column, vocabulary))
-
-    def _vocabulary(self, plan: TrainingPlan) -> Dataset | None:
-        """Rows that a tokenizer is learned from: a reference must read the same tokens as the original."""
-        return self.train if isinstance(plan, TextPlan) and plan.base_model is None else None
+        return str(train_model(rows, plan, folder, kind, self.names, column, self.train if learned else None))
 
     def load(self, name: str, argument: str = "retrained_model_name_or_path") -> PreTrainedModel:
         """A model by folder or id, on the device. `argument` is what an error names."""
         return load_as(self.arguments.auto_class, name, argument).to(self.config.device)
 
-    def seeded(self, seed: int) -> UNSCConfig:
-        """The options with another seed."""
+    def seeded(self, seed: int, **options: Any) -> UNSCConfig:
+        """The options with another seed, and with other values where given."""
         config = deepcopy(self.config)
-        config.seed, config.output_dir = seed, str(self.folder / "_scratch")
+        for name, value in {"output_dir": str(self.folder / "_scratch"), "seed": seed, **options}.items():
+            setattr(config, name, value)
         return config
 
     def bench(self, seed: int, **options: Any) -> Workbench:
@@ -176,11 +204,8 @@ class Experiment:
 
     def new_bench(self, seed: int, forget: Dataset, retain: Dataset, **options: Any) -> Workbench:
         """A workbench of a seed's original with rows of one's own; it is not kept."""
-        name, config = self.original(seed), self.seeded(seed)
-        for option, value in options.items():
-            setattr(config, option, value)
-        model = self.load(name, "originals")
-        return Workbench(model, forget, retain, config, self.arguments.load_processor(name))
+        name, config = self.original(seed), self.seeded(seed, **options)
+        return Workbench(self.load(name, "originals"), forget, retain, config, self.arguments.load_processor(name))
 
     # ---- measuring --------------------------------------------------------------------------------------------------
 
@@ -199,9 +224,18 @@ class Experiment:
 
     # ---- records ----------------------------------------------------------------------------------------------------
 
+    def file(self, name: str) -> Path:
+        """Of a record."""
+        return self.folder / f"{name}.json"
+
     def record(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """What `make` gives, kept in a file: made once, by one process."""
-        return record(self.folder / f"{name}.json", make)
+        return record(self.file(name), make)
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A record that was made."""
+        content: dict[str, Any] = json.loads(self.file(name).read_text(encoding="utf-8"))
+        return content
 
 
 def record(file: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
@@ -226,16 +260,6 @@ def check_names(option: str, names: Iterable[str] | None, known: Mapping[str, An
             raise UNSCError(
                 f"{option}: {name!r} does not exist; closest: {closest(name, known)}; all: {', '.join(known)}."
             )
-
-
-def check_originals(originals: Sequence[str] | None, seeds: Sequence[int]) -> None:
-    """Refuse originals that cannot be assigned to seeds.
-
-    Raises:
-        UNSCError: with both numbers.
-    """
-    if originals is not None and len(originals) not in (1, len(seeds)):
-        raise UNSCError(f"originals: {len(originals)} given for {len(seeds)} seeds; give one for each, or one for all.")
 
 
 def options_hash(arguments: ClassificationArguments, config: UNSCConfig) -> str:

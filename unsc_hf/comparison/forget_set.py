@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,30 +38,14 @@ class ForgetSet:
         self.experiment, self.methods, self.audited = experiment, methods, audited
         self.examiner, self.tuning = Examiner(experiment, audits), Tuning(experiment)
         self._first = experiment.seeds[0]
+        self._audited_record = f"audited-{hashlib.sha256(str(audited).encode()).hexdigest()[:10]}"
 
     # ---- records ----------------------------------------------------------------------------------------------------
 
-    def _makers(self, seeds: Iterable[int]) -> dict[str, Callable[[], dict[str, Any]]]:
-        """What makes each record of some seeds, by name, in the order of work."""
-        makers: dict[str, Callable[[], dict[str, Any]]] = {}
-        for seed in seeds:
-            makers[f"{ORIGINAL}-{seed}"] = partial(self.examiner.examine_original, seed)
-            if self.audited is not None and seed == self._first:
-                makers[self._audited_record] = partial(self.examiner.examine_other, self.audited)
-            for method in self.methods:
-                makers[f"{method.name}-{seed}"] = partial(self._examined_run, method, seed)
-        return makers
-
     def _reference_makers(self) -> dict[str, Callable[[], dict[str, Any]]]:
+        """What makes the record of each retrained model, by name."""
         numbers = self.experiment.reference_numbers()
         return {f"{RETRAINED}-{number}": partial(self.examiner.examine_reference, number) for number in numbers}
-
-    @property
-    def _audited_record(self) -> str:
-        return f"audited-{hashlib.sha256(str(self.audited).encode()).hexdigest()[:10]}"
-
-    def _is_done(self, name: str) -> bool:
-        return (self.experiment.folder / f"{name}.json").is_file()
 
     def _examined_run(self, method: Method, seed: int) -> dict[str, Any]:
         model, cost = self.tuning.run(method, seed)
@@ -71,13 +55,12 @@ class ForgetSet:
         return result
 
     def results(self) -> dict[str, Any]:
-        """Everything; what has no record yet is made."""
-        experiment, makers = self.experiment, {**self._makers(self.experiment.seeds), **self._reference_makers()}
-        records = {name: experiment.record(name, make) for name, make in makers.items()}
+        """Everything, after all jobs are done."""
+        experiment = self.experiment
         names = (ORIGINAL, *(method.name for method in self.methods))
-        runs = {name: [records[f"{name}-{seed}"] for seed in experiment.seeds] for name in names}
+        runs = {name: [experiment.read(f"{name}-{seed}") for seed in experiment.seeds] for name in names}
         if self.audited is not None:
-            runs[public_name(self.audited)] = [records[self._audited_record]]
+            runs[public_name(self.audited)] = [experiment.read(self._audited_record)]
         settings = {method.name: self.tuning.choose(method) for method in self.methods}
         return {
             "forgotten": experiment.forgotten,
@@ -85,83 +68,74 @@ class ForgetSet:
             "settings": {name: {key: chosen[key] for key in ("chosen", "tries")} for name, chosen in settings.items()},
             "calibration": self.examiner.calibration(),
             "runs": runs,
-            "references": [records[name] for name in self._reference_makers()],
+            "references": [experiment.read(name) for name in self._reference_makers()],
         }
 
     # ---- jobs -------------------------------------------------------------------------------------------------------
 
-    def jobs(self, everything: bool = False) -> list[Job]:
-        """What has no record yet, or `everything`, in an order in which it can be done."""
-
-        def missing(makers: Mapping[str, Any]) -> list[str]:
-            return [name for name in makers if everything or not self._is_done(name)]
-
-        references = missing(self._reference_makers())
-        if not references and not missing(self._makers(self.experiment.seeds)):
-            return []
-        seeds = [seed for seed in self.experiment.seeds if seed == self._first or missing(self._makers([seed]))]
-        jobs = self._training_jobs(seeds)
-        jobs += self._reading_jobs(seeds, {job.name for job in jobs})
-        read = [self._name(f"read {RETRAINED}-{number}") for number in self.experiment.reference_numbers()]
-        if any(audit.calibrate for audit in self.examiner.audits):
-            original = self._name(f"read {ORIGINAL}-{self._first}")
-            jobs.append(Job(self._name("calibrate"), self.examiner.calibration_line, (original,)))
-            read.append(jobs[-1].name)
-        for name in references:
-            needs = [*read, self._name(f"read {ORIGINAL}-{self._first}")]
-            jobs.append(self._record_job(name, self._reference_makers()[name], needs, name))
-        for seed in seeds:
-            jobs += self._seed_jobs(seed, missing(self._makers([seed])), read, everything)
-        return jobs
-
-    def _seed_jobs(self, seed: int, missing: Sequence[str], read: Sequence[str], everything: bool) -> list[Job]:
-        """Of one seed: the original, the audited model, and each method's tries before its run."""
-        original, jobs = self._name(f"read {ORIGINAL}-{seed}"), list[Job]()
-        methods = {f"{method.name}-{seed}": method for method in self.methods}
-        for name, make in self._makers([seed]).items():
-            tries = self._try_jobs(methods[name]) if name in methods else []
-            if seed == self._first and tries and (everything or not self.tuning.is_chosen(methods[name])):
-                jobs += tries
-            if name in missing:
-                title = name if name == self._audited_record else f"{name.rpartition('-')[0]} (seed {seed})"
-                needs = [*read, original, *(job.name for job in tries)]
-                jobs.append(self._record_job(name, make, needs, title))
-        return jobs
-
-    def _try_jobs(self, method: Method) -> list[Job]:
-        """None where there is nothing to choose."""
-        needs, count = (self._name(f"read {ORIGINAL}-{self._first}"),), len(method.settings)
-        lines = [partial(self.tuning.attempt_line, method, i) for i in range(count if count > 1 else 0)]
-        return [Job(self._name(self.tuning.try_name(method, i)), line, needs) for i, line in enumerate(lines)]
-
-    def _record_job(self, name: str, make: Callable[[], dict[str, Any]], needs: Sequence[str], title: str) -> Job:
-        return Job(self._name(name), lambda: f"{title}: {in_words(self.experiment.record(name, make))}", tuple(needs))
-
-    def _name(self, text: str) -> str:
-        return f"{self.experiment.folder.name}: {text}"
-
-    def _training_jobs(self, seeds: Sequence[int]) -> list[Job]:
-        experiment = self.experiment
-
-        def train(kind: str, make: Callable[[int], str], number: int) -> Job:
-            text = f"train {kind} {number}"
-            return Job(self._name(text), lambda: f"{text}: {public_name(make(number))}", long=True)
-
-        jobs = [train(ORIGINAL, experiment.original, seed) for seed in seeds] if experiment.trains_originals else []
-        if experiment.trains_references:
-            jobs += [train(RETRAINED, experiment.reference, number) for number in experiment.reference_numbers()]
-        return jobs
-
-    def _reading_jobs(self, seeds: Sequence[int], trained: set[str]) -> list[Job]:
-        """What originals and references answer."""
+    def jobs(self) -> list[Job]:
+        """All jobs, in an order in which they can be done."""
+        experiment, jobs = self.experiment, self._training_jobs()
+        trained = {job.name for job in jobs}
 
         def read(kind: str, number: int, original: int) -> Job:
             needs = trained & {self._name(f"train {kind} {number}"), self._name(f"train {ORIGINAL} {original}")}
             name = f"{kind}-{number}"
             return Job(self._name(f"read {name}"), partial(self.examiner.check_outputs, name), tuple(sorted(needs)))
 
-        references = [read(RETRAINED, number, self._first) for number in self.experiment.reference_numbers()]
-        return [*references, *(read(ORIGINAL, seed, seed) for seed in seeds)]
+        references = [read(RETRAINED, number, self._first) for number in experiment.reference_numbers()]
+        jobs += [*references, *(read(ORIGINAL, seed, seed) for seed in experiment.seeds)]
+        first = self._name(f"read {ORIGINAL}-{self._first}")
+        needs = [*(job.name for job in references), first]
+        if any(audit.calibrate for audit in self.examiner.audits):
+            jobs.append(Job(self._name("calibrate"), self.examiner.calibration_line, (first,)))
+            needs.append(jobs[-1].name)
+        jobs += [self._record_job(name, make, needs, name) for name, make in self._reference_makers().items()]
+        tries = {method.name: self._try_jobs(method, first) for method in self.methods}
+        for seed in experiment.seeds:
+            here, title = [*needs, self._name(f"read {ORIGINAL}-{seed}")], "{} (seed {})"
+            make = partial(self.examiner.examine_original, seed)
+            jobs.append(self._record_job(f"{ORIGINAL}-{seed}", make, here, title.format(ORIGINAL, seed)))
+            if self.audited is not None and seed == self._first:
+                make = partial(self.examiner.examine_other, self.audited)
+                jobs.append(self._record_job(self._audited_record, make, here, self._audited_record))
+            for method in self.methods:
+                jobs += tries[method.name] if seed == self._first else []
+                after, make = [job.name for job in tries[method.name]], partial(self._examined_run, method, seed)
+                title_of = title.format(method.name, seed)
+                jobs.append(self._record_job(f"{method.name}-{seed}", make, [*here, *after], title_of))
+        return jobs
+
+    def _training_jobs(self) -> list[Job]:
+        experiment = self.experiment
+
+        def train(kind: str, make: Callable[[int], str], number: int) -> Job:
+            text = f"train {kind} {number}"
+            return Job(self._name(text), lambda: f"{text}: {public_name(make(number))}", long=True)
+
+        originals = experiment.seeds if experiment.trains_originals else []
+        references = experiment.reference_numbers() if experiment.trains_references else []
+        return [
+            *(train(ORIGINAL, experiment.original, seed) for seed in originals),
+            *(train(RETRAINED, experiment.reference, number) for number in references),
+        ]
+
+    def _try_jobs(self, method: Method, original: str) -> list[Job]:
+        """None where there is nothing to choose."""
+        count, jobs = len(method.settings), []
+        for i in range(count if count > 1 else 0):
+            name, line = self.tuning.try_name(method, i), partial(self.tuning.attempt_line, method, i)
+            jobs.append(Job(self._name(name), line, (original,), record=self.experiment.file(name)))
+        return jobs
+
+    def _record_job(self, name: str, make: Callable[[], dict[str, Any]], needs: Sequence[str], title: str) -> Job:
+        def run() -> str:
+            return f"{title}: {in_words(self.experiment.record(name, make))}"
+
+        return Job(self._name(name), run, tuple(needs), record=self.experiment.file(name), wanted=True)
+
+    def _name(self, text: str) -> str:
+        return f"{self.experiment.folder.name}: {text}"
 
 
 def requests_by_folder(

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from graphlib import TopologicalSorter
+from pathlib import Path
 
 from ..errors import UNSCError, first_line, full_disk_in_one_line
 
@@ -36,15 +37,31 @@ class Job:
         run: does it, and returns a line for people.
         needs: names of jobs that must be done before.
         long: several processes begin it before others; everybody waits for a long job that is begun last.
+        record: the file, where the job need not be done again once it is there.
+        wanted: whether the record is a result; other jobs are done for those that need them.
     """
 
     name: str
     run: Callable[[], str] = field(repr=False)
     needs: tuple[str, ...] = ()
     long: bool = False
+    record: Path | None = None
+    wanted: bool = False
 
 
 MakeJobs = Callable[[], Sequence[Job]]
+
+
+def open_jobs(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs whose wanted records are missing, and those that they need."""
+    missing = {job.name: job for job in jobs if job.record is None or not job.record.is_file()}
+    needed, pending = set[str](), [name for name, job in missing.items() if job.wanted]
+    while pending:
+        name = pending.pop()
+        if name in missing and name not in needed:
+            needed.add(name)
+            pending += missing[name].needs
+    return [job for job in jobs if job.name in needed]
 
 
 def one_process(what: str) -> None:
@@ -137,7 +154,7 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
-        os._exit(1)
+        signal.raise_signal(signal.SIGTERM)
 
 
 def _run_job(name: str) -> str:

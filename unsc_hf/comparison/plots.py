@@ -81,14 +81,19 @@ def plot_attack(outcome: Mapping[str, Any], path: Path) -> Path:
     return save(figure, path)
 
 
-def _curves(outcome: Mapping[str, Any], audit: str, key: str) -> dict[str, np.ndarray]:
+def _curves(outcome: Mapping[str, Any], audit: str, key: str | None) -> dict[str, np.ndarray]:
+    """Mean curve of each method over its seeds: what an audit gave under `key`, by default its number of each layer."""
+
+    def curve(record: Mapping[str, Any]) -> list[float] | None:
+        result = record["audits"].get(audit, {})
+        if key is not None:
+            line: list[float] | None = result.get(key)
+            return line
+        return [result[name] for name in sorted(result) if name.startswith("layer_")] or None
+
     records = {**outcome["runs"], RETRAINED: outcome["references"]}
-    result = {}
-    for name, of_name in records.items():
-        known = [line for record in of_name if (line := record["audits"].get(audit, {}).get(key)) is not None]
-        if known:
-            result[name] = np.mean(np.asarray(known, dtype=float), axis=0)
-    return result
+    known = {name: [line for record in of if (line := curve(record)) is not None] for name, of in records.items()}
+    return {name: np.mean(np.asarray(lines, dtype=float), axis=0) for name, lines in known.items() if lines}
 
 
 def _lines(curves: Mapping[str, np.ndarray], step: float, x_label: str, y_label: str) -> Figure:
@@ -147,12 +152,7 @@ def _per_class(records: Sequence[Mapping[str, Any]]) -> dict[int, float]:
 
 def plot_depth(outcome: Mapping[str, Any], path: Path) -> Path:
     """Linear probe of every layer: what can still be read of the forgotten classes."""
-    curves = {}
-    for name, records in {**outcome["runs"], RETRAINED: outcome["references"]}.items():
-        probe = records[0]["audits"].get("probe", {}) if records else {}
-        layers = sorted(key for key in probe if key.startswith("layer_"))
-        if layers:
-            curves[name] = np.mean([[record["audits"]["probe"][key] for key in layers] for record in records], axis=0)
+    curves = _curves(outcome, "probe", None)
     figure = _lines(curves, 1, "hidden state (0: embeddings)", "linear probe on the forgotten classes (%)")
     figure.axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     return save(figure, path)

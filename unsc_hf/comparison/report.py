@@ -15,7 +15,7 @@ from ..reporting.model_card import escape, versions
 from ..reporting.results import finite
 from ..utils.files import write_text
 from .plots import plot_attack, plot_changes, plot_depth, plot_front, plot_relearning
-from .summary import ORIGINAL, Table, latex, markdown, numbers, summarise, table, titles, value
+from .summary import ORIGINAL, latex, markdown, numbers, summarise, table, titles, value
 
 # File, drawing, what must have been measured for it, caption.
 _PICTURES = (
@@ -130,7 +130,7 @@ def _asked(result: Mapping[str, Any], outcome: Mapping[str, Any]) -> list[str]:
     return asked
 
 
-def _verdicts(summary: Mapping[str, Any]) -> Table:
+def _verdicts(summary: Mapping[str, Any]) -> list[list[str]]:
     rows = [["method", "verdict", "audits outside the retrained models' band"]]
     for method, row in summary["rows"].items():
         if row["verdict"]:
@@ -138,7 +138,7 @@ def _verdicts(summary: Mapping[str, Any]) -> Table:
     return rows
 
 
-def _distances(summary: Mapping[str, Any]) -> Table:
+def _distances(summary: Mapping[str, Any]) -> list[list[str]]:
     audits = {f"{name}.{audit.headline}" for name, audit in AUDITS.items()}
     paths = {path: title for path, title in summary["columns"].items() if path in audits or path == "AccDrt"}
     rows = [["method", *paths.values()]]
@@ -148,7 +148,7 @@ def _distances(summary: Mapping[str, Any]) -> Table:
     return rows
 
 
-def _settings(outcome: Mapping[str, Any]) -> Table:
+def _settings(outcome: Mapping[str, Any]) -> list[list[str]]:
     def words(settings: Mapping[str, Any]) -> str:
         return ", ".join(f"{name} {setting}" for name, setting in settings.items()) or "defaults"
 

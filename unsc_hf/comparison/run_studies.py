@@ -19,13 +19,12 @@ from ..reporting.plots import save
 from ..utils.files import write_text
 from ..utils.fingerprint import data_fingerprint
 from .arguments import ClassificationArguments
-from .experiment import Experiment, check_folder, check_names, check_originals, options_hash, read_splits
+from .experiment import Experiment, RunArguments, check_folder, check_names, options_hash, read_splits
 from .parallel import one_process
 from .plugins import load_plugins
 from .report import write_json, write_page
-from .studies import STUDIES, Lab, Study
-from .studies.lab import matching, mean, spread
-from .summary import Table, markdown, with_interval
+from .studies import STUDIES, Lab, Point, Points, Study
+from .summary import markdown, with_interval
 
 _RAW = ("memory", "seconds", "last", "steps", "rows", "requests", "predicted", "changed", "leak", "size")  # not shares
 _UNITS = (
@@ -34,18 +33,10 @@ _UNITS = (
 
 
 @dataclass
-class AblationArguments:
+class AblationArguments(RunArguments):
     """Which studies, and on how many seeds."""
 
     studies: list[str] | None = field(default=None, metadata={"help": "Studies by name; all by default."})
-    plugins: list[str] | None = field(
-        default=None, metadata={"help": "Python files of your own that register studies."}
-    )
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Each point is run for each seed."})
-    originals: list[str] | None = field(
-        default=None,
-        metadata={"help": "A model for each seed (or one for all); trained with train_original otherwise."},
-    )
 
     def check(self) -> None:
         """Refuse unknown names.
@@ -53,11 +44,10 @@ class AblationArguments:
         Raises:
             UNSCError: naming the studies that exist.
         """
+        one_process("a study")
         load_plugins(self.plugins)
         check_names("studies", self.studies, STUDIES)
-        if not self.seeds:
-            raise UNSCError("seeds: none given; name at least one, better three.")
-        check_originals(self.originals, self.seeds)
+        self.check_seeds()
 
 
 def run_studies(
@@ -75,7 +65,6 @@ def run_studies(
     Raises:
         UNSCError: unknown names, or a folder with points of other models, data or options.
     """
-    one_process("a study")
     ablation.check()
     console = console or Console()
     if config.disable_tqdm:
@@ -104,13 +93,13 @@ def run_studies(
     return paragraphs
 
 
-def table(study: Study, points: Sequence[Mapping[str, Any]]) -> Table:
-    """A row for each combination of tags: means and half 95 % intervals over seeds."""
-    shown = [p for p in points if any(tag in p for tag in study.tags)]
+def table(study: Study, points: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """A row for each combination of tags, the header first: means and half 95 % intervals over seeds."""
+    shown = Points(p for p in points if any(tag in p for tag in study.tags))
     rows = [[*study.tags.values(), *study.numbers.values()]]
     for combination in dict.fromkeys(tuple(p.get(tag) for tag in study.tags) for p in shown):
         tags = dict(zip(study.tags, combination, strict=True))
-        measured = matching(shown, **tags)
+        measured = shown.where(**tags)
         cells = ["–" if value is None else str(value) for value in combination]
         if measured:
             cells += [_cell(measured, key) for key in study.numbers]
@@ -121,19 +110,19 @@ def table(study: Study, points: Sequence[Mapping[str, Any]]) -> Table:
     return rows
 
 
-def _cell(points: Sequence[Any], key: str) -> str:
-    number, half = mean(points, key), spread(points, key)
-    if number != number:
+def _cell(points: Points, key: str) -> str:
+    number, half = points.mean(key), points.half(key)
+    if not points.values(key):
         return "–"
     if key in _RAW:
         return f"{number:.3g}" + (f" ± {half:.2g}" if half else "")
     return with_interval(100 * number, 100 * half or None)
 
 
-def write_study(study: Study, points: list[dict[str, Any]], folder: Path, command: str) -> str:
+def write_study(study: Study, points: list[Point], folder: Path, command: str) -> str:
     """Write `study.json`, `study.png`, `README.md` and `report.html` into a folder; returns the paragraph."""
-    paragraph, rows = study.paragraph(points), table(study, points)
-    picture = save(study.plot(points), folder / "study.png")
+    paragraph, rows = study.paragraph(Points(points)), table(study, points)
+    picture = save(study.plot(Points(points)), folder / "study.png")
     text = (
         f"# {study.title}", paragraph, f"![{study.name}](study.png)", markdown(rows), _UNITS,
         f"```\n{command}\n```",

@@ -16,8 +16,6 @@ from .methods import METHODS
 
 ORIGINAL, RETRAINED = "original", "retrained"
 
-Table = list[list[str]]  # rows of text, the header first
-
 _MAIN = {"AccDut": "AccDut", "AccDrt": "AccDrt", "AccDf": "AccDf", "AccDr": "AccDr"}
 _COST = {"leak": "leak", "seconds": "seconds"}
 
@@ -87,10 +85,7 @@ def _evidence(record: Mapping[str, Any]) -> Evidence:
 def against(
     runs: Mapping[str, Sequence[Mapping[str, Any]]], method: str, ours: str = "unsc"
 ) -> tuple[float, float] | None:
-    """AccDrt of UNSC minus that of a method, paired by seed: mean and half the 95 % interval.
-
-    None where it cannot be given.
-    """
+    """AccDrt of UNSC minus that of a method, paired by seed: mean and half the 95 % interval, None where unknown."""
     if ours not in runs or method in (ours, RETRAINED) or method not in runs:
         return None
     pairs = [(value(a, "AccDrt"), value(b, "AccDrt")) for a, b in zip(runs[ours], runs[method], strict=True)]
@@ -100,35 +95,30 @@ def against(
 
 
 def summarise(outcome: Mapping[str, Any]) -> dict[str, Any]:
-    """Statistics of one forget set: by method the mean, interval and z of each column, verdict, and UNSC's lead."""
-    runs, references = dict(outcome["runs"]), outcome["references"]
-    paths = columns(runs)
+    """Statistics of one forget set: by method the mean, interval and z of each column, verdict, and UNSC's lead.
+
+    Failure signatures by method say what to do about each.
+    """
+    runs, references = outcome["runs"], outcome["references"]
+    paths, before = columns(runs), values(runs[ORIGINAL], "AccDrt")
     rows: dict[str, Any] = {}
-    for name, records in [*runs.items(), *([(RETRAINED, references)] if references else [])]:
+    signs: dict[str, list[str]] = {}
+    for name, records in {**runs, **({RETRAINED: references} if references else {})}.items():
         cells: dict[str, Any] = {}
         for path in paths:
             numbers, band = values(records, path), values(references, path)
             mean = float(np.mean(numbers)) if numbers else None
             spread = float(np.std(band, ddof=1)) if len(band) > 1 else 0.0
-            z = (mean - float(np.mean(band))) / spread if mean is not None and band and spread > 0 else None
+            z = (mean - float(np.mean(band))) / spread if mean is not None and spread > 0 else None
             cells[path] = {"mean": mean, "half": half_interval(numbers), "z": z}
-        verdict, outside = (
-            judge_method(records, references, outcome["forgotten"]) if name not in (ORIGINAL, RETRAINED) else ("", [])
-        )
-        rows[name] = {"cells": cells, "verdict": verdict, "outside": outside, "lead": against(runs, name)}
+        rows[name] = {"cells": cells, "verdict": "", "outside": [], "lead": against(runs, name)}
+        if name not in (ORIGINAL, RETRAINED):
+            word, outside = judge_method(records, references, outcome["forgotten"])
+            rows[name] |= {"verdict": word, "outside": outside}
+            of_method = accuracy_signatures(before, values(records, "AccDrt"), values(records, "AccDut"))
+            signs |= {name: of_method} if of_method else {}
     alarms = {path: false_alarms(references, path) for path in paths}
-    return {"columns": paths, "rows": rows, "false_alarms": alarms, "signatures": signatures(outcome)}
-
-
-def signatures(outcome: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Failure signatures by method, each with what to do about it."""
-    before = values(outcome["runs"][ORIGINAL], "AccDrt")
-    signs = {
-        name: accuracy_signatures(before, values(records, "AccDrt"), values(records, "AccDut"))
-        for name, records in outcome["runs"].items()
-        if name != ORIGINAL
-    }
-    return {name: of_method for name, of_method in signs.items() if of_method}
+    return {"columns": paths, "rows": rows, "false_alarms": alarms, "signatures": signs}
 
 
 # ---- as text --------------------------------------------------------------------------------------------------------
@@ -147,8 +137,8 @@ def cell(path: str, numbers: Mapping[str, Any]) -> str:
     return with_interval(scale * numbers["mean"], half, digits.get(path, 1))
 
 
-def table(summary: Mapping[str, Any]) -> Table:
-    """Text cells of a comparison."""
+def table(summary: Mapping[str, Any]) -> list[list[str]]:
+    """Text cells of a comparison, the header first."""
     names = titles()
     rows = [["method", *summary["columns"].values(), "UNSC's lead in AccDrt", "verdict"]]
     for name, row in summary["rows"].items():

@@ -49,20 +49,13 @@ class Tuning:
     def attempt_line(self, method: Method, i: int) -> str:
         """Make a try, drop the models of all that can no longer be chosen, and say what it gave."""
         attempt = self.attempt(method, i)
-        done = [k for k in range(len(method.settings)) if self._is_done(method, k)]
+        done = [k for k in range(len(method.settings)) if self.experiment.file(self.try_name(method, k)).is_file()]
         best = max(done, key=lambda k: (rank(self.attempt(method, k)), -k))
         for k in done:
             if k != best:
                 self._model_file(method, k).unlink(missing_ok=True)
         rows = f"{len(self.experiment.validation)} validation rows"
         return f"{method.name}, try {i + 1} of {len(method.settings)} on {rows}: {in_words(attempt)}"
-
-    def _is_done(self, method: Method, i: int) -> bool:
-        return (self.experiment.folder / f"{self.try_name(method, i)}.json").is_file()
-
-    def is_chosen(self, method: Method) -> bool:
-        """Whether the settings of a method stand."""
-        return (self.experiment.folder / f"settings-{method.name}.json").is_file()
 
     def choose(self, method: Method) -> dict[str, Any]:
         """The settings a method runs with, under "chosen", and what was tried.

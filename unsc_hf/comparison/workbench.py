@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -46,34 +46,21 @@ class ExactPreparation(Preparation):
         return torch.float64
 
 
-@dataclass
-class SharedReadings:
-    """What the original model says of rows, read once for all methods.
-
-    Attributes:
-        outputs: with the seconds that reading took, by fingerprint of the rows and whether features were read.
-        spared: seconds that reading would have taken in the current run.
-    """
-
-    outputs: dict[tuple[str, bool], tuple[Outputs, float]] = field(default_factory=dict)
-    spared: float = 0.0
-
-
 class SharedPreparation(ExactPreparation):
     """Shares the original's statistics, subspaces and outputs between the runs of a workbench."""
 
-    def __init__(self, *parts: Any, bench: Workbench, relabel: Relabel | None, readings: SharedReadings | None) -> None:
+    def __init__(self, *parts: Any, bench: Workbench, relabel: Relabel | None, from_original: bool) -> None:
         """
         Args:
             parts: as of `Preparation`.
             relabel: gives the targets of the forget rows; see `Relabel`.
-            readings: None where the run starts from another model than the original.
+            from_original: whether the run starts from the original, so that outputs are shared.
         """
         super().__init__(*parts)
-        self._bench, self._relabel, self._readings = bench, relabel, readings
+        self._bench, self._relabel, self._from_original = bench, relabel, from_original
 
     def spaces(self, selection: LayerSelection) -> Spaces:
-        if not self._bench.same_subspace(self.args):
+        if any(getattr(self.args, name) != getattr(self._bench.config, name) for name in _SUBSPACE_OPTIONS):
             return super().spaces(selection)
         shared = replace(self._bench.spaces, seconds=0.0)
         if self.args.null_space == "random":
@@ -81,20 +68,20 @@ class SharedPreparation(ExactPreparation):
         return shared
 
     def iterate(self, dataset: Dataset, description: str, features: bool = False) -> Iterator[Outputs]:
-        if self._readings is None:
+        if not self._from_original:
             return super().iterate(dataset, description, features)
         return iter([self.outputs(dataset, description, features)])
 
     def outputs(self, dataset: Dataset, description: str, features: bool = False) -> Outputs:
-        if self._readings is None:
+        if not self._from_original:
             return super().outputs(dataset, description, features)
-        key, started = (str(dataset._fingerprint), features), time.perf_counter()
-        if key in self._readings.outputs:
-            self._readings.spared += self._readings.outputs[key][1]
+        key, known, started = (str(dataset._fingerprint), features), self._bench.outputs, time.perf_counter()
+        if key in known:
+            self._bench.spared += known[key][1]
         else:
             outputs = super().outputs(dataset, description, features)
-            self._readings.outputs[key] = outputs, time.perf_counter() - started
-        return self._readings.outputs[key][0]
+            known[key] = outputs, time.perf_counter() - started
+        return known[key][0]
 
     def targets(self, retain: Outputs | None) -> list[dict[str, Tensor]]:
         targets = super().targets(retain)
@@ -115,6 +102,9 @@ class Workbench:
         seconds: what the last run cost, with the statistics where it needs them.
         steps: optimiser steps of the last run, None where it used no trainer.
         stop_reason: what ended the last run of the trainer.
+        outputs: what the original says of rows, with the seconds that reading took, by fingerprint of the rows and
+            whether features were read.
+        spared: seconds that reading would have taken in the current run.
     """
 
     def __init__(
@@ -123,7 +113,8 @@ class Workbench:
         self.original, self.forget, self.retain, self.config = original, forget, retain, deepcopy(config)
         self._processing_class = processing_class
         self._cached: dict[str, CachedRows] = {}
-        self._readings = SharedReadings()
+        self.outputs: dict[tuple[str, bool], tuple[Outputs, float]] = {}
+        self.spared = 0.0
         self._prepared_trainer = self._trainer(self.fresh(), {}, (), ExactPreparation)
         self.forgotten = list(self._prepared_trainer.task.forgotten_classes)
         if not self.forgotten:
@@ -183,18 +174,11 @@ class Workbench:
                 raise UNSCError(f"settings: {name!r} is no option of UNSCConfig.")
             setattr(config, name, value)
         config.save_strategy, config.push_to_hub = SaveStrategy.NO, False
-        config.dataloader_pin_memory = (
-            config.dataloader_pin_memory and torch.cuda.is_available()
-        )  # otherwise torch warns
+        config.dataloader_pin_memory &= torch.cuda.is_available()  # otherwise torch warns
         trainer = UNSCTrainer(
-            model=model,
-            args=config,
-            forget_dataset=self.forget,
-            retain_dataset=self.retain,
-            processing_class=self._processing_class,
-            statistics=statistics,
+            model, config, self.forget, self.retain, processing_class=self._processing_class, statistics=statistics,
             callbacks=list(callbacks),
-        )
+        )  # fmt: skip
         trainer.make_preparation, trainer.reader.prepare = make_preparation, self.cached
         return trainer
 
@@ -216,21 +200,16 @@ class Workbench:
         plan, start = self.plan, model or self.fresh()
         # A start with another head has the same inputs of its layers.
         statistics = self.spaces.retained.bound_to(weight_hash(start), [])
-        readings = self._readings if model is None else None
-        self._readings.spared = 0.0
-        preparation = partial(SharedPreparation, bench=self, relabel=relabel, readings=readings)
+        self.spared = 0.0
+        preparation = partial(SharedPreparation, bench=self, relabel=relabel, from_original=model is None)
         trainer = self._trainer(start, options, callbacks, preparation, statistics)
         trainer.train()
         needed = {} if trainer.args.is_control else plan.seconds
-        own = trainer.plan.seconds["pseudo_labels"] + self._readings.spared + trainer.unlearning_seconds
+        own = trainer.plan.seconds["pseudo_labels"] + self.spared + trainer.unlearning_seconds
         self.seconds = own + needed.get("statistics", 0.0) + needed.get("decomposition", 0.0)
         self.steps, self.stop_reason = trainer.state.global_step, trainer.stop_reason
         unlearned: PreTrainedModel = trainer.unwrapped()
         return unlearned
-
-    def same_subspace(self, args: UNSCConfig) -> bool:
-        """Whether a run with these options reads the subspace that is already there."""
-        return all(getattr(args, name) == getattr(self.config, name) for name in _SUBSPACE_OPTIONS)
 
     def run(self, run: Callable[..., PreTrainedModel], settings: dict[str, Any]) -> PreTrainedModel:
         """Run a method; `seconds` and `steps` tell what it cost."""
@@ -289,14 +268,14 @@ class Workbench:
 
     def leak(self, model: PreTrainedModel) -> float | None:
         """Held-out leak of a model with the original's shapes, None for another architecture."""
-        theirs = model.state_dict()
-        for layer in self.plan.selection.layers:
-            if layer.weight_name not in theirs or theirs[layer.weight_name].shape != layer.weight.shape:
-                return None
-        weights = {layer.name: theirs[layer.weight_name].to(layer.weight) for layer in self.plan.selection.layers}
+        theirs, layers = model.state_dict(), self.plan.selection.layers
+        if any(
+            layer.weight_name not in theirs or theirs[layer.weight_name].shape != layer.weight.shape for layer in layers
+        ):
+            return None
         with torch.no_grad():
-            for layer in self.plan.selection.layers:
-                layer.weight.copy_(weights[layer.name])
+            for layer in layers:
+                layer.weight.copy_(theirs[layer.weight_name])
         try:
             return self._prepared_trainer.held_out_leak().total
         finally:

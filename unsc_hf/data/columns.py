@@ -20,16 +20,19 @@ TEXT_COLUMNS = (
 
 
 def check_dataset(dataset: Any) -> None:
-    """Refuse anything but a `datasets.Dataset`.
-
-    Raises:
-        UNSCError: it is something else, such as a `DatasetDict`.
-    """
+    """Raise UNSCError for anything but a `datasets.Dataset`, such as a `DatasetDict`."""
     if not isinstance(dataset, Dataset):
         raise UNSCError(
             f"dataset: got {type(dataset).__name__}, expected a datasets.Dataset; choose a split, or use "
             "Dataset.from_dict."
         )
+
+
+def check_column(dataset: Dataset, column: str, argument: str) -> None:
+    """Raise UNSCError, which names `argument` and lists the columns, when `column` is missing."""
+    if column not in dataset.column_names:
+        columns = ", ".join(dataset.column_names)
+        raise UNSCError(f"{argument}: no column {column!r} in the data set; columns are {columns}.")
 
 
 def is_text(feature: Any) -> bool:
@@ -43,11 +46,9 @@ def find_text_columns(dataset: Dataset, given: Sequence[str] | None = None) -> t
     Raises:
         UNSCError: a named column is missing, or none can be found; the columns are listed.
     """
-    columns = ", ".join(dataset.column_names)
     if given:
         for name in given:
-            if name not in dataset.column_names:
-                raise UNSCError(f"text_columns: no column {name!r} in the data set; columns are {columns}.")
+            check_column(dataset, name, "text_columns")
         return tuple(given)
     for names in TEXT_COLUMNS:
         if all(name in dataset.column_names for name in names):
@@ -55,6 +56,7 @@ def find_text_columns(dataset: Dataset, given: Sequence[str] | None = None) -> t
     strings = [name for name, feature in dataset.features.items() if is_text(feature)]
     if len(strings) == 1:
         return (strings[0],)
+    columns = ", ".join(dataset.column_names)
     raise UNSCError(f"text_columns: cannot tell which of the columns {columns} hold the text; name them.")
 
 
@@ -65,10 +67,8 @@ def find_label_column(dataset: Dataset, label_column: str | None = None) -> str:
         UNSCError: the named column is missing, or none can be found; the columns are listed.
     """
     check_dataset(dataset)
-    columns = ", ".join(dataset.column_names)
     if label_column is not None:
-        if label_column not in dataset.column_names:
-            raise UNSCError(f"label_column: no column {label_column!r} in the data set; columns are {columns}.")
+        check_column(dataset, label_column, "label_column")
         return label_column
     for name in LABEL_COLUMNS:
         if name in dataset.column_names:
@@ -76,6 +76,7 @@ def find_label_column(dataset: Dataset, label_column: str | None = None) -> str:
     typed = [name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
     if len(typed) == 1:
         return typed[0]
+    columns = ", ".join(dataset.column_names)
     raise UNSCError(f"label_column: none of the columns {columns} looks like labels; name one.")
 
 
@@ -108,8 +109,7 @@ def class_names(dataset: Dataset, label_column: str | None = None) -> list[str] 
 def group_labels(dataset: Dataset, label_column: str | None = None) -> tuple[np.ndarray, dict[str, str]]:
     """Class of each row as text, and the readable name of each class."""
     labels = read_labels(dataset, label_column).astype(str)
-    names = class_names(dataset, label_column) or []
-    return labels, {str(i): name for i, name in enumerate(names)}
+    return labels, {str(i): name for i, name in enumerate(class_names(dataset, label_column) or ())}
 
 
 def check_labels_match(
@@ -133,10 +133,7 @@ def check_labels_match(
         return
     if len(names) != len(model_names):
         raise UNSCError(f"model: has {len(model_names)} labels, the data set {len(names)}; {advice}")
-    for i, (ours, theirs) in enumerate(zip(names, model_names, strict=True)):
-        if _plain(ours) != _plain(theirs):
-            raise UNSCError(f"model: calls label {i} {theirs!r}, the data set {ours!r}; {advice}")
-
-
-def _plain(name: str) -> str:
-    return "".join(c for c in name.lower() if c.isalnum())
+    for i, pair in enumerate(zip(model_names, names, strict=True)):
+        theirs, ours = ("".join(filter(str.isalnum, name.lower())) for name in pair)
+        if ours != theirs:
+            raise UNSCError(f"model: calls label {i} {pair[0]!r}, the data set {pair[1]!r}; {advice}")

@@ -31,10 +31,8 @@ class DialogueTransform:
     completion_only: bool
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
-        if "text" in rows and "completion" not in rows:
-            prompts, completions = [""] * len(rows["text"]), rows["text"]
-        else:
-            prompts, completions = rows["prompt"], rows["completion"]
+        completions = rows["completion"] if "completion" in rows else rows["text"]
+        prompts = rows["prompt"] if "completion" in rows else [""] * len(completions)
         encoded: dict[str, list[Any]] = {"input_ids": [], "attention_mask": [], "labels": []}
         for prompt, completion in zip(prompts, completions, strict=True):
             start = self.encode_prompt(prompt)
@@ -67,7 +65,7 @@ def to_dialogues(dataset: Dataset, template: str = "Question: {question}\nAnswer
         UNSCError: none of these columns, or a row without a question or an answer.
     """
     columns = set(dataset.column_names)
-    if {"prompt", "completion"} <= columns or "text" in columns:
+    if _holds_dialogues(columns):
         return dataset
     if not {"question", "answer"} <= columns:
         raise UNSCError(
@@ -83,13 +81,15 @@ def to_dialogues(dataset: Dataset, template: str = "Question: {question}\nAnswer
     return dataset.map(convert, remove_columns=["question", "answer"], load_from_cache_file=False)
 
 
+def _holds_dialogues(columns: set[str]) -> bool:
+    return {"prompt", "completion"} <= columns or "text" in columns
+
+
 def prepare_dialogues(dataset: Dataset, tokenizer: Any, completion_only: bool) -> Dataset:
     """Rows of `input_ids`, `attention_mask` and `labels`. Raw rows are tokenised as they are read.
 
-    Args:
-        dataset: with columns `prompt` and `completion`, or `text`, or already `input_ids` and `labels`.
-        tokenizer: for raw rows.
-        completion_only: label only the completion's tokens.
+    The data set has columns `prompt` and `completion`, or `text`, or already `input_ids` and `labels`. With
+    `completion_only` only the completion's tokens are labelled.
 
     Raises:
         UNSCError: other columns, no tokenizer, or rows without any labelled token.
@@ -101,7 +101,7 @@ def prepare_dialogues(dataset: Dataset, tokenizer: Any, completion_only: bool) -
         if "labels" not in columns:
             raise UNSCError("dataset: has input_ids but no labels; a language model needs both (-100 hides a token).")
         return dataset if dataset.format["type"] is not None else dataset.with_format("torch")
-    if not ({"prompt", "completion"} <= columns or "text" in columns):
+    if not _holds_dialogues(columns):
         raise UNSCError(
             f"dataset: columns are {', '.join(dataset.column_names)}; a language model needs prompt and completion, or "
             "text."
@@ -117,11 +117,7 @@ def prepare_dialogues(dataset: Dataset, tokenizer: Any, completion_only: bool) -
 
 @dataclass(frozen=True)
 class AnswerCollator:
-    """Makes a batch of rows, padded on the right; labels are padded with -100.
-
-    Attributes:
-        pad_token_id: fills `input_ids`.
-    """
+    """Makes a batch of rows, padded on the right: `input_ids` with `pad_token_id`, labels with -100."""
 
     pad_token_id: int
 

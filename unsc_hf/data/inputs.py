@@ -47,16 +47,16 @@ def unreadable_rows(dataset: Dataset, text_columns: Sequence[str] | None = None)
     stored = dataset.select_columns([*images, *texts])
     for name in images:
         stored = stored.cast_column(name, Image(decode=False))
-    return [i for i, row in enumerate(stored) if not _readable(row, images, texts)]
 
+    def readable(row: Mapping[str, Any]) -> bool:
+        try:
+            for name in images:
+                open_image(row[name])
+        except UnreadableRowError:
+            return False
+        return all(row[name] is not None for name in texts)
 
-def _readable(row: Mapping[str, Any], images: Sequence[str], texts: Sequence[str]) -> bool:
-    try:
-        for name in images:
-            open_image(row[name])
-    except UnreadableRowError:
-        return False
-    return all(row[name] is not None for name in texts)
+    return [i for i, row in enumerate(stored) if not readable(row)]
 
 
 @contextmanager
@@ -84,13 +84,7 @@ def unreadable_rows_by_number(
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Raw rows to model inputs. `datasets` calls it on a batch of rows each time they are read.
-
-    Attributes:
-        processor: an image processor.
-        image_column, label_column: names in the raw data.
-        mode: PIL mode that images are converted to ("RGB" or "L").
-    """
+    """Raw rows to model inputs, each time they are read; `mode` is the PIL mode of images ("RGB" or "L")."""
 
     processor: Any
     image_column: str
@@ -99,21 +93,13 @@ class ImageTransform:
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
         images = [open_image(stored).convert(self.mode) for stored in rows[self.image_column]]
-        inputs: dict[str, Any] = {"pixel_values": self.processor(images, return_tensors="pt")["pixel_values"]}
-        if self.label_column in rows:
-            inputs["labels"] = rows[self.label_column]
-        return inputs
+        inputs = {"pixel_values": self.processor(images, return_tensors="pt")["pixel_values"]}
+        return _with_labels(inputs, rows, self.label_column)
 
 
 @dataclass(frozen=True)
 class TextTransform:
-    """Raw texts to token ids, without padding: the collator pads each batch.
-
-    Attributes:
-        tokenizer: a tokenizer; texts are cut at its `model_max_length`.
-        text_columns: one column, or two that make a pair.
-        label_column: name in the raw data.
-    """
+    """Raw texts, or pairs of them, to token ids; cut at `model_max_length`, and padded by the collator."""
 
     tokenizer: PreTrainedTokenizerBase
     text_columns: tuple[str, ...]
@@ -125,9 +111,11 @@ class TextTransform:
                 "dataset: a row holds no text; leave it out. unsc_hf.data.inputs.unreadable_rows lists such rows."
             )
         inputs = dict(self.tokenizer(*(rows[name] for name in self.text_columns), truncation=True))
-        if self.label_column in rows:
-            inputs["labels"] = rows[self.label_column]
-        return inputs
+        return _with_labels(inputs, rows, self.label_column)
+
+
+def _with_labels(inputs: dict[str, Any], rows: dict[str, list[Any]], column: str) -> dict[str, Any]:
+    return {**inputs, "labels": rows[column]} if column in rows else inputs
 
 
 def prepare_dataset(
@@ -197,11 +185,7 @@ def default_collator(processing_class: Any) -> Callable[[list[dict[str, Any]]], 
 class CachedRows(torch.utils.data.Dataset[dict[str, Any]]):
     """Prepared rows that stay in memory once they were read: preparing them again takes as long as a small model.
 
-    The rows must not be changed.
-
-    Args:
-        prepared: rows ready for the model.
-        budget: bytes; once the cached rows take that many, all others are prepared anew each time.
+    The rows must not be changed. Once the cached ones take `budget` bytes, all others are prepared anew each time.
     """
 
     def __init__(self, prepared: Dataset, budget: int = 512 * 2**20) -> None:

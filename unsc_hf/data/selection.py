@@ -11,7 +11,7 @@ import numpy as np
 from datasets import Dataset
 
 from ..errors import UNSCError, closest
-from .columns import check_dataset, class_names, read_labels
+from .columns import check_column, check_dataset, class_names, read_labels
 
 WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
 
@@ -56,12 +56,12 @@ def resolve_classes(
         ids.append(number)
     if not ids:
         raise UNSCError("forget_classes: empty; name at least one class.")
-    for number in ids:
-        if number not in present:
-            label = names[number] if names is not None else number
-            raise UNSCError(
-                f"forget_classes: class {label!r} ({number}) has no rows in the data; present ids: {present[:20]}."
-            )
+    absent = next((number for number in ids if number not in present), None)
+    if absent is not None:
+        label = absent if names is None else names[absent]
+        raise UNSCError(
+            f"forget_classes: class {label!r} ({absent}) has no rows in the data; present ids: {present[:20]}."
+        )
     return sorted(set(ids))
 
 
@@ -136,10 +136,7 @@ def _rows_by_value(dataset: Dataset, column_values: Mapping[str, Any]) -> np.nda
     """Rows where every named column holds one of its values. Values are compared as text, so "3" matches 3."""
     chosen = np.ones(len(dataset), dtype=bool)
     for column, wanted in column_values.items():
-        if column not in dataset.column_names:
-            raise UNSCError(
-                f"column_values: no column {column!r} in the data set; columns are {', '.join(dataset.column_names)}."
-            )
+        check_column(dataset, column, "column_values")
         accepted = {str(value) for value in ([wanted] if isinstance(wanted, str | int | float) else wanted)}
         stored = dataset.select_columns([column]).with_format("arrow")[:][column].to_pylist()
         values = np.asarray([str(value) for value in stored])
@@ -177,11 +174,7 @@ class Request:
         """
         try:
             return split_dataset(
-                dataset,
-                forget_classes=self.forget_classes,
-                indices=self.indices,
-                column_values=self.column_values,
-                label_column=label_column,
+                dataset, self.forget_classes, self.indices, None, self.column_values, label_column=label_column
             )
         except UNSCError as error:
             argument, _, message = str(error).partition(": ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 from datasets import DatasetDict, Image
@@ -16,10 +17,10 @@ TEST_SPLITS = ("test", "validation", "valid", "val")
 
 def load_splits(
     name: str,
-    config_name: str | None,
-    train_split: str,
-    test_split: str | None,
-    cache_dir: str | None,
+    config_name: str | None = None,
+    train_split: str = "train",
+    test_split: str | None = None,
+    cache_dir: str | None = None,
     folder_format: str | None = None,
 ) -> DatasetDict:
     """Load the splits `train` and `test`, and `validation` if there is a third.
@@ -81,20 +82,13 @@ def _files_by_split(path: Path, ending: str) -> dict[str, list[str]]:
     return files
 
 
-def load_image_dataset(
-    name: str,
-    config_name: str | None = None,
-    label_column: str | None = None,
-    train_split: str = "train",
-    test_split: str | None = None,
-    cache_dir: str | None = None,
-) -> DatasetDict:
-    """Load `train` and `test` from a Hub id, a parquet file or folder, an imagefolder, or a `save_to_disk` folder.
+def load_image_dataset(name: str, label_column: str | None = None, **options: Any) -> DatasetDict:
+    """Load `train` and `test` of a source with images, or an imagefolder; `options` are those of `load_splits`.
 
     Raises:
         UNSCError: as `load_splits`, or a split has no labels or no images.
     """
-    loaded = load_splits(name, config_name, train_split, test_split, cache_dir, folder_format="imagefolder")
+    loaded = load_splits(name, folder_format="imagefolder", **options)
     for split, part in loaded.items():
         find_label_column(part, label_column)
         if not any(isinstance(feature, Image) for feature in part.features.values()):
@@ -106,20 +100,14 @@ def load_image_dataset(
 
 
 def load_text_dataset(
-    name: str,
-    config_name: str | None = None,
-    label_column: str | None = None,
-    text_columns: Sequence[str] | None = None,
-    train_split: str = "train",
-    test_split: str | None = None,
-    cache_dir: str | None = None,
+    name: str, label_column: str | None = None, text_columns: Sequence[str] | None = None, **options: Any
 ) -> DatasetDict:
-    """Load `train` and `test` from a Hub id, a parquet, CSV or JSON file or folder, or a `save_to_disk` folder.
+    """Load `train` and `test` of a source with texts; `options` are those of `load_splits`.
 
     Raises:
         UNSCError: as `load_splits`, or a split has no labels or no text.
     """
-    loaded = load_splits(name, config_name, train_split, test_split, cache_dir)
+    loaded = load_splits(name, **options)
     for part in loaded.values():
         find_label_column(part, label_column)
         find_text_columns(part, text_columns)

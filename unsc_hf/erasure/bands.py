@@ -43,7 +43,8 @@ class ProbeBands:
         references: Sequence[Callable[[], PreTrainedModel]],
         bands: Mapping[str, Band] | None = None,
     ) -> None:
-        """
+        """Read the bands in the references, unless they are given.
+
         Args:
             model: the model that is erased; it may be trained before.
             rows: of whole classes.

@@ -100,10 +100,8 @@ def _keep_limits(eraser: FeatureEraser, limits: _Limits, choose: Choose | None) 
         lowered = _lower_answers(eraser, limits)
         if lowered is not None:
             logger.warning(
-                "Erasure brought %.3g of the held-out forget rows back: the logits of the forgotten classes were "
-                "lowered in the head, on their rows by %g in the mean.",
-                back,
-                lowered,
+                f"Erasure brought {back:.3g} of the held-out forget rows back: the logits of the forgotten classes "
+                f"were lowered in the head, on their rows by {lowered:g} in the mean."
             )
         if not limits.hold():
             known = f"{back:.3g} known on held-out ones, {limits.most_known:.3g} at most"

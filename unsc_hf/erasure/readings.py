@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,19 +48,6 @@ class Reading:
         """
         return read_all(model, [self], batch)[0]
 
-    def select(self, state: Tensor, batch: Mapping[str, Any]) -> Tensor:
-        """The rows of a hidden state or of what the head was given; see `rows`."""
-        if self.answers:
-            return answer_rows(state, batch)
-        if self.state is not None:
-            return _pooled(state, batch.get("attention_mask"))
-        if state.dim() != 2:
-            raise UNSCError(
-                f"features: the head reads an input of shape {tuple(state.shape)}, expected (batch, width): "
-                "one row for each sample."
-            )
-        return state
-
 
 def read_all(model: nn.Module, readings: Sequence[Reading], batch: Mapping[str, Any]) -> list[Tensor]:
     """Several readings of one head from a single forward pass; see `Reading.rows`."""
@@ -70,17 +58,25 @@ def read_all(model: nn.Module, readings: Sequence[Reading], batch: Mapping[str, 
     with capture_inputs([readings[0].head], lambda _, x: seen.append(x)):
         states = getattr(model(**inputs), "hidden_states", None) or ()
 
-    def place(reading: Reading) -> Tensor:
-        if reading.state is None:
-            return seen[-1]
-        if reading.state >= len(states):
+    def rows(reading: Reading) -> Tensor:
+        if reading.state is not None and reading.state >= len(states):
             raise UNSCError(
                 f"features: {type(model).__name__} returns {len(states)} hidden states, number {reading.state} "
                 "was asked for; use 'head'."
             )
-        return states[reading.state]
+        state = seen[-1] if reading.state is None else states[reading.state]
+        if reading.answers:
+            return answer_rows(state, batch)
+        if reading.state is not None:
+            return _pooled(state, batch.get("attention_mask"))
+        if state.dim() != 2:
+            raise UNSCError(
+                f"features: the head reads an input of shape {tuple(state.shape)}, expected (batch, width): "
+                "one row for each sample."
+            )
+        return state
 
-    return [reading.select(place(reading), batch) for reading in readings]
+    return [rows(reading) for reading in readings]
 
 
 def answer_rows(x: Tensor, batch: Mapping[str, Any]) -> Tensor:
@@ -133,18 +129,15 @@ def find_writer(
     order: list[ProtectedLayer] = []
     outputs: list[Tensor] = []
 
-    def watch(layer: ProtectedLayer, stack: ExitStack) -> None:
-        def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-            order.append(layer)
-            outputs.append(output if output.requires_grad else output.detach().requires_grad_())
-            return outputs[-1]
-
-        stack.callback(layer.module.register_forward_hook(hook).remove)
+    def hook(layer: ProtectedLayer, _module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        order.append(layer)
+        outputs.append(output if output.requires_grad else output.detach().requires_grad_())
+        return outputs[-1]
 
     with ExitStack() as stack, evaluation_mode(model, gradients=True):
         for layer in layers:
             if layer.name != reading.head.name:
-                watch(layer, stack)
+                stack.callback(layer.module.register_forward_hook(partial(hook, layer)).remove)
         read = reading.rows(model, batch).sum()
         if not outputs or not read.requires_grad:
             return None
@@ -190,12 +183,9 @@ def _cut_behind(model: nn.Module, layer: ProtectedLayer) -> Iterator[tuple[list[
         outputs.append(output.detach().requires_grad_())
         return outputs[-1]
 
-    handle = layer.module.register_forward_hook(hook)
-    try:
-        with evaluation_mode(model, gradients=True):
-            yield inputs, outputs
-    finally:
-        handle.remove()
+    with ExitStack() as stack, evaluation_mode(model, gradients=True):
+        stack.callback(layer.module.register_forward_hook(hook).remove)
+        yield inputs, outputs
 
 
 def _slope(layer: ProtectedLayer, value: Tensor, output: Tensor) -> Tensor:

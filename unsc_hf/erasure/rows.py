@@ -77,8 +77,6 @@ class FeatureRows:
 class ErasureRows:
     """The rows that erasure reads, in batches on the model's device.
 
-    A reading has one row for each sample of a classifier, and one for each answer token of a language model.
-
     Attributes:
         forgotten, retained: batches.
         own, relabelled: class of each forgotten reading row, and the class it is re-labelled to, (rows,).

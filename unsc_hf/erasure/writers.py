@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig
@@ -21,17 +20,13 @@ def folding_sites(model: nn.Module, layers: Sequence[ProtectedLayer]) -> list[Pr
     sites = []
     for layer in layers:
         lora = adapted.get(layer.name)
-        if lora is None:
-            sites.append(layer)
-            continue
-        geometry = row_geometry(lora.get_base_layer())
+        geometry = layer.geometry if lora is None else row_geometry(lora.get_base_layer())
         if geometry is not None:
-            sites.append(ProtectedLayer(layer.name, lora, geometry))
+            sites.append(layer if lora is None else ProtectedLayer(layer.name, lora, geometry))
     return sites
 
 
-@dataclass
-class _Fold:
+class _Fold(NamedTuple):
     """A change and how much of it is written."""
 
     change: LowRank
@@ -69,8 +64,7 @@ class Folds:
     def scale(self, factor: float) -> None:
         """Write every change so far times a factor; 1 is what was folded. Later changes are written whole."""
         for name, site in self._sites.items():
-            for fold in self._folds[name]:
-                fold.factor = factor
+            self._folds[name] = [_Fold(fold.change, factor) for fold in self._folds[name]]
             self._write(site)
 
     def settle(self) -> None:

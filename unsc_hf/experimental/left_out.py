@@ -1,16 +1,17 @@
-"""How well a model that never saw them would know the rows to forget: what they are to look like afterwards.
+"""How well a model that never saw them would know the rows to forget: what they should look like afterwards.
 
-Rows differ in how hard they are. A retrained model gets the hard ones among the forgotten rows wrong, not those that the original is
-least sure of, for it has learned them by heart; and training rows are often easier than those of another split, so that even a model
-that never saw them knows them better than "unseen" rows. Both can be asked of simple classifiers that are taught with retained rows alone,
-linear discriminants (Fisher 1936; covariance shrunk after Ledoit and Wolf 2004) and nearest neighbours (Cover and Hart 1967; training
-rows often have a near duplicate among the others, which a linear rule does not see):
+Rows differ in how hard they are. A retrained model gets the hard ones among the forgotten rows wrong. These are not the
+rows that the original is least sure of, for it has learned them by heart. And training rows are often easier than those
+of another split, so even a model that never saw them knows them better than "unseen" rows.
 
-- in untrained twins of the model, the same architecture with fresh weights. Such features still carry what a row looks like
-  (random features: Rahimi and Recht, NIPS 2007), and saw nobody's rows. They pick the unseen rows to compare with; several, since what they
-  misjudge makes all rows look alike.
-- in the original too. Its features were shaped by the rows to forget, so they say nothing of how easy all of them are; but they help to
-  put them in order.
+Both are estimated by simple classifiers that are taught retained rows alone: linear discriminants (Fisher 1936;
+covariance shrunk after Ledoit and Wolf 2004) and nearest neighbours (Cover and Hart 1967; training rows often have a
+near duplicate, which a linear rule does not see). They read two kinds of features:
+
+- of several models of the same architecture with fresh weights. Such features still carry what a row looks like (random
+  features: Rahimi and Recht, NIPS 2007), and saw nobody's rows. They choose the unseen rows to compare with.
+- of the original. Its features were shaped by the rows to forget, so they do not say how easy all of them are, but they
+  help to rank them.
 """
 
 from __future__ import annotations
@@ -38,21 +39,17 @@ Rows = tuple[list[np.ndarray], np.ndarray]  # features by reading, (rows, width)
 
 
 TWINS = 3
-
-
 _ROWS_AT_ONCE = 256  # whose distances to all taught rows are held in memory
-
-
 _MOST_COUNTERPARTS = 100  # unseen rows beside each row to forget: of two rows, a hundred each say enough
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Rows to forget as a model would see them that was never taught them.
+    """Rows to forget as a model would see them that never saw them.
 
     Attributes:
         order: the larger, the better a row would be known, (forget rows,).
-        counterparts: numbers of unseen rows that are as hard, for each forget row as many; unseen rows occur repeatedly.
+        counterparts: numbers of unseen rows that are as hard, equally many for each forget row, with repetition.
     """
 
     order: Tensor
@@ -117,7 +114,7 @@ def read_rows(
 ) -> Rows:
     """Hidden states, averaged over tokens or positions, and the head's input, of all prepared rows.
 
-    Where a model returns no hidden states, the head's input alone; where the head reads every token, the hidden states alone.
+    Models without hidden states give the head's input alone; where the head reads every token, it is left out.
     """
     loader = DataLoader(rows, batch_size=batch_size, collate_fn=collate, generator=torch.Generator())
     device = next(model.parameters()).device
@@ -130,8 +127,8 @@ def read_rows(
             readings = _readings(model, ready)
             parts = [[] for _ in readings]
         with evaluation_mode(model):
-            found = read_all(model, readings, ready)
-        for part, x in zip(parts, found, strict=True):
+            states = read_all(model, readings, ready)
+        for part, x in zip(parts, states, strict=True):
             part.append(x.detach().double().cpu().numpy())
         labels.append(batch["labels"].cpu())
     return [np.concatenate(part) for part in parts], torch.cat(labels).numpy()
@@ -152,12 +149,12 @@ def _readings(model: nn.Module, batch: dict[str, Any]) -> list[Reading]:
 
 
 def left_out_ease(taught: Rows, asked: Sequence[Rows]) -> np.ndarray:
-    """How easily all asked rows would be known, from 0 to 1, (n,): mean quantile of the margins of discriminants and of neighbours."""
+    """How easily all asked rows would be known, from 0 to 1, (n,): mean quantile of both classifiers' margins."""
     return mean_quantiles(np.concatenate([left_out_margins(taught, asked), neighbour_margins(taught, asked)]))
 
 
 def left_out_margins(taught: Rows, asked: Sequence[Rows]) -> np.ndarray:
-    """Score of the true class above the best other one, by discriminants taught with other rows: (readings, all asked rows).
+    """Score of the true class above the best other one, by discriminants: (readings, all asked rows).
 
     A row of a class that the taught rows lack would not be known at all: its margin is minus infinity.
 
@@ -181,9 +178,9 @@ def left_out_margins(taught: Rows, asked: Sequence[Rows]) -> np.ndarray:
 
 
 def neighbour_margins(taught: Rows, asked: Sequence[Rows]) -> np.ndarray:
-    """How much farther the nearest taught row of another class is than that of a row's own: (readings, all asked rows).
+    """How much farther the nearest taught row of another class is than one of its own: (readings, all asked rows).
 
-    Euclidean, of features scaled to unit variance over the taught rows. Minus infinity where the taught rows lack a row's class.
+    Euclidean, of features scaled to unit variance over the taught rows; minus infinity for classes that they lack.
     """
     features, labels = taught
     given, truth = torch.from_numpy(labels), torch.from_numpy(np.concatenate([of for _, of in asked]))
@@ -192,17 +189,17 @@ def neighbour_margins(taught: Rows, asked: Sequence[Rows]) -> np.ndarray:
         scaler = StandardScaler().fit(x)
         near = torch.from_numpy(scaler.transform(x))
         rows = torch.from_numpy(scaler.transform(np.concatenate([part[number] for part, _ in asked])))
-        found = []
+        gaps = []
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             some = slice(start, start + _ROWS_AT_ONCE)
             apart, own = torch.cdist(rows[some], near), truth[some, None] == given[None, :]
-            found.append(apart.masked_fill(own, torch.inf).amin(1) - apart.masked_fill(~own, torch.inf).amin(1))
-        margins.append(torch.cat(found).numpy())
+            gaps.append(apart.masked_fill(own, torch.inf).amin(1) - apart.masked_fill(~own, torch.inf).amin(1))
+        margins.append(torch.cat(gaps).numpy())
     return np.stack(margins)
 
 
 def mean_quantiles(values: np.ndarray) -> np.ndarray:
-    """Place of each column in its row's order, from 0 to 1, averaged over the rows (readings, n); equal values share a place."""
+    """Rank of each column within its row, from 0 to 1, averaged over the rows (readings, n). Ties share a rank."""
     places = []
     for row in values:
         order = np.sort(row)
@@ -212,8 +209,8 @@ def mean_quantiles(values: np.ndarray) -> np.ndarray:
 
 
 def counterparts(forget: np.ndarray, unseen: np.ndarray) -> list[int]:
-    """Numbers of the unseen rows nearest in ease to each row to forget, for all as many: about as many in all as there are unseen rows."""
+    """Numbers of the unseen rows nearest in ease to each row to forget: in all about as many as there are."""
     each = min(_MOST_COUNTERPARTS, max(1, len(unseen) // len(forget)), len(unseen))
     nearest = NearestNeighbors(n_neighbors=each).fit(unseen[:, None])
-    found: list[int] = nearest.kneighbors(forget[:, None], return_distance=False).ravel().tolist()
-    return found
+    numbers: list[int] = nearest.kneighbors(forget[:, None], return_distance=False).ravel().tolist()
+    return numbers

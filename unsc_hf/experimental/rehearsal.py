@@ -24,8 +24,8 @@ def check_dropout(model: nn.Module, activation_checkpointing: bool) -> None:
     """
     if not has_dropout(model):
         raise UNSCError(
-            f"retain_dropout: {type(model).__name__} has no dropout, all its rates are 0; set one in its config before the "
-            "model is made, such as hidden_dropout_prob, or leave it off."
+            f"retain_dropout: {type(model).__name__} has no dropout, all its rates are 0; set one in its config before "
+            "the model is made, such as hidden_dropout_prob, or leave it off."
         )
     if activation_checkpointing or any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
         raise UNSCError(

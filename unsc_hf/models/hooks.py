@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,21 +19,22 @@ from .layers import ProtectedLayer
 # Fields of a batch that the model does not read.
 NOT_INPUTS = ("labels", "pseudo_labels", "reference", "target_row", "retain")
 
-
-RowCallback = Callable[[ProtectedLayer, Tensor], None]
+_PIECES = 4  # a batch of texts is run in this many pieces
 
 
 @contextmanager
 def capture_inputs(
-    layers: Sequence[ProtectedLayer], on_input: RowCallback, strict: bool = True, at_source: bool = False
-) -> Iterator[set[str]]:
+    layers: Sequence[ProtectedLayer],
+    on_input: Callable[[ProtectedLayer, Tensor], None],
+    strict: bool = True,
+    at_source: bool = False,
+) -> Iterator[None]:
     """Call `on_input(layer, x)` with each layer's input whenever the model runs inside the `with` block.
 
-    The hooks are removed whatever happens. Yields the set of names of the layers seen so far.
+    The hooks are removed whatever happens.
 
     Args:
-        layers: which layers.
-        on_input: called with a layer and its input.
+        layers, on_input: see above.
         strict: refuse layers that never ran, whose statistics would be empty.
         at_source: take the input of a layer's `source`, before it is cast.
 
@@ -41,20 +43,15 @@ def capture_inputs(
     """
     fired: set[str] = set()
 
-    def hook(layer: ProtectedLayer) -> Callable[..., None]:
-        def pre_forward(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            fired.add(layer.name)
-            on_input(layer, args[0] if args else next(iter(kwargs.values())))
+    def hook(layer: ProtectedLayer, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        fired.add(layer.name)
+        on_input(layer, args[0] if args else next(iter(kwargs.values())))
 
-        return pre_forward
-
-    watched = [(layer, layer.source if at_source and layer.source is not None else layer.module) for layer in layers]
-    handles = [module.register_forward_pre_hook(hook(layer), with_kwargs=True) for layer, module in watched]
-    try:
-        yield fired
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack:
+        for layer in layers:
+            module = layer.source if at_source and layer.source is not None else layer.module
+            stack.callback(module.register_forward_pre_hook(partial(hook, layer), with_kwargs=True).remove)
+        yield
     silent = [layer.name for layer in layers if layer.name not in fired]
     if strict and silent:
         raise UNSCError(f"target_modules: {len(silent)} layers never ran on the data, the first is {silent[0]!r}.")
@@ -65,8 +62,11 @@ def quiet(model: nn.Module) -> None:
 
     Modules that checkpoint look at their own `training` flag, so only those stay in training mode.
     """
-    for module in model.modules():
-        training = bool(vars(module).get("gradient_checkpointing"))
+    _set_modes({module: bool(vars(module).get("gradient_checkpointing")) for module in model.modules()})
+
+
+def _set_modes(modes: Mapping[nn.Module, bool]) -> None:
+    for module, training in modes.items():
         if module.training != training:
             module.training = training
 
@@ -81,9 +81,7 @@ def evaluation_mode(model: nn.Module, gradients: bool = False) -> Iterator[None]
             yield
     finally:
         reshard(model)
-        for module, training in modes.items():
-            if module.training != training:
-                module.training = training
+        _set_modes(modes)
 
 
 def row_mask(x: Tensor, attention_mask: Tensor | None) -> Tensor | None:
@@ -127,22 +125,17 @@ def trace_layers(layers: Sequence[ProtectedLayer], forward: Callable[[], Any], b
 
     with capture_inputs(layers, remember, strict=False, at_source=True):
         forward()
-    leaders: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}
-    for layer in layers:
-        if layer.name in seen:
-            leaders[layer.name] = first.setdefault(tuple(seen[layer.name]), layer.name)
+    ran = [layer.name for layer in layers if layer.name in seen]
+    leaders = {name: first.setdefault(tuple(seen[name]), name) for name in ran}
     return Trace(leaders, rows, tuple(layer.name for layer in layers if layer.name not in seen))
-
-
-_PIECES = 4  # a batch of texts is run in this many pieces
 
 
 def pieces(inputs: dict[str, Tensor]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """Split a batch of texts by length where that saves padding; yields the sample numbers and inputs of each piece."""
     mask = inputs.get("attention_mask")
-    few = mask is None or len(mask) < 2 * _PIECES or process()[1] > 1
-    if few or mask is None or mask.dim() != 2 or mask.device.type != "cpu" or bool(mask.all()):
+    texts = mask is not None and mask.dim() == 2 and len(mask) >= 2 * _PIECES and process()[1] == 1
+    if mask is None or not texts or mask.device.type != "cpu" or bool(mask.all()):
         yield torch.arange(len(next(iter(inputs.values())))), inputs
         return
     for rows in mask.sum(1).argsort(stable=True).chunk(_PIECES):

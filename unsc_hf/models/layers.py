@@ -9,6 +9,7 @@ Everything else (biases, norms, embeddings, bare parameters, tied weights, fused
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -151,11 +152,7 @@ class LayerSelection:
 
     def unprotectable(self) -> dict[str, int]:
         """Number of frozen weights by reason, without biases: the part of the model that unlearning cannot change."""
-        counts: dict[str, int] = {}
-        for reason in self.frozen.values():
-            if reason != "bias":
-                counts[reason] = counts.get(reason, 0) + 1
-        return counts
+        return dict(Counter(reason for reason in self.frozen.values() if reason != "bias"))
 
     def without(self, reasons: Mapping[str, str]) -> LayerSelection:
         """The same selection with the layers named in `reasons` moved to the frozen ones."""
@@ -248,8 +245,7 @@ def _source(modules: Mapping[str, nn.Module], name: str) -> nn.Module | None:
     None for other layers, and for adapters of fused parameters, whose factors read something else.
     """
     owner = modules.get(name.split(".lora_A.")[0]) if ".lora_A." in name else None
-    whole = isinstance(owner, LoraLayer) and row_geometry(owner.get_base_layer()) is not None
-    return owner if whole else None
+    return owner if isinstance(owner, LoraLayer) and row_geometry(owner.get_base_layer()) is not None else None
 
 
 def plain_name(name: str) -> str:

@@ -23,16 +23,14 @@ def load_model(name: str) -> PreTrainedModel:
     """
     try:
         config = AutoConfig.from_pretrained(name)
-        architecture = (config.architectures or [None])[0]
-        cls = getattr(transformers, str(architecture), None)
-        if cls is None:
-            raise UNSCError(
-                f"model: the config of {name!r} names architecture {architecture!r}, which transformers does not have."
-            )
     except (OSError, ValueError) as error:
-        if isinstance(error, UNSCError):
-            raise
         raise UNSCError(f"model: cannot load {name!r}: {first_line(error)}") from error
+    architecture = (config.architectures or [None])[0]
+    cls = getattr(transformers, str(architecture), None)
+    if cls is None:
+        raise UNSCError(
+            f"model: the config of {name!r} names architecture {architecture!r}, which transformers does not have."
+        )
     return load_as(cls, name, "model")
 
 
@@ -58,29 +56,21 @@ def load_as(
     return model
 
 
+def _load_processor(auto_class: Any, name: str, kind: str) -> Any:
+    try:
+        return auto_class.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UNSCError(f"model_name_or_path: {name!r} has no {kind}: {first_line(error)}") from error
+
+
 def load_image_processor(name: str) -> Any:
-    """The image processor saved with a model.
-
-    Raises:
-        UNSCError: there is none.
-    """
-    try:
-        return AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise UNSCError(f"model_name_or_path: {name!r} has no image processor: {first_line(error)}") from error
+    """The image processor saved with a model; UNSCError when there is none."""
+    return _load_processor(AutoImageProcessor, name, "image processor")
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer saved with a model.
-
-    Raises:
-        UNSCError: there is none.
-    """
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
-        return tokenizer
-    except (OSError, ValueError) as error:
-        raise UNSCError(f"model_name_or_path: {name!r} has no tokenizer: {first_line(error)}") from error
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer saved with a model; UNSCError when there is none."""
+    return _load_processor(AutoTokenizer, name, "tokenizer")
 
 
 def own_processor(name: str, like: Any) -> Any:
@@ -108,16 +98,11 @@ def load_to_finetune(auto_class: Any, name: str, labels: Sequence[str]) -> PreTr
     Raises:
         UNSCError: it cannot be loaded.
     """
-    if not labels:
-        return load_as(auto_class, name, "model_name_or_path")
-    return load_as(
-        auto_class,
-        name,
-        "model_name_or_path",
-        id2label=dict(enumerate(labels)),
-        label2id={label: i for i, label in enumerate(labels)},
-        ignore_mismatched_sizes=True,
-    )
+    options: dict[str, Any] = {}
+    if labels:
+        ids = {label: i for i, label in enumerate(labels)}
+        options = {"id2label": dict(enumerate(labels)), "label2id": ids, "ignore_mismatched_sizes": True}
+    return load_as(auto_class, name, "model_name_or_path", **options)
 
 
 def model_label_names(model: PreTrainedModel) -> list[str]:

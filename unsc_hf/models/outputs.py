@@ -20,6 +20,9 @@ from .hooks import NOT_INPUTS, capture_inputs, evaluation_mode
 from .layers import ProtectedLayer, RowGeometry
 
 Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
+Reader = Callable[[Tensor, Tensor], "Outputs"]  # of a batch's logits and labels
+
+_LOGITS_AT_ONCE = 2**26  # logits that are converted to float64 at a time
 
 
 @dataclass(frozen=True)
@@ -40,17 +43,16 @@ class Outputs:
     labels: Tensor
     samples: Tensor | None = None
 
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Outputs:
+        parts = (self.logits, self.features, self.labels, self.samples)
+        return Outputs(*(None if part is None else change(part) for part in parts))  # type: ignore[arg-type]
+
     def cpu(self) -> Outputs:
         """The same on the CPU."""
-        features, samples = (None if part is None else part.cpu() for part in (self.features, self.samples))
-        return Outputs(self.logits.cpu(), features, self.labels.cpu(), samples)
+        return self._each(lambda part: part.cpu())
 
     def need_features(self) -> Tensor:
-        """The features.
-
-        Raises:
-            TypeError: the outputs were collected without them.
-        """
+        """The features; TypeError when the outputs were collected without them."""
         if self.features is None:
             raise TypeError("outputs were collected without features; pass features=True.")
         return self.features
@@ -64,9 +66,7 @@ class Outputs:
     def first(self, max_elements: int | None) -> Outputs:
         """The first rows, at least one, that have at most `max_elements` logits together; all when None."""
         rows = len(self.logits) if max_elements is None else max(1, max_elements // self.logits.shape[1])
-        samples = None if self.samples is None else self.samples[:rows]
-        features = None if self.features is None else self.features[:rows]
-        return Outputs(self.logits[:rows], features, self.labels[:rows], samples)
+        return self._each(lambda part: part[:rows])
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,6 @@ class RowOutputs:
     forget: Outputs
     retain: Outputs
     test: Outputs
-
-
-Reader = Callable[[Tensor, Tensor], Outputs]
 
 
 def _one_per_sample(logits: Tensor, labels: Tensor) -> Outputs:
@@ -117,7 +114,10 @@ def iterate_outputs(
     """
     device = next(model.parameters()).device
     rank, world = process()
-    turns = _turns(len(dataset), batch_size, world)
+    # Each turn is split evenly. In the last one some processes may have no rows. They repeat another's, because a
+    # sharded model must run on all processes.
+    step, count = batch_size * world, len(dataset)
+    turns = [np.array_split(np.arange(start, min(start + step, count)), world) for start in range(0, count, step)]
     loader = DataLoader(
         dataset,
         batch_sampler=[(parts[rank] if len(parts[rank]) else parts[0]).tolist() for parts in turns],
@@ -136,16 +136,6 @@ def iterate_outputs(
         if rows.samples is None or world > 1:
             rows = rows.cpu()
         yield from gathered(rows, device)[: sum(len(part) > 0 for part in turn)]
-
-
-def _turns(rows: int, batch_size: int, world: int) -> list[list[np.ndarray]]:
-    """Row numbers of each process's batch, turn by turn.
-
-    Each turn is split evenly. In the last one some processes may have no rows. They repeat another's, because a sharded
-    model must run on all processes.
-    """
-    step = batch_size * world
-    return [np.array_split(np.arange(start, min(start + step, rows)), world) for start in range(0, rows, step)]
 
 
 def _run(
@@ -192,9 +182,6 @@ def join_outputs(parts: Sequence[Outputs]) -> Outputs:
         None if parts[0].features is None else torch.cat([part.need_features() for part in parts]),
         torch.cat([part.labels for part in parts]),
     )
-
-
-_LOGITS_AT_ONCE = 2**26  # logits that are converted to float64 at a time
 
 
 def read_answers(logits: Tensor, labels: Tensor) -> Outputs:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from ..errors import UNSCError
@@ -16,12 +17,11 @@ from ..utils.distributed import set_trained
 from .collect import read_batches
 from .moments import SecondMoment
 from .projection import Leak, NullSpaceProjection
-from .rules import check_energy, no_capacity_message, no_capacity_reason
+from .rules import check_energy, full_layers
 from .statistics import ActivationStatistics, model_fingerprint
 from .subspace import LayerReport
 
 _RUNNING = ("running_mean", "running_var", "num_batches_tracked")  # Buffers of batch normalisation.
-_ROWS = "fitted"
 
 
 class NullSpace:
@@ -62,30 +62,20 @@ class NullSpace:
     ) -> None:
         """Make a null space of statistics of this model, such as `ActivationStatistics.from_pretrained(folder, model)`.
 
-        Args:
-            exclude: classes, by id or name, whose rows need not be kept.
-            model, statistics, energy, target_modules, device: see `fit`.
-
-        Raises:
-            UNSCError: as `fit`.
+        `exclude` are classes, by id or name, whose rows need not be kept. The other arguments and errors are those of
+        `fit`.
         """
         self.model, self.statistics = model, statistics
         place = next(model.parameters()).device if device is None else device
         self.subspace = statistics.subspace(exclude, energy=energy, device=place)
-        selection, reasons = find_layers(model, target_modules), {}
-        for layer in selection.layers:
-            if layer.name not in self.subspace.module_keys:
-                reasons[layer.name] = "never ran on the fitted rows"
-            elif not self.subspace[layer.name].has_capacity:
-                reasons[layer.name] = no_capacity_reason(self.subspace[layer.name])
-        selection = selection.without(reasons)
-        if not selection.layers:
-            raise UNSCError(no_capacity_message(self.subspace, energy, None, None, "sum"))
+        selection = find_layers(model, target_modules)
+        silent = {layer.name for layer in selection.layers} - self.subspace.module_keys.keys()
+        selection = selection.without(dict.fromkeys(silent, "never ran on the fitted rows"))
+        selection = selection.without(full_layers(self.subspace, selection.layers, energy=energy))
         self.frozen = selection.frozen
-        kept = statistics.groups(exclude)
-        others = [group for group in statistics.moments if group not in kept]
-        self.projection = self._project(selection, statistics.pooled(others) if others else None)
-        self._running = {name: buffer.clone() for name, buffer in self._running_statistics().items()}
+        self.projection = self._project(selection, statistics.excluded(exclude))
+        buffers = model.named_buffers()
+        self._running = {name: b.clone() for name, b in buffers if name.rpartition(".")[2] in _RUNNING}
 
     @classmethod
     def fit(
@@ -119,7 +109,7 @@ class NullSpace:
         check_energy(energy)
         with evaluation_mode(model):
             moments, keys = read_batches(model, batches, find_layers(model, target_modules).layers, progress)
-        statistics = ActivationStatistics({_ROWS: moments}, keys, model_fingerprint(model), {_ROWS: _ROWS})
+        statistics = ActivationStatistics({"fitted": moments}, keys, model_fingerprint(model), {"fitted": "fitted"})
         return cls(model, statistics, energy=energy, target_modules=target_modules, device=device)
 
     def _project(self, selection: LayerSelection, others: Mapping[str, SecondMoment] | None) -> NullSpaceProjection:
@@ -136,9 +126,6 @@ class NullSpace:
             raise UNSCError("model: its adapter is trained already; merge it (merge_and_unload), and add a new one.")
         return LoraProjection(self.model, selection.layers, self.subspace, others)
 
-    def _running_statistics(self) -> dict[str, Tensor]:
-        return {name: b for name, b in self.model.named_buffers() if name.rpartition(".")[2] in _RUNNING}
-
     @property
     def capacity(self) -> list[LayerReport]:
         """Width, rank and number of free directions of each layer; `str(space.subspace)` is the same as a table."""
@@ -150,13 +137,12 @@ class NullSpace:
         Returns:
             The reason for each parameter that this call has frozen, by name.
         """
-        others = self._trained().keys() - self.projection.trained_names()
-        wanted = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        set_trained(self.model, wanted - others)
-        for name, parameter in self.model.named_parameters():
-            if name in others:
-                parameter.grad = None
-        return {name: self._reason(name) for name in sorted(others)}
+        trained, protected = self._trained(), self.projection.trained_names()
+        set_trained(self.model, {name for name, p in trained.items() if p.requires_grad and name in protected})
+        others = sorted(trained.keys() - protected)
+        for name in others:
+            trained[name].grad = None
+        return {name: self._reason(name) for name in others}
 
     def _trained(self) -> dict[str, nn.Parameter]:
         """Parameters that an optimiser would change: it applies a gradient that is there even if none is asked for."""
@@ -191,7 +177,10 @@ class NullSpace:
         def after(*_: Any) -> None:
             self.project_displacements()
 
-        return Attachment(inner.register_step_pre_hook(before), inner.register_step_post_hook(after))
+        attachment = Attachment()
+        for handle in (inner.register_step_pre_hook(before), inner.register_step_post_hook(after)):
+            attachment.callback(handle.remove)
+        return attachment
 
     def _check(self, optimizer: Optimizer) -> None:
         modules = dict(self.model.named_modules())
@@ -229,7 +218,7 @@ class NullSpace:
         Call it after the step. `dtype` is the precision of the product; None means the weights' own.
         """
         self.projection.project_displacements(dtype)
-        for name, buffer in self._running_statistics().items():
+        for name, buffer in self.model.named_buffers():
             if name in self._running:
                 buffer.copy_(self._running[name])
 
@@ -254,19 +243,9 @@ class NullSpace:
         return self.projection.leak(moments, keys)
 
 
-class Attachment:
+class Attachment(ExitStack):
     """The hooks of one optimiser; `remove` takes them off, and so does the end of a `with` block."""
-
-    def __init__(self, *handles: Any) -> None:
-        self._handles = handles
 
     def remove(self) -> None:
         """Take the protection off."""
-        for handle in self._handles:
-            handle.remove()
-
-    def __enter__(self) -> Attachment:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.remove()
+        self.close()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..errors import UNSCError
-from ..models.hooks import NOT_INPUTS, Trace, capture_inputs, row_mask, trace_layers
+from ..models.hooks import NOT_INPUTS, capture_inputs, row_mask, trace_layers
 from ..models.layers import ProtectedLayer
 from ..utils.distributed import is_sharded, process
 from ..utils.sizes import format_size
-from .memory import MemoryPlan, plan_memory
+from .memory import plan_memory, scratch_bytes
 from .moments import SecondMoment, rows_at_once
 from .storage import mapped
 
@@ -43,20 +43,6 @@ def _within_budget(first: int, samples: int, rows_per_sample: int, share: float,
     return ((sample[:, None] * _ROW_STRIDE + row) * _GOLDEN).frac().reshape(-1) < share
 
 
-def _row_parts(layer: ProtectedLayer, x: Tensor, patches: int) -> Iterator[Tensor]:
-    """Rows of one input, shape (groups, n, width).
-
-    Rows of a linear layer are a view of the input and come at once. Patches of a convolution are copies, so they come
-    for as many samples as are multiplied at once.
-    """
-    if layer.geometry.kind == "linear":
-        yield layer.rows(x)
-        return
-    at_once = rows_at_once(layer.geometry.groups * layer.geometry.width)
-    for part in torch.split(x, max(1, at_once // max(patches, 1))):
-        yield layer.rows(part)
-
-
 class Recorder:
     """Sums the inputs of layers while a model runs; `add` is the callback of `capture_inputs`."""
 
@@ -64,22 +50,27 @@ class Recorder:
         """Start from no rows; `dtype` is that of the products, and the sums are on `device`."""
         self._moments = {x.name: SecondMoment.zeros(x.geometry.groups, x.geometry.width, device) for x in layers}
         self._dtype, self._device = dtype, device
-        self._shares: Mapping[str, float] = {}
-        self._samples = self._position = self._next = 0
-        self._mask: Tensor | None = None
 
-    def begin_class(self, shares: Mapping[str, float], first_sample: int) -> None:
-        """Announce a class: the share of rows to use by layer name, and the place in the class of the first sample."""
-        self._shares, self._next = shares, first_sample
+    def begin_batch(
+        self, samples: int, mask: Tensor | None, first: int = 0, shares: Mapping[str, float] | None = None
+    ) -> None:
+        """Announce a batch.
 
-    def begin_batch(self, samples: int, mask: Tensor | None) -> None:
-        """Announce a batch, with its attention mask if it has one."""
-        self._position, self._samples = self._next, samples
-        self._next += samples
+        Args:
+            samples: their number.
+            mask: attention mask, if the batch has one.
+            first: place in the class of the first sample.
+            shares: share of rows to use by layer name; all rows of other layers.
+        """
+        self._samples, self._first, self._shares = samples, first, shares or {}
         self._mask = None if mask is None else mask.to(self._device)
 
     def add(self, layer: ProtectedLayer, x: Tensor) -> None:
-        """Add the rows of one layer's input, without padding and within the budget."""
+        """Add the rows of one layer's input, without padding and within the budget.
+
+        Rows of a linear layer are a view of the input. Patches of a convolution are copies, so they are cut out for as
+        many samples as are multiplied at once.
+        """
         x, linear = x.detach(), layer.geometry.kind == "linear"
         if not linear and x.dim() == 3:
             x = x.unsqueeze(0)
@@ -87,7 +78,8 @@ class Recorder:
         patches = 1 if linear else layer.rows(x[:1]).shape[1]
         keep = self._kept(layer.name, x, x.numel() // width if linear else len(x) * patches)
         first, at_once = 0, rows_at_once(layer.geometry.groups * width)
-        for rows in _row_parts(layer, x, patches):
+        for samples in (x,) if linear else torch.split(x, max(1, at_once // max(patches, 1))):
+            rows = layer.rows(samples)
             last = first + rows.shape[1]
             if keep is None:
                 moment.update(rows, self._dtype)
@@ -101,7 +93,7 @@ class Recorder:
         real, share = row_mask(x, self._mask), self._shares.get(name, 1.0)
         if share >= 1.0 or count % self._samples:
             return real
-        within = _within_budget(self._position, self._samples, count // self._samples, share, self._device)
+        within = _within_budget(self._first, self._samples, count // self._samples, share, self._device)
         return within if real is None else within & real
 
     def finish(self, on_disk: bool = False) -> dict[str, SecondMoment]:
@@ -119,23 +111,9 @@ class Recorder:
                 raise UNSCError(
                     f"model: NaN or infinite activations enter layer {name!r}; check the weights and the data."
                 )
-            results[name] = (
-                SecondMoment(mapped(moment.matrix, tempfile.gettempdir()), moment.rows) if on_disk else moment.to("cpu")
-            )
+            matrix = mapped(moment.matrix, tempfile.gettempdir()) if on_disk else moment.matrix.cpu()
+            results[name] = SecondMoment(matrix, moment.rows)
         return results
-
-
-@dataclass(frozen=True)
-class PassOptions:
-    """How the data are read; see `ActivationStatistics.collect`, where `limit` is `max_memory` in bytes."""
-
-    batch_size: int = 128
-    max_rows: int | None = None
-    dtype: torch.dtype = torch.float64
-    num_workers: int = 0
-    progress: bool = True
-    pool_as: str | None = None
-    limit: int | None = None
 
 
 def stream(
@@ -144,12 +122,19 @@ def stream(
     members: Mapping[str, np.ndarray],
     layers: Sequence[ProtectedLayer],
     collate_fn: Collate,
-    options: PassOptions,
+    *,
+    batch_size: int,
+    max_rows: int | None,
+    dtype: torch.dtype,
+    num_workers: int,
+    progress: bool,
+    pool_as: str | None,
+    limit: int | None,
 ) -> tuple[dict[str, dict[str, SecondMoment]], dict[str, str]]:
     """Read `members[group]` rows of each group: moments by group and key, and the key of each module.
 
-    If a memory limit does not hold all layers at once, the data are read several times, for some layers each time. The
-    sums are the same numbers.
+    If a memory limit (in bytes) does not hold all layers at once, the data are read several times, for some layers each
+    time. The sums are the same numbers. Of the other arguments see `ActivationStatistics.collect`.
     """
     device = next(model.parameters()).device
 
@@ -163,25 +148,50 @@ def stream(
         raise UNSCError(
             f"target_modules: {len(trace.silent)} layers never ran on the data, the first is {trace.silent[0]!r}."
         )
-    keys = {layer.name: trace.leaders[layer.name] for layer in layers}
-    leaders = [layer for layer in layers if keys[layer.name] == layer.name]
-    plan = plan_memory(leaders, options.limit, options.dtype)
-    _announce(plan, options, leaders)
-    results_bytes = plan.results * (1 if options.pool_as is not None else len(members))
-    on_disk = options.limit is not None and device.type == "cpu" and results_bytes + plan.scratch > options.limit
+    leaders = [layer for layer in layers if trace.leaders[layer.name] == layer.name]
+    plan, on_disk = plan_memory(leaders, limit, dtype), False
+    if limit is not None:
+        held = plan.results * (1 if pool_as is not None else len(members))
+        scratch = max(scratch_bytes(layer, dtype) for layer in leaders)
+        on_disk = device.type == "cpu" and held + scratch > limit
+        passes = f"{len(plan.passes)} {'pass' if len(plan.passes) == 1 else 'passes'}"
+        need = f"at most {format_size(plan.peak)} of {format_size(limit)}"
+        logger.info("Statistics of %d layer inputs in %s over the data, %s each.", len(leaders), passes, need)
 
+    parts, world, last = _split(model, members, batch_size), process()[1], list(members)[-1]
+    moments: defaultdict[str, dict[str, SecondMoment]] = defaultdict(dict)
     total = len(plan.passes) * sum(len(rows) for rows in members.values())
-    hidden = not options.progress or process()[0] > 0
-    moments: dict[str, dict[str, SecondMoment]] = {}
-    with tqdm(total=total, desc="Activation statistics", unit=" rows", disable=hidden) as bar:
-        reader = _Reader(
-            dataset, collate_fn, forward, probe, members, _split(model, members, options.batch_size), trace, options,
-            device, on_disk, bar,
-        )  # fmt: skip
-        for part in plan.passes:
-            for group, by_key in reader.read(part):
-                moments.setdefault(group, {}).update(by_key)
+    hidden = not progress or process()[0] > 0
+    with torch.no_grad(), tqdm(total=total, desc="Activation statistics", unit=" rows", disable=hidden) as bar:
+        for chosen in plan.passes:
+            loader = DataLoader(
+                dataset,
+                batch_sampler=[batch for batches, _, _ in parts.values() for batch in batches],
+                collate_fn=collate_fn,
+                num_workers=num_workers,
+                generator=torch.Generator(),  # leaves the global random state alone
+            )
+            loaded = iter(loader)
+            recorder: Recorder | None = None
+            for group, (batches, first, idle) in parts.items():
+                recorder = recorder or Recorder(chosen, dtype, device)
+                rows = {layer.name: len(members[group]) * trace.rows_per_sample[layer.name] for layer in chosen}
+                shares = None if max_rows is None else {name: max_rows / count for name, count in rows.items()}
+                with capture_inputs(chosen, recorder.add, strict=len(batches) > 0):
+                    for _ in batches:
+                        batch = next(loaded)
+                        samples = len(next(iter(batch.values())))
+                        recorder.begin_batch(samples, batch.get("attention_mask"), first, shares)
+                        forward(batch)
+                        first += samples
+                        bar.update(samples * world)
+                for _ in range(idle):
+                    forward(probe)
+                if pool_as is None or group == last:
+                    moments[group if pool_as is None else pool_as].update(recorder.finish(on_disk))
+                    recorder = None
     order = [layer.name for layer in leaders]
+    keys = {layer.name: trace.leaders[layer.name] for layer in layers}
     return {group: {key: by_key[key] for key in order} for group, by_key in moments.items()}, keys
 
 
@@ -214,35 +224,14 @@ def read_batches(
     return recorder.finish(), keys
 
 
-def _announce(plan: MemoryPlan, options: PassOptions, leaders: Sequence[ProtectedLayer]) -> None:
-    """Log what a limit leads to."""
-    if options.limit is None:
-        return
-    passes = f"{len(plan.passes)} {'pass' if len(plan.passes) == 1 else 'passes'}"
-    logger.info(
-        "Statistics of %d layer inputs in %s over the data, at most %s of %s each.",
-        len(leaders), passes, format_size(plan.peak), format_size(options.limit),
-    )  # fmt: skip
+def _split(
+    model: nn.Module, members: Mapping[str, np.ndarray], batch_size: int
+) -> dict[str, tuple[list[list[int]], int, int]]:
+    """What this process reads of each group.
 
-
-@dataclass(frozen=True)
-class _Part:
-    """What this process reads of a group.
-
-    Attributes:
-        batches: row numbers in the data set.
-        first: place in the group of the first of these rows.
-        idle: forward passes without rows. A sharded model runs on all processes or on none, so a process with fewer
-            batches runs as often as the others.
+    Row numbers of each batch, the place in the group of the first row, and the number of forward passes without rows: a
+    sharded model runs on all processes or on none, so a process with fewer batches runs as often as the others.
     """
-
-    batches: list[list[int]]
-    first: int
-    idle: int
-
-
-def _split(model: nn.Module, members: Mapping[str, np.ndarray], batch_size: int) -> dict[str, _Part]:
-    """This process's part of each group."""
     rank, world = process()
     sharded = any(is_sharded(parameter) for parameter in model.parameters())
     parts = {}
@@ -250,57 +239,5 @@ def _split(model: nn.Module, members: Mapping[str, np.ndarray], batch_size: int)
         mine = np.array_split(np.arange(len(rows)), world)[rank]
         batches = [rows[mine[i : i + batch_size]].tolist() for i in range(0, len(mine), batch_size)]
         longest = -(-len(np.array_split(rows, world)[0]) // batch_size)
-        parts[group] = _Part(batches, int(mine[0]) if len(mine) else 0, longest - len(batches) if sharded else 0)
+        parts[group] = batches, int(mine[0]) if len(mine) else 0, longest - len(batches) if sharded else 0
     return parts
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Everything a pass over the data needs except the layers; see `stream`."""
-
-    dataset: Any
-    collate_fn: Collate
-    forward: Callable[[Mapping[str, Any]], None]
-    probe: Mapping[str, Any]
-    members: Mapping[str, np.ndarray]
-    parts: Mapping[str, _Part]
-    trace: Trace
-    options: PassOptions
-    device: torch.device
-    on_disk: bool
-    bar: Any
-
-    def read(self, layers: Sequence[ProtectedLayer]) -> Iterator[tuple[str, dict[str, SecondMoment]]]:
-        """One pass over the data: each group with the moments of these layers' inputs."""
-        loader = DataLoader(
-            self.dataset,
-            batch_sampler=[batch for group in self.members for batch in self.parts[group].batches],
-            collate_fn=self.collate_fn,
-            num_workers=self.options.num_workers,
-            generator=torch.Generator(),  # leaves the global random state alone
-        )
-        batches, pool, last = iter(loader), self.options.pool_as, list(self.members)[-1]
-        recorder: Recorder | None = None
-        for group in self.members:
-            recorder = recorder or Recorder(layers, self.options.dtype, self.device)
-            self._read_group(group, layers, recorder, batches)
-            if pool is None or group == last:
-                yield (group if pool is None else pool), recorder.finish(self.on_disk)
-                recorder = None
-
-    def _read_group(
-        self, group: str, layers: Sequence[ProtectedLayer], recorder: Recorder, batches: Iterator[dict[str, Any]]
-    ) -> None:
-        part, most, chosen = self.parts[group], self.options.max_rows, len(self.members[group])
-        rows = {layer.name: chosen * self.trace.rows_per_sample[layer.name] for layer in layers}
-        recorder.begin_class({} if most is None else {name: most / count for name, count in rows.items()}, part.first)
-        with torch.no_grad(), capture_inputs(layers, recorder.add, strict=len(part.batches) > 0):
-            for _ in part.batches:
-                batch = next(batches)
-                samples = len(next(iter(batch.values())))
-                recorder.begin_batch(samples, batch.get("attention_mask"))
-                self.forward(batch)
-                self.bar.update(samples * process()[1])
-        with torch.no_grad():
-            for _ in range(part.idle):
-                self.forward(self.probe)

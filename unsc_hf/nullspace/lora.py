@@ -57,14 +57,10 @@ class LoraProjection(NullSpaceProjection):
         forgotten: Mapping[str, SecondMoment] | None,
         identity: bool = False,
     ) -> None:
-        """Start the A factors inside the null space.
+        """Start the A factors (`layers`) of a PEFT model inside the null space. The B factors are zero.
 
-        Args:
-            model: the PEFT model; its B factors are zero.
-            layers: its `lora_A` factors.
-            subspace: retained subspaces, by the names of the base layers.
-            forgotten: second moments of the forgotten rows by key of `subspace`; None projects PEFT's own start.
-            identity: no projection, for controls: A keeps PEFT's own start.
+        `forgotten` are moments of the forgotten rows by key of `subspace`; None projects PEFT's own start. With
+        `identity` (for controls) nothing is projected, and A keeps PEFT's own start.
         """
         self._lora = {
             plain_name(name): module for name, module in model.named_modules() if isinstance(module, LoraLayer)
@@ -91,10 +87,9 @@ class LoraProjection(NullSpaceProjection):
                 start = starts[key, rank][None]
             local(layer.weight).copy_(cut_like(layer.from_matrix(start), layer.weight))
 
-    def trained_names(self, freeze_a: bool = False) -> set[str]:
-        """Names of the A and B factors; with `freeze_a` of the B factors alone."""
-        free = {layer.weight_name.replace(".lora_A.", ".lora_B.") for layer in self.layers}
-        return free if freeze_a else free | super().trained_names()
+    def trained_names(self) -> set[str]:
+        projected = super().trained_names()
+        return projected | {name.replace(".lora_A.", ".lora_B.") for name in projected}
 
     def free_weights(self) -> dict[str, nn.Parameter]:
         """The B factors that are trained, by layer name."""
@@ -126,9 +121,8 @@ class LoraProjection(NullSpaceProjection):
         module = self._lora[layer.name].get_base_layer()
         geometry = row_geometry(module)
         if geometry is None:
-            raise UNSCError(
-                f"peft_config: {layer.name!r} is a {type(module).__name__}, whose change cannot be measured."
-            )
+            kind = type(module).__name__
+            raise UNSCError(f"peft_config: {layer.name!r} is a {kind}, whose change cannot be measured.")
         return ProtectedLayer(layer.name, module, geometry)
 
     @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -29,20 +29,17 @@ def scratch_bytes(layer: ProtectedLayer, dtype: torch.dtype) -> int:
     return _COPIES * _NUMBER * rows_at_once(full) * full + products
 
 
-@dataclass(frozen=True)
-class MemoryPlan:
+class MemoryPlan(NamedTuple):
     """How moments are collected under a limit.
 
     Attributes:
         passes: layers that are read in each pass over the data; every layer is in one.
         results: bytes of one group's moments when all passes are done.
-        scratch: bytes that are used for a while when rows are added.
-        peak: bytes of the largest pass, with scratch.
+        peak: bytes of the largest pass, with those that are used for a while when rows are added.
     """
 
-    passes: tuple[tuple[ProtectedLayer, ...], ...]
+    passes: list[list[ProtectedLayer]]
     results: int
-    scratch: int
     peak: int
 
 
@@ -70,15 +67,10 @@ def plan_memory(layers: Sequence[ProtectedLayer], limit: int | None, dtype: torc
         )
     passes: list[list[ProtectedLayer]] = []
     for layer in sorted(layers, key=lambda layer: -moment_bytes(layer)):
-        fitting = (members for members in passes if limit is None or peak([*members, layer]) <= limit)
-        chosen = next(fitting, None)
-        if chosen is None:
-            passes.append([layer])
+        for members in passes:
+            if limit is None or peak([*members, layer]) <= limit:
+                members.append(layer)
+                break
         else:
-            chosen.append(layer)
-    return MemoryPlan(
-        passes=tuple(map(tuple, passes)),
-        results=sum(map(moment_bytes, layers)),
-        scratch=max(scratch_bytes(layer, dtype) for layer in layers),
-        peak=max(map(peak, passes)),
-    )
+            passes.append([layer])
+    return MemoryPlan(passes, sum(map(moment_bytes, layers)), max(map(peak, passes)))

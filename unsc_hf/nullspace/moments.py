@@ -35,17 +35,14 @@ class SecondMoment:
 
     @classmethod
     def zeros(cls, groups: int, width: int, device: torch.device | str = "cpu") -> SecondMoment:
-        """The moment of no rows."""
         return cls(torch.zeros(groups, width, width, dtype=torch.float64, device=device))
 
     @property
     def width(self) -> int:
-        """Numbers in a row."""
         return self.matrix.shape[-1]
 
     @property
     def device(self) -> torch.device:
-        """Where the sums are."""
         return self.matrix.device
 
     def update(self, rows: Tensor, dtype: torch.dtype = torch.float64) -> SecondMoment:
@@ -94,11 +91,9 @@ class SecondMoment:
         return self
 
     def clone(self) -> SecondMoment:
-        """A copy that shares no memory."""
         return SecondMoment(self.matrix.clone(), self.rows)
 
     def to(self, device: torch.device | str) -> SecondMoment:
-        """The same sums on a device."""
         return SecondMoment(self.matrix.to(device), self.rows)
 
     def energy(self, matrix: Tensor) -> float:

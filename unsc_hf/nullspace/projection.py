@@ -37,19 +37,13 @@ class Projector:
     @classmethod
     def from_subspace(cls, subspace: LayerSubspace) -> Projector:
         """The thinner factor of the two, in float64 as the subspace has it."""
-        width = subspace.width
-        keep, free = max(subspace.ranks), width - min(subspace.ranks)
-        complement = keep <= free
-        index = torch.arange(width)
-        ranks = torch.tensor(subspace.ranks)[:, None]
-        if complement:
-            factor = subspace.basis[..., :keep] * (index < ranks)[:, None, :keep]
-        else:
-            factor = subspace.basis[..., width - free :] * (index >= ranks)[:, None, width - free :]
-        return cls(factor.contiguous(), complement)
+        least, most = min(subspace.ranks), max(subspace.ranks)
+        complement = most <= subspace.width - least
+        kept = torch.arange(subspace.width) < torch.tensor(subspace.ranks)[:, None, None]
+        part = slice(most) if complement else slice(least, None)
+        return cls(subspace.basis[..., part].mul(kept[..., part] == complement).contiguous(), complement)
 
     def to(self, dtype: torch.dtype, device: torch.device) -> Projector:
-        """The same projector in another precision, on another device."""
         return Projector(self.factor.to(dtype=dtype, device=device), self.complement)
 
     def __call__(self, matrix: Tensor) -> Tensor:
@@ -89,12 +83,8 @@ class NullSpaceProjection:
             self._projectors[layer.name] = shared[kind]
             self._start[layer.name] = weight.clone()
 
-    def trained_names(self, freeze_a: bool = False) -> set[str]:
-        """Names of the parameters that are trained.
-
-        Args:
-            freeze_a: leave out what is projected where something else is trained beside it: the A factors of adapters.
-        """
+    def trained_names(self) -> set[str]:
+        """Names of the parameters that are trained."""
         return {layer.weight_name for layer in self.layers}
 
     def keep_on_disk(self, folder: str | os.PathLike[str]) -> None:
@@ -163,12 +153,9 @@ class NullSpaceProjection:
     @torch.no_grad()
     def relative_change(self) -> float:
         """Norm of W - W_0 as a share of that of W_0, over all layers (Frobenius)."""
-        moved, start = self._summed(
-            [
-                sum(float(matrix(layer).double().square().sum()) for layer in self.layers)
-                for matrix in (self.measured, self.original)
-            ]
-        )
+        matrices = (self.measured, self.original)
+        norms = [sum(float(matrix(x).double().square().sum()) for x in self.layers) for matrix in matrices]
+        moved, start = self._summed(norms)
         return math.sqrt(moved / start) if start > 0 else 0.0
 
     @torch.no_grad()
@@ -179,18 +166,16 @@ class NullSpaceProjection:
             moments: second moment of the rows by key.
             module_keys: key by module name.
         """
-        changed, original = [], []
+        energies = []
         for layer in self.layers:
             moment = moments[module_keys[layer.name]]
-            changed.append(moment.energy(self.measured(layer)))
             known = self._start_energy.get(layer.name)
             if known is None or known[0] is not moment:  # W_0 does not change: measured once for the same rows
                 known = self._start_energy[layer.name] = (moment, moment.energy(self.original(layer)))
-            original.append(known[1])
-        both = self._summed([*changed, *original])
-        changed, original = both[: len(changed)], both[len(changed) :]
-        names = [layer.name for layer in self.layers]
-        per_layer = {name: _share(*energies) for name, *energies in zip(names, changed, original, strict=True)}
+            energies += [moment.energy(self.measured(layer)), known[1]]
+        energies = self._summed(energies)
+        changed, original = energies[::2], energies[1::2]
+        per_layer = {x.name: _share(*both) for x, *both in zip(self.layers, changed, original, strict=True)}
         return Leak(_share(sum(changed), sum(original)), per_layer)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 
 import scipy.linalg
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UNSCError
+from ..models.layers import ProtectedLayer
 from ..utils.distributed import dealt
 from .moments import SecondMoment, total_moment
 from .subspace import LayerSubspace, Subspace
@@ -61,66 +61,41 @@ def build_subspace(
     Raises:
         UNSCError: an unknown rule, or a value out of range.
     """
-    choose = _chooser(rule, energy, rank, ratio, merge)
+    check_energy(energy)
+    for argument, value, known in (("subspace_rule", rule, RULES), ("subspace_merge", merge, MERGES)):
+        if value not in known:
+            raise UNSCError(f"{argument}: {value!r} does not exist; choose from {', '.join(known)}.")
+    if rule == "rank" and (rank is None or rank < 0):
+        raise UNSCError(f"subspace_rank: {rank!r} given; rule 'rank' needs a number of directions, 0 or more.")
 
     def decompose(key: str) -> LayerSubspace:
         place = next(iter(moments.values()))[key].device if device is None else torch.device(device)
         per_class = {group: by_key[key].to(place) for group, by_key in moments.items()}
-        inputs = _Inputs(per_class, total_moment(per_class.values()), None if forget is None else forget[key].to(place))
-        return _measured(inputs, *choose(inputs))
+        retained, forgotten = total_moment(per_class.values()), None if forget is None else forget[key].to(place)
+        most = rank if rule == "rank" else None
+        if rule == "ratio":
+            basis, ranks = _ratio_basis(retained, forgotten, ratio)
+        elif rule == "released_ramp":
+            basis, ranks = _concatenated_basis(per_class, _ramp, None)
+        elif merge == "concat":
+            basis, ranks = _concatenated_basis(per_class, lambda group: energy, most)
+        else:
+            basis, ranks = _moment_basis(retained, energy, most)
+        return LayerSubspace(
+            basis=basis.cpu(),
+            ranks=ranks,
+            null_energy=_null_energy(retained.matrix, basis, ranks),
+            forget_null_energy=None if forgotten is None else _null_energy(forgotten.matrix, basis, ranks),
+            next_energy=_next_energy(retained.matrix, basis),
+        )
 
     keys = list(dict.fromkeys(module_keys.values()))
+    order = keys
     if together:  # the widest first, so that every process gets as many of each width
         widths = {key: moment.width for key, moment in next(iter(moments.values())).items()}
-        layers = dealt(sorted(keys, key=lambda key: -widths[key]), decompose, device)
-        layers = {key: layers[key] for key in keys}
-    else:
-        layers = {key: decompose(key) for key in keys}
-    return Subspace(layers, dict(module_keys), rule)
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """Moments of one layer's input: of each retained class, of all of them, and of the forgotten rows."""
-
-    per_class: Mapping[str, SecondMoment]
-    retained: SecondMoment
-    forgotten: SecondMoment | None
-
-
-def _chooser(rule: str, energy: float, rank: int | None, ratio: float | None, merge: str) -> Callable[[_Inputs], Basis]:
-    """The function that a rule and a merge stand for.
-
-    Raises:
-        UNSCError: an unknown rule or merge, or a value out of range.
-    """
-    if rule not in RULES:
-        raise UNSCError(f"subspace_rule: {rule!r} does not exist; choose from {', '.join(RULES)}.")
-    if merge not in MERGES:
-        raise UNSCError(f"subspace_merge: {merge!r} does not exist; choose from {', '.join(MERGES)}.")
-    check_energy(energy)
-    if rule == "rank" and (rank is None or rank < 0):
-        raise UNSCError(f"subspace_rank: {rank!r} given; rule 'rank' needs a number of directions, 0 or more.")
-    if rule == "ratio":
-        return lambda x: _ratio_basis(x.retained, x.forgotten, ratio)
-    if rule == "released_ramp":
-        return lambda x: _concatenated_basis(x.per_class, _ramp, None)
-    most = rank if rule == "rank" else None
-    if merge == "concat":
-        return lambda x: _concatenated_basis(x.per_class, lambda group: energy, most)
-    return lambda x: _moment_basis(x.retained, energy, most)
-
-
-def _measured(inputs: _Inputs, basis: Tensor, ranks: tuple[int, ...]) -> LayerSubspace:
-    """The subspace that a rule has chosen, with the energies in its null space."""
-    retained, forgotten = inputs.retained.matrix, inputs.forgotten
-    return LayerSubspace(
-        basis=basis.cpu(),
-        ranks=ranks,
-        null_energy=_null_energy(retained, basis, ranks),
-        forget_null_energy=None if forgotten is None else _null_energy(forgotten.matrix, basis, ranks),
-        next_energy=_next_energy(retained, basis),
-    )
+        order = sorted(keys, key=lambda key: -widths[key])
+    layers = dealt(order, decompose, device, together)
+    return Subspace({key: layers[key] for key in keys}, dict(module_keys))
 
 
 def check_energy(energy: float) -> None:
@@ -242,31 +217,44 @@ def _next_energy(matrix: Tensor, basis: Tensor) -> float:
     return float((1 - energies.amin(-1) / total.clamp_min(torch.finfo(total.dtype).tiny)).max())
 
 
-def no_capacity_reason(layer: LayerSubspace) -> str:
-    """Why a layer is frozen."""
-    return (
-        f"no capacity left, the rule keeps all {layer.width} directions (an energy of {_free_at(layer)} would free one)"
-    )
+def full_layers(
+    subspace: Subspace,
+    layers: Sequence[ProtectedLayer],
+    *,
+    energy: float,
+    rank: int | None = None,
+    ratio: float | None = None,
+    merge: str = "sum",
+    rule: str = "energy",
+) -> dict[str, str]:
+    """Why layers without a free direction are frozen, by name; the options are those of `build_subspace`.
 
+    Raises:
+        UNSCError: no layer has one. The message says how far the rule is from leaving some.
+    """
 
-def no_capacity_message(subspace: Subspace, energy: float, rank: int | None, ratio: float | None, merge: str) -> str:
-    """Why no layer has capacity under these options, and how far the rule is from leaving some."""
+    def free_at(layer: LayerSubspace) -> str:
+        """The largest energy, in millionths, that leaves one direction free."""
+        return f"{math.floor(1e6 * layer.next_energy - 1e-9) / 1e6:g}"
+
+    full = {layer.name: subspace[layer.name] for layer in layers if not subspace[layer.name].has_capacity}
+    if len(full) < len(layers):
+        return {
+            name: f"no capacity left, the rule keeps all {layer.width} directions (an energy of {free_at(layer)} would "
+            "free one)"
+            for name, layer in full.items()
+        }
     advice = {
         "rank": f"lower subspace_rank ({rank})",
         "ratio": f"lower subspace_ratio ({ratio})",
         "released_ramp": "use subspace_rule 'energy'",
     }
-    if subspace.rule in advice or merge == "concat":
-        wanted = advice.get(subspace.rule, "lower energy, or merge by 'sum'")
+    if rule in advice or merge == "concat":
+        wanted = advice.get(rule, "lower energy, or merge by 'sum'")
         widest = max(layer.width for layer in subspace.layers.values())
-        return f"subspace_rule: {subspace.rule!r} leaves no layer any capacity (widest layer: {widest}); {wanted}."
+        raise UNSCError(f"subspace_rule: {rule!r} leaves no layer any capacity (widest layer: {widest}); {wanted}.")
     nearest = max(subspace.module_keys, key=lambda name: subspace[name].next_energy)
-    return (
-        f"energy: rule {subspace.rule!r} with energy {energy} leaves no layer any capacity; "
-        f"{nearest!r} would be the first to have some, at an energy of {_free_at(subspace[nearest])}."
+    raise UNSCError(
+        f"energy: rule {rule!r} with energy {energy} leaves no layer any capacity; "
+        f"{nearest!r} would be the first to have some, at an energy of {free_at(subspace[nearest])}."
     )
-
-
-def _free_at(layer: LayerSubspace) -> str:
-    """The largest energy, in millionths, that leaves one direction of a full layer free."""
-    return f"{math.floor(1e6 * layer.next_energy - 1e-9) / 1e6:g}"

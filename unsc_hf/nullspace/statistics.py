@@ -24,7 +24,7 @@ from ..models.hooks import evaluation_mode
 from ..models.layers import ProtectedLayer, find_layers
 from ..utils.fingerprint import Fingerprint, data_fingerprint, weight_hash
 from ..utils.sizes import size_in_bytes
-from .collect import PassOptions, stream
+from .collect import stream
 from .moments import SecondMoment, total_moment
 from .rules import build_subspace
 from .storage import Stored, load_statistics, save_statistics
@@ -48,8 +48,6 @@ class ActivationStatistics:
     fingerprint: Fingerprint
     group_names: dict[str, str] = field(default_factory=dict)
     requests: list[dict[str, Any]] = field(default_factory=list)
-
-    # ---- collecting -------------------------------------------------------------------------------------------------
 
     @classmethod
     def collect(
@@ -119,9 +117,11 @@ class ActivationStatistics:
         collate_fn = collate_fn or default_collator(processing_class)
         layers = find_layers(model, target_modules).layers if layers is None else layers
         limit = size_in_bytes(max_memory, "max_memory")
-        options = PassOptions(batch_size, max_rows_per_class, dtype, num_workers, progress, pool_as, limit)
         with evaluation_mode(model):
-            moments, keys = stream(model, prepared, members, layers, collate_fn, options)
+            moments, keys = stream(
+                model, prepared, members, layers, collate_fn, batch_size=batch_size, max_rows=max_rows_per_class,
+                dtype=dtype, num_workers=num_workers, progress=progress, pool_as=pool_as, limit=limit,
+            )  # fmt: skip
         fingerprint = replace(
             model_fingerprint(model, weights),
             data=data_fingerprint(dataset),
@@ -132,34 +132,33 @@ class ActivationStatistics:
         )
         return cls(moments, keys, fingerprint, {group: names.get(group, group) for group in moments})
 
-    # ---- algebra ----------------------------------------------------------------------------------------------------
-
     def groups(self, exclude: Iterable[Any] = ()) -> list[str]:
         """Group ids left after `exclude`, which takes ids or names.
 
         Raises:
             UNSCError: for an unknown group (the closest names are listed), or when none is left.
         """
-        dropped = {self._group(item) for item in exclude}
+        by_name = {name: group for group, name in self.group_names.items()}
+        dropped = {by_name.get(str(item), str(item)): item for item in exclude}
+        for group, item in dropped.items():
+            if group not in self.moments:
+                names = closest(str(item), self.group_names.values())
+                raise UNSCError(f"exclude: no class {item!r} in these statistics; closest: {names}.")
         left = [group for group in self.moments if group not in dropped]
         if not left:
             raise UNSCError(f"exclude: all {len(self.moments)} classes are excluded; keep at least one.")
         return left
 
-    def _group(self, item: Any) -> str:
-        by_name = {name: group for group, name in self.group_names.items()}
-        key = by_name.get(str(item), str(item))
-        if key not in self.moments:
-            raise UNSCError(
-                f"exclude: no class {item!r} in these statistics; "
-                f"closest: {closest(str(item), self.group_names.values())}."
-            )
-        return key
-
     def pooled(self, groups: Iterable[str] | None = None) -> dict[str, SecondMoment]:
         """Moment of each key summed over `groups` (all when None)."""
         chosen = list(self.moments) if groups is None else list(groups)
         return {key: total_moment(self.moments[group][key] for group in chosen) for key in self.keys}
+
+    def excluded(self, exclude: Iterable[Any]) -> dict[str, SecondMoment] | None:
+        """Moments of the groups in `exclude`, summed; None without any."""
+        kept = self.groups(exclude)
+        groups = [group for group in self.moments if group not in kept]
+        return self.pooled(groups) if groups else None
 
     @property
     def keys(self) -> list[str]:
@@ -185,9 +184,7 @@ class ActivationStatistics:
             UNSCError: another model, rows taken out before, or statistics collected with a budget, which do not tell
                 whether a row was read.
         """
-        budget = self.fingerprint.max_rows_per_class or self.fingerprint.max_samples_per_class
-        names = set(self.module_keys)
-        layers = [layer for layer in find_layers(model).layers if layer.name in names]
+        layers = [layer for layer in find_layers(model).layers if layer.name in self.module_keys]
         digests = self.fingerprint.refuse_removed(dataset)
         theirs = type(self).collect(
             model,
@@ -198,18 +195,7 @@ class ActivationStatistics:
             max_samples_per_class=self.fingerprint.max_samples_per_class,
             **collecting,
         )
-        whole = all(
-            group in self.moments and all(m.rows == self.moments[group][key].rows for key, m in by_key.items())
-            for group, by_key in theirs.moments.items()
-        )
-        if budget and not whole:
-            raise UNSCError(
-                "statistics: were collected with a budget, so whether a row is in them is unknown; collect them "
-                "with max_rows_per_class=None and max_samples_per_class=None to serve requests of single rows."
-            )
-        left = self - theirs
-        fingerprint = replace(left.fingerprint, removed=(*self.fingerprint.removed, *digests))
-        return replace(left, fingerprint=fingerprint, requests=list(self.requests))
+        return (self - theirs)._without_digests(digests)
 
     def without_groups(self, groups: Iterable[str], digests: Iterable[str] = ()) -> ActivationStatistics:
         """The same statistics without whole groups; `digests` are the hashes of their rows.
@@ -219,9 +205,14 @@ class ActivationStatistics:
         """
         kept = self.groups(exclude=groups)
         data = hashlib.sha256(f"{self.fingerprint.data}|{'|'.join(kept)}".encode()).hexdigest()
-        fingerprint = replace(self.fingerprint, data=data, removed=(*self.fingerprint.removed, *digests))
         moments = {group: self.moments[group] for group in kept}
-        return replace(self, moments=moments, fingerprint=fingerprint, requests=list(self.requests))
+        left = replace(self, moments=moments, fingerprint=replace(self.fingerprint, data=data))
+        return left._without_digests(digests)
+
+    def _without_digests(self, digests: Iterable[str]) -> ActivationStatistics:
+        """Note the hashes of rows that were taken out."""
+        removed = (*self.fingerprint.removed, *digests)
+        return replace(self, fingerprint=replace(self.fingerprint, removed=removed), requests=list(self.requests))
 
     def bound_to(self, weights: str, requests: list[dict[str, Any]]) -> ActivationStatistics:
         """The same moments for the weights that a request has left, with its log."""
@@ -244,8 +235,9 @@ class ActivationStatistics:
             mine = moments[group]
             if sign < 0 and budget and any(by_key[key].rows != mine[key].rows for key in by_key):
                 raise UNSCError(
-                    f"other: only a part of class {group!r}, but a budget chose which rows were read; "
-                    "take out whole classes, or collect without max_rows_per_class and max_samples_per_class."
+                    "statistics: were collected with a budget, so whether they hold single rows of class "
+                    f"{group!r} is unknown; take out whole classes, or collect with max_rows_per_class=None and "
+                    "max_samples_per_class=None."
                 )
             if sign < 0 and any(by_key[key].rows > mine[key].rows for key in by_key):
                 raise UNSCError(f"other: class {group!r} has more rows to take out than these statistics hold.")
@@ -253,10 +245,10 @@ class ActivationStatistics:
             if all(moment.rows == 0 for moment in moments[group].values()):
                 del moments[group]
         both = hashlib.sha256(f"{self.fingerprint.data}{sign:+d}{other.fingerprint.data}".encode()).hexdigest()
-        fingerprint = replace(
-            self.fingerprint, data=both, samples=self.fingerprint.samples + sign * other.fingerprint.samples
-        )
-        return ActivationStatistics(moments, self.module_keys, fingerprint, {**other.group_names, **self.group_names})
+        samples = self.fingerprint.samples + sign * other.fingerprint.samples
+        fingerprint = replace(self.fingerprint, data=both, samples=samples)
+        names = {**other.group_names, **self.group_names}
+        return ActivationStatistics(moments, self.module_keys, fingerprint, names, list(self.requests))
 
     def check_same_model(self, weights: str, module_keys: Mapping[str, str] | None = None) -> None:
         """Refuse statistics that belong to another model.
@@ -288,21 +280,18 @@ class ActivationStatistics:
         device: torch.device | str | None = None,
     ) -> Subspace:
         """Subspace of the rows that are kept: see `rules.build_subspace`; `exclude` names the forgotten classes."""
-        kept = self.groups(exclude)
-        forgotten = [group for group in self.moments if group not in kept]
+        exclude = list(exclude)
         return build_subspace(
-            {group: self.moments[group] for group in kept},
+            {group: self.moments[group] for group in self.groups(exclude)},
             self.module_keys,
             rule=rule,
             energy=energy,
             rank=rank,
             ratio=ratio,
             merge=merge,
-            forget=self.pooled(forgotten) if forgotten else None,
+            forget=self.excluded(exclude),
             device=device,
         )
-
-    # ---- storage ----------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | os.PathLike[str], pending: bool = False) -> None:
         """Write the moments (safetensors) and `statistics.json`; a killed run leaves the old statistics or the new.

@@ -121,15 +121,15 @@ def load_statistics(folder: Path) -> Stored:
                 f"statistics: {folder} has format {meta['format']!r}, but this version reads {_FORMAT!r}; "
                 "collect them again."
             )
-        tensors, shapes = load_file(folder / meta["file"]), meta["shapes"]
+        tensors = load_file(folder / meta["file"])
         moments = {
             group: {
-                key: SecondMoment(_symmetric(tensors[f"{g}.{k}"], *shapes[key]), rows[key])
+                key: SecondMoment(_symmetric(tensors[f"{g}.{k}"], *meta["shapes"][key]), rows[key])
                 for k, key in enumerate(meta["keys"])
             }
             for g, (group, rows) in enumerate(meta["rows"].items())
         }
-        fingerprint = Fingerprint(**meta["fingerprint"])
+        fingerprint = Fingerprint(**{**meta["fingerprint"], "removed": tuple(meta["fingerprint"]["removed"])})
         return Stored(moments, meta["module_keys"], fingerprint, meta["group_names"], meta["requests"])
     except UNSCError:
         raise

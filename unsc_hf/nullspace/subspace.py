@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -67,7 +66,6 @@ class Subspace:
 
     layers: dict[str, LayerSubspace]
     module_keys: dict[str, str]
-    rule: str
 
     def __getitem__(self, module_name: str) -> LayerSubspace:
         return self.layers[self.module_keys[module_name]]
@@ -75,7 +73,7 @@ class Subspace:
     def without_bases(self) -> Subspace:
         """The same ranks and energies without the matrices, for reports after projectors have been made."""
         layers = {key: replace(layer, basis=layer.basis[..., :0].clone()) for key, layer in self.layers.items()}
-        return Subspace(layers, self.module_keys, self.rule)
+        return replace(self, layers=layers)
 
     def randomised(self, seed: int) -> Subspace:
         """Control: random subspaces of the same ranks (Haar measure), with the energies of a random direction."""
@@ -85,18 +83,14 @@ class Subspace:
             basis, _ = torch.linalg.qr(torch.randn(layer.basis.shape, generator=generator, dtype=layer.basis.dtype))
             share = layer.capacity / layer.width
             layers[key] = replace(layer, basis=basis, null_energy=share, forget_null_energy=share)
-        return Subspace(layers, self.module_keys, self.rule)
+        return replace(self, layers=layers)
 
     def report(self) -> list[LayerReport]:
         """Rank, capacity and energies in the null space, for each module."""
         return [
             LayerReport(name, space.width, space.rank, space.capacity, space.null_energy, space.forget_null_energy)
-            for name, space in ((name, self[name]) for name in self.module_keys)
+            for name, space in ((name, self.layers[key]) for name, key in self.module_keys.items())
         ]
-
-    def to_dict(self) -> list[dict[str, Any]]:
-        """The report as plain data."""
-        return [asdict(row) for row in self.report()]
 
     def __str__(self) -> str:
         lines = [

@@ -13,5 +13,5 @@ from .terms import Terms
 
 @objective()
 def gradient_ascent(terms: Terms) -> Tensor:
-    """Minus the mean cross-entropy of the true labels. It has no lower bound: the leak budget and early stopping end it."""
+    """Minus the mean cross-entropy of the true labels. It has no lower bound; the leak budget and the target end it."""
     return -terms.loss()

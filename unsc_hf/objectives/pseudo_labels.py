@@ -1,10 +1,11 @@
 """New labels for the rows to forget: the most similar classes that remain, as the original model sees them.
 
-UNSC (arXiv 2404.13588, section 4.2) takes the original model's most likely class among the remaining ones, "top1". Pushed
-towards a single label with full confidence, a row takes retained rows of neighbouring classes with it; the original's own
-distribution over the remaining classes, "soft", asks for no more than that the forgotten class disappears, and its gradient
-vanishes once it has. "matched" and "left_out" serve requests of single rows: a model that never saw a row still gets most such rows right,
-so they are re-labelled to be known as well as unseen rows are, not as badly as can be. The others exist to be compared.
+UNSC (arXiv 2404.13588, section 4.2) takes the original model's most likely class among the remaining ones, "top1". A
+row that is pushed towards one label with full confidence takes retained rows of neighbouring classes with it. "soft" is
+the original's own distribution over the remaining classes: it asks only that the forgotten class disappears, and its
+gradient vanishes once it has. "matched" and "left_out" serve requests of single rows. A model that never saw a row
+still answers most such rows rightly, so they are labelled to be known as well as unseen rows are, not as badly as
+possible. The other strategies exist to be compared.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ from ..errors import UNSCError
 from ..models.outputs import Outputs
 
 STRATEGIES = ("top1", "soft", "second", "random", "nearest_mean", "matched", "left_out")
-
-
 AS_UNSEEN = ("matched", "left_out")  # for single rows: they may keep their own label
 
 
@@ -38,10 +37,11 @@ def pseudo_labels(
     """Labels for the forget rows; but for `AS_UNSEEN` never a row's own label and never a class that does not remain.
 
     Args:
-        strategy: "top1" the most likely remaining class; "second" the second most likely; "soft" the softmax over the
-            remaining classes, of logits divided by `temperature`; "random" uniform over them; "nearest_mean" the class whose
-            mean head input over `retain` is nearest (Euclidean); "matched" and "left_out" a distribution that knows the row as well as unseen rows are known,
-            rows in the order of their margins, or of how well they would be known if they had been left out (`left_out.py`).
+        strategy: "top1": the most likely remaining class; "second": the second most likely; "soft": the softmax over
+            the remaining classes, of logits divided by `temperature`; "random": uniform over them; "nearest_mean": the
+            class whose mean head input over `retain` is nearest (Euclidean). "matched" and "left_out": a distribution
+            that knows each row as well as unseen rows are known. They rank rows by their margins, or by how well they
+            would be known if they had been left out (`experimental/left_out.py`).
         forget: the original model's outputs on the forget rows, in eval mode.
         remaining: ids of the classes that still occur in the retained data.
         retain: outputs on retained rows, for "nearest_mean".
@@ -71,7 +71,8 @@ def pseudo_labels(
     needed = 2 if strategy == "second" else 1
     if fewest < needed:
         raise UNSCError(
-            f"pseudo_labels: {strategy!r} needs {needed} remaining classes besides a row's own, found {fewest}; keep more classes."
+            f"pseudo_labels: {strategy!r} needs {needed} remaining classes besides a row's own, found {fewest}; keep "
+            "more classes."
         )
 
     if strategy in ("top1", "second"):
@@ -95,7 +96,7 @@ class Matching:
     """How well rows are known: places of the rows to forget, and probabilities that unseen rows give their true labels.
 
     Attributes:
-        places: what rows are put in order by, sorted, (forget rows,): `order`, else their margins under the original model.
+        places: what ranks the rows, sorted, (forget rows,): `order`, else their margins under the original model.
         unseen: probabilities of the true labels of unseen rows, sorted, (unseen rows,).
         order: how well each row would be known, the larger, the better, (forget rows,).
     """
@@ -112,9 +113,11 @@ class Matching:
         return cls(places.sort().values, torch.cat(known).sort().values, order)
 
     def labels(self, forget: Outputs) -> Tensor:
-        """Distributions (rows, labels): the row at some quantile of the margins, or of `order`, gives its true label the probability at
-        the same quantile of the unseen rows; the rest is shared as the original shares it among the other labels. With `order`, of all
-        rows at once."""
+        """Distributions (rows, labels); with `order` these must be all rows.
+
+        A row at some quantile of the margins, or of `order`, gives its true label the probability at the same quantile
+        of the unseen rows. The other labels share the rest as they do under the original model.
+        """
         own = margin(forget) if self.order is None else self.order
         place = torch.searchsorted(self.places.to(own.device), own, right=True).double() - 0.5
         index = (place / len(self.places) * len(self.unseen)).long().clamp(0, len(self.unseen) - 1)

@@ -1,4 +1,4 @@
-"""SimNPO: negative preference optimisation without a reference, per token (Fan et al., arXiv 2410.07163, equation 4)."""
+"""SimNPO: negative preference optimisation per token, no reference (Fan et al., arXiv 2410.07163, equation 4)."""
 
 from __future__ import annotations
 

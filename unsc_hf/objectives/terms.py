@@ -47,7 +47,7 @@ class Terms:
         value = getattr(self, field)
         if value is None:
             raise TypeError(f"the objective reads {field!r}: register it with the matching name in needs.")
-        return value  # type: ignore[no-any-return]
+        return value
 
     def loss(self) -> Tensor:
         """Mean cross-entropy of the true labels, in float32."""

@@ -165,7 +165,7 @@ def unlearn_language_model(
     job.console.print(f"Unlearning: {objectives[0]}.")
     trainer = _trainer(job, rows, *first)
     preparing = sum(trainer.prepare_unlearning().seconds.values())
-    statistics = trainer.retained_statistics
+    statistics = trainer.spaces.retained
     trainer.train(resume_from_checkpoint=resume_from(config.resume_from_checkpoint))
     certificate = trainer.certify().to_dict()
     methods[objectives[0]] = _answers(trainer, evaluate, preparing)

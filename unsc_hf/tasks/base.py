@@ -24,11 +24,13 @@ class Measure:
     Attributes:
         accuracy, loss: means.
         losses: of each row of a classifier, (rows,); None for language models.
+        outputs: of a classifier, which are small; None for language models.
     """
 
     accuracy: float
     loss: float
     losses: Tensor | None = None
+    outputs: Outputs | None = None
 
     def row_losses(self) -> Tensor:
         """The loss of each row.

@@ -117,7 +117,7 @@ class ClassificationTask(Task):
             else float((logits.argmax(-1) == labels).float().mean())
         )
         losses = F.cross_entropy(logits.double(), labels, reduction="none")
-        return Measure(accuracy or 0.0, float(losses.mean()), losses)
+        return Measure(accuracy or 0.0, float(losses.mean()), losses, Outputs(logits, None, labels))
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """`accuracy` and `loss` for `Trainer.evaluate`.

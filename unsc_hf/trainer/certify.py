@@ -35,7 +35,7 @@ def check_outcome(
     frozen: Mapping[str, str],
     now: Mapping[str, str],
 ) -> None:
-    """Raise where nothing was unlearned or a frozen weight moved; warn where the target was missed or accuracy was lost.
+    """Raise where nothing was unlearned or a frozen weight moved; warn where the target or accuracy was missed.
 
     Args:
         frozen, now: hashes of the frozen weights by name, before and after.
@@ -46,8 +46,8 @@ def check_outcome(
     """
     if not plan.projection.relative_change() > 0:
         raise UNSCError(
-            f"learning_rate: {args.learning_rate} moved no weight within the leak budget (max_leak {args.max_leak}), so "
-            "nothing was forgotten; lower it, or lower check_steps."
+            f"learning_rate: {args.learning_rate} moved no weight within the leak budget (max_leak {args.max_leak}), "
+            "so nothing was forgotten; lower it, or lower check_steps."
             if stop_reason == "leak_budget"
             else f"learning_rate: {args.learning_rate} moved no weight in {state.global_step} steps; raise it."
         )

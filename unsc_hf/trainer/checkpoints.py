@@ -1,8 +1,4 @@
-"""What a run leaves on a disk, in such an order that a run killed at any moment can be started again.
-
-A folder is *unfinished* from the moment the first file of a result is moved into it until `results.json` is there. Such a
-folder may be written over; one that holds a finished run, or somebody's model, may not.
-"""
+"""Checkpoints of a run: which are whole, and which run they belong to."""
 
 from __future__ import annotations
 
@@ -16,11 +12,9 @@ from ..utils.files import write_text
 
 logger = logging.getLogger(__name__)
 
-
 _STATE_FILE = "unsc_state.json"
 
 
-# ---- resuming ------------------------------------------------------------------------------------------------------
 def unmark_checkpoint(folder: Path) -> None:
     """Before a checkpoint is written over: it is not whole until it is marked again."""
     (folder / _STATE_FILE).unlink(missing_ok=True)
@@ -47,7 +41,8 @@ def find_checkpoint(wanted: str | bool | None, output_dir: str | Path) -> str | 
     if wanted is not True:
         if not Path(str(wanted), _STATE_FILE).is_file():
             raise UNSCError(
-                f"resume_from_checkpoint: {wanted} was not written by UNSCTrainer, or not to its end; use an earlier one, or true for the last whole one."
+                f"resume_from_checkpoint: {wanted} was not written by UNSCTrainer, or not to its end; use an earlier "
+                "one, or true for the last whole one."
             )
         return str(wanted)
     whole = [

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..evaluation.membership import accuracy_gap, exposure
 from ..nullspace.projection import NullSpaceProjection
-from ..tasks.base import Measure
 
 _BISECTIONS = 6
 _NEARLY_FORGOTTEN = 0.05  # below this accuracy ...
@@ -29,6 +27,8 @@ class Check:
         retain_accuracy: on held-out retained rows.
         leak: on the same held-out retained rows.
         exposure: of single rows of a classifier, the chance that one is known better than an unseen row.
+        flips, negative_flips: of a classifier, shares of held-out retained rows whose decision among the remaining
+            classes changed, and whose right decision became wrong.
         gap: where retained rows are rehearsed, how much more often forget rows than unseen rows are answered rightly
             (`evaluation.membership.accuracy_gap`).
     """
@@ -39,18 +39,8 @@ class Check:
     leak: float
     exposure: float | None = None
     gap: float | None = None
-
-    @classmethod
-    def beside_unseen(cls, forget: Measure, retain: Measure, leak: float, unseen: Measure, rehearsed: bool) -> Check:
-        """Of single rows of a classifier that are compared with unseen ones, whose losses are sorted.
-
-        The gap counts where retained rows are rehearsed. Without rehearsal, pushing rows until they are answered wrongly
-        would take retained rows with them.
-        """
-        losses = forget.row_losses()
-        gap = accuracy_gap(forget.accuracy, unseen.accuracy, len(losses)) if rehearsed else None
-        exposed = exposure(losses, unseen.row_losses())
-        return cls(forget.accuracy, forget.loss, retain.accuracy, leak, exposed, gap)
+    flips: float | None = None
+    negative_flips: float | None = None
 
     @property
     def known(self) -> float:
@@ -58,10 +48,10 @@ class Check:
         return self.forget_accuracy if self.exposure is None else self.exposure
 
     def reached(self, target: float) -> bool:
-        """Whether no more is known than the target, and single rows are not answered rightly more often than unseen ones.
+        """Whether no more is known than the target, and forget rows are not right more often than unseen rows.
 
-        The second part is waived once their losses are larger than those of unseen rows: getting more of them wrong would
-        only make them stand out.
+        The second part is waived once their losses are larger than those of unseen rows: getting more of them wrong
+        would only make them stand out.
         """
         return self.known <= target and (self.gap is None or self.gap <= 0 or self.known <= 1 - target)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from datasets import Dataset
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from ..config import UNSCConfig
 from ..data.selection import hold_out
 from ..errors import UNSCError
-from ..evaluation.membership import tolerated_exposure
+from ..evaluation.flips import count_flips
+from ..evaluation.membership import accuracy_gap, exposure, tolerated_exposure
 from ..experimental.left_out import LeftOut
 from ..models.outputs import Outputs
 from ..objectives.pseudo_labels import AS_UNSEEN, MatchedTargets, Matching
@@ -88,10 +90,26 @@ class ForgettingGoal(ABC):
         """Targets of the rows of these numbers as they stand now; by default those made before the first step."""
         return targets
 
-    def check(self, model: nn.Module, reader: ModelReader, rows: UnlearningRows, leak: float) -> Check:
-        """Forgetting and keeping at this moment, on rows that are not trained on."""
+    def check(
+        self, model: nn.Module, reader: ModelReader, rows: UnlearningRows, leak: float, held_out_logits: Tensor
+    ) -> Check:
+        """Forgetting and keeping at this moment, on rows that are not trained on.
+
+        Args:
+            leak: on the held-out retained rows.
+            held_out_logits: the original's on the same rows.
+        """
         forget, retain = self._measured(model, reader, self._check_rows(rows))
-        return Check(forget.accuracy, forget.loss, retain.accuracy, leak)
+        check = Check(forget.accuracy, forget.loss, retain.accuracy, leak, **self._compared(model, reader, forget))
+        if retain.outputs is None:
+            return check
+        before = held_out_logits[_curve_rows(len(held_out_logits))]
+        flips = count_flips(before, retain.outputs.logits, retain.outputs.labels, self.task.forgotten_classes)
+        return replace(check, flips=flips.share, negative_flips=flips.negative_share)
+
+    def _compared(self, model: nn.Module, reader: ModelReader, forget: Measure) -> dict[str, float | None]:
+        """More fields of a check, where forget rows are compared with others."""
+        return {}
 
     def _check_rows(self, rows: UnlearningRows) -> Sequence[Dataset]:
         """Of many single rows, some show how far all are."""
@@ -101,7 +119,7 @@ class ForgettingGoal(ABC):
         return [self.task.measure(reader.iterate(model, part, "Check")) for part in parts]
 
     def _left_out(self, model: nn.Module, reader: ModelReader, rows: UnlearningRows) -> Tensor:
-        """How well each forget row would be known if it had been left out; as unseen rows count those as hard as these."""
+        """How well each forget row would be known if it had been left out. Only unseen rows as hard as these stay."""
         unseen = at_most(self.unseen, LEFT_OUT_ROWS) if self.unseen is not None else rows.retain_held_out
         read = LeftOut.of(
             model,
@@ -152,7 +170,7 @@ class StatedAccuracy(ForgettingGoal):
 
 
 class AnswersLikeUnseen(ForgettingGoal):
-    """Answers of a language model: their tokens are predicted no better than those of unseen answers, within a point."""
+    """Answers of a language model: their tokens are predicted at most a point better than those of unseen answers."""
 
     def fix(self, model: nn.Module, reader: ModelReader, rows: UnlearningRows) -> None:
         unseen = self.task.measure(iter(self.read_unseen(model, reader)))
@@ -162,8 +180,8 @@ class AnswersLikeUnseen(ForgettingGoal):
 class LikeUnseenRows(ForgettingGoal):
     """Single rows of a classifier: their losses do not tell them from rows that the model never saw.
 
-    The target is an exposure (see `evaluation.membership.exposure`): the AUC of an attacker who compares losses. Accuracy
-    says less the fewer the rows are: of two rows that a model should know with 98 %, none has to be answered wrongly.
+    The target is an exposure (see `evaluation.membership.exposure`): the AUC of an attacker who compares losses.
+    Accuracy says less the fewer the rows are: of two rows that a model should know with 98 %, none need be wrong.
 
     Where retained rows are rehearsed, forgotten rows are compared with unseen rows under the *current* model: if its
     accuracy on unseen rows drops, the target drops with it. Without rehearsal nothing would keep both from being
@@ -208,14 +226,19 @@ class LikeUnseenRows(ForgettingGoal):
             return targets
         return self.matched[0].now[numbers.cpu()].to(targets)
 
-    def check(self, model: nn.Module, reader: ModelReader, rows: UnlearningRows, leak: float) -> Check:
-        forget, retain = self._measured(model, reader, self._check_rows(rows))
+    def _compared(self, model: nn.Module, reader: ModelReader, forget: Measure) -> dict[str, float | None]:
+        """Exposure, and where retained rows are rehearsed the gap in accuracy.
+
+        Without rehearsal, pushing rows until they are answered wrongly would take retained rows with them.
+        """
         unseen = self._unseen_now(model, reader) if self.follows else self.unseen_before
-        return Check.beside_unseen(forget, retain, leak, unseen, self.follows)
+        losses = forget.row_losses()
+        gap = accuracy_gap(forget.accuracy, unseen.accuracy, len(losses)) if self.follows else None
+        return {"exposure": exposure(losses, unseen.row_losses()), "gap": gap}
 
     def _unseen_now(self, model: nn.Module, reader: ModelReader) -> Measure:
         """Unseen rows under the model as it is now; the targets of the forget rows follow them."""
-        rows = at_most(self.unseen, MAX_VALIDATION_ROWS)  # type: ignore[arg-type]
+        rows = at_most(self.unseen, MAX_VALIDATION_ROWS)
         now = self.task.measure(reader.iterate(model, rows, "Unseen rows")).in_order()
         for matched in self.matched:
             matched.follow(now.row_losses())
@@ -255,4 +278,8 @@ def make_goal(task: Task, args: UNSCConfig, unseen: Dataset | None, follows: boo
 
 def _curve(held_out: Dataset) -> Dataset:
     """Some of the held-out retained rows, evenly spaced."""
-    return held_out.select(range(0, len(held_out), -(-len(held_out) // _CURVE_ROWS)))
+    return held_out.select(range(*_curve_rows(len(held_out)).indices(len(held_out))))
+
+
+def _curve_rows(count: int) -> slice:
+    return slice(0, count, -(-count // _CURVE_ROWS))

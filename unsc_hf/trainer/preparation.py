@@ -1,4 +1,4 @@
-"""What a trainer does before its first step: read the original model once, and fix layers, subspaces, targets and goal."""
+"""What a trainer does before its first step: read the original once, and fix layers, subspaces and targets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..models.outputs import Outputs, join_outputs
 from ..nullspace.lora import LoraProjection
 from ..nullspace.moments import SecondMoment
 from ..nullspace.projection import NullSpaceProjection
-from ..nullspace.rules import build_subspace, no_capacity_message, no_capacity_reason
+from ..nullspace.rules import build_subspace, full_layers
 from ..nullspace.statistics import ActivationStatistics
 from ..nullspace.storage import mapped_moments
 from ..nullspace.subspace import Subspace
@@ -262,16 +262,7 @@ class Preparation:
 
     def _with_capacity(self, selection: LayerSelection, subspace: Subspace) -> LayerSelection:
         """The layers whose null space is not empty; the others are frozen and named."""
-        full = {
-            layer.name: no_capacity_reason(subspace[layer.name])
-            for layer in selection.layers
-            if not subspace[layer.name].has_capacity
-        }
-        if len(full) == len(selection.layers):
-            options = self.args.subspace_options
-            raise UNSCError(
-                no_capacity_message(subspace, options["energy"], options["rank"], options["ratio"], options["merge"])
-            )
+        full = full_layers(subspace, selection.layers, **self.args.subspace_options)
         for name, reason in full.items():
             logger.warning("%s is frozen: %s.", name, reason)
         return selection.without(full)
@@ -293,8 +284,8 @@ def retained_groups(statistics: ActivationStatistics, task: Task, rows: Unlearni
         data = data_fingerprint(rows.retain)
         if statistics.fingerprint.data != data:
             raise UNSCError(
-                f"statistics: collected from data {statistics.fingerprint.data[:12]}, the retained rows are {data[:12]}; "
-                "collect them again."
+                f"statistics: collected from data {statistics.fingerprint.data[:12]}, the retained rows are "
+                f"{data[:12]}; collect them again."
             )
         return [POOL]
     if not task.whole_classes:

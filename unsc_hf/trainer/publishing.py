@@ -70,8 +70,8 @@ class PublishingTrainer(Trainer):
         """Publish model, processor, card, report and pictures in one commit; see `unsc_hf.reporting.hub.publish`.
 
         Args:
-            commit_message, token, revision, private: as upstream. `hub_token`, `hub_revision` and `hub_private_repo` stand
-                in for None.
+            commit_message, token, revision, private: as upstream; None means `hub_token`, `hub_revision` and
+                `hub_private_repo`.
             blocking: there for upstream's signature; the commit is always waited for, so that its failure is seen.
             kwargs: for `create_model_card`.
 

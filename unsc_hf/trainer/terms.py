@@ -49,7 +49,7 @@ class TermsProvider:
     """Makes the `Terms` of a batch for one objective.
 
     Attributes:
-        original: a frozen copy of the original model for objectives that compare with it, else the model itself, unread.
+        original: a frozen copy of the original model for objectives that compare with it, else the model itself.
     """
 
     def __init__(

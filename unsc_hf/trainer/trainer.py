@@ -65,10 +65,10 @@ class UNSCTrainer(PublishingTrainer):
         eval_dataset: a dict such as `{"forget": ..., "retain": ...}` gives `eval_forget_*` and `eval_retain_*`.
         processing_class: image processor for raw images, tokenizer for raw texts; saved with the model.
         peft_config: a `LoraConfig`, to train adapters only.
-        statistics: `ActivationStatistics` of the retained classes (or of all), or the folder they were saved in. If they
-            include the rows that this trainer holds out, the certificate says so.
-        unseen_dataset: rows that the original never saw, for requests whose rows share their classes with retained ones.
-            Such rows count as forgotten once they are known no better than these.
+        statistics: `ActivationStatistics` of the retained classes (or of all), or the folder they were saved in. If
+            they include the rows that this trainer holds out, the certificate says so.
+        unseen_dataset: rows that the original never saw, for requests whose rows share their classes with retained
+            ones. Such rows count as forgotten once they are known no better than these.
         data_collator, compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs: as in `Trainer`.
 
     Attributes:
@@ -175,18 +175,11 @@ class UNSCTrainer(PublishingTrainer):
         if peft_config is None:
             return model
         adapted = add_adapters(model, peft_config)
-        # Written into adapter_config.json: a Hub id is needed there, a path of this machine is not.
+        # Written into adapter_config.json, where a Hub id is needed and a path is not.
         adapted.peft_config["default"].base_model_name_or_path = self.base_model_name or None
         return adapted
 
     # ---- prepare ----------------------------------------------------------------------------------------------------
-
-    def preparation(self) -> Preparation:
-        """What reads the original model once."""
-        return self.make_preparation(
-            self.unwrapped(), self.args, self.task, self.goal, self.rows, self.reader, self.original_weights,
-            self._given_statistics,
-        )  # fmt: skip
 
     def prepare_unlearning(self) -> UnlearningPlan:
         """Read the original model once: statistics, subspaces, pseudo-labels. `train` calls it; a second call is free.
@@ -195,15 +188,12 @@ class UNSCTrainer(PublishingTrainer):
             UNSCError: no protectable layer, no layer with capacity left, or statistics of another model.
         """
         if self._plan is None:
-            self._plan, self._spaces = self.preparation().plan()
-            objective = OBJECTIVES[self.args.objective]
-            self.train_dataset = RelabelledDataset(
-                self.reader.prepare(self.rows.forget),
-                self._plan.targets,
-                self.reader.prepare(self.rows.retain) if objective.rehearses else None,
-                self.args.seed,
-            )
-            self.terms = TermsProvider(self.unwrapped(), self.task, self.goal, self.args, self._special_tokens)
+            model, args, prepare = self.unwrapped(), self.args, self.reader.prepare
+            parts = (model, args, self.task, self.goal, self.rows, self.reader, self.original_weights)
+            self._plan, self._spaces = self.make_preparation(*parts, self._given_statistics).plan()
+            retain = prepare(self.rows.retain) if OBJECTIVES[args.objective].rehearses else None
+            self.train_dataset = RelabelledDataset(prepare(self.rows.forget), self._plan.targets, retain, args.seed)
+            self.terms = TermsProvider(model, self.task, self.goal, args, self._special_tokens)
         return self._plan
 
     @property
@@ -226,15 +216,10 @@ class UNSCTrainer(PublishingTrainer):
         """
         if self._spaces is None:
             raise UNSCError(
-                "retained_statistics: there are none before prepare_unlearning, and train releases them; read them in "
-                "between, or collect them with ActivationStatistics.collect."
+                "spaces: there are none before prepare_unlearning, and train releases them; read them in between, or "
+                "collect statistics with ActivationStatistics.collect."
             )
         return self._spaces
-
-    @property
-    def retained_statistics(self) -> ActivationStatistics:
-        """Statistics of the retained rows, between `prepare_unlearning` and `train`."""
-        return self.spaces.retained
 
     def unwrapped(self) -> Any:
         """The model without accelerate's wrappers, in its own precision."""
@@ -251,9 +236,7 @@ class UNSCTrainer(PublishingTrainer):
             UNSCError: resuming with another model, data or options than the checkpoint's run began with.
         """
         if self.erased:
-            raise UNSCError(
-                "feature_erasure: this model's features are erased already; save it and start anew from there."
-            )
+            raise UNSCError("feature_erasure: features are erased already; save the model, and start anew from there.")
         checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
         self.prepare_unlearning()
         if checkpoint is not None:
@@ -361,7 +344,8 @@ class UNSCTrainer(PublishingTrainer):
 
     def check(self) -> Check:
         """Forgetting and leak at this moment, on rows that are not trained on."""
-        check = self.goal.check(self.model, self.reader, self.rows, self.held_out_leak().total)
+        leak, before = self.held_out_leak().total, self.plan.held_out_logits
+        check = self.goal.check(self.model, self.reader, self.rows, leak, before)
         # One process decides for all: rounding must not let them disagree on stopping.
         decided: Check = gathered(check, self.args.device)[0]
         return decided

@@ -83,9 +83,14 @@ def gathered(item: Any, device: torch.device) -> list[Any]:
     return items
 
 
-def dealt(names: Sequence[str], work: Callable[[str], Result], device: torch.device | str | None) -> dict[str, Result]:
-    """Results of `work` by name. The processes share the names and exchange their results on `device` (default CPU)."""
-    rank, world = process()
+def dealt(
+    names: Sequence[str], work: Callable[[str], Result], device: torch.device | str | None, together: bool = True
+) -> dict[str, Result]:
+    """Results of `work` by name.
+
+    With `together` the processes share the names and exchange their results on `device` (default CPU).
+    """
+    rank, world = process() if together else (0, 1)
     mine = {name: work(name) for name in names[rank::world]}
     if world == 1:
         return mine

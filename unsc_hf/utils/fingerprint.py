@@ -23,18 +23,14 @@ _READERS = 8  # tensors whose bytes are hashed at a time
 def weight_hash(model: nn.Module, exclude: Collection[str] = ()) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of parameters and buffers, in the order of their names.
 
-    Where weights are sharded, all processes must call this together.
-
-    Args:
-        exclude: names that are left out.
+    Names in `exclude` are left out. Where weights are sharded, all processes must call this together.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if name in exclude:
             continue
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        flat = whole(tensor.detach()).cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
+        digest.update(_tensor_bytes(whole(tensor.detach())))
     return digest.hexdigest()
 
 
@@ -45,7 +41,7 @@ def weight_digests(model: nn.Module, exclude: Collection[str] = ()) -> dict[str,
     """
 
     def digest(tensor: torch.Tensor) -> str:
-        return hashlib.sha256(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+        return hashlib.sha256(_tensor_bytes(tensor)).hexdigest()
 
     with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
         digests: dict[str, str | Future[str]] = {}
@@ -57,6 +53,10 @@ def weight_digests(model: nn.Module, exclude: Collection[str] = ()) -> dict[str,
             else:
                 digests[name] = pool.submit(digest, tensor.detach())
         return {name: value if isinstance(value, str) else value.result() for name, value in digests.items()}
+
+
+def _tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def data_fingerprint(dataset: Any) -> str:
@@ -119,9 +119,6 @@ class Fingerprint:
     max_samples_per_class: int | None = None
     samples: int = 0
     removed: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "removed", tuple(self.removed))
 
     def refuse_removed(self, dataset: Any) -> list[str]:
         """Hashes of these rows.

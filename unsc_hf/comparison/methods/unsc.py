@@ -21,6 +21,15 @@ def unsc(bench: Workbench, **settings: Any) -> PreTrainedModel:
     return bench.unlearn(**settings)
 
 
+@method("UNSC, features erased", SETTINGS)
+def unsc_erased(bench: Workbench, **settings: Any) -> PreTrainedModel:
+    """UNSC, then what a linear probe reads of the features is erased in closed form, at the default strength.
+
+    The construction is LEACE's (Belrose et al., arXiv 2306.03819), in every layer that writes the features.
+    """
+    return bench.unlearn(feature_erasure="layers", **settings)
+
+
 @method("UNSC, no projection", SETTINGS)
 def no_null_space(bench: Workbench, **settings: Any) -> PreTrainedModel:
     """The same pseudo-labels, and no projection."""

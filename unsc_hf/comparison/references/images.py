@@ -16,7 +16,6 @@ from ...data.inputs import open_image, prepare_dataset
 from ...data.selection import evenly_spaced
 from ...errors import UNSCError
 from ...models.loading import load_image_processor
-from .sizes import from_scratch
 from .training import TrainingPlan
 
 _STATISTICS_ROWS = 1000  # images that pixel mean and spread are computed from
@@ -46,16 +45,10 @@ class ImagePlan(TrainingPlan):
             UNSCError: unknown size, or a patch that does not divide the image.
         """
         processor, channels = fitting_processor(dataset, self.patch_size)
-        model = from_scratch(
-            ViTConfig,
-            self.size,
-            labels,
-            image_size=processor.size["height"],
-            patch_size=self.patch_size,
-            num_channels=channels,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        )
+        model = self.from_scratch(
+            ViTConfig, labels, image_size=processor.size["height"], patch_size=self.patch_size, num_channels=channels,
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        )  # fmt: skip
         return model, processor
 
     def prepare(self, dataset: Dataset, processor: Any, model: PreTrainedModel, label_column: str | None) -> Dataset:

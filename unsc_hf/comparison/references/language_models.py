@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Pre
 
 from ...data.dialogues import AnswerCollator, prepare_dialogues
 from ...models.loading import load_tokenizer
-from .sizes import from_scratch
 from .texts import texts
 from .training import TrainingPlan
 
@@ -40,16 +39,9 @@ class LanguagePlan(TrainingPlan):
     def untrained(self, dataset: Dataset, labels: Sequence[str]) -> tuple[PreTrainedModel, Any]:
         """A Llama, and a tokenizer learned from `dataset`."""
         tokenizer = train_bpe(dataset, self.vocabulary_size, self.max_length)
-        model = from_scratch(
-            LlamaConfig,
-            self.size,
-            vocab_size=len(tokenizer),
-            max_position_embeddings=self.max_length,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=None,
-            tie_word_embeddings=True,
-        )
+        shape: dict[str, Any] = {"vocab_size": len(tokenizer), "max_position_embeddings": self.max_length}
+        tokens = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+        model = self.from_scratch(LlamaConfig, tie_word_embeddings=True, **tokens, **shape)
         return model, tokenizer
 
     def prepare(self, dataset: Dataset, processor: Any, model: PreTrainedModel, label_column: str | None) -> Dataset:

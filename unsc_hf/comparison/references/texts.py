@@ -19,7 +19,6 @@ from transformers import (
 from ...data.columns import find_text_columns
 from ...data.inputs import prepare_dataset
 from ...models.loading import load_tokenizer
-from .sizes import from_scratch
 from .training import TrainingPlan
 
 _SPECIAL = {
@@ -50,14 +49,8 @@ class TextPlan(TrainingPlan):
         """A BERT, and a tokenizer learned from the texts of `dataset`."""
         columns = find_text_columns(dataset, self.text_columns)
         tokenizer = train_tokenizer(dataset, columns, self.vocabulary_size, self.max_length)
-        model = from_scratch(
-            BertConfig,
-            self.size,
-            labels,
-            vocab_size=len(tokenizer),
-            max_position_embeddings=self.max_length,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        shape = {"vocab_size": len(tokenizer), "max_position_embeddings": self.max_length}
+        model = self.from_scratch(BertConfig, labels, pad_token_id=tokenizer.pad_token_id, **shape)
         return model, tokenizer
 
     def prepare(self, dataset: Dataset, processor: Any, model: PreTrainedModel, label_column: str | None) -> Dataset:

@@ -16,13 +16,26 @@ from typing import Any, ClassVar
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
+from transformers import BertConfig, LlamaConfig, PreTrainedModel, Trainer, TrainingArguments, ViTConfig, set_seed
 
 from ...data.inputs import CachedRows
+from ...errors import UNSCError
 from ...models.head import classify
 from ...models.loading import load_to_finetune
 from ...utils.files import alone
 from ...utils.fingerprint import data_fingerprint
+
+# Layers, width and attention heads of transformers whose MLPs are four times as wide.
+SIZES: dict[Any, dict[str, tuple[int, int, int]]] = {
+    ViTConfig: {
+        "nano": (3, 64, 4), "tiny": (4, 128, 4), "small": (6, 192, 6), "medium": (12, 384, 6), "base": (12, 768, 12),
+    },
+    BertConfig: {
+        "nano": (2, 64, 2), "tiny": (2, 128, 2), "mini": (4, 256, 4), "small": (4, 512, 8), "medium": (8, 512, 8),
+        "base": (12, 768, 12),
+    },
+    LlamaConfig: {"nano": (2, 128, 4), "tiny": (4, 256, 4), "small": (6, 384, 6), "medium": (12, 768, 12)},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,7 @@ class TrainingPlan:
     seed: int = 0
 
     inputs: ClassVar[int] = 0  # counts changes of how rows become inputs: a model trained before one reads others
-    auto_class: ClassVar[Any] = None  # loads `base_model`
+    auto_class: ClassVar[Any] = None  # makes a model of `size`, or loads `base_model`
     load_processor: ClassVar[Callable[[str], Any]]  # loads its image processor or tokenizer
 
     def start(self, dataset: Dataset, labels: Sequence[str] = ()) -> tuple[PreTrainedModel, Any]:
@@ -67,6 +80,20 @@ class TrainingPlan:
     def untrained(self, dataset: Dataset, labels: Sequence[str]) -> tuple[PreTrainedModel, Any]:
         """A model of `size` with random weights, and its image processor or tokenizer."""
         raise NotImplementedError
+
+    def from_scratch(self, config_class: Any, labels: Sequence[str] = (), **settings: Any) -> PreTrainedModel:
+        """A model of `size` with random weights; `settings` are further fields of its config."""
+        sizes = SIZES[config_class]
+        if self.size not in sizes:
+            raise UNSCError(f"model_size: {self.size!r} does not exist; choose from {', '.join(sizes)}.")
+        depth, width, heads = sizes[self.size]
+        if labels:
+            by_name = {label: i for i, label in enumerate(labels)}
+            settings |= {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": by_name}
+        shape = {"hidden_size": width, "intermediate_size": 4 * width}
+        depths = {"num_hidden_layers": depth, "num_attention_heads": heads}
+        model: PreTrainedModel = self.auto_class.from_config(config_class(**shape, **depths, **settings))
+        return model
 
     def prepare(self, dataset: Dataset, processor: Any, model: PreTrainedModel, label_column: str | None) -> Dataset:
         """Rows ready for the model."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from ..plugins import import_modules, put_first
-from .lab import Lab
-from .registry import STUDIES, Study, register
+from .study import STUDIES, Lab, Point, Points, Study, register
 
 import_modules(__name__, __path__)
 put_first(
@@ -13,4 +12,4 @@ put_first(
      "features"),
 )  # fmt: skip
 
-__all__ = ["STUDIES", "Lab", "Study", "register"]
+__all__ = ["STUDIES", "Lab", "Point", "Points", "Study", "register"]

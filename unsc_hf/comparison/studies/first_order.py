@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from copy import deepcopy
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +20,10 @@ from ...models.layers import ProtectedLayer
 from ...nullspace.projection import NullSpaceProjection
 from ...nullspace.rules import build_subspace
 from ...nullspace.statistics import ActivationStatistics
-from ..methods import Workbench
-from .lab import Lab, Point, curve, different, matching, mean, panels
-from .registry import Points, Study, register
+from ...nullspace.subspace import Subspace
+from ...reporting.plots import GREY
+from ..workbench import Workbench
+from .study import Lab, Point, Points, Study, curves, legend, panels, register
 
 ENERGIES = (1.0, 0.9999, 0.999, 0.99, 0.95, 0.9, 0.0)  # 0: no projection
 SIZES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of dW, relative to W
@@ -31,93 +31,129 @@ _FORGET_ROWS = 256
 _MATTERS = 0.01  # nats
 
 
-def measure(lab: Lab) -> list[dict[str, Any]]:
+@register
+class FirstOrderStudy(Study):
     """The descent direction towards the pseudo-labels at the original weights, confined by each energy, at each size.
 
     There are few enough retained rows for every layer to have a null space at energy 1, and all of them are in the
     statistics; loss and gradient are evaluated on them, in float64.
     """
-    points = []
-    for seed in lab.seeds:
-        points += lab.points({"seed": seed}, partial(_points, lab, seed))
-    return points
+
+    name = "first-order"
+    title = "Does the retained loss stay where it was, and from which leak on does it not?"
+    tags = {"energy": "energy (0: none)", "size": "dW / W"}
+    numbers = {"leak": "leak", "predicted": "predicted", "changed": "changed", "rows": "rows"}
+
+    def measure(self, lab: Lab) -> list[Point]:
+        return [point for seed in lab.seeds for point in lab.points({"seed": seed}, partial(_points, lab, seed))]
+
+    def plot(self, points: Points) -> Figure:
+        figure, axes = panels(2, 5.2, 3.8)
+        sizes = {"size_of_change": "changed", "size_of_predicted": "predicted"}
+        shown = Points({**p, **{name: abs(p[key]) for name, key in sizes.items()}} for p in points.where())
+        energies = shown.by("energy")
+        colours = colormaps["viridis"](np.arange(len(energies)) / max(1, len(energies) - 1))
+        words = [f"energy {energy:g}" if energy else "no projection" for energy in energies]
+        lines = [
+            (*line, colour) for line, colour in zip(zip(words, energies.values(), strict=True), colours, strict=True)
+        ]
+        shared = {"xscale": "log", "yscale": "log"}
+        label = "change of retained loss (nats; dotted: predicted)"
+        changes = [(word, runs, "size_of_change", colour) for word, runs, colour in lines]
+        curves(axes[0], "size", changes, 1.0, xlabel="|dW| / |W|", ylabel=label, **shared)
+        for word, runs, colour in lines:
+            by_size = dict(sorted(runs.by("size").items()))
+            leak, change, predicted = (
+                [of.mean(key) for of in by_size.values()] for key in ("leak", "size_of_change", "size_of_predicted")
+            )
+            axes[1].plot(leak, change, "o-", ms=4, color=colour, label=word)
+            axes[0].plot(list(by_size), predicted, ":", lw=1, color=colour)
+        axes[1].axhline(_MATTERS, color=GREY, ls=":", lw=1)
+        axes[1].set(xlabel="leak on the same rows", ylabel="change of retained loss (nats)", **shared)
+        legend(axes[1])
+        return figure
+
+    def paragraph(self, points: Points) -> str:
+        exact = max(abs(p["changed"]) for p in points.where(energy=1.0))
+        free, confined = (points.where(energy=energy, size=0.1) for energy in (0.0, 0.99))
+        text = (
+            f"At energy 1 the loss on the retained rows changes by at most {exact:.1e} nats, however far the weights "
+            f"move (up to {max(p['size'] for p in points):g} times their own norm). At a tenth of the weights' norm it "
+            f"changes by {confined.mean('changed'):+.2g} nats at energy 0.99 (first order predicts "
+            f"{confined.mean('predicted'):+.2g}) and by {free.mean('changed'):+.2g} without projection (predicted "
+            f"{free.mean('predicted'):+.2g})."
+        )
+        leaks = [p["leak"] for p in points.where() if abs(p["changed"]) >= _MATTERS and 0 < p["energy"] < 1]
+        if leaks:
+            text += (
+                f" The smallest leak at which a confined update changed the loss by {_MATTERS} nats or more was "
+                f"{min(leaks):.2g}."
+            )
+        return text
 
 
 def _points(lab: Lab, seed: int) -> list[Point]:
     bench = lab.experiment.bench(seed)
     model = deepcopy(bench.original).double()
     layers = bench.layers(model)
-    rows, statistics = _few(
-        bench, model, layers, read_labels(lab.experiment.retain, lab.experiment.config.label_column)
-    )
-    retained = _inputs(next(bench.batches(rows, len(rows), shuffle=False)))
-    before, gradient = _loss_and_gradient(model, layers, retained)
-    forget = _inputs(next(bench.batches(bench.forget, _FORGET_ROWS)))
-    with torch.no_grad(), evaluation_mode(model):
-        logits = model(**{k: v for k, v in forget.items() if k not in NOT_INPUTS}).logits
+    start = {layer.name: layer.weight.detach().clone() for layer in layers}
+    labels = read_labels(lab.experiment.retain, lab.experiment.config.label_column)
+    rows, statistics = _few_rows(bench, model, layers, labels)
+    retained = _double(next(bench.batches(rows, len(rows), shuffle=False)))
+    forget = _double(next(bench.batches(bench.forget, _FORGET_ROWS)))
+    logits = _logits(model, forget).detach()
     logits[:, bench.forgotten] = -torch.inf
-    _, direction = _loss_and_gradient(model, layers, {**forget, "labels": logits.argmax(1)})
+    forget["labels"] = logits.argmax(1)
+    before = _loss(model, retained)
+    gradient, direction = (_gradient(loss, layers) for loss in (before, _loss(model, forget)))
     points = []
     for energy in ENERGIES:
-        subspace = build_subspace(
-            {"retained": statistics.pooled()}, statistics.module_keys, rule="energy", energy=energy or 1.0
-        )
-        projection = NullSpaceProjection(layers, subspace, identity=energy == 0)
-        _move(layers, direction, 1.0)
+        projection = NullSpaceProjection(layers, _subspace(statistics, energy or 1.0), identity=energy == 0)
+        for layer in layers:
+            layer.weight.data.sub_(direction[layer.name])
         projection.project_displacements()
-        step = {layer.name: layer.weight.detach() - direction.start[layer.name] for layer in layers}
+        step = {layer.name: layer.weight.detach() - start[layer.name] for layer in layers}
+        slope = sum(float((gradient[name] * step[name]).sum()) for name in step)
         unit = projection.relative_change()
         for size in SIZES:
             scale = size / unit
             for layer in layers:
-                layer.weight.data.copy_(direction.start[layer.name] + scale * step[layer.name])
-            after, _ = _loss_and_gradient(model, layers, retained, gradients=False)
+                layer.weight.data.copy_(start[layer.name] + scale * step[layer.name])
+            loss = float(before.detach())
             points.append(
-                {
-                    "seed": seed,
-                    "energy": energy,
-                    "size": size,
-                    "rows": len(rows),
-                    "loss": before,
-                    "predicted": scale * sum(float((gradient.by_layer[n] * step[n]).sum()) for n in step),
-                    "changed": after - before,
-                    "leak": projection.leak(statistics.pooled(), statistics.module_keys).total,
-                }
-            )
+                {"seed": seed, "energy": energy, "size": size, "rows": len(rows), "loss": loss,
+                 "predicted": scale * slope, "changed": float(_loss(model, retained).detach()) - loss,
+                 "leak": projection.leak(statistics.pooled(), statistics.module_keys).total}
+            )  # fmt: skip
         projection.restore()
     return points
 
 
-class _Gradient:
-    """Gradients by layer name, and the weights they were taken at."""
-
-    def __init__(self, layers: list[ProtectedLayer], gradients: tuple[Tensor, ...]) -> None:
-        self.by_layer = {layer.name: gradient for layer, gradient in zip(layers, gradients, strict=True)}
-        self.start = {layer.name: layer.weight.detach().clone() for layer in layers}
-
-
-def _move(layers: list[ProtectedLayer], direction: _Gradient, rate: float) -> None:
-    for layer in layers:
-        layer.weight.data.sub_(rate * direction.by_layer[layer.name])
-
-
-def _inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def _double(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.double() if value.is_floating_point() else value for name, value in batch.items()}
 
 
-def _loss_and_gradient(
-    model: nn.Module, layers: list[ProtectedLayer], batch: dict[str, Tensor], gradients: bool = True
-) -> tuple[float, _Gradient]:
-    """Mean cross-entropy, evaluated in the model's float64, and its gradient (zeros when not asked for)."""
-    weights = [layer.weight for layer in layers]
+def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     with evaluation_mode(model, gradients=True):
-        logits = model(**{name: value for name, value in batch.items() if name not in NOT_INPUTS}).logits
-        loss = nn.functional.cross_entropy(logits, batch["labels"])
-        of_loss = torch.autograd.grad(loss, weights) if gradients else tuple(torch.zeros_like(w) for w in weights)
-    return float(loss.detach()), _Gradient(layers, of_loss)
+        logits: Tensor = model(**{name: value for name, value in batch.items() if name not in NOT_INPUTS}).logits
+    return logits
 
 
-def _few(
+def _loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Mean cross-entropy in the model's float64."""
+    return nn.functional.cross_entropy(_logits(model, batch), batch["labels"])
+
+
+def _gradient(loss: Tensor, layers: list[ProtectedLayer]) -> dict[str, Tensor]:
+    gradients = torch.autograd.grad(loss, [layer.weight for layer in layers])
+    return {layer.name: gradient for layer, gradient in zip(layers, gradients, strict=True)}
+
+
+def _subspace(statistics: ActivationStatistics, energy: float) -> Subspace:
+    return build_subspace({"retained": statistics.pooled()}, statistics.module_keys, rule="energy", energy=energy)
+
+
+def _few_rows(
     bench: Workbench, model: PreTrainedModel, layers: list[ProtectedLayer], labels: np.ndarray
 ) -> tuple[Dataset, ActivationStatistics]:
     """Retained rows of many classes that leave every layer a direction which none of them uses, and their moments."""
@@ -129,75 +165,12 @@ def _few(
         chosen = np.sort(order[:count])
         rows = bench.retain.select(chosen)
         statistics = ActivationStatistics.collect(
-            model, bench.prepared(rows), groups=labels[chosen], layers=layers, collate_fn=_double(bench), progress=False
-        )
-        exact = build_subspace({"retained": statistics.pooled()}, statistics.module_keys, rule="energy", energy=1.0)
-        if all(layer.has_capacity for layer in exact.layers.values()):
+            model, bench.prepared(rows), groups=labels[chosen], layers=layers,
+            collate_fn=lambda samples: _double(bench.collate(samples)), progress=False,
+        )  # fmt: skip
+        if all(layer.has_capacity for layer in _subspace(statistics, 1.0).layers.values()):
             return rows, statistics
     raise UNSCError(
         "energy: a single retained row already fills the input space of a layer, so no update is exact; "
         "take a wider model."
     )
-
-
-def _double(bench: Workbench) -> Any:
-    return lambda samples: _inputs(bench.collate(samples))
-
-
-def plot(points: Points) -> Figure:
-    figure, axes = panels(2, 5.2, 3.8)
-    palette = colormaps["viridis"]
-    energies = different(points, "energy")
-    shown = [{**p, "size_of_change": abs(p["changed"]), "size_of_predicted": abs(p["predicted"])} for p in points]
-    for i, energy in enumerate(energies):
-        colour, runs = palette(i / max(1, len(energies) - 1)), matching(shown, energy=energy)
-        curve(axes[0], runs, "size", "size_of_change", _words(energy), colour, 1.0)
-        sizes = sorted({p["size"] for p in runs})
-        means = [[mean(matching(runs, size=s), key) for s in sizes] for key in ("leak", "size_of_change")]
-        axes[1].plot(*means, "o-", ms=4, color=colour, label=_words(energy))
-        axes[0].plot(sizes, [mean(matching(runs, size=s), "size_of_predicted") for s in sizes], ":", lw=1, color=colour)
-    axes[0].set(
-        xscale="log", yscale="log", xlabel="|dW| / |W|", ylabel="change of retained loss (nats; dotted: predicted)"
-    )
-    axes[1].axhline(_MATTERS, color="#9aa0a6", ls=":", lw=1)
-    axes[1].set(xscale="log", yscale="log", xlabel="leak on the same rows", ylabel="change of retained loss (nats)")
-    axes[1].legend(frameon=False, fontsize=8)
-    return figure
-
-
-def _words(energy: float) -> str:
-    return f"energy {energy:g}" if energy else "no projection"
-
-
-def paragraph(points: Points) -> str:
-    exact = [abs(p["changed"]) for p in matching(points, energy=1.0)]
-    largest = max(p["size"] for p in points)
-    leaks = [p["leak"] for p in matching(points) if abs(p["changed"]) >= _MATTERS and p["energy"] not in (0.0, 1.0)]
-    free = matching(points, energy=0.0, size=0.1)
-    confined = matching(points, energy=0.99, size=0.1)
-    text = (
-        f"At energy 1 the loss on the retained rows changes by at most {max(exact):.1e} nats, however far the weights "
-        f"move (up to {largest:g} times their own norm). At a tenth of the weights' norm it changes by "
-        f"{mean(confined, 'changed'):+.2g} nats at energy 0.99 (first order predicts "
-        f"{mean(confined, 'predicted'):+.2g}) and by {mean(free, 'changed'):+.2g} without projection (predicted "
-        f"{mean(free, 'predicted'):+.2g})."
-    )
-    if leaks:
-        text += (
-            f" The smallest leak at which a confined update changed the loss by {_MATTERS} nats or more was "
-            f"{min(leaks):.2g}."
-        )
-    return text
-
-
-register(
-    Study(
-        "first-order",
-        "Does the retained loss stay where it was, and from which leak on does it not?",
-        measure,
-        {"energy": "energy (0: none)", "size": "dW / W"},
-        {"leak": "leak", "predicted": "predicted", "changed": "changed", "rows": "rows"},
-        plot,
-        paragraph,
-    )
-)

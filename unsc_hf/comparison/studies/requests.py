@@ -2,153 +2,127 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
-from copy import deepcopy
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
-from datasets import Dataset
 from matplotlib.figure import Figure
-from transformers import PreTrainedModel
 
 from ...evaluation.accuracy import macro_accuracy
 from ...models.outputs import collect_outputs
 from ...reporting.plots import BLUE, ORANGE
 from ...trainer.sequence import serve_request
 from ...trainer.trainer import UNSCTrainer
-from .lab import Lab, Point, curve, different, matching, mean, panels, zoom
-from .registry import Points, Study, register
+from .study import Lab, Point, Points, Study, curves, legend, panels, register, zoom
 
 COUNTS = (1, 2, 5, 10, 20, 50)
 _ROWS = 10  # of each request
-_EVERYTHING: dict[str, Any] = {"max_rows_per_class": None, "max_samples_per_class": None}  # rows are subtracted whole
+_COLOURS = {"in sequence": BLUE, "in one batch": ORANGE}
 
 
-def measure(lab: Lab) -> list[dict[str, Any]]:
+@register
+class RequestStudy(Study):
     """Requests of ten rows each, drawn without repetition: all in one batch, and in sequence (`serve_request`)."""
-    points = []
-    for seed in lab.seeds:
-        points += lab.points({"way": "in sequence", "seed": seed}, partial(_sequence, lab, seed))
-        for count in COUNTS:
-            if count * _ROWS < len(lab.experiment.train) // 2:
-                tags = {"way": "in one batch", "requests": count, "seed": seed}
-                points.append(lab.point(tags, partial(_batch, lab, seed, count)))
-    return points
+
+    name = "requests"
+    title = "What do many requests cost?"
+    tags = {"way": "way", "requests": "requests"}
+    numbers = {"seconds": "seconds", "last": "seconds of the last", "memory": "MiB", "accuracy": "test accuracy"}
+
+    def measure(self, lab: Lab) -> list[Point]:
+        points, most = [], len(lab.experiment.train) // 2
+        for seed in lab.seeds:
+            points += lab.points({"way": "in sequence", "seed": seed}, partial(_sequence, lab, seed))
+            for count in COUNTS:
+                if count * _ROWS < most:
+                    tags = {"way": "in one batch", "requests": count, "seed": seed}
+                    points.append(lab.point(tags, partial(_batch, lab, seed, count)))
+        return points
+
+    def plot(self, points: Points) -> Figure:
+        figure, axes = panels(3, 4.0)
+        panel = {"seconds": "seconds, summed", "memory": "memory of the process (MiB)", "accuracy": "test accuracy (%)"}
+        for one, (key, label) in zip(axes, panel.items(), strict=True):
+            lines = [(way, points.where(way=way), key, colour) for way, colour in _COLOURS.items()]
+            scale = 100.0 if key == "accuracy" else 1.0
+            heights = curves(one, "requests", lines, scale, xlabel=f"requests of {_ROWS} rows", ylabel=label)
+            if key == "accuracy":
+                zoom(one, heights, 5)
+            else:
+                one.set_ylim(0, 1.15 * max(heights, default=1.0))
+        legend(axes[0])
+        return figure
+
+    def paragraph(self, points: Points) -> str:
+        sequence = points.where(way="in sequence").by("requests")
+        first, most = sequence[min(sequence)], sequence[max(sequence)]
+        text = (
+            f"{max(sequence)} requests of {_ROWS} rows take {most.mean('seconds'):.0f} seconds in sequence; the first "
+            f"{first.mean('last'):.1f}, the last {most.mean('last'):.1f}. Memory goes from "
+            f"{first.mean('memory'):.0f} to {most.mean('memory'):.0f} MiB, test accuracy from "
+            f"{first.mean('accuracy'):.1%} to {most.mean('accuracy'):.1%}. No leak budget was set, so that all "
+            "requests are served; with one, a sequence ends when it is spent."
+        )
+        batch = points.where(way="in one batch", requests=max(sequence))
+        if batch:
+            text += (
+                f" The same rows in one batch take {batch.mean('seconds'):.0f} seconds and leave "
+                f"{batch.mean('accuracy'):.1%}."
+            )
+        return text
 
 
-def _rows(lab: Lab, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).permutation(len(lab.experiment.train))
+def _server(lab: Lab, seed: int, serve: Callable[..., UNSCTrainer]) -> Callable[[int, int], tuple[float, Point]]:
+    """Serves the rows from `start` to `stop` of a random order; returns the seconds, and what is measured then.
 
-
-def _start(lab: Lab, seed: int) -> tuple[PreTrainedModel, Any, Any]:
+    The leak has no budget, because the cost is measured and nothing may end a sequence early. The statistics read every
+    row, so that rows can be subtracted from them.
+    """
     experiment, name = lab.experiment, lab.experiment.original(seed)
-    config = deepcopy(experiment.config)
-    config.seed, config.max_leak = seed, None  # what is measured is the cost; nothing may end a sequence early
-    for option, value in _EVERYTHING.items():
-        setattr(config, option, value)
-    return experiment.load(name, "originals"), config, experiment.arguments.load_processor(name)
+    config = experiment.seeded(seed, max_leak=None, max_rows_per_class=None, max_samples_per_class=None)
+    order = np.random.default_rng(seed).permutation(len(experiment.train))
+    shared: dict[str, Any] = {
+        "args": config,
+        "processing_class": experiment.arguments.load_processor(name),
+        "unseen_dataset": experiment.validation,
+    }
+    model = experiment.load(name, "originals")
+
+    def run(start: int, stop: int) -> tuple[float, Point]:
+        forget, retain = (experiment.train.select(np.sort(rows)) for rows in (order[start:stop], order[stop:]))
+        started = time.perf_counter()
+        trainer = serve(model, forget_dataset=forget, retain_dataset=retain, **shared)
+        seconds = time.perf_counter() - started
+        rows, size = trainer.task.prepare(experiment.test), config.per_device_eval_batch_size
+        test = collect_outputs(trainer.model, rows, trainer.data_collator, batch_size=size)
+        memory = psutil.Process().memory_info().rss / 2**20
+        return seconds, {"memory": memory, "accuracy": macro_accuracy(test.logits, test.labels)}
+
+    return run
 
 
-def _parts(lab: Lab, order: np.ndarray, start: int, stop: int) -> tuple[Dataset, Dataset]:
-    return lab.experiment.train.select(np.sort(order[start:stop])), lab.experiment.train.select(np.sort(order[stop:]))
+def _batch(lab: Lab, seed: int, count: int) -> Point:
+    def serve(*given: Any, **options: Any) -> UNSCTrainer:
+        trainer = UNSCTrainer(*given, **options)
+        trainer.train()
+        return trainer
 
-
-def _measured(lab: Lab, trainer: UNSCTrainer) -> dict[str, Any]:
-    rows, size = trainer.task.prepare(lab.experiment.test), lab.experiment.config.per_device_eval_batch_size
-    test = collect_outputs(trainer.model, rows, trainer.data_collator, batch_size=size)
-    memory = psutil.Process().memory_info().rss / 2**20
-    return {"memory": memory, "accuracy": macro_accuracy(test.logits, test.labels)}
-
-
-def _batch(lab: Lab, seed: int, count: int) -> dict[str, Any]:
-    model, config, processor = _start(lab, seed)
-    forget, retain = _parts(lab, _rows(lab, seed), 0, count * _ROWS)
-    started = time.perf_counter()
-    trainer = UNSCTrainer(
-        model, config, forget, retain, processing_class=processor, unseen_dataset=lab.experiment.validation
-    )
-    trainer.train()
-    return {"seconds": time.perf_counter() - started, **_measured(lab, trainer)}
+    seconds, measured = _server(lab, seed, serve)(0, count * _ROWS)
+    return {"seconds": seconds, **measured}
 
 
 def _sequence(lab: Lab, seed: int) -> list[Point]:
-    model, config, processor = _start(lab, seed)
-    order, points, seconds = _rows(lab, seed), [], 0.0
-    folder = Path(tempfile.mkdtemp())
-    try:
-        for i in range(min(max(COUNTS), len(order) // (2 * _ROWS))):
-            forget, retain = _parts(lab, order, i * _ROWS, (i + 1) * _ROWS)
-            started = time.perf_counter()
-            trainer = serve_request(
-                model,
-                folder,
-                config,
-                forget,
-                retain,
-                processing_class=processor,
-                unseen_dataset=lab.experiment.validation,
-            )
-            last = time.perf_counter() - started
-            seconds += last
+    points, total = [], 0.0
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        run = _server(lab, seed, partial(serve_request, statistics_dir=folder))
+        for i in range(min(max(COUNTS), len(lab.experiment.train) // (2 * _ROWS))):
+            last, measured = run(i * _ROWS, (i + 1) * _ROWS)
+            total += last
             if i + 1 in COUNTS:
-                cost = {"seconds": seconds, "last": last}
-                points.append(
-                    {"way": "in sequence", "requests": i + 1, "seed": seed, **cost, **_measured(lab, trainer)}
-                )
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+                tags = {"way": "in sequence", "requests": i + 1, "seed": seed}
+                points.append({**tags, "seconds": total, "last": last, **measured})
     return points
-
-
-def plot(points: Points) -> Figure:
-    figure, axes = panels(3, 4.0)
-    heights: dict[str, list[float]] = {"seconds": [], "memory": [], "accuracy": []}
-    for way, colour in (("in sequence", BLUE), ("in one batch", ORANGE)):
-        runs = [p for p in matching(points, way=way) if "requests" in p]
-        for one, key, scale in zip(axes, ("seconds", "memory", "accuracy"), (1.0, 1.0, 100.0), strict=True):
-            heights[key] += curve(one, runs, "requests", key, way, colour, scale)
-    for one, label in zip(axes, ("seconds, summed", "memory of the process (MiB)", "test accuracy (%)"), strict=True):
-        one.set(xlabel=f"requests of {_ROWS} rows", ylabel=label)
-    for one, key in zip(axes[:2], ("seconds", "memory"), strict=True):
-        one.set_ylim(0, 1.15 * max(heights[key], default=1.0))
-    zoom(axes[2], heights["accuracy"], 5)
-    axes[0].legend(frameon=False, fontsize=8)
-    return figure
-
-
-def paragraph(points: Points) -> str:
-    sequence = [p for p in matching(points, way="in sequence") if "requests" in p]
-    counts = sorted(different(sequence, "requests"))
-    first, most = matching(sequence, requests=counts[0]), matching(sequence, requests=counts[-1])
-    batch = matching(points, way="in one batch", requests=counts[-1])
-    text = (
-        f"{counts[-1]} requests of {_ROWS} rows take {mean(most, 'seconds'):.0f} seconds in sequence; the first "
-        f"{mean(first, 'last'):.1f}, the last {mean(most, 'last'):.1f}. Memory goes from "
-        f"{mean(first, 'memory'):.0f} to {mean(most, 'memory'):.0f} MiB, test accuracy from "
-        f"{mean(first, 'accuracy'):.1%} to {mean(most, 'accuracy'):.1%}."
-    )
-    text += " No leak budget was set, so that all requests are served; with one, a sequence ends when it is spent."
-    if batch:
-        text += (
-            f" The same rows in one batch take {mean(batch, 'seconds'):.0f} seconds and leave "
-            f"{mean(batch, 'accuracy'):.1%}."
-        )
-    return text
-
-
-register(
-    Study(
-        "requests",
-        "What do many requests cost?",
-        measure,
-        {"way": "way", "requests": "requests"},
-        {"seconds": "seconds", "last": "seconds of the last", "memory": "MiB", "accuracy": "test accuracy"},
-        plot,
-        paragraph,
-    )
-)
