@@ -26,7 +26,7 @@ from unsc_hf.nullspace.statistics import ActivationStatistics
 from unsc_hf.nullspace.storage import settle
 from unsc_hf.utils.fingerprint import weight_hash
 
-KILLS = int(os.environ.get("KILLS", "20"))
+KILLS = int(os.environ.get("KILLS", "5"))
 _MOST_IN_A_ROW = 6
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from helpers.failpoints import Killed, stopped_at
 from helpers.models import make_vit
 from helpers.training import make_trainer
 from peft import LoraConfig
 
 from unsc_hf import UNSCError
 from unsc_hf.reporting.hub import public_files
-from unsc_hf.reporting.run_folder import UNFINISHED, check_output_folder, finish, move_model
+from unsc_hf.reporting.run_folder import RESULTS, UNFINISHED, check_output_folder, finish, move_model
 
 Data = tuple[Dataset, Dataset]
 
@@ -33,3 +34,26 @@ def test_an_unfinished_folder_is_written_over_whatever_it_held(low_rank_data: Da
     finish(out, {"verdict": "suppressed"})
     with pytest.raises(UNSCError, match="finished run"):
         check_output_folder(out)
+
+
+def test_a_result_killed_at_any_write_is_unfinished_or_whole(low_rank_data: Data, tmp_path: Path) -> None:
+    trainer = make_trainer(make_vit(), low_rank_data, tmp_path / "a")
+    files = {"config.json", "model.safetensors", RESULTS}
+
+    def save(out: Path, event: int) -> int:
+        with stopped_at(event, out) as failpoint:
+            move_model(trainer, out)
+            finish(out, {"verdict": "suppressed"})
+        return failpoint.events
+
+    for event in range(save(tmp_path / "whole", -1)):
+        out = tmp_path / str(event)
+        with pytest.raises(Killed):
+            save(out, event)
+        written = {file.name for file in out.iterdir() if file.is_file()} if out.exists() else set()
+        if UNFINISHED not in written:
+            assert not files & written or files <= written, event
+        if RESULTS not in written:
+            check_output_folder(out)  # the same command may be started again
+            save(out, -1)
+        assert files <= {file.name for file in out.iterdir()}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
+from helpers.failpoints import Killed, stopped_at
 from helpers.models import learned, make_vit
-from helpers.training import make_trainer
+from helpers.training import Data, make_trainer
+from safetensors.torch import load_file
 
 from unsc_hf import UNSCError, split_dataset
 from unsc_hf.trainer.checkpoints import find_checkpoint, mark_checkpoint
@@ -53,3 +57,34 @@ def test_a_run_that_stopped_where_it_was_to_save_can_be_resumed(
         assert int(last.rsplit("-", 1)[1]) < ends[-1][0]
     assert ends[0][0] == ends[1][0] > 2
     assert all(torch.equal(value, ends[1][1][name]) for name, value in ends[0][1].items())
+
+
+def test_a_checkpoint_killed_at_any_write_is_whole_or_not_found(low_rank_data: Data, tmp_path: Path) -> None:
+    """Both a new one and one that replaces another: what is found holds one state, never parts of two."""
+    trainer = make_trainer(make_vit(), low_rank_data, tmp_path / "out")
+    trainer.train()
+    folder = tmp_path / "out" / "checkpoint-1"
+    weights = trainer.model.vit.layernorm.bias
+
+    def save(value: float, event: int) -> int:
+        with torch.no_grad():
+            weights.fill_(value)
+        trainer.state.global_step, trainer.state.epoch = 1, value
+        with stopped_at(event, tmp_path) as failpoint:
+            trainer._save_checkpoint(trainer.model, None)
+        return failpoint.events
+
+    events = save(1.0, -1)
+    assert events > 5
+    for before in (False, True):
+        for event in range(events):
+            shutil.rmtree(folder, ignore_errors=True)
+            if before:
+                save(1.0, -1)
+            with pytest.raises(Killed):
+                save(2.0, event)
+            if find_checkpoint(True, trainer.args.output_dir) is not None:
+                epoch = json.loads((folder / "trainer_state.json").read_text())["epoch"]
+                stored = load_file(folder / "model.safetensors")["vit.layernorm.bias"]
+                assert (stored == epoch).all(), event
+                assert {"optimizer.pt", "scheduler.pt", "rng_state.pth"} <= {file.name for file in folder.iterdir()}

@@ -1,4 +1,4 @@
-"""The trainer keeps its promise through the real Trainer, optimisers and accelerate, and refuses what would break it."""
+"""The trainer keeps its promise through the real Trainer, optimisers and accelerate; it refuses what would break it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from datasets import Dataset
 from helpers.models import learned, logits, make_vit
 from helpers.rows import tensor_dataset, with_odd_labels
 from helpers.training import EXACT, Data, Stop, assert_promise, drift, make_trainer
+from peft import LoraConfig
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -27,6 +28,7 @@ from unsc_hf.data.sources import load_image_dataset
 from unsc_hf.models.hooks import capture_inputs
 from unsc_hf.models.layers import find_layers
 from unsc_hf.nullspace.projection import NullSpaceProjection
+from unsc_hf.nullspace.subspace import LayerSubspace
 from unsc_hf.trainer.checks import Check
 from unsc_hf.utils.fingerprint import weight_hash
 
@@ -255,16 +257,37 @@ class Gradients(TrainerCallback):
         self.seen = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+def _kept(space: LayerSubspace) -> torch.Tensor:
+    """What the retained rows span, shape (width, rank)."""
+    return space.basis[0, :, : int(space.ranks[0])].clone()
+
+
 def test_gradients_are_projected_before_clipping_sees_them(low_rank_data: Data, tmp_path: Path) -> None:
-    model, gradients = make_vit(), Gradients()
-    trainer = make_trainer(model, low_rank_data, tmp_path, callbacks=[gradients], max_steps=1, max_grad_norm=0.0)
+    gradients = Gradients()
+    trainer = make_trainer(make_vit(), low_rank_data, tmp_path, callbacks=[gradients], max_steps=1, max_grad_norm=0.0)
+    plan = trainer.prepare_unlearning()  # `train` releases the bases
+    kept = {layer.name: _kept(plan.subspace[layer.name]) for layer in plan.selection.layers}
     trainer.train()
-    for layer in trainer.plan.selection.layers:
-        here = trainer.plan.subspace[layer.name]
+    for layer in plan.selection.layers:
+        assert kept[layer.name].shape[1] > 0
         gradient = layer.as_matrix(gradients.seen[layer.weight_name]).double()[0]
-        kept = gradient @ here.basis[0, :, : here.ranks[0]]
         assert gradient.norm() > 0
-        assert kept.norm() <= 1e-5 * gradient.norm()
+        assert (gradient @ kept[layer.name]).norm() <= 1e-5 * gradient.norm()
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_every_logged_leak_is_rounding(adapters: bool, exact_data: Data, tmp_path: Path) -> None:
+    """The displacement is projected at every step, not only after the last."""
+    trainer = make_trainer(
+        make_vit(labels=10), exact_data, tmp_path, check_steps=1, weight_decay=0.1, learning_rate=2e-4,
+        trainer_kwargs={"peft_config": LoraConfig(r=4)} if adapters else None,
+    )  # fmt: skip
+    trainer.prepare_unlearning()
+    trainer.goal.target = -1.0  # never reached, so that all steps are taken
+    trainer.train()
+    leaks = [entry["leak"] for entry in trainer.state.log_history if "leak" in entry]
+    assert len(leaks) >= 6
+    assert max(leaks) <= 1e-6
 
 
 def test_leak_is_what_the_layers_outputs_do_on_held_out_rows(
