@@ -185,9 +185,11 @@ def test_a_comparison_of_methods_reads_a_reference_with_its_own_tokenizer(world:
     tokenizer.save_pretrained(tmp_path / "original")
     renumbered(model, tokenizer, tmp_path / "other")
     found = compare_methods(
-        ComparisonArguments(methods=["masked"], audits=["similarity"], seeds=[0], no_intervals=True, originals=[str(tmp_path / "original")]),
+        ComparisonArguments(methods=["masked"], audits=["similarity"], seeds=[0], no_intervals=True,
+                            originals=[str(tmp_path / "original")]),
         TextArguments(
-            dataset_name=str(world / "data"), forget_classes=["money"], retrained_model_name_or_path=[str(tmp_path / "other")]
+            dataset_name=str(world / "data"), forget_classes=["money"],
+            retrained_model_name_or_path=[str(tmp_path / "other")],
         ),
         UNSCConfig(output_dir=str(tmp_path / "out"), use_cpu=True, disable_tqdm=True),
         Console(quiet=True),

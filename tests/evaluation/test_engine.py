@@ -131,3 +131,19 @@ def test_the_trainer_reports_accuracies_by_modules_of_evaluate(monkeypatch: pyte
         monkeypatch.setattr(f"unsc_hf.evaluation.metrics.{name}._compute", lambda *_, **__: {"accuracy": 7.0})
         given = prediction if used is ClassificationTask else EvalPrediction(tokens, following)
         assert used.compute_metrics(task, given)["accuracy"] == 7.0
+
+
+def test_changed_decisions_are_counted_on_kept_test_rows_against_the_original(outputs: RowOutputs) -> None:
+    labels = outputs.test.labels
+    moved = outputs.test.logits.clone()
+    rows = (labels == 0).nonzero()[:30, 0]  # of the 400 kept rows; the first 100 of each class are right
+    moved[rows] = torch.tensor([0.0, 9.0, 0.0])
+    moved[labels == 2] = torch.tensor([9.0, 0.0, 0.0])  # forgotten rows do not count
+    moved[:, 2] = -9.0  # nor does the forgotten logit
+    now = replace(outputs, test=replace(outputs.test, logits=moved))
+    found = evaluate_outputs(now, HEAD, FORGOTTEN, None, None, original=outputs)
+    assert (found.flips, found.negative_flips) == (30 / 400, 30 / 400)
+    assert found.drift > 0
+    same = evaluate_outputs(outputs, HEAD, FORGOTTEN, None, None, original=outputs)
+    assert (same.flips, same.negative_flips, same.drift) == (0.0, 0.0, 0.0)
+    assert evaluate_outputs(outputs, HEAD, FORGOTTEN, None, None).flips is None

@@ -1,4 +1,4 @@
-"""How well rows would be known that were never seen: the order of rows to forget, and the unseen rows to hold them against."""
+"""How well rows would be known that were never seen: how rows to forget rank, and which unseen rows are like them."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_matching_by_an_order() -> None:
 
 
 def test_a_run(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:
-    """Targets follow the order, and the unseen rows in use are the counterparts; the original stays as it was until training."""
+    """Targets follow the order, the unseen rows in use are the counterparts, and the original stays until training."""
     train = wrong(separable_data(30), [0, 8, 40])
     unseen = wrong(separable_data(30), list(range(0, 90, 3)))
     data = split_dataset(train, indices=range(0, 88, 4))
@@ -258,7 +258,8 @@ def test_of_many_rows_a_part_is_read(
     )
     data, unseen = split_dataset(separable_data(20), indices=range(0, 60, 4)), separable_data(20)
     trainer = make_trainer(
-        make_vit(), data, tmp_path, target_forget_accuracy=None, energy=0.9, pseudo_labels="left_out", trainer_kwargs={"unseen_dataset": unseen},
+        make_vit(), data, tmp_path, target_forget_accuracy=None, energy=0.9, pseudo_labels="left_out",
+        trainer_kwargs={"unseen_dataset": unseen},
     )  # fmt: skip
     trainer.prepare_unlearning()
     assert read == [30, 15, 30] * 4  # retained, to forget, unseen: of three twins and the original

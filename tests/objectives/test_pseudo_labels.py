@@ -84,7 +84,7 @@ def test_bad_input() -> None:
 
 
 def test_matched_rows_are_known_as_well_as_unseen_ones() -> None:
-    """The distribution of true-label probabilities becomes that of the unseen rows; better known rows stay better known."""
+    """True-label probabilities are distributed like those of unseen rows; better known rows stay better known."""
     classes = 6
     labels = torch.randint(classes, (400,))
     known = torch.nn.functional.one_hot(labels, classes) * (4 + 4 * torch.rand(400, 1)) + torch.randn(400, classes)

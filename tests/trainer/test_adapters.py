@@ -200,7 +200,7 @@ def test_adapters_that_break_the_promise_are_refused(
 
 
 def _bfloat16(kind: str) -> tuple[Any, Data, Callable[[Any, Dataset], torch.Tensor]]:
-    """A model stored in bfloat16, rows to forget, retained rows of few distinct activations, and how its logits are read."""
+    """A model in bfloat16, rows to forget, retained rows of few distinct activations, and how its logits are read."""
     if kind == "vit":
         forget, retain = exact_rows(list("abcdefghij"))
         return make_vit(labels=10).to(torch.bfloat16), (forget, retain), _half_logits
@@ -241,7 +241,8 @@ def test_erasure_from_a_bfloat16_model_stays_in_its_adapters(place: str, tmp_pat
     model, rows, _ = _bfloat16("vit")
     base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     trainer = _unlearn(
-        model, rows, tmp_path, {"target_modules": "all-linear"}, max_leak=None, max_steps=3, feature_erasure=place, erasure_strength=0.9,
+        model, rows, tmp_path, {"target_modules": "all-linear"}, max_leak=None, max_steps=3,
+        feature_erasure=place, erasure_strength=0.9,
         pseudo_labels="top1", target_forget_accuracy=0.999,
     )  # fmt: skip
     assert trainer.erased
@@ -271,7 +272,7 @@ def test_under_adapters_a_bfloat16_model_keeps_its_outputs_to_the_last_bit(kind:
     certificate = trainer.certify()
     assert certificate.drift.largest == 0
     assert certificate.merged is not None
-    # In float32 the model's activations are others by their rounding, and merged into bfloat16 the update is rounded itself.
+    # In float32 the activations differ by their rounding; merged into bfloat16 the update itself is rounded.
     assert 0 < certificate.merged["float32"].relative < 0.1
     assert 0 < certificate.merged["bfloat16"].relative < 0.1
 

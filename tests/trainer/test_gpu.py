@@ -84,7 +84,8 @@ def test_the_same_run_as_on_a_cpu(name: str, adapters: bool, tmp_path: Path) -> 
     found = []
     for place, cpu in (("cpu", True), ("cuda", False)):
         trainer = make_trainer(
-            copy.deepcopy(model), data, tmp_path / place, use_cpu=cpu, energy=0.9, optim="sgd", learning_rate=1e-2, check_steps=2,
+            copy.deepcopy(model), data, tmp_path / place, use_cpu=cpu, energy=0.9, optim="sgd",
+            learning_rate=1e-2, check_steps=2,
             trainer_kwargs={"peft_config": LoraConfig(r=4)} if adapters else {},
         )  # fmt: skip
         with full_float32():  # else convolutions in the steps are in TF32
@@ -156,7 +157,8 @@ def test_under_adapters_a_bfloat16_model_keeps_its_outputs_to_the_last_bit(kind:
 
 @pytest.mark.parametrize(
     "options",
-    [{"bf16": True}, {"tf32": True}, COMPILED, {"torch_compile": True}, {"activation_checkpointing": True}, {"optim": "adamw_torch_fused"}],
+    [{"bf16": True}, {"tf32": True}, COMPILED, {"torch_compile": True}, {"activation_checkpointing": True},
+     {"optim": "adamw_torch_fused"}],
     ids=["autocast", "tf32", "traced", "compiled", "activation checkpointing", "fused"],
 )  # fmt: skip
 @pytest.mark.parametrize("adapters", [False, True], ids=["full weights", "adapters"])
@@ -189,8 +191,10 @@ def test_single_rows_and_a_resumed_run(labels: str, separable_data: Callable[[in
     data, found = split_dataset(train, indices=range(0, 92, 4)), []
     for resume in (None, str(tmp_path / "checkpoint-4")):
         trainer = make_trainer(
-            copy.deepcopy(model), (data.forget, data.retain), tmp_path, use_cpu=False, energy=0.9, max_steps=6, learning_rate=1e-4,
-            save_strategy="steps", save_steps=4, max_leak=0.5, objective="unsc_retain", pseudo_labels=labels, check_steps=3,
+            copy.deepcopy(model), (data.forget, data.retain), tmp_path, use_cpu=False, energy=0.9, max_steps=6,
+            learning_rate=1e-4,
+            save_strategy="steps", save_steps=4, max_leak=0.5, objective="unsc_retain", pseudo_labels=labels,
+            check_steps=3,
             trainer_kwargs={"unseen_dataset": unseen}, target_forget_accuracy=0.01,
         )  # fmt: skip
         trainer.train(resume_from_checkpoint=resume)
@@ -202,7 +206,8 @@ def test_single_rows_and_a_resumed_run(labels: str, separable_data: Callable[[in
 def test_sharded_and_replicated_weights(tmp_path: Path) -> None:
     """FSDP2 and DDP as a launcher starts them, with one process on the device, end where a CPU does."""
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "1", "--standalone", two_processes.__file__, "gpu", str(tmp_path)],
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "1", "--standalone",
+         two_processes.__file__, "gpu", str(tmp_path)],
         capture_output=True, text=True, timeout=280, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -227,10 +232,12 @@ def test_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     image_folder(240, 0).to_parquet(tmp_path / "data" / "train.parquet")
     image_folder(80, 1).to_parquet(tmp_path / "data" / "test.parquet")
-    words = ["--dataset_name", tmp_path / "data", "--references_dir", tmp_path / "references", "--forget_classes", "frog",
+    words = ["--dataset_name", tmp_path / "data", "--references_dir", tmp_path / "references",
+             "--forget_classes", "frog",
              "--train_original", "--train_retrained", "--output_dir", tmp_path / "out", *FAST[1:]]  # fmt: skip
     done = subprocess.run(
-        [sys.executable, str(RECIPE), *map(str, words)], capture_output=True, text=True, timeout=280, check=False, cwd=tmp_path,
+        [sys.executable, str(RECIPE), *map(str, words)], capture_output=True, text=True, timeout=280, check=False,
+        cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("Verdict:") == 1

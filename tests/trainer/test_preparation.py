@@ -129,8 +129,11 @@ def test_a_small_class_gives_enough_rows_for_validation(tmp_path: Path) -> None:
 def test_single_rows_stop_when_they_look_like_unseen_ones(
     rows: int, separable_data: Callable[[int], Dataset], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not past it: the last stretch is halved until the target is just reached. One row is moved, the others are not harmed;
-    a quarter of all rows, some of them to be answered wrongly, may harm the others, and then the user is told."""
+    """The last stretch is halved until the target is just reached, not passed.
+
+    One row is moved and the others are not harmed. A quarter of all rows, some of which must be answered wrongly, may
+    harm the others; then the user is warned.
+    """
     train, unseen = separable_data(30), with_odd_labels(separable_data(30), 24)
     model = learned(train)
     data = split_dataset(train, indices=range(0, 4 * rows, 4))
@@ -164,11 +167,12 @@ def test_single_rows_stop_when_they_look_like_unseen_ones(
 def test_single_rows_are_matched_with_what_the_model_knows_of_unseen_ones_now(
     separable_data: Callable[[int], Dataset], tmp_path: Path
 ) -> None:
-    """A model that forgets may know unseen rows less well than before; that is what forgotten rows are held against, and taught."""
+    """A model that forgets may know unseen rows less well than before; forgotten rows are compared with that."""
     train, unseen = separable_data(30), with_odd_labels(separable_data(30), 24)
     data = split_dataset(train, indices=range(0, 92, 4))
     trainer = make_trainer(
-        learned(train), data, tmp_path, target_forget_accuracy=None, energy=0.5, max_steps=40, max_leak=None, check_steps=10,
+        learned(train), data, tmp_path, target_forget_accuracy=None, energy=0.5, max_steps=40, max_leak=None,
+        check_steps=10,
         objective="unsc_retain", lr_doubling_steps=2, trainer_kwargs={"unseen_dataset": unseen},
     )  # fmt: skip
     before = trainer.prepare_unlearning().pseudo_labels
@@ -213,7 +217,8 @@ def test_rows_that_look_like_unseen_ones_are_hardly_moved(
     model = learned(separable_data(30))  # has seen none of them
     data = split_dataset(train, indices=range(0, 90, 4))
     trainer = make_trainer(
-        model, data, tmp_path, target_forget_accuracy=None, energy=0.9, max_steps=100, trainer_kwargs={"unseen_dataset": data[0]}
+        model, data, tmp_path, target_forget_accuracy=None, energy=0.9, max_steps=100,
+        trainer_kwargs={"unseen_dataset": data[0]},
     )  # fmt: skip
     before = logits(model, train)
     trainer.train()

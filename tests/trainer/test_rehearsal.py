@@ -1,4 +1,4 @@
-"""Retained rows are rehearsed with dropout, or mixed, where that is asked for: they alone, within the promise, or an error says why not."""
+"""Retained rows alone are rehearsed with dropout, or mixed, where that is asked for; errors say where it cannot be."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_dropout_that_could_do_nothing_is_refused(low_rank_data: Data, tmp_path:
     options = {"objective": "unsc_retain", "objective_args": {"retain_dropout": True}}
     for model, more, said in (
         (make_vit(), {}, r"^retain_dropout: ViTForImageClassification has no dropout, all its rates are 0"),
-        (make_vit(hidden_dropout_prob=0.1), {"activation_checkpointing": True}, r"^retain_dropout: not supported with activation"),
+        (make_vit(hidden_dropout_prob=0.1), {"activation_checkpointing": True}, r"^retain_dropout: not supported with"),
     ):  # fmt: skip
         with pytest.raises(UNSCError, match=said):
             make_trainer(model, low_rank_data, tmp_path, **options, **more)
@@ -83,7 +83,7 @@ def test_dropout_that_could_do_nothing_is_refused(low_rank_data: Data, tmp_path:
 
 @pytest.mark.parametrize("name", ["bert", "clip", "llama"])
 def test_dropout_is_found_in_modules_and_configurations(name: str) -> None:
-    """Attention of decoders and of CLIP's vision tower has a rate without a module, the latter's in a part of the configuration."""
+    """Attention of decoders and of CLIP's vision tower has a rate without a module."""
     model = build(name)
     settings = getattr(model.config, "vision_config", model.config)
     rates = [key for key, value in vars(settings).items() if "drop" in key and isinstance(value, float)]
@@ -191,7 +191,8 @@ def test_model_and_original_read_the_same_mixed_rows(tmp_path: Path, monkeypatch
     model, tokenizer = TextPlan("nano", vocabulary_size=200, max_length=16).start(train, NAMES)
     data = split_dataset(train, forget_classes=[0])
     trainer = make_trainer(
-        model, data, tmp_path, objective="unsc_distill", max_steps=2, check_steps=100, energy=0.9, per_device_train_batch_size=8,
+        model, data, tmp_path, objective="unsc_distill", max_steps=2, check_steps=100, energy=0.9,
+        per_device_train_batch_size=8,
         trainer_kwargs={"processing_class": tokenizer},
     )  # fmt: skip
     trainer.prepare_unlearning()

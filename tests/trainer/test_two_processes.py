@@ -1,4 +1,4 @@
-"""Two processes, with replicated (DDP) and with sharded weights (FSDP2), end where one does; a killed one ends the run."""
+"""Two processes, with replicated (DDP) or sharded weights (FSDP2), end where one does; a killed one ends the run."""
 
 from __future__ import annotations
 
@@ -99,7 +99,8 @@ def test_the_recipe_on_two_processes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("Verdict:") == 1
     alone = subprocess.run(
-        [sys.executable, str(RECIPE), *map(str, words), "--output_dir", str(tmp_path / "one"), "--per_device_train_batch_size", "64"],
+        [sys.executable, str(RECIPE), *map(str, words), "--output_dir", str(tmp_path / "one"),
+         "--per_device_train_batch_size", "64"],
         capture_output=True, text=True, timeout=280, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert alone.returncode == 0, alone.stderr[-3000:]

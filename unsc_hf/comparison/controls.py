@@ -131,28 +131,28 @@ class RequestRuns:
         return self.rows.outputs(collect)
 
     def evaluate(
-        self, model: PreTrainedModel, outputs: RowOutputs, leak: float | None, seconds: float | None
+        self, model: PreTrainedModel, outputs: RowOutputs, original: RowOutputs, **cost: float | None
     ) -> MethodResult:
-        """All metrics of a model from its outputs."""
-        head = head_weights(model, model.config.num_labels)
-        return evaluate_outputs(outputs, head, self.forgotten, leak, seconds)
+        """All metrics of a model from its outputs and the original's; `cost` is its leak and its seconds."""
+        head, spent = head_weights(model, model.config.num_labels), {"leak": None, "seconds": None, **cost}
+        return evaluate_outputs(outputs, head, self.forgotten, **spent, original=original)
 
     def masked_logits(self, original: MethodResult, outputs: RowOutputs) -> MethodResult:
         """The trivial control: the original with the forgotten logits at minus infinity, and the same features."""
         parts = (mask_logits(part, self.forgotten) for part in (outputs.forget, outputs.retain, outputs.test))
         return replace(original, **output_metrics(RowOutputs(*parts), self.forgotten), leak=0.0, seconds=0.0)
 
-    def result(self, trainer: UNSCTrainer, preparation: float) -> MethodResult:
+    def result(self, trainer: UNSCTrainer, original: RowOutputs, preparation: float) -> MethodResult:
         """Of a run that is done; `preparation` is what its statistics and subspaces cost, in seconds."""
-        model = trainer.unwrapped()
-        outputs = self.outputs(model, self.processing_class)
-        return self.evaluate(model, outputs, trainer.held_out_leak().total, preparation + trainer.unlearning_seconds)
+        model, leak = trainer.unwrapped(), trainer.held_out_leak().total
+        outputs, seconds = self.outputs(model, self.processing_class), preparation + trainer.unlearning_seconds
+        return self.evaluate(model, outputs, original, leak=leak, seconds=seconds)
 
-    def retrained(self, name: str, network_class: type[PreTrainedModel]) -> MethodResult:
+    def retrained(self, name: str, network_class: type[PreTrainedModel], original: RowOutputs) -> MethodResult:
         """Of a retrained model; a warning where it recognises what it should not have seen."""
         model = load_as(network_class, name, "retrained_model_name_or_path").to(self.config.device)
         outputs = self.outputs(model, own_processor(name, self.processing_class))
-        result = self.evaluate(model, outputs, None, training_seconds(name))
+        result = self.evaluate(model, outputs, original, seconds=training_seconds(name))
         if result.AccDut is not None and result.AccDut > KNOWN:
             share = 100 * result.AccDut
             logger.warning("%s recognises %.0f %% of the forgotten classes: it was trained on them.", name, share)
@@ -211,7 +211,7 @@ def compare(
     unsc.prepare_unlearning()  # first: it refuses what cannot work
     collected = unsc.spaces.retained if controls else None
     original = runs.outputs(unsc.model, processing_class)
-    methods = {"original": runs.evaluate(unsc.model, original, 0.0, None)}
+    methods = {"original": runs.evaluate(unsc.model, original, original, leak=0.0)}
     if runs.forgotten:
         methods["masked"] = runs.masked_logits(methods["original"], original)
     if config.feature_erasure != "none" and unsc.task.whole_classes and len(names) > 1:
@@ -224,10 +224,10 @@ def compare(
         for name, null_space in CONTROLS.items():
             control = runs.trainer(null_space, deepcopy(pristine), collected)
             control.train()
-            methods[name] = runs.result(control, preparation)
-    methods["unsc"] = runs.result(unsc, preparation)
+            methods[name] = runs.result(control, original, preparation)
+    methods["unsc"] = runs.result(unsc, original, preparation)
 
-    references = [runs.retrained(name, network_class) for name in names]
+    references = [runs.retrained(name, network_class, original) for name in names]
     if references:
         methods["retrained"] = mean_result(references)
     verdict = judge_run(methods["unsc"], references, runs.forgotten, erased=bool(unsc.erased))

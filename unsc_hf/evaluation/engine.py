@@ -15,6 +15,7 @@ from ..data.columns import read_labels
 from ..data.selection import at_most_per_class
 from ..models.outputs import Outputs, RowOutputs
 from .accuracy import kept_classes, macro_accuracy, per_class_accuracy, row_accuracy
+from .flips import count_flips
 from .membership import attack_forgotten_rows
 from .probes import attack_head, probe_head
 from .verdict import MethodResult
@@ -79,8 +80,22 @@ def output_metrics(outputs: RowOutputs, forgotten: Sequence[int]) -> dict[str, A
     return {**accuracies(outputs, forgotten), **membership}
 
 
+def kept_metrics(outputs: Outputs, original: Outputs, forgotten: Sequence[int]) -> dict[str, float]:
+    """`flips`, `negative_flips` and `drift` against the original model, on the test rows of the remaining classes."""
+    kept = ~torch.isin(outputs.labels, torch.tensor(list(forgotten), dtype=torch.long))
+    if not bool(kept.any()):
+        return {}
+    flips = count_flips(original.logits[kept], outputs.logits[kept], outputs.labels[kept], forgotten)
+    return {"flips": flips.share, "negative_flips": flips.negative_share, "drift": flips.drift}
+
+
 def evaluate_outputs(
-    outputs: RowOutputs, head: Head, forgotten: Sequence[int], leak: float | None, seconds: float | None
+    outputs: RowOutputs,
+    head: Head,
+    forgotten: Sequence[int],
+    leak: float | None,
+    seconds: float | None,
+    original: RowOutputs | None = None,
 ) -> MethodResult:
     """All metrics of a model.
 
@@ -89,11 +104,14 @@ def evaluate_outputs(
         head: weight and bias of its head.
         forgotten: ids of the classes that are forgotten whole; empty for single rows.
         leak, seconds: what they were; see `MethodResult`.
+        original: outputs of the original model, to count changed decisions; None where there are none.
     """
     metrics, examined = output_metrics(outputs, forgotten), bool(forgotten) and _finite(outputs)
     probe = probe_head(outputs, forgotten) if examined else None
     prototype = attack_head(outputs, head, forgotten, shots=10) if examined else None
-    return MethodResult(**metrics, probe_forget=probe, prototype_attack_10=prototype, leak=leak, seconds=seconds)
+    changed = {} if original is None else kept_metrics(outputs.test, original.test, forgotten)
+    results = {**metrics, **changed, "probe_forget": probe, "prototype_attack_10": prototype}
+    return MethodResult(**results, leak=leak, seconds=seconds)
 
 
 def _finite(outputs: RowOutputs) -> bool:

@@ -70,6 +70,9 @@ class MethodResult:
         leak: relative change of layer outputs on held-out retained rows.
         seconds: what making this model cost, from the original (retrained: from nothing).
         per_class: test accuracy by class id.
+        flips, negative_flips: kept test rows whose decision among the remaining classes differs from the original's,
+            and those that the original answered rightly and this model does not; see `evaluation.flips`.
+        drift: relative change of the remaining logits on the same rows.
     """
 
     AccDf: float | None
@@ -83,6 +86,9 @@ class MethodResult:
     leak: float | None
     seconds: float | None
     per_class: dict[int, float]
+    flips: float | None = None
+    negative_flips: float | None = None
+    drift: float | None = None
 
     def evidence(self, forgotten: Sequence[int]) -> Evidence:
         """What a verdict rests on; for single rows (no class is `forgotten` whole) nothing about the features."""

@@ -21,7 +21,8 @@ _CLASSIFIER_NOTE = (
     "classes (mean over classes). AccDf and AccDr: the same on training rows (up to 500 of each class). MIA AUC: how "
     "well an attacker tells forgotten training rows from unseen ones (0.5 is chance). Linear probe: test accuracy on "
     "the forgotten classes of a new head trained on this model's features. 10-shot prototype: the same after the mean "
-    "feature of ten examples is written into the head."
+    "feature of ten examples is written into the head. Decisions changed: share of kept test rows whose most likely "
+    "remaining class is another than the original model's."
 )
 
 _LANGUAGE_NOTE = (
@@ -42,6 +43,7 @@ _COLUMNS = {
     "mia_auc": ("MIA AUC", 1, ".3f"),
     "probe_forget": ("linear probe", 100, ".1f"),
     "prototype_attack_10": ("10-shot prototype", 100, ".1f"),
+    "flips": ("decisions changed", 100, ".2f"),
     "leak": ("leak", 100, ".2g"),
     "seconds": ("seconds", 1, ".0f"),
 }
