@@ -5,7 +5,6 @@ Read it from top to bottom: constructor, prepare, train, step, check, certify, s
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable
@@ -47,8 +46,6 @@ from .publishing import PublishingTrainer
 from .rows import ModelReader, RelabelledDataset, UnlearningRows, cast_inputs, check_arguments
 from .sharding import shard_model
 from .terms import TermsProvider, TrainingBatch
-
-logger = logging.getLogger(__name__)
 
 
 class UNSCTrainer(PublishingTrainer):
