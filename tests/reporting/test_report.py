@@ -79,3 +79,13 @@ def test_card_and_report_say_the_same(tmp_path: Path) -> None:
         assert " | ".join(map(escape, row)) in card
     assert "6,000 training rows of class Shirt." in page
     assert "6,000 training rows of class Shirt." in card
+
+
+def test_changed_decisions_are_told_where_they_were_measured(tmp_path: Path) -> None:
+    methods = {"original": accuracies(), "unsc": accuracies(flips=0.0134, negative_flips=0.006)}
+    text = write_run_report(run_results(methods=methods), tmp_path).read_text()
+    assert "Decisions changed on kept test rows: 1.3% (0.6% from right to wrong)." in text
+    methods["retrained"] = accuracies(flips=0.0443)
+    text = write_run_report(run_results(methods=methods), tmp_path).read_text()
+    assert "(0.6% from right to wrong); retraining changes 4.4%." in text
+    assert "Decisions changed on" not in write_run_report(run_results(), tmp_path).read_text()

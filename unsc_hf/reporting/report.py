@@ -69,6 +69,7 @@ def _course(results: Mapping[str, Any]) -> list[str]:
     points = [
         _change(text, {name: method.get(key) for name, method in methods.items()}) for key, text in _ACCURACIES.items()
     ]
+    points.append(_changed_decisions(methods))
     for questions in methods.get("original", {}).get("sets", {}):
         rouge = {name: method.get("sets", {}).get(questions, {}).get("rouge_l") for name, method in methods.items()}
         points.append(_change(f"ROUGE-L on {questions.replace('_', ' ')}", rouge))
@@ -78,6 +79,16 @@ def _course(results: Mapping[str, Any]) -> list[str]:
     end = STOP_REASONS.get(stopped, str(stopped))
     points.append(f"Unlearning took {steps}{seconds:.0f} seconds with the statistics. It ended by {end}.")
     return [point for point in points if point]
+
+
+def _changed_decisions(methods: Mapping[str, Mapping[str, Any]]) -> str:
+    """How many decisions on kept rows changed; empty where it was not measured."""
+    unsc, retrained = methods.get("unsc", {}), methods.get("retrained", {})
+    if unsc.get("flips") is None:
+        return ""
+    beside = "" if retrained.get("flips") is None else f"; retraining changes {retrained['flips']:.1%}"
+    wrong = f"{unsc['negative_flips']:.1%} from right to wrong"
+    return f"Decisions changed on kept test rows: {unsc['flips']:.1%} ({wrong}){beside}."
 
 
 def _change(text: str, values: Mapping[str, float | None]) -> str:

@@ -48,6 +48,8 @@ _COLUMNS = {
     "seconds": ("seconds", 1, ".0f"),
 }
 
+_SHORT_TITLES = {"10-shot prototype": "10-shot", "seconds": "sec"}
+
 
 @dataclass(frozen=True)
 class Table:
@@ -64,8 +66,9 @@ class Table:
     note: str = ""
 
     def rich(self) -> RichTable:
-        """For a terminal."""
+        """For a terminal of 80 columns, with shorter titles."""
         header, *rows = self.cells
+        header = [_SHORT_TITLES.get(title, title) for title in header]
         table = RichTable(box=SIMPLE, show_edge=False, padding=0)
         table.add_column(header[0])
         for i, title in enumerate(header[1:], 1):  # long titles are wrapped, figures are not
