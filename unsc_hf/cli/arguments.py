@@ -6,8 +6,9 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 
@@ -34,6 +35,10 @@ def parse_arguments(
     parser = HfArgumentParser(list(types), description=description, allow_abbrev=False)
     parser.add_argument("--config", help="YAML file with any of these options; the command line wins over it.")
     parser.set_defaults(**(defaults or {}))
+    optional = {name for cls in types for name, kind in get_type_hints(cls).items() if type(None) in get_args(kind)}
+    for action in parser._actions:
+        if action.dest in optional and action.type in (int, float):
+            action.type = partial(_number_or_none, action.type)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
     file = first.parse_known_args(arguments)[0].config
@@ -56,6 +61,11 @@ def parse_arguments(
         parser.set_defaults(**options)
     namespace = vars(parser.parse_args(arguments))
     return tuple(cls(**{f.name: namespace[f.name] for f in dataclasses.fields(cls) if f.init}) for cls in types)
+
+
+def _number_or_none(kind: Callable[[str], float], text: str) -> float | None:
+    """A number, or the word None for options that may be switched off, such as `--max_leak None`."""
+    return None if text == "None" else kind(text)
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
