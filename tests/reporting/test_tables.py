@@ -12,7 +12,9 @@ from unsc_hf.reporting.tables import classifier_table
 
 
 def test_a_comparison_fits_80_columns_without_cutting_a_word() -> None:
-    results = {name: method_result(flips=0.0123, leak=0.0246, seconds=1234.0) for name in LABELS}
+    shares = dict.fromkeys(("AccDut", "AccDrt", "AccDf", "AccDr", "probe_forget", "prototype_attack_10"), 1.0)
+    row = method_result(**shares, mia_auc=0.5, flips=0.0123, leak=0.0246, seconds=123.0)
+    results = dict.fromkeys(LABELS, row)
     table = classifier_table(results)
     text = io.StringIO()
     Console(file=text, width=80).print(table.rich())
