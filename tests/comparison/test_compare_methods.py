@@ -28,14 +28,13 @@ from rich.console import Console
 from transformers import ViTImageProcessorPil
 
 from unsc_hf import UNSCConfig, UNSCError, split_dataset
-from unsc_hf.comparison.compare_methods import ComparisonArguments, audit, audit_model, compare, compare_methods
+from unsc_hf.comparison.compare_methods import ComparisonArguments, audit, compare, compare_methods
 from unsc_hf.comparison.experiment import Experiment, read_splits, record
-from unsc_hf.comparison.forget_set import requests_by_folder
+from unsc_hf.comparison.forget_set import ForgetSet, rank, requests_by_folder
 from unsc_hf.comparison.methods import METHODS
 from unsc_hf.comparison.parallel import Job, run_jobs
 from unsc_hf.comparison.report import write_comparison
 from unsc_hf.comparison.summary import latex, table
-from unsc_hf.comparison.tuning import Tuning, rank
 from unsc_hf.data.selection import Request
 from unsc_hf.evaluation.audits import AUDITS
 
@@ -132,7 +131,7 @@ def test_the_try_that_won_is_not_run_again_and_is_the_same_model(world: World, m
     kept = Path(world.config("once").output_dir, "_runs", "frog", "_kept")
     assert list(kept.iterdir()) == []
     counts.clear()
-    monkeypatch.setattr(Tuning, "saved_model", lambda *_: None)  # nothing was kept: every run is made anew
+    monkeypatch.setattr(ForgetSet, "saved_model", lambda *_: None)  # nothing was kept: every run is made anew
     anew = compare_methods(comparison, arguments, world.config("anew"))
     assert counts == {"unsc": 5, "gradient_ascent": 5, "masked": 2}
     assert timeless(anew) == timeless(once)
@@ -451,7 +450,8 @@ def test_a_model_of_anybody_is_audited_beside_its_original(world: World, tmp_pat
         model.classifier.bias[2] -= 1e4  # only the last layer was muted
     model.save_pretrained(tmp_path / "muted")
     comparison = replace(world.comparison, originals=world.originals[:1])
-    result = audit_model(str(tmp_path / "muted"), comparison, world.arguments, world.config("audited"))
+    muted = str(tmp_path / "muted")
+    result = compare_methods(comparison, world.arguments, world.config("audited"), audited=muted)
     (summary,) = write_comparison(result, Path(world.config("audited").output_dir), "command").values()
     assert summary["rows"]["muted"]["cells"]["AccDut"]["mean"] == 0.0
     assert summary["rows"]["muted"]["verdict"] == "suppressed"

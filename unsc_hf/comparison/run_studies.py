@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets.utils.logging import disable_progress_bar
 from rich.console import Console
+from transformers.hf_argparser import HfArg
 
 from ..config import UNSCConfig
 from ..data.columns import read_labels
@@ -20,8 +21,6 @@ from ..utils.files import write_text
 from ..utils.fingerprint import data_fingerprint
 from .arguments import ClassificationArguments
 from .experiment import Experiment, RunArguments, check_folder, check_names, options_hash, read_splits
-from .parallel import one_process
-from .plugins import load_plugins
 from .report import write_json, write_page
 from .studies import STUDIES, Lab, Point, Points, Study
 from .summary import markdown, with_interval
@@ -36,18 +35,11 @@ _UNITS = (
 class AblationArguments(RunArguments):
     """Which studies, and on how many seeds."""
 
-    studies: list[str] | None = field(default=None, metadata={"help": "Studies by name; all by default."})
+    studies: list[str] | None = HfArg(default=None, help="Studies by name; all by default.")
 
     def check(self) -> None:
-        """Refuse unknown names.
-
-        Raises:
-            UNSCError: naming the studies that exist.
-        """
-        one_process("a study")
-        load_plugins(self.plugins)
+        super().check()
         check_names("studies", self.studies, STUDIES)
-        self.check_seeds()
 
 
 def run_studies(

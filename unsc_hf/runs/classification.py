@@ -74,7 +74,7 @@ def run(arguments: ClassificationArguments, config: UNSCConfig, console: Console
         )
     check_model_dtype(arguments)
     check_output_folder(str(config.output_dir))
-    data, auto_class = arguments.load(config), arguments.auto_class
+    data, auto_class = arguments.load(config), arguments.plan_class.auto_class
     with unreadable_rows_by_number(data, config.text_columns):
         names = _names_of(arguments.model_name_or_path)
         rows = ClassifierRows.of(data, arguments.request(), names, config.label_column)

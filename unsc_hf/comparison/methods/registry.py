@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ..workbench import Workbench
+
 Run = Callable[..., PreTrainedModel]
 
 LEARNING_RATES = ({"learning_rate": 1e-4}, {"learning_rate": 3e-5}, {"learning_rate": 3e-4})
@@ -42,3 +44,14 @@ def method(title: str, settings: Sequence[Mapping[str, Any]] = ({},)) -> Callabl
         return run
 
     return register
+
+
+def trainer_method(
+    name: str, title: str, settings: Sequence[Mapping[str, Any]] = LEARNING_RATES, **options: Any
+) -> None:
+    """Register what the trainer makes with these options of `UNSCConfig`."""
+
+    def run(bench: Workbench, **chosen: Any) -> PreTrainedModel:
+        return bench.unlearn(**options, **chosen)
+
+    METHODS[name] = Method(name, title, run, tuple(settings))

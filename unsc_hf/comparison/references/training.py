@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +18,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import BertConfig, LlamaConfig, PreTrainedModel, Trainer, TrainingArguments, ViTConfig, set_seed
 
-from ...data.inputs import CachedRows
+from ...data.inputs import CachedRows, default_collator, prepare_dataset
 from ...errors import UNSCError
 from ...models.head import classify
 from ...models.loading import load_to_finetune
@@ -64,14 +64,10 @@ class TrainingPlan:
     load_processor: ClassVar[Callable[[str], Any]]  # loads its image processor or tokenizer
 
     def start(self, dataset: Dataset, labels: Sequence[str] = ()) -> tuple[PreTrainedModel, Any]:
-        """The model before training, and its image processor or tokenizer.
+        """The model before training, and its image processor or tokenizer, which `dataset` serves to make for `size`.
 
-        Args:
-            dataset: rows that an image processor or tokenizer is made from, for `size`.
-            labels: names of a classifier's labels by id.
-
-        Raises:
-            UNSCError: an unknown size, or a base model that cannot be loaded.
+        `labels` are names of a classifier's labels by id. UNSCError: an unknown size, or a base model that cannot be
+        loaded.
         """
         if self.base_model is None:
             return self.untrained(dataset, labels)
@@ -90,18 +86,17 @@ class TrainingPlan:
         if labels:
             by_name = {label: i for i, label in enumerate(labels)}
             settings |= {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": by_name}
-        shape = {"hidden_size": width, "intermediate_size": 4 * width}
-        depths = {"num_hidden_layers": depth, "num_attention_heads": heads}
-        model: PreTrainedModel = self.auto_class.from_config(config_class(**shape, **depths, **settings))
+        settings |= {"num_hidden_layers": depth, "num_attention_heads": heads, "hidden_size": width}
+        model: PreTrainedModel = self.auto_class.from_config(config_class(intermediate_size=4 * width, **settings))
         return model
 
     def prepare(self, dataset: Dataset, processor: Any, model: PreTrainedModel, label_column: str | None) -> Dataset:
         """Rows ready for the model."""
-        raise NotImplementedError
+        return prepare_dataset(dataset, processor, model, label_column)
 
     def collator(self, processor: Any) -> Any:
         """Makes a training batch of prepared rows."""
-        raise NotImplementedError
+        return default_collator(processor)
 
 
 class _Trainer(Trainer):
@@ -134,8 +129,6 @@ def train_model(
     While another process trains the same model, this one waits for it.
 
     Args:
-        dataset: training rows.
-        plan: how to train.
         folder: where trained models are kept.
         name: start of the folder's name; an equal model is found under any name.
         labels: names of all classes by id. A retrained model has an output for the forgotten ones too.
@@ -157,11 +150,12 @@ def train_model(
     if vocabulary is not None:
         settings["vocabulary"] = data_fingerprint(vocabulary)
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
-    trained = _trained(Path(folder), key)
+    target, trained = Path(folder) / f"{name}-{key}", _trained(Path(folder), key)
     if trained is not None:
         return trained
-    target = Path(folder) / f"{name}-{key}"
-    with _one_process(Path(folder) / key):
+    # Processes of one run train together and must not wait for each other.
+    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    with nullcontext() if together else alone(Path(folder) / key):
         trained = _trained(Path(folder), key)
         if trained is None:
             set_seed(plan.seed)
@@ -173,12 +167,6 @@ def train_model(
 def _trained(folder: Path, key: str) -> Path | None:
     """The finished model of this key, under any name."""
     return next((path for path in sorted(folder.glob(f"*-{key}")) if (path / "config.json").is_file()), None)
-
-
-def _one_process(target: Path) -> AbstractContextManager[None]:
-    """Lock out other runs that train the same. Processes of one run train together and must not wait for each other."""
-    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return nullcontext() if together else alone(target)
 
 
 def _train(

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...data.columns import read_labels
 from ...errors import UNSCError
 from ...models.hooks import NOT_INPUTS, evaluation_mode
 from ...models.layers import ProtectedLayer
@@ -22,6 +21,7 @@ from ...nullspace.rules import build_subspace
 from ...nullspace.statistics import ActivationStatistics
 from ...nullspace.subspace import Subspace
 from ...reporting.plots import GREY
+from ...trainer.rows import cast_floats
 from ..workbench import Workbench
 from .study import Lab, Point, Points, Study, curves, legend, panels, register
 
@@ -54,9 +54,7 @@ class FirstOrderStudy(Study):
         energies = shown.by("energy")
         colours = colormaps["viridis"](np.arange(len(energies)) / max(1, len(energies) - 1))
         words = [f"energy {energy:g}" if energy else "no projection" for energy in energies]
-        lines = [
-            (*line, colour) for line, colour in zip(zip(words, energies.values(), strict=True), colours, strict=True)
-        ]
+        lines = list(zip(words, energies.values(), colours, strict=True))
         shared = {"xscale": "log", "yscale": "log"}
         label = "change of retained loss (nats; dotted: predicted)"
         changes = [(word, runs, "size_of_change", colour) for word, runs, colour in lines]
@@ -84,12 +82,8 @@ class FirstOrderStudy(Study):
             f"{free.mean('predicted'):+.2g})."
         )
         leaks = [p["leak"] for p in points.where() if abs(p["changed"]) >= _MATTERS and 0 < p["energy"] < 1]
-        if leaks:
-            text += (
-                f" The smallest leak at which a confined update changed the loss by {_MATTERS} nats or more was "
-                f"{min(leaks):.2g}."
-            )
-        return text
+        least = f" The smallest leak at which a confined update changed the loss by {_MATTERS} nats or more was "
+        return f"{text}{least}{min(leaks):.2g}." if leaks else text
 
 
 def _points(lab: Lab, seed: int) -> list[Point]:
@@ -97,10 +91,9 @@ def _points(lab: Lab, seed: int) -> list[Point]:
     model = deepcopy(bench.original).double()
     layers = bench.layers(model)
     start = {layer.name: layer.weight.detach().clone() for layer in layers}
-    labels = read_labels(lab.experiment.retain, lab.experiment.config.label_column)
-    rows, statistics = _few_rows(bench, model, layers, labels)
-    retained = _double(next(bench.batches(rows, len(rows), shuffle=False)))
-    forget = _double(next(bench.batches(bench.forget, _FORGET_ROWS)))
+    rows, statistics = _few_rows(bench, model, layers, lab.experiment.labels(lab.experiment.retain))
+    retained = cast_floats(next(bench.batches(rows, len(rows), shuffle=False)), torch.double)
+    forget = cast_floats(next(bench.batches(bench.forget, _FORGET_ROWS)), torch.double)
     logits = _logits(model, forget).detach()
     logits[:, bench.forgotten] = -torch.inf
     forget["labels"] = logits.argmax(1)
@@ -127,10 +120,6 @@ def _points(lab: Lab, seed: int) -> list[Point]:
             )  # fmt: skip
         projection.restore()
     return points
-
-
-def _double(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.double() if value.is_floating_point() else value for name, value in batch.items()}
 
 
 def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -166,7 +155,7 @@ def _few_rows(
         rows = bench.retain.select(chosen)
         statistics = ActivationStatistics.collect(
             model, bench.prepared(rows), groups=labels[chosen], layers=layers,
-            collate_fn=lambda samples: _double(bench.collate(samples)), progress=False,
+            collate_fn=lambda samples: cast_floats(bench.collate(samples), torch.double), progress=False,
         )  # fmt: skip
         if all(layer.has_capacity for layer in _subspace(statistics, 1.0).layers.values()):
             return rows, statistics

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from ...errors import UNSCError, first_line
 from ..experiment import Experiment
-from ..plots import bare
+from ..plots import legend as legend
 from ..summary import half_interval, with_interval
 from ..workbench import Workbench
 
@@ -47,10 +47,8 @@ class Lab:
         key = hashlib.sha256(json.dumps(tags, sort_keys=True, default=str).encode()).hexdigest()[:16]
         point = self.experiment.record(f"{self.study}-{key}", measured)
         shown = {name: point[name] for name in ("AccDut", "AccDrt", "leak", "error") if point.get(name) is not None}
-        self.console.print(
-            f"{', '.join(f'{k} {v}' for k, v in tags.items())}: "
-            + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{v}" for k, v in shown.items())
-        )
+        measured_words = [f"{k} {v:.4g}" if isinstance(v, float) else f"{v}" for k, v in shown.items()]
+        self.console.print(f"{', '.join(f'{k} {v}' for k, v in tags.items())}: {', '.join(measured_words)}")
         return point
 
     def points(self, tags: Mapping[str, Any], make: Callable[[], list[Point]]) -> list[Point]:
@@ -161,12 +159,9 @@ Line: TypeAlias = tuple[str, Points, str, Any]  # label, points, key of the heig
 
 
 def panels(count: int, width: float = 4.6, height: float = 3.6) -> tuple[Figure, list[Any]]:
-    """A figure with bare axes side by side."""
+    """A figure with axes side by side."""
     figure = Figure(figsize=(width * count, height), layout="constrained")
-    axes = list(np.atleast_1d(figure.subplots(1, count)))
-    for one in axes:
-        bare(one)
-    return figure, axes
+    return figure, list(np.atleast_1d(figure.subplots(1, count)))
 
 
 def curves(axes: Any, x: str, lines: Iterable[Line], scale: float = 100.0, **labels: Any) -> list[float]:
@@ -206,8 +201,3 @@ def bars(axes: Any, groups: Mapping[str, Points], key: str, colours: Sequence[An
     axes.set_xticks(range(len(groups)), list(groups), rotation=25, ha="right", fontsize=8)
     axes.set(**labels)
     return heights
-
-
-def legend(axes: Any, **options: Any) -> None:
-    """A small legend without a frame."""
-    axes.legend(frameon=False, fontsize=8, **options)
