@@ -66,11 +66,7 @@ class SharedArguments:
     train_batch_size: int = HfArg(default=128, help="Its batch size.")
 
     def request(self) -> Request | None:
-        """What is to be forgotten, or None when nothing was named.
-
-        Raises:
-            UNSCError: more than one kind of selection, or row numbers that cannot be read.
-        """
+        """What is to be forgotten, or None when nothing was named; UNSCError: more than one kind of selection."""
         if (self.forget_column is None) != (self.forget_values is None):
             raise UNSCError("forget_column: goes with forget_values; give both.")
         classes: list[str] | None = getattr(self, "forget_classes", None)
@@ -93,14 +89,9 @@ class SharedArguments:
 
     def base_plan(self, seed: int) -> dict[str, Any]:
         """Fields that all training plans share."""
-        return {
-            "size": self.model_size,
-            "base_model": None if self.model_size else self.model_name_or_path,
-            "epochs": float(self.train_epochs),
-            "learning_rate": float(self.train_learning_rate),
-            "batch_size": self.train_batch_size,
-            "seed": seed,
-        }
+        start = {"size": self.model_size, "base_model": None if self.model_size else self.model_name_or_path}
+        rates = {"epochs": float(self.train_epochs), "learning_rate": float(self.train_learning_rate)}
+        return {**start, **rates, "batch_size": self.train_batch_size, "seed": seed}
 
 
 @dataclass
@@ -121,6 +112,11 @@ class ClassificationArguments(SharedArguments):
     def load(self, config: UNSCConfig) -> DatasetDict:
         """Splits "train" and "test"."""
         raise NotImplementedError
+
+    def source(self) -> dict[str, Any]:
+        """What is read of the data set."""
+        splits = {"train_split": self.train_split, "test_split": self.test_split}
+        return {"config_name": self.dataset_config_name, "cache_dir": self.cache_dir, **splits}
 
     def plan(self, config: UNSCConfig) -> TrainingPlan:
         """How originals and references are trained."""
@@ -151,16 +147,13 @@ class ImageArguments(ClassificationArguments):
     def load(self, config: UNSCConfig) -> DatasetDict:
         if self.dataset_name is None:
             return digits_dataset()
-        return load_image_dataset(
-            self.dataset_name, config.label_column, config_name=self.dataset_config_name,
-            train_split=self.train_split, test_split=self.test_split, cache_dir=self.cache_dir,
-        )  # fmt: skip
+        return load_image_dataset(self.dataset_name, config.label_column, **self.source())
 
     def plan(self, config: UNSCConfig) -> TrainingPlan:
         if self.quickstart:
             return replace(PLAN, seed=config.seed)
-        augmentation: dict[str, Any] = {"crop_padding": self.train_crop_padding, "flip": self.train_flip}
-        return ImagePlan(**self.base_plan(config.seed), patch_size=self.patch_size, **augmentation)
+        options = {"patch_size": self.patch_size, "crop_padding": self.train_crop_padding, "flip": self.train_flip}
+        return ImagePlan(**self.base_plan(config.seed), **options)
 
 
 @dataclass
@@ -177,10 +170,7 @@ class TextArguments(ClassificationArguments):
             raise UNSCError(
                 "dataset_name: not given; name a Hub id or a local data file or folder with text and labels."
             )
-        return load_text_dataset(
-            self.dataset_name, config.label_column, config.text_columns, config_name=self.dataset_config_name,
-            train_split=self.train_split, test_split=self.test_split, cache_dir=self.cache_dir,
-        )  # fmt: skip
+        return load_text_dataset(self.dataset_name, config.label_column, config.text_columns, **self.source())
 
     def plan(self, config: UNSCConfig) -> TrainingPlan:
         columns = tuple(config.text_columns) if config.text_columns else None
@@ -215,9 +205,8 @@ class LanguageArguments(SharedArguments):
 
     def plan(self, config: UNSCConfig) -> LanguagePlan:
         """How originals and references are trained."""
-        return LanguagePlan(
-            **self.base_plan(config.seed), vocabulary_size=self.vocabulary_size, max_length=self.max_length
-        )
+        options: dict[str, Any] = {"vocabulary_size": self.vocabulary_size, "max_length": self.max_length}
+        return LanguagePlan(**self.base_plan(config.seed), **options)
 
 
 def read_names(given: Sequence[str]) -> list[str]:

@@ -168,15 +168,10 @@ def _warn_of_strangers(audited: str, results: Mapping[str, Any], console: Consol
 # ---- from Python ----------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class ComparisonResult:
-    """Results of a comparison or an audit.
+    """Results of a comparison or an audit."""
 
-    Attributes:
-        results: as `compare_methods` returns them.
-        output_dir: where records are, and where `save` writes.
-    """
-
-    results: dict[str, Any]
-    output_dir: Path
+    results: dict[str, Any]  # as `compare_methods` returns them
+    output_dir: Path  # where records are, and where `save` writes
 
     @property
     def table(self) -> list[list[str]]:

@@ -39,30 +39,20 @@ KNOWN = 0.05  # a reference that recognises more than this of the forgotten clas
 
 @dataclass(frozen=True)
 class Comparison:
-    """Results of a run.
+    """Results of a run."""
 
-    Attributes:
-        methods: results by name, in the order of `LABELS`; "retrained" is the mean when there are several references.
-        references: results of each retrained model.
-        certificate: of the UNSC model.
-        verdict: one of `evaluation.verdict.WORDS`.
-        reason: why, in a sentence.
-        trainer: the trainer that holds the unlearned model.
-    """
-
-    methods: dict[str, MethodResult]
-    references: list[MethodResult]
-    certificate: dict[str, Any]
-    verdict: str
-    reason: str
-    trainer: UNSCTrainer
+    methods: dict[str, MethodResult]  # by name, in the order of `LABELS`; "retrained" is the mean of the references
+    references: list[MethodResult]  # of each retrained model
+    certificate: dict[str, Any]  # of the UNSC model
+    verdict: str  # one of `evaluation.verdict.WORDS`
+    reason: str  # why, in a sentence
+    trainer: UNSCTrainer  # holds the unlearned model
 
 
 class _Runs:
     """What all runs of one request share, so that they differ in nothing but the null space.
 
-    Attributes:
-        forgotten: ids of the classes that are forgotten whole; empty when rows of remaining classes are forgotten.
+    `forgotten` are the ids of the classes that are forgotten whole; none when rows of remaining classes are.
     """
 
     def __init__(

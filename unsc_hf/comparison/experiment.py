@@ -106,15 +106,10 @@ def read_splits(arguments: ClassificationArguments, config: UNSCConfig, data: Da
 
 @dataclass
 class Experiment:
-    """One request: its models, its rows, and the records of its runs.
+    """One request: its models, its rows, and the records of its runs, which `folder` holds.
 
     Attributes:
-        seeds: one run for each.
         originals: a model for each seed, or one for all; None takes `model_name_or_path` or trains them.
-        arguments, config: what to load and how to unlearn.
-        splits: rows.
-        request: classes to forget.
-        folder: where records are kept.
         benches: the workbench that was used last; experiments that share it keep one in memory together.
         forget, retain: training rows.
         forgotten: ids of the classes to forget.

@@ -85,11 +85,11 @@ class ForgetSet:
             needs.append(jobs[-1].name)
         for number in experiment.reference_numbers():
             name = f"{RETRAINED}-{number}"
-            jobs.append(self._record_job(name, partial(examiner.examine_reference, number), needs, name))
+            jobs.append(self._record_job(name, partial(examiner.examine_given, name), needs, name))
         tries = {method.name: self._try_jobs(method, first) for method in self.methods}
         for seed in experiment.seeds:
             here, title = [*needs, self._name(f"read {ORIGINAL}-{seed}")], "{} (seed {})"
-            make = partial(examiner.examine_original, seed)
+            make = partial(examiner.examine_given, f"{ORIGINAL}-{seed}")
             jobs.append(self._record_job(f"{ORIGINAL}-{seed}", make, here, title.format(ORIGINAL, seed)))
             if self.audited is not None and seed == self._first:
                 make = partial(examiner.examine_other, self.audited)
@@ -244,7 +244,9 @@ def requests_by_folder(
     if forget_sets is None:
         request = arguments.request()
         if request is None or request.forget_classes is None:
-            raise UNSCError("forget_classes: not given; name the classes to forget (or forget_sets, several at once).")
+            raise UNSCError(
+                "forget_classes: not given; name the classes to forget (a comparison also takes forget_sets)."
+            )
         sets = [("+".join(str(c) for c in request.forget_classes), list(request.forget_classes))]
     else:
         sets = [

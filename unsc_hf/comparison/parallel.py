@@ -31,23 +31,14 @@ _ONE_THREAD: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Job:
-    """A piece of work whose result is a file.
+    """A piece of work whose result is a file."""
 
-    Attributes:
-        name: unique.
-        run: does it, and returns a line for people.
-        needs: names of jobs that must be done before.
-        long: several processes begin it before others; everybody waits for a long job that is begun last.
-        record: the file, where the job need not be done again once it is there.
-        wanted: whether the record is a result; other jobs are done for those that need them.
-    """
-
-    name: str
-    run: Callable[[], str] = field(repr=False)
-    needs: tuple[str, ...] = ()
-    long: bool = False
-    record: Path | None = None
-    wanted: bool = False
+    name: str  # unique
+    run: Callable[[], str] = field(repr=False)  # does it, and returns a line for people
+    needs: tuple[str, ...] = ()  # names of jobs that must be done before
+    long: bool = False  # several processes begin it first; everybody waits for a long job that is begun last
+    record: Path | None = None  # the file, where the job need not be done again once it is there
+    wanted: bool = False  # whether the record is a result; other jobs are done for those that need them
 
 
 def open_jobs(jobs: Sequence[Job]) -> list[Job]:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import nn
 from transformers import BertConfig, LlamaConfig, PreTrainedModel, Trainer, TrainingArguments, ViTConfig, set_seed
 
 from ...data.inputs import CachedRows, default_collator, prepare_dataset
@@ -103,11 +103,7 @@ class _Trainer(Trainer):
     """Runs texts with one label each in pieces of similar length. Loss and gradient are the same, with less padding."""
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         if return_outputs or "attention_mask" not in inputs or inputs["labels"].dim() != 1:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -129,7 +125,6 @@ def train_model(
     While another process trains the same model, this one waits for it.
 
     Args:
-        folder: where trained models are kept.
         name: start of the folder's name; an equal model is found under any name.
         labels: names of all classes by id. A retrained model has an output for the forgotten ones too.
         label_column: found by itself when None.
@@ -176,27 +171,15 @@ def _train(
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        trainer = _Trainer(
-            model=model,
-            args=TrainingArguments(
-                output_dir=str(scratch),
-                num_train_epochs=plan.epochs,
-                learning_rate=plan.learning_rate,
-                per_device_train_batch_size=plan.batch_size,
-                weight_decay=plan.weight_decay,
-                warmup_steps=0.05,
-                save_strategy="no",
-                logging_strategy="epoch",
-                report_to="none",
-                use_cpu=not torch.accelerator.is_available(),  # explicit, so that processes on CPUs connect
-                seed=plan.seed,
-                remove_unused_columns=False,
-                dataloader_pin_memory=torch.cuda.is_available(),
-            ),
-            train_dataset=CachedRows(rows),
-            data_collator=plan.collator(processor),
-            processing_class=processor,
-        )
+        args = TrainingArguments(
+            str(scratch), num_train_epochs=plan.epochs, learning_rate=plan.learning_rate, seed=plan.seed,
+            per_device_train_batch_size=plan.batch_size, weight_decay=plan.weight_decay, warmup_steps=0.05,
+            save_strategy="no", logging_strategy="epoch", report_to="none", remove_unused_columns=False,
+            use_cpu=not torch.accelerator.is_available(),  # explicit, so that processes on CPUs connect
+            dataloader_pin_memory=torch.cuda.is_available(),
+        )  # fmt: skip
+        collator = plan.collator(processor)
+        trainer = _Trainer(model, args, collator, CachedRows(rows), processing_class=processor)
         result = trainer.train()
         if trainer.is_world_process_zero():
             model.save_pretrained(scratch)
