@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from helpers.comparisons import Prepared
+from helpers.comparisons import Prepared, three_classes
 from helpers.models import learned
 from helpers.rows import tensor_dataset
 from PIL import Image
@@ -51,13 +51,8 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("models")
-    means = 2 * torch.randn(3, 3, 8, 8)
-
-    def draw(per_class: int) -> Dataset:
-        labels = [c for c in range(3) for _ in range(per_class)]
-        return tensor_dataset(means[labels] + 0.5 * torch.randn(len(labels), 3, 8, 8), labels, ["cat", "dog", "frog"])
-
-    data = DatasetDict({"train": draw(30), "test": draw(20)})
+    train, test = three_classes(30, 20)
+    data = DatasetDict({"train": train, "test": test})
     retain = split_dataset(data["train"], forget_classes=["frog"]).retain
 
     def kept(name: str, rows: Dataset) -> str:
@@ -308,10 +303,16 @@ def test_text_in_a_report_is_escaped(tmp_path: Path) -> None:
         ({"seeds": [3]}, "seeds: 1 given, an interval needs at least two"),
         ({"seeds": [0, 0, 1]}, r"seeds: \[0, 0, 1\] names one twice"),
         ({"originals": ["a", "b", "c"]}, "originals: 3 given for 2 seeds"),
+        ({"plugins": ["gone.py"]}, "is no Python file"),
+        ({"plugins": ["broken.py"]}, "ValueError: no good"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(world: World, options: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_compared_is_refused(
+    world: World, options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = world.config("refused")
+    monkeypatch.chdir(tmp_path)
+    Path("broken.py").write_text("raise ValueError('no good')", encoding="utf-8")
     with pytest.raises(UNSCError, match=message):
         compare_methods(replace(world.comparison, **options), world.arguments, config)
     assert not Path(config.output_dir).exists()
@@ -353,10 +354,9 @@ def test_forget_sets_are_told_apart_and_not_mixed_up(world: World, tmp_path: Pat
 
 
 def test_a_comparison_is_launched_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = world.config("launched")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UNSCError, match="a comparison was launched as 2 processes; start it once"):
-        compare_methods(world.comparison, world.arguments, config)
+        compare_methods(world.comparison, world.arguments, world.config("launched"))
 
 
 def test_models_are_trained_on_the_named_column_of_bare_ids(tmp_path: Path) -> None:
@@ -434,14 +434,6 @@ def test_the_files_that_the_docs_show_are_a_method_and_an_audit(world: World, tm
     before, after = (found["runs"][name][0] for name in ("original", "uniform_labels"))
     assert after["AccDut"] < before["AccDut"]
     assert before["audits"]["entropy"]["forgotten"] < after["audits"]["entropy"]["forgotten"] <= 1
-
-
-@pytest.mark.parametrize(("name", "said"), [("gone.py", "is no Python file"), ("broken.py", "ValueError: no good")])
-def test_a_plugin_that_cannot_be_read_is_one_line(name: str, said: str, world: World, tmp_path: Path) -> None:
-    (tmp_path / "broken.py").write_text("raise ValueError('no good')", encoding="utf-8")
-    comparison = replace(world.comparison, plugins=[str(tmp_path / name)])
-    with pytest.raises(UNSCError, match=said):
-        compare_methods(comparison, world.arguments, world.config("plugins"))
 
 
 def test_a_model_of_anybody_is_audited_beside_its_original(world: World, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from ..evaluation.audits import AUDITS
 from ..reporting.model_card import public_name
 from ..utils.fingerprint import data_fingerprint
 from .arguments import ClassificationArguments, ImageArguments, TextArguments
-from .experiment import Experiment, RunArguments, Splits, check_folder, check_names, options_hash, read_splits
+from .experiment import Experiment, RunArguments, Splits, check_folder, check_names, read_splits
 from .forget_set import ForgetSet, requests_by_folder
 from .methods import METHODS
 from .parallel import Job, open_jobs, run_jobs
@@ -135,7 +135,6 @@ def compare_methods(
     sets = task.forget_sets()
     fingerprint = data_fingerprint(splits.train)[:16] + data_fingerprint(splits.test)[:16]
     origin = {"data": fingerprint, "records": _RECORDS, "audits": sorted(comparison.audits or AUDITS)}
-    origin["options"] = options_hash(arguments, config)
     for name, forget_set in sets.items():
         origin |= {f"the classes of {name!r}": forget_set.experiment.forgotten, **forget_set.experiment.origin()}
     check_folder(Path(str(config.output_dir)), comparison.kind, origin)

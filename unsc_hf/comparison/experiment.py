@@ -170,10 +170,13 @@ class Experiment:
         return [self.reference(number) for number in self.reference_numbers()]
 
     def origin(self) -> dict[str, Any]:
-        """The models that were given, by name; of those trained here the options say everything."""
-        origin: dict[str, Any] = {}
+        """What the figures depend on besides data: options, and models that were given. Options tell of trained ones."""
+        given = {name: value for name, value in vars(self.arguments).items() if name not in _UNBOUND}
+        options = {**given, **{name: getattr(self.config, name) for name in _OPTIONS}}
+        text = json.dumps(options, sort_keys=True, default=str)
+        origin = {"options": hashlib.sha256(text.encode()).hexdigest()[:16]}
         if not self.trains_originals:
-            origin = {f"the original of seed {seed}": public_name(self.original(seed)) for seed in self.seeds}
+            origin |= {f"the original of seed {seed}": public_name(self.original(seed)) for seed in self.seeds}
         if not self.trains_references:
             origin["the retrained models"] = ", ".join(map(public_name, self.references())) or "none"
         return origin
@@ -260,13 +263,6 @@ def check_names(option: str, names: Iterable[str] | None, known: Mapping[str, An
             raise UNSCError(
                 f"{option}: {name!r} does not exist; closest: {closest(name, known)}; all: {', '.join(known)}."
             )
-
-
-def options_hash(arguments: ClassificationArguments, config: UNSCConfig) -> str:
-    """A hash of everything the figures depend on, besides data and models."""
-    given = {name: value for name, value in vars(arguments).items() if name not in _UNBOUND}
-    text = json.dumps({**given, **{name: getattr(config, name) for name in _OPTIONS}}, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def check_folder(folder: Path, what: str, now: Mapping[str, Any]) -> None:

@@ -66,9 +66,8 @@ def plot_front(outcome: Mapping[str, Any], path: Path) -> Path:
 
 def plot_relearning(outcome: Mapping[str, Any], path: Path) -> Path:
     """Accuracy on the forgotten classes while they are taught again from ten examples of each class."""
-    curves = _curves(outcome, "relearning", "curve")
-    steps, accuracy = "steps of training on 10 examples of every class", "accuracy on the forgotten classes (%)"
-    return save(_lines(curves, EVERY, steps, accuracy), path)
+    labels = "steps of training on 10 examples of every class", "accuracy on the forgotten classes (%)"
+    return save(_lines(_curves(outcome, "relearning", "curve"), EVERY, *labels), path)
 
 
 def plot_attack(outcome: Mapping[str, Any], path: Path) -> Path:
@@ -102,9 +101,7 @@ def _lines(curves: Mapping[str, np.ndarray], step: float, x_label: str, y_label:
         style = "-" if strong else ("-", "--", "-.")[i % 3]
         x = step * np.arange(len(curve))
         axes.plot(x, 100 * curve, style, color=colours[name], lw=2.6 if strong else 1.1, label=title(name))
-    axes.set_ylim(-2, 102)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
+    axes.set(ylim=(-2, 102), xlabel=x_label, ylabel=y_label)
     legend(axes, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
@@ -139,13 +136,12 @@ def plot_changes(outcome: Mapping[str, Any], path: Path) -> Path:
 
 
 def _per_class(records: Sequence[Mapping[str, Any]]) -> dict[int, float]:
-    keys = [int(c) for c in records[0]["per_class"]]
-    return {c: float(np.mean([record["per_class"][str(c)] for record in records])) for c in keys}
+    return {int(c): float(np.mean([record["per_class"][c] for record in records])) for c in records[0]["per_class"]}
 
 
 def plot_depth(outcome: Mapping[str, Any], path: Path) -> Path:
     """Linear probe of every layer: what can still be read of the forgotten classes."""
-    curves = _curves(outcome, "probe", None)
-    figure = _lines(curves, 1, "hidden state (0: embeddings)", "linear probe on the forgotten classes (%)")
+    labels = "hidden state (0: embeddings)", "linear probe on the forgotten classes (%)"
+    figure = _lines(_curves(outcome, "probe", None), 1, *labels)
     figure.axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     return save(figure, path)

@@ -18,7 +18,7 @@ from ..reporting.plots import save
 from ..utils.files import write_text
 from ..utils.fingerprint import data_fingerprint
 from .arguments import ClassificationArguments
-from .experiment import Experiment, RunArguments, check_folder, check_names, options_hash, read_splits
+from .experiment import Experiment, RunArguments, check_folder, check_names, read_splits
 from .forget_set import requests_by_folder
 from .report import write_json, write_page
 from .studies import STUDIES, Lab, Point, Points, Study
@@ -64,7 +64,6 @@ def run_studies(
     present = read_labels(splits.train, config.label_column).tolist()
     (request,) = requests_by_folder(None, arguments, splits.names, present).values()
     origin = {"data": data_fingerprint(splits.train)[:16], "classes": list(request.forget_classes or ())}
-    origin["options"] = options_hash(arguments, config)
     paragraphs = {}
     for name in ablation.studies or STUDIES:
         folder = Path(str(config.output_dir), name)
