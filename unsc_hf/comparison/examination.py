@@ -145,12 +145,8 @@ def in_words(accuracies: Mapping[str, Any]) -> str:
 
 
 def _to_tensors(outputs: RowOutputs) -> dict[str, torch.Tensor]:
-    return {
-        f"{part}.{name}": value.contiguous()
-        for part in ("forget", "retain", "test")
-        for name in ("logits", "features", "labels")
-        if (value := getattr(getattr(outputs, part), name)) is not None
-    }
+    tensors = {f"{part}.{name}": value for part, of in vars(outputs).items() for name, value in vars(of).items()}
+    return {name: value.contiguous() for name, value in tensors.items() if value is not None}
 
 
 def _from_tensors(tensors: Mapping[str, torch.Tensor]) -> RowOutputs:

@@ -170,7 +170,7 @@ class Experiment:
         return [self.reference(number) for number in self.reference_numbers()]
 
     def origin(self) -> dict[str, Any]:
-        """What the figures depend on besides data: options, and models that were given. Options tell of trained ones."""
+        """What figures depend on besides data: options, which tell of trained models too, and given models."""
         given = {name: value for name, value in vars(self.arguments).items() if name not in _UNBOUND}
         options = {**given, **{name: getattr(self.config, name) for name in _OPTIONS}}
         text = json.dumps(options, sort_keys=True, default=str)

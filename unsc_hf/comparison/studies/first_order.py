@@ -90,7 +90,7 @@ def _points(lab: Lab, seed: int) -> list[Point]:
     bench = lab.experiment.bench(seed)
     model = deepcopy(bench.original).double()
     layers = bench.layers(model)
-    start = {layer.name: layer.weight.detach().clone() for layer in layers}
+    start = [layer.weight.detach().clone() for layer in layers]
     rows, statistics = _few_rows(bench, model, layers, lab.experiment.labels(lab.experiment.retain))
     retained = cast_floats(next(bench.batches(rows, len(rows), shuffle=False)), torch.double)
     forget = cast_floats(next(bench.batches(bench.forget, _FORGET_ROWS)), torch.double)
@@ -98,20 +98,21 @@ def _points(lab: Lab, seed: int) -> list[Point]:
     logits[:, bench.forgotten] = -torch.inf
     forget["labels"] = logits.argmax(1)
     before = _loss(model, retained)
-    gradient, direction = (_gradient(loss, layers) for loss in (before, _loss(model, forget)))
+    weights = [layer.weight for layer in layers]
+    gradient, direction = (torch.autograd.grad(loss, weights) for loss in (before, _loss(model, forget)))
     points = []
     for energy in ENERGIES:
         projection = NullSpaceProjection(layers, _subspace(statistics, energy or 1.0), identity=energy == 0)
-        for layer in layers:
-            layer.weight.data.sub_(direction[layer.name])
+        for weight, downhill in zip(weights, direction, strict=True):
+            weight.data.sub_(downhill)
         projection.project_displacements()
-        step = {layer.name: layer.weight.detach() - start[layer.name] for layer in layers}
-        slope = sum(float((gradient[name] * step[name]).sum()) for name in step)
+        steps = [weight.detach() - origin for weight, origin in zip(weights, start, strict=True)]
+        slope = sum(float((part * step).sum()) for part, step in zip(gradient, steps, strict=True))
         unit = projection.relative_change()
         for size in SIZES:
             scale = size / unit
-            for layer in layers:
-                layer.weight.data.copy_(start[layer.name] + scale * step[layer.name])
+            for weight, origin, step in zip(weights, start, steps, strict=True):
+                weight.data.copy_(origin + scale * step)
             loss = float(before.detach())
             points.append(
                 {"seed": seed, "energy": energy, "size": size, "rows": len(rows), "loss": loss,
@@ -131,11 +132,6 @@ def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 def _loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Mean cross-entropy in the model's float64."""
     return nn.functional.cross_entropy(_logits(model, batch), batch["labels"])
-
-
-def _gradient(loss: Tensor, layers: list[ProtectedLayer]) -> dict[str, Tensor]:
-    gradients = torch.autograd.grad(loss, [layer.weight for layer in layers])
-    return {layer.name: gradient for layer, gradient in zip(layers, gradients, strict=True)}
 
 
 def _subspace(statistics: ActivationStatistics, energy: float) -> Subspace:
