@@ -152,8 +152,8 @@ class ImageArguments(ClassificationArguments):
     def plan(self, config: UNSCConfig) -> TrainingPlan:
         if self.quickstart:
             return replace(PLAN, seed=config.seed)
-        options = {"patch_size": self.patch_size, "crop_padding": self.train_crop_padding, "flip": self.train_flip}
-        return ImagePlan(**self.base_plan(config.seed), **options)
+        options: dict[str, Any] = {"crop_padding": self.train_crop_padding, "flip": self.train_flip}
+        return ImagePlan(**self.base_plan(config.seed), patch_size=self.patch_size, **options)
 
 
 @dataclass
