@@ -354,9 +354,10 @@ def test_forget_sets_are_told_apart_and_not_mixed_up(world: World, tmp_path: Pat
 
 
 def test_a_comparison_is_launched_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = world.config("launched")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UNSCError, match="a comparison was launched as 2 processes; start it once"):
-        compare_methods(world.comparison, world.arguments, world.config("launched"))
+        compare_methods(world.comparison, world.arguments, config)
 
 
 def test_models_are_trained_on_the_named_column_of_bare_ids(tmp_path: Path) -> None:
