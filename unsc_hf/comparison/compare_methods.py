@@ -286,7 +286,9 @@ def _compare(
     )
     config = deepcopy(config) if config else UNSCConfig(report_to="none", disable_tqdm=True)
     config.output_dir = str(output_dir)
-    lists = {key: list(value) if isinstance(value, Sequence) else value for key, value in options.items()}
+    lists: dict[str, Any] = {
+        key: list(value) if isinstance(value, Sequence) else value for key, value in options.items()
+    }
     comparison = ComparisonArguments(originals=names["original"], **lists)
     data, (audited,) = None if isinstance(dataset, str) else dataset, names.get("audited", [None])
     return ComparisonResult(compare_methods(comparison, arguments, config, console, data, audited), Path(output_dir))

@@ -135,7 +135,7 @@ class Experiment:
         """Folder or id of the original of a seed; it is trained where that was asked for."""
         if self.trains_originals:
             return self._trained(self.train, "original", seed)
-        given = self.originals or [self.arguments.model_name_or_path]
+        given: Sequence[str | None] = self.originals or [self.arguments.model_name_or_path]
         name = given[list(self.seeds).index(seed) if len(given) > 1 else 0]
         if name is None:
             raise UNSCError("originals: not given; name the models to unlearn, or use train_original.")

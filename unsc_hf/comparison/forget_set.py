@@ -177,10 +177,8 @@ class ForgetSet:
     def _examined_run(self, method: Method, seed: int) -> dict[str, Any]:
         """The record of a method's model with the chosen settings. The try that won is not run again."""
         settings, bench = self._choose(method), self.experiment.bench(seed)
-        model = (
-            self.saved_model(bench, self._model_file(method, settings["try"])) if settings.get("seed") == seed else None
-        )
-        cost = settings.get("cost")
+        won, cost = settings.get("seed") == seed, settings.get("cost", {})
+        model = self.saved_model(bench, self._model_file(method, settings["try"])) if won else None
         if model is None:
             model = bench.run(method.run, settings["chosen"])
             cost = _cost(bench, model)
