@@ -57,6 +57,24 @@ def capture_inputs(
         raise UNSCError(f"target_modules: {len(silent)} layers never ran on the data, the first is {silent[0]!r}.")
 
 
+def layer_outputs(model: nn.Module, layers: Sequence[ProtectedLayer], inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Outputs of layers on one batch by name, on the CPU, shaped as the model gives them; padding counts too.
+
+    A LoRA factor stands for the layer it belongs to. Of a layer that runs several times the last output is kept.
+    """
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str, _module: nn.Module, _args: Any, output: Any) -> None:
+        outputs[name] = (output[0] if isinstance(output, tuple) else output).detach().cpu()
+
+    with ExitStack() as stack:
+        for layer in layers:
+            module = layer.module if layer.source is None else layer.source
+            stack.callback(module.register_forward_hook(partial(keep, layer.name)).remove)
+        model(**inputs)
+    return outputs
+
+
 def quiet(model: nn.Module) -> None:
     """Switch dropout off and batch norm to its running statistics, but leave activation checkpointing on.
 

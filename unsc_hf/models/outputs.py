@@ -176,11 +176,17 @@ def collect_outputs(
 
 
 def join_outputs(parts: Sequence[Outputs]) -> Outputs:
-    """Rows of several batches. `samples` are numbered within a batch, so they are dropped."""
+    """Rows of several batches. `samples`, which are numbered within a batch, are numbered on."""
+    samples, first = list[Tensor](), 0
+    for part in parts:
+        if part.samples is not None:
+            samples.append(part.samples + first)
+            first = int(samples[-1].max()) + 1 if len(part.samples) else first
     return Outputs(
         torch.cat([part.logits for part in parts]),
         None if parts[0].features is None else torch.cat([part.need_features() for part in parts]),
         torch.cat([part.labels for part in parts]),
+        torch.cat(samples) if samples else None,
     )
 
 

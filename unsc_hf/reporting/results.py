@@ -118,8 +118,8 @@ def print_run(run: FinishedRun, console: Console) -> None:
     console.print(f"Verdict: {run.verdict} ({run.reason}).")
     console.print(
         f"Certificate: held-out leak {certificate['leak']:.3g}, logit drift {drift['relative']:.3g}, "
-        f"{drift['agreement']:.1%} of decisions unchanged on {certificate['rows']} retained rows; "
-        f"ended by {certificate['stop_reason']}."
+        f"{certificate['flips']} of {certificate['rows']} decisions on kept rows changed, so at most "
+        f"{certificate['upper_95']:.2%} of such inputs with 95 % confidence; ended by {certificate['stop_reason']}."
     )
     reasons = sorted(run.unreachable.items(), key=lambda item: -item[1])
     listed = "; ".join(f"{count} x {reason}" for reason, count in reasons) or "nothing"
