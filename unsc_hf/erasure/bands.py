@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from ..data.selection import evenly_spaced
 from ..errors import UNSCError
-from ..evaluation.band import Band, choose_strength
 from ..evaluation.probes import linear_probe
+from ..evaluation.verdict import Band
 from ..models.hooks import evaluation_mode
 from ..models.loading import own_processor
 from .eraser import Attempt
@@ -27,6 +27,28 @@ ProbeRows = tuple[Sequence[Batch], Sequence[Batch]]  # that a probe is taught on
 ROWS_PER_CLASS = 200  # rows of each class that a probe is taught on
 ROWS = 4_000  # of all classes together: a probe of 150 classes would take longer than unlearning
 FEWEST_ROWS = 25  # of each class in any case
+TRIES = 5
+
+
+def choose_strength(read: Callable[[float], float], band: Band, start: float) -> float:
+    """The strength of erasure in [0, 1] whose reading on *validation* rows lies nearest the middle of the band.
+
+    The reading falls as the strength grows, so the interval is bisected, from `start` on. The search ends after five
+    tries, or as soon as a reading lies in the inner half of the band.
+    """
+    seen: dict[float, float] = {}
+    low, high, at = 0.0, 1.0, start
+    for _ in range(TRIES):
+        seen[at] = read(at)
+        if band.distance(seen[at]) <= 0.5:
+            break
+        low, high = (at, high) if seen[at] > band.mean else (low, at)
+        at = (low + high) / 2 if high - low > 0.05 or high < 1 else 1.0
+        if low == 0.0 and high <= 0.1:
+            at = 0.0
+        if at in seen:
+            break
+    return min(seen, key=lambda strength: band.distance(seen[strength]))
 
 
 class ProbeBands:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..data.dialogues import IGNORED
 from ..errors import UNSCError
 from ..models.head import find_head
-from ..models.hooks import NOT_INPUTS, capture_inputs, evaluation_mode
+from ..models.hooks import NOT_INPUTS, capture_inputs, evaluation_mode, pool
 from ..models.layers import ProtectedLayer, RowGeometry
 
 
@@ -68,7 +68,7 @@ def read_all(model: nn.Module, readings: Sequence[Reading], batch: Mapping[str, 
         if reading.answers:
             return answer_rows(state, batch)
         if reading.state is not None:
-            return _pooled(state, batch.get("attention_mask"))
+            return pool(state, batch.get("attention_mask"))
         if state.dim() != 2:
             raise UNSCError(
                 f"features: the head reads an input of shape {tuple(state.shape)}, expected (batch, width): "
@@ -82,15 +82,6 @@ def read_all(model: nn.Module, readings: Sequence[Reading], batch: Mapping[str, 
 def answer_rows(x: Tensor, batch: Mapping[str, Any]) -> Tensor:
     """Rows of (batch, tokens, width) that predict a labelled token."""
     return x[:, :-1][batch["labels"][:, 1:] != IGNORED]
-
-
-def _pooled(state: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over tokens (batch, tokens, width) or positions (batch, width, height, breadth)."""
-    if state.dim() == 4:
-        return state.mean((2, 3))
-    if mask is None or mask.shape != state.shape[:2]:
-        return state.mean(1)
-    return (state * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
 
 
 def find_readings(model: nn.Module, layers: bool, answers: bool, batch: Mapping[str, Any]) -> list[Reading]:

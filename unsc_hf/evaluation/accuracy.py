@@ -13,11 +13,9 @@ from ..models.outputs import Outputs, RowOutputs
 
 
 def per_class_accuracy(predictions: Any, labels: Any) -> dict[int, float]:
-    """Share of right predictions for each class that occurs in `labels`.
+    """Share of right predictions for each class that occurs in `labels`, (rows,).
 
-    Args:
-        predictions: ids, shape (rows,), or logits, shape (rows, labels).
-        labels: ids, shape (rows,).
+    `predictions` are ids, (rows,), or logits, (rows, labels).
     """
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if predictions.ndim == 2:

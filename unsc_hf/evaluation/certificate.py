@@ -12,17 +12,11 @@ from ..errors import UNSCError
 
 @dataclass(frozen=True)
 class LogitDrift:
-    """Measured change of logits on the same rows.
+    """Measured change of logits on the same rows."""
 
-    Attributes:
-        relative: |z - z_0| / |z_0|, Frobenius norms over all rows.
-        largest: largest absolute change of one logit.
-        agreement: share of rows whose most likely label is unchanged.
-    """
-
-    relative: float
-    largest: float
-    agreement: float
+    relative: float  # |z - z_0| / |z_0|, Frobenius norms over all rows
+    largest: float  # largest absolute change of one logit
+    agreement: float  # share of rows whose most likely label is unchanged
 
 
 def logit_drift(before: Tensor, after: Tensor) -> LogitDrift:

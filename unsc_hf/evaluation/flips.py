@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import beta
 from torch import Tensor
 
 from ..errors import UNSCError
@@ -45,19 +44,9 @@ class Flips:
         """The negative flip rate."""
         return self.negative / self.rows
 
-    @property
-    def upper_95(self) -> float:
-        """With 95 % confidence, at most this share of inputs like these rows changes; see `upper_bound`."""
-        return upper_bound(self.changed, self.rows)
-
 
 def count_flips(before: Tensor, after: Tensor, labels: Tensor, forgotten: Sequence[int] = ()) -> Flips:
-    """Compare two models' logits on the same kept rows.
-
-    Args:
-        before, after: logits, (rows, classes).
-        labels: true ids, (rows,).
-        forgotten: ids of the classes that are left out.
+    """Compare two models' logits (rows, classes) on the same kept rows with true ids `labels` (rows,).
 
     Raises:
         UNSCError: logits of different shapes, no rows, or no class that remains.
@@ -80,11 +69,3 @@ def count_flips(before: Tensor, after: Tensor, labels: Tensor, forgotten: Sequen
         positive=int((~was_right & is_right).sum()),
         drift=float((new - old).norm() / old.norm()),
     )
-
-
-def upper_bound(count: int, rows: int, confidence: float = 0.95) -> float:
-    """Exact one-sided upper bound on a share of which `count` of `rows` independent draws were seen.
-
-    Clopper and Pearson, Biometrika 26 (1934). None of 1,000 gives 0.3 %, three give 0.8 %.
-    """
-    return 1.0 if count >= rows else float(beta.ppf(confidence, count + 1, rows - count))

@@ -25,16 +25,10 @@ Rows = tuple[Tensor, Tensor]  # logits (rows, labels) and labels (rows,)
 
 @dataclass(frozen=True)
 class Membership:
-    """Result of the attack on forgotten rows.
+    """Result of the attack on forgotten rows."""
 
-    Attributes:
-        auc: area under the ROC curve; at 0.5 members and non-members look alike, as after retraining.
-        tpr_at_1pct_fpr: share of forgotten training rows that are found when 1 % of unseen rows are accused wrongly;
-            0.01 is chance.
-    """
-
-    auc: float
-    tpr_at_1pct_fpr: float
+    auc: float  # area under the ROC curve; at 0.5 members and non-members look alike, as after retraining
+    tpr_at_1pct_fpr: float  # share of forgotten rows found when 1 % of unseen ones are accused wrongly; 0.01 is chance
 
 
 def attack_features(logits: Tensor, labels: Tensor) -> np.ndarray:
@@ -49,12 +43,8 @@ def attack_features(logits: Tensor, labels: Tensor) -> np.ndarray:
 def attack_forgotten_rows(outputs: RowOutputs, forgotten: Sequence[int]) -> Membership | None:
     """The attack on the forgotten training rows, from a model's outputs; None where there are no test rows for it.
 
-    The rows that the model never saw are the test rows of the forgotten classes. Where no class is forgotten whole,
+    The rows that the model never saw are the test rows of the `forgotten` classes. Where no class is forgotten whole,
     half of the test rows teach the attacker and the other half are accused.
-
-    Args:
-        outputs: of the model.
-        forgotten: ids of the classes that are forgotten whole.
     """
     forget, retain, test = outputs.forget, outputs.retain, outputs.test
     accused = of_classes(test.labels, forgotten) if forgotten else torch.arange(len(test.labels)) % 2 == 1
@@ -71,12 +61,8 @@ def attack_forgotten_rows(outputs: RowOutputs, forgotten: Sequence[int]) -> Memb
 def exposure(losses: Tensor, unseen: Tensor) -> float:
     """Chance that a row has a smaller loss than an unseen one: the AUC of the loss attack (arXiv 1709.01604).
 
-    Args:
-        losses: of the rows to forget, (rows,).
-        unseen: of rows the model never saw, *sorted*, (unseen rows,).
-
-    Returns:
-        0.5 when the two look alike, 1 when every row has a smaller loss than every unseen one; ties count half.
+    It is 0.5 when the two look alike, and 1 when every row has a smaller loss than every unseen one; ties count half.
+    `losses` are of the rows to forget, (rows,); `unseen` of rows the model never saw, *sorted*, (unseen rows,).
     """
     below, up_to = (torch.searchsorted(unseen, losses, right=right) for right in (False, True))
     return float(1 - (below + up_to).double().mean() / (2 * len(unseen)))
@@ -91,14 +77,9 @@ def tolerated_exposure(rows: int) -> float:
 
 
 def accuracy_gap(accuracy: float, unseen: float, rows: int) -> float:
-    """How much more accurate the model is on the rows to forget than on unseen ones: the gap attack (arXiv 1709.01604).
+    """How much more accurate the model is on the `rows` rows to forget than on unseen ones: the gap attack (arXiv 1709.01604).
 
-    Args:
-        accuracy, unseen: on the rows to forget, and on rows that the model never saw.
-        rows: number of rows to forget. What `unseen` lets expect is rounded up to a whole row.
-
-    Returns:
-        More than 0 where the model knows too many of the rows.
+    More than 0 where the model knows too many of the rows. What `unseen` lets expect is rounded up to a whole row.
     """
     return (round(rows * accuracy) - math.ceil(rows * unseen - 1e-3)) / rows
 
@@ -110,11 +91,7 @@ def membership_inference(
 
     The attacker knows which retained rows are members (training) and which are not (test). It learns to tell them apart
     from the unlearned model's outputs, and is then asked to tell forgotten training rows from test rows of the
-    forgotten classes. Both sides are balanced by sampling.
-
-    Args:
-        retain_train, retain_test, forget_train, forget_test: logits (rows, labels) and labels (rows,) of each.
-        seed: of the sampling.
+    forgotten classes. Both sides are balanced by sampling with `seed`.
 
     Raises:
         UNSCError: when one of the four has no rows.

@@ -31,11 +31,7 @@ def linear_probe(
 ) -> float | None:
     """Test accuracy on `classes` (macro) of a new linear head trained on the model's features of *all* classes.
 
-    Args:
-        train_features, test_features: inputs of the head, (rows, width).
-        train_labels, test_labels: true ids, (rows,).
-        classes: the forgotten classes.
-        per_class: training rows per class for the probe.
+    Features are (rows, width), labels true ids (rows,). It is trained on at most `per_class` rows of each class.
 
     Raises:
         UNSCError: when the training rows are of a single class.
@@ -83,13 +79,11 @@ def prototype_attack(
     """Test accuracy on `classes` (macro) after a few examples of each are written into the head, without any training.
 
     The head's row of a forgotten class becomes the mean feature of `shots` of its examples. It is scaled to the mean
-    norm of the other rows and gets their mean bias. The result is the mean over `repeats` draws of the examples.
+    norm of the other rows and gets their mean bias. The result is the mean over `repeats` draws from the forget rows.
 
     Args:
         weight, bias: of the model's head, (labels, width) and (labels,).
-        forget_features, forget_labels: rows the attacker may draw from.
-        test_features, test_labels: test rows of the forgotten classes.
-        classes: the forgotten classes.
+        forget_features, test_features: (rows, width); the test rows are of the forgotten classes.
     """
     forgotten = sorted(set(classes))
     kept = [c for c in range(weight.shape[0]) if c not in forgotten]

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from ..errors import UNSCError
+
 LABELS = {
     "original": "original",
     "masked": "masked logits",
@@ -31,26 +33,15 @@ FEATURES = ("linear probe", "10-shot prototype attack")  # audits that examine t
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a verdict on one model rests on.
+    """What a verdict on one model rests on."""
 
-    Attributes:
-        per_class: test accuracy by class id.
-        audits: headline number of each audit by its title; None or NaN where the audit says nothing.
-    """
-
-    per_class: Mapping[int, float]
-    audits: Mapping[str, float | None]
+    per_class: Mapping[int, float]  # test accuracy by class id
+    audits: Mapping[str, float | None]  # headline number by title; None or NaN where the audit says nothing
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One of `WORDS`, and why.
-
-    Attributes:
-        word: the verdict.
-        reason: a sentence.
-        outside: titles of the audits that lie outside the band of the retrained models.
-    """
+    """One of `WORDS`, a sentence that says why, and the audits outside the band of the retrained models."""
 
     word: str
     reason: str
@@ -113,14 +104,39 @@ def mean_result(results: Sequence[MethodResult]) -> MethodResult:
     )
 
 
-def within_band(value: float, band: Sequence[float]) -> bool:
-    """Whether a share lies within two standard deviations of several retrained models' mean, or within a point of it.
+@dataclass(frozen=True)
+class Band:
+    """What retrained models read: the target of forgetting is a band, and less than it is over-erasure.
 
-    Few models may agree by chance to less than one test row, so their band is never taken to be narrower than one
-    point.
+    Attributes:
+        mean: of the readings.
+        reach: how far from it is still like them: two standard deviations, at least a point. Few models may agree by
+            chance to less than one test row.
     """
-    mean, spread = float(np.mean(band)), float(np.std(band, ddof=1))
-    return math.isfinite(value) and abs(value - mean) <= max(FAR * spread, LEAST_BAND) + 1e-9
+
+    mean: float
+    reach: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Band:
+        """From the readings of retrained models.
+
+        Raises:
+            UNSCError: fewer than two, or one that is not a number.
+        """
+        if len(values) < 2 or not np.isfinite(values).all():
+            raise UNSCError(
+                f"references: {list(values)} given; a band needs the readings of two retrained models or more."
+            )
+        return cls(float(np.mean(values)), max(FAR * float(np.std(values, ddof=1)), LEAST_BAND))
+
+    def distance(self, value: float) -> float:
+        """How far a reading lies from the mean, in units of the reach: within 1 it is inside."""
+        return abs(value - self.mean) / self.reach
+
+    def holds(self, value: float) -> bool:
+        """Whether a reading is a number that lies within reach of the mean."""
+        return math.isfinite(value) and abs(value - self.mean) <= self.reach + 1e-9
 
 
 def judge(model: Evidence, references: Sequence[Evidence], forgotten: Sequence[int]) -> Verdict:
@@ -133,10 +149,7 @@ def judge(model: Evidence, references: Sequence[Evidence], forgotten: Sequence[i
     Single rows of remaining classes are compared with the retrained models by their accuracy and a membership attack
     alone. That says nothing about the features, so the verdict is at most "suppressed".
 
-    Args:
-        model: the model.
-        references: models that were retrained without the forgotten rows.
-        forgotten: ids of the classes that are forgotten whole; empty for single rows.
+    `references` are retrained without the forgotten rows; `forgotten` is empty where single rows are forgotten.
     """
     evidence = bool(available_audits(references))
     more = f"needs an audit of at least {FEWEST_REFERENCES} retrained models, {len(references)} given"
@@ -180,13 +193,12 @@ def audits_outside(model: Evidence, references: Sequence[Evidence]) -> dict[str,
         value = model.audits.get(title)
         if value is None or not math.isfinite(value):
             outside[title] = f"the {title} could not be measured"
-        elif not within_band(value, band):
+        elif not Band.of(band).holds(value):
             retrained = f"{np.mean(band):.1%} ± {np.std(band, ddof=1):.1%}"
             outside[title] = f"the {title} reads {value:.1%}, retrained models {retrained}"
     return outside
 
 
 def _inside(references: Sequence[Evidence]) -> str:
-    """That a model lies within the band in every available audit."""
     titles = ", ".join(available_audits(references))
     return f"{titles}: all within two standard deviations of {len(references)} retrained models"

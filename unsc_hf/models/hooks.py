@@ -91,6 +91,15 @@ def row_mask(x: Tensor, attention_mask: Tensor | None) -> Tensor | None:
     return attention_mask.reshape(-1).bool()
 
 
+def pool(state: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over tokens (batch, tokens, width) or positions (batch, width, height, breadth)."""
+    if state.dim() == 4:
+        return state.mean((2, 3))
+    if mask is None or mask.shape != state.shape[:2]:
+        return state.mean(1)
+    return (state * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
+
+
 @dataclass(frozen=True)
 class Trace:
     """What one forward pass of a small batch shows about the layers.

@@ -65,8 +65,7 @@ class Audit:
     Attributes:
         name: the function's name; its numbers are called `name.key`.
         title: what tables call it.
-        headline: the key that a verdict compares with the retrained models' band; None for an audit that takes no part
-            in verdicts.
+        headline: the key that a verdict compares with the retrained models' band; None takes no part in verdicts.
         run: the audit.
         calibrate: chooses how strong the audit is, once for a comparison. It examines the original, on validation rows
             instead of test rows. What it returns is in `Examination.calibration`; its "summary" is printed.

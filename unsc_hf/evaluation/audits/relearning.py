@@ -1,8 +1,9 @@
-"""Relearning: how fast forgotten classes come back from a few examples (Golatkar et al., arXiv 1911.04933)."""
+"""How forgotten classes come back: from a few examples of them, or from training on retained rows alone."""
 
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,8 @@ def choose_rate(exam: Examination) -> dict[str, Any]:
 
 @audit("relearning from 10 examples", headline="area", calibrate=choose_rate)
 def relearning(exam: Examination) -> Reading:
-    """Test accuracy on the forgotten classes while the model is trained on 10 examples of *every* class.
+    """Test accuracy on the forgotten classes while the model is trained on 10 examples of *every* class (Golatkar et
+    al., arXiv 1911.04933).
 
     `curve`: every 5 steps of AdamW. `area`: its mean. `steps_to_80`: the first step with 80 % of the original's
     accuracy, NaN when 40 steps do not reach it. `head_area`: the area where only the head is trained. All numbers are
@@ -58,6 +60,14 @@ def relearning(exam: Examination) -> Reading:
     curve, head = _curve(exam, rate), fit_head(exam, SHOTS, HEAD * rate)
     reached = next((float(i * EVERY) for i, value in enumerate(curve) if value >= goal), math.nan)
     return {"curve": curve, "area": float(np.mean(curve)), "steps_to_80": reached, "head_area": float(np.mean(head))}
+
+
+@audit("after fine-tuning on retained rows", headline="AccDut")
+def fine_tuning(exam: Examination) -> Reading:
+    """`AccDut`: the highest test accuracy on the forgotten classes within 40 steps on retained rows, which may bring
+    back what was only muted (Łucki et al., arXiv 2409.18025)."""
+    curve = fit(exam, deepcopy(exam.model).requires_grad_(True), exam.retain, forgotten_rows(exam))
+    return {"AccDut": max(curve), "curve": curve}
 
 
 def _original_accuracy(exam: Examination) -> float:
