@@ -55,11 +55,7 @@ def _disk_full(error: BaseException | None) -> bool:
 
 @contextmanager
 def full_disk_in_one_line() -> Iterator[None]:
-    """Report a full disk like bad input, whichever library raised the error.
-
-    Raises:
-        UNSCError: no space was left. Files that were complete stay complete.
-    """
+    """Report a full disk as a UNSCError, whichever library raised the error. Files that were complete stay complete."""
     try:
         yield
     except Exception as error:

@@ -21,9 +21,8 @@ def parse_arguments(
     description: str = "",
     defaults: Mapping[str, Any] | None = None,
 ) -> tuple[Any, ...]:
-    """One instance of each dataclass in `types`, from the command line.
-
-    What is not given there comes from `--config file.yaml`, then from `defaults`.
+    """One instance of each dataclass in `types`, from the command line, then from `--config file.yaml`, then
+    `defaults`.
 
     Raises:
         UNSCError: unreadable file, or a key that is no option (the closest are listed).

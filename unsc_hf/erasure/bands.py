@@ -54,8 +54,8 @@ def choose_strength(read: Callable[[float], float], band: Band, start: float) ->
 class ProbeBands:
     """Bands of what a probe reads in retrained models, and the strengths of erasure that reach them.
 
-    The probe is taught on training rows, and asked about the forget rows that are held out for validation. `bands` are
-    by name of the reading; `taught_on` and `asked` are batches.
+    The probe is taught on batches of training rows, `taught_on`, and asked about the forget rows that are held out for
+    validation, `asked`. `bands` are by name of the reading.
     """
 
     def __init__(
@@ -65,14 +65,10 @@ class ProbeBands:
         references: Sequence[Callable[[], PreTrainedModel]],
         bands: Mapping[str, Band] | None = None,
     ) -> None:
-        """Read the bands in the references, unless they are given.
+        """Read the bands in the references, unless `bands` gives them by reading, for the same rows.
 
-        Args:
-            model: the model that is erased; it may be trained before.
-            rows: of whole classes.
-            references: each gives a retrained model; they are held one at a time. One from a folder or the Hub reads
-                raw rows by the tokenizer or image processor that was saved with it.
-            bands: of each reading, where they are known already for the same rows; `references` are not needed then.
+        `rows` are of whole classes. Each of `references` gives a retrained model, one at a time. One from a folder or
+        the Hub reads raw rows by the tokenizer or image processor that was saved with it.
 
         Raises:
             UNSCError: a language model or single rows, fewer than two references, or one with other hidden states.
@@ -109,7 +105,6 @@ class ProbeBands:
         return taught_on, rows.batches(rows.held_out)
 
     def _read(self, rows: FeatureRows, references: Sequence[Callable[[], PreTrainedModel]]) -> dict[str, Band]:
-        """Bands of every reading."""
         places = len(self._readings(self._model))
         values: dict[str, list[float]] = {}
         for load in references:

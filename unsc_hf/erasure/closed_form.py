@@ -39,11 +39,9 @@ class LowRank:
     right: Tensor
 
     def dense(self) -> Tensor:
-        """(out, in)."""
         return self.left @ self.right.T
 
     def scaled(self, factor: float) -> LowRank:
-        """The change times a number."""
         return LowRank(self.left * factor, self.right)
 
 
@@ -60,7 +58,6 @@ def least_leak(inputs: Tensor, shifts: Tensor, moment: Tensor, ridge: float = RI
         inputs: differences of input means, (in, k). Columns that depend on each other are met as far as they can be.
         shifts: wanted shifts of the output means, (out, k).
         moment: second moment of retained input rows, (in, in).
-        ridge: see `ridged`.
     """
     solved = torch.linalg.solve(ridged(moment.double(), ridge), inputs.double())
     inner = torch.linalg.pinv(inputs.double().T @ solved, rtol=1e-6, hermitian=True)
@@ -71,14 +68,9 @@ def least_leak(inputs: Tensor, shifts: Tensor, moment: Tensor, ridge: float = RI
 def shared_pairs(own: Tensor, relabelled: Tensor, retained: Tensor) -> list[Pair]:
     """Pairs of a forgotten class and a retained one to which at least 5 % of its rows are re-labelled.
 
-    Where no retained class takes as much, the few that take most.
-
-    Args:
-        own, relabelled: true and new labels of the forgotten rows, (rows,).
-        retained: labels of the retained rows, (rows,).
-
-    Raises:
-        UNSCError: no class has two rows of either kind.
+    Where no retained class takes as much, the few that take most. `own` and `relabelled` are true and new labels of the
+    forgotten rows, `retained` those of the retained rows, (rows,) each. UNSCError when no class has two rows of either
+    kind.
     """
     pairs: list[Pair] = []
     for c in torch.unique(own).tolist():
@@ -103,10 +95,8 @@ def differences(
 ) -> Tensor:
     """Mean of the forgotten rows of each pair minus the mean of the retained rows of its new class, (width, pairs).
 
-    Args:
-        forgotten, retained: rows, (rows, width).
-        own, relabelled, labels: true and new classes of the former, classes of the latter, (rows,).
-        pairs: see `shared_pairs`.
+    Rows are (rows, width). Forgotten ones have true and new classes `own` and `relabelled`, retained ones `labels`,
+    (rows,).
     """
     columns = [
         forgotten[(own == c) & (relabelled == k)].double().mean(0) - retained[labels == k].double().mean(0)
@@ -118,10 +108,8 @@ def differences(
 def output_shifts(jacobian: Tensor, wanted: Tensor, ridge: float = RIDGE) -> Tensor:
     """Shifts of a layer's output (out, k) that move the features by `wanted` (features, k), where they can be moved.
 
-    Args:
-        jacobian: derivative of the mean feature by a constant added to the output, (features, out).
-        wanted: see above.
-        ridge: a normalisation behind the layer lets two directions hardly move. Without it these would take all.
+    `jacobian` is the derivative of the mean feature by a constant added to the output, (features, out). A normalisation
+    behind the layer lets two directions hardly move. Without the ridge these would take all.
     """
     jacobian = jacobian.double()
     return jacobian.T @ torch.linalg.solve(ridged(jacobian @ jacobian.T, ridge), wanted.double())

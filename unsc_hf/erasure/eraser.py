@@ -37,38 +37,29 @@ Choose = Callable[[Reading, Attempt], float]  # tries strengths for a reading, a
 
 @dataclass(frozen=True)
 class Erased:
-    """What was done for one reading.
-
-    Attributes:
-        reading, writer: names.
-        strength: share of the difference of class means that was taken out; what the head does not read goes whole.
-        before, after: norm of the differences of class means before all erasure, and after this reading's.
-    """
+    """What was done for one reading."""
 
     reading: str
     writer: str
-    strength: float
-    before: float
-    after: float
+    strength: float  # share of the differences that was taken out; what the head does not read goes whole
+    before: float  # norm of the differences of class means before all erasure
+    after: float  # and after this reading's
 
 
 @dataclass(frozen=True)
 class _State:
-    """Differences of class means of a reading (width, pairs) and of its writer's inputs (in, pairs), as they are now;
-    the second moment of the retained rows' inputs (in, in)."""
+    """A reading and the inputs of its writer, as they are now."""
 
-    features: Tensor
-    inputs: Tensor
-    moment: Tensor
+    features: Tensor  # differences of class means, (width, pairs)
+    inputs: Tensor  # the same of the writer's inputs, (in, pairs)
+    moment: Tensor  # second moment of the retained rows' inputs, (in, in)
 
 
 @dataclass(eq=False)
 class _Place:
-    """A reading, its writer, and the differences of class means (width, pairs) before all erasure."""
-
     reading: Reading
     writer: ProtectedLayer
-    before: Tensor
+    before: Tensor  # differences of class means before all erasure, (width, pairs)
     folded: int = 0  # changes that are written for it
 
 
@@ -76,10 +67,8 @@ class FeatureEraser:
     """Erases the readings of one model, one after another.
 
     Attributes:
-        model: changed in place through `folds`.
-        rows: that are read.
-        sites: layers that may be changed: the module whose output is read, a LoRA layer as a whole.
-        folds: the changes.
+        model, rows: what is changed in place, and the rows that are read.
+        sites, folds: layers that may be changed (a LoRA layer as a whole), and their changes.
         head: reading of the head's input.
         head_rows: rows of the head's weight by class, (labels, width); None for language models.
         done: what was erased so far.
@@ -88,8 +77,7 @@ class FeatureEraser:
     def __init__(self, model: nn.Module, layers: Sequence[ProtectedLayer], place: str, rows: ErasureRows) -> None:
         """`layers` are the trained layers; `place` is "head" or "layers".
 
-        Raises:
-            UNSCError: hidden states that the model does not return, or no layer that may be changed writes any reading.
+        UNSCError where the model returns no hidden states, or no layer that may be changed writes any reading.
         """
         self.model, self.rows = model, rows
         self.sites, self.folds = folding_sites(model, layers), Folds(model)
@@ -112,12 +100,10 @@ class FeatureEraser:
         self.done = [self._erase(place, choose) for place in self._places]
 
     def take_back_last(self) -> None:
-        """Take back what was done for the last reading."""
         self.done.pop()
         self._unfold(self._places[-1])
 
     def erase_last(self, choose: Choose) -> None:
-        """Erase the last reading again, after the others were changed."""
         self.done.append(self._erase(self._places[-1], choose))
 
     def scaled(self, hidden: float, factor: float) -> list[Erased]:
@@ -176,10 +162,7 @@ class FeatureEraser:
     def _approach(
         self, place: _Place, now: _State, held: tuple[Tensor, Tensor], slope: Tensor, target: Tensor
     ) -> tuple[list[LowRank], Tensor]:
-        """Fold until the differences are `target`, as nearly as the layers behind the writer allow.
-
-        Returns the changes that were folded, and the differences that are left.
-        """
+        """Fold until the differences are `target`, as nearly as can be; the changes, and the differences left."""
         folded: list[LowRank] = []
         near = _NEAR * float(now.features.norm())
         while len(folded) < _PASSES and float((now.features - target).norm()) > near:
@@ -213,18 +196,16 @@ class FeatureEraser:
         return (1 - strength / 2) * (basis @ (basis.T @ place.before))
 
     def _differences(self, readings: Sequence[Reading]) -> list[Tensor]:
-        """Differences of class means of each reading, (width, pairs), as they are now."""
+        """As they are now, (width, pairs) for each reading."""
         forgotten, retained = self._read_all(readings)
         return [self.rows.differences(_joined(forgotten, i), _joined(retained, i)) for i in range(len(readings))]
 
     def _read_all(self, readings: Sequence[Reading]) -> list[list[list[Tensor]]]:
-        """Of both kinds of rows, for each batch, every reading."""
         with evaluation_mode(self.model):
             parts = (self.rows.forgotten, self.rows.retained)
             return [[read_all(self.model, readings, batch) for batch in part] for part in parts]
 
     def _read(self, place: _Place) -> _State:
-        """Both kinds of rows, as they are now."""
         forgotten, retained = (
             [read_writer(self.model, place.writer, place.reading, batch) for batch in part]
             for part in (self.rows.forgotten, self.rows.retained)
@@ -235,5 +216,4 @@ class FeatureEraser:
 
 
 def _joined(parts: Sequence[Sequence[Tensor]], i: int) -> Tensor:
-    """The `i`-th tensor of each batch, joined, float32 on the CPU."""
     return torch.cat([part[i].float().cpu() for part in parts])

@@ -37,10 +37,9 @@ def erase_features(
     target: float,
     choose: Choose | None = None,
 ) -> list[Erased]:
-    """Erase the features of an unlearned model, within the leak budget and without bringing answers back.
+    """Erase the features of an unlearned model in place, within the leak budget and without bringing answers back.
 
     Args:
-        model: changed in place.
         layers: the trained layers of its projection.
         rows: of the request; their `args` say how much to erase, where, and within which budget.
         pseudo_labels: new labels of the training rows to forget, None for a language model.
@@ -62,8 +61,6 @@ def erase_features(
 
 @dataclass(frozen=True)
 class _Limits:
-    """What the model must keep to; see `erase_features`. `most_known` bounds `known`."""
-
     leak: Callable[[], float]
     known: Callable[[], float]
     max_leak: float | None

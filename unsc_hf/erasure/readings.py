@@ -24,17 +24,11 @@ from ..models.layers import ProtectedLayer, RowGeometry
 
 @dataclass(frozen=True)
 class Reading:
-    """One place to read.
+    """One place to read."""
 
-    Attributes:
-        state: index of a hidden state, None for the head's input.
-        head: the head.
-        answers: whether rows are the answer tokens of a language model.
-    """
-
-    state: int | None
+    state: int | None  # index of a hidden state, None for the head's input
     head: ProtectedLayer
-    answers: bool = False
+    answers: bool = False  # whether rows are the answer tokens of a language model
 
     @property
     def name(self) -> str:
@@ -43,8 +37,7 @@ class Reading:
     def rows(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """Run the model on a batch, and read: (rows, width), with the graph where gradients are on.
 
-        Raises:
-            UNSCError: hidden states that the model does not return, or a head that reads several rows of a sample.
+        UNSCError for hidden states that the model does not return, or a head that reads several rows of a sample.
         """
         return read_all(model, [self], batch)[0]
 
@@ -88,10 +81,7 @@ def find_readings(model: nn.Module, layers: bool, answers: bool, batch: Mapping[
     """The head's input, and with `layers` every hidden state before it, which a small batch shows.
 
     The embeddings are left out: what pixels and words give away by themselves is nothing that the model has learned.
-    `answers` says that the model is a causal language model, not a classifier.
-
-    Raises:
-        UNSCError: no linear head, or hidden states that the model does not return.
+    `answers` says that the model is a causal language model. UNSCError where there is no linear head or hidden state.
     """
     network: Any = model
     if answers:

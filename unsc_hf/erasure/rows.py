@@ -33,23 +33,14 @@ _FEW_ROWS = 20  # with fewer retained rows the mean of a class is uncertain
 
 @dataclass(frozen=True)
 class FeatureRows:
-    """The rows of a request, and what makes batches of them.
+    """The rows of a request, and what makes batches of them."""
 
-    Attributes:
-        task: knows the classes of rows.
-        args: says what to erase, and on which device.
-        forget, retain: training rows.
-        held_out: forget rows held out for validation.
-        processor: tokenizer or image processor of the model, None where rows need none.
-        prepare, collate: make rows ready for the model, and batches of them.
-    """
-
-    task: Task
-    args: UNSCConfig
+    task: Task  # knows the classes of rows
+    args: UNSCConfig  # says what to erase, and on which device
     forget: Dataset
     retain: Dataset
-    held_out: Dataset
-    processor: Any
+    held_out: Dataset  # forget rows held out for validation
+    processor: Any  # tokenizer or image processor of the model, None where rows need none
     prepare: Callable[[Dataset], Any]
     collate: Callable[[list[dict[str, Any]]], dict[str, Any]]
 
@@ -75,36 +66,26 @@ class FeatureRows:
 
 @dataclass(frozen=True)
 class ErasureRows:
-    """The rows that erasure reads, in batches on the model's device.
-
-    Attributes:
-        forgotten, retained: batches.
-        own, relabelled: class of each forgotten reading row, and the class it is re-labelled to, (rows,).
-        labels: classes of the retained reading rows, (rows,).
-        pairs: of a forgotten class and a new class, whose means are brought together; see `shared_pairs`.
-        answers: whether rows are the answer tokens of a language model.
-    """
+    """The rows that erasure reads, in batches on the model's device."""
 
     forgotten: Sequence[Batch]
     retained: Sequence[Batch]
-    own: Tensor
-    relabelled: Tensor
-    labels: Tensor
-    pairs: Sequence[Pair]
-    answers: bool = False
+    own: Tensor  # class of each forgotten reading row, (rows,)
+    relabelled: Tensor  # the class that it is re-labelled to, (rows,)
+    labels: Tensor  # classes of the retained reading rows, (rows,)
+    pairs: Sequence[Pair]  # whose means are brought together, see `shared_pairs`
+    answers: bool = False  # whether rows are the answer tokens of a language model
 
     def differences(self, forgotten: Tensor, retained: Tensor) -> Tensor:
-        """Differences of class means (width, pairs) of what was read of the rows, (rows, width) each."""
+        """Of class means (width, pairs), of what was read of the rows, (rows, width) each."""
         return differences(forgotten, self.own, self.relabelled, retained, self.labels, self.pairs)
 
 
 def erasure_rows(rows: FeatureRows, pseudo_labels: Tensor | None) -> ErasureRows:
     """Choose evenly spaced rows to forget and to keep. None of them is held out.
 
-    Pseudo-labels are ids (forget rows,) or distributions (forget rows, classes); None for a language model.
-
-    Raises:
-        UNSCError: no class has two rows of either kind.
+    Pseudo-labels are ids (forget rows,) or distributions (forget rows, classes); None for a language model. UNSCError
+    when no class has two rows of either kind.
     """
     own = rows.task.strata(rows.forget)
     classes = np.unique(own)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -26,11 +27,13 @@ def folding_sites(model: nn.Module, layers: Sequence[ProtectedLayer]) -> list[Pr
     return sites
 
 
-class _Fold(NamedTuple):
-    """A change and how much of it is written."""
+@dataclass
+class _Site:
+    """A layer that was changed: its weights at the start, and each change with how much of it is written."""
 
-    change: LowRank
-    factor: float = 1.0
+    layer: ProtectedLayer
+    start: tuple[Tensor, ...]
+    folds: list[tuple[LowRank, float]] = field(default_factory=list)
 
 
 class Folds:
@@ -42,60 +45,59 @@ class Folds:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._sites: dict[str, ProtectedLayer] = {}
-        self._start: dict[str, tuple[Tensor, ...]] = {}
-        self._folds: dict[str, list[_Fold]] = {}
+        self._sites: dict[str, _Site] = {}
 
-    def fold(self, site: ProtectedLayer, change: LowRank) -> None:
-        """Add a change (out, in) to a site."""
-        if site.name not in self._sites:
-            lora = site.module if isinstance(site.module, LoraLayer) else None
-            weights = [lora.lora_A[ADAPTER].weight, lora.lora_B[ADAPTER].weight] if lora else [site.weight]
-            self._sites[site.name], self._folds[site.name] = site, []
-            self._start[site.name] = tuple(weight.detach().clone() for weight in weights)
-        self._folds[site.name].append(_Fold(change))
+    def fold(self, layer: ProtectedLayer, change: LowRank) -> None:
+        """Add a change (out, in) to a layer."""
+        if layer.name not in self._sites:
+            lora = layer.module if isinstance(layer.module, LoraLayer) else None
+            weights = [lora.lora_A[ADAPTER].weight, lora.lora_B[ADAPTER].weight] if lora else [layer.weight]
+            self._sites[layer.name] = _Site(layer, tuple(weight.detach().clone() for weight in weights))
+        site = self._sites[layer.name]
+        site.folds.append((change, 1.0))
         self._write(site)
 
-    def unfold(self, site: ProtectedLayer) -> None:
-        """Take the last change of a site back."""
-        self._folds[site.name].pop()
+    def unfold(self, layer: ProtectedLayer) -> None:
+        """Take the last change of a layer back."""
+        site = self._sites[layer.name]
+        site.folds.pop()
         self._write(site)
 
     def scale(self, factor: float) -> None:
         """Write every change so far times a factor; 1 is what was folded. Later changes are written whole."""
-        for name, site in self._sites.items():
-            self._folds[name] = [_Fold(fold.change, factor) for fold in self._folds[name]]
+        for site in self._sites.values():
+            site.folds = [(change, factor) for change, _ in site.folds]
             self._write(site)
 
     def settle(self) -> None:
         """Count what is written now as what was folded."""
-        for folds in self._folds.values():
-            folds[:] = [_Fold(fold.change.scaled(fold.factor)) for fold in folds]
+        for site in self._sites.values():
+            site.folds = [(change.scaled(factor), 1.0) for change, factor in site.folds]
 
     def clear(self) -> None:
         """Take every change back."""
-        for name, site in self._sites.items():
-            self._folds[name].clear()
+        for site in self._sites.values():
+            site.folds.clear()
             self._write(site)
 
     @torch.no_grad()
-    def _write(self, site: ProtectedLayer) -> None:
-        start, folds = self._start[site.name], self._folds[site.name]
-        if isinstance(site.module, LoraLayer):
-            self._grow(site.name, site.module, start, folds)
+    def _write(self, site: _Site) -> None:
+        layer = site.layer
+        if isinstance(layer.module, LoraLayer):
+            self._grow(layer.name, layer.module, site)
             return
-        total = site.as_matrix(start[0]).double()
-        for fold in folds:
-            total = total + fold.factor * fold.change.dense()[None].to(total.device)
-        site.weight.copy_(site.from_matrix(total))
+        total = layer.as_matrix(site.start[0]).double()
+        for change, factor in site.folds:
+            total = total + factor * change.dense()[None].to(total.device)
+        layer.weight.copy_(layer.from_matrix(total))
 
-    def _grow(self, name: str, lora: LoraLayer, start: tuple[Tensor, ...], folds: Sequence[_Fold]) -> None:
+    def _grow(self, name: str, lora: LoraLayer, site: _Site) -> None:
         """A and B with further rows and columns; the trained ones stay as they are."""
         scale = lora.scaling[ADAPTER]
-        a, b = start
+        a, b = site.start
         rows, columns = [a], [b]
-        for fold in folds:
-            left, right = fold.factor / scale * fold.change.left, fold.change.right
+        for change, factor in site.folds:
+            left, right = factor / scale * change.left, change.right
             rows.append(right.T.reshape(-1, *a.shape[1:]).to(a))
             columns.append(left.reshape(-1, left.shape[1], *b.shape[2:]).to(b))
         down, up = lora.lora_A[ADAPTER], lora.lora_B[ADAPTER]

@@ -20,11 +20,7 @@ class LogitDrift:
 
 
 def logit_drift(before: Tensor, after: Tensor) -> LogitDrift:
-    """Drift between the logits of the same rows, (rows, labels) each.
-
-    Raises:
-        UNSCError: when the shapes differ.
-    """
+    """Drift between the logits of the same rows, (rows, labels) each; UNSCError when the shapes differ."""
     if before.shape != after.shape:
         raise UNSCError(f"logits: shapes {tuple(before.shape)} and {tuple(after.shape)} differ; use the same rows.")
     change = (after.double() - before.double()).abs()
@@ -40,13 +36,11 @@ class Certificate:
     """What was measured on held-out retained rows.
 
     Attributes:
-        leak: relative change of the outputs of all trained layers together.
-        leak_per_layer: the same for each layer, by name.
+        leak, leak_per_layer: relative change of the outputs of all trained layers together, and of each by name.
         drift: measured change of the logits.
         rows: number of held-out rows of the data set.
         relative_change: `|W - W_0|` / `|W_0|` over the trained weights.
-        max_leak: the leak budget; None without one.
-        stop_reason: why unlearning ended.
+        max_leak, stop_reason: the leak budget, None without one, and why unlearning ended.
         held_out: False when the caller gave the statistics, which may contain these rows.
         merged: drift after the adapter is merged into the base weights, by the dtype they are then stored in
             ("float32", "bfloat16"); None without an adapter.

@@ -69,17 +69,15 @@ def exposure(losses: Tensor, unseen: Tensor) -> float:
 
 
 def tolerated_exposure(rows: int) -> float:
-    """Exposure that so many rows may have by chance.
-
-    It is 0.5 plus a standard deviation of the AUC, 1 / sqrt(12 rows), and at least 0.51.
-    """
+    """Exposure of so many rows by chance: 0.5 plus a standard deviation of the AUC, 1 / sqrt(12 rows), at least
+    0.51."""
     return 0.5 + max(0.01, (12 * rows) ** -0.5)
 
 
 def accuracy_gap(accuracy: float, unseen: float, rows: int) -> float:
-    """How much more accurate the model is on the `rows` rows to forget than on unseen ones: the gap attack (arXiv 1709.01604).
+    """How much more accurate the model is on the rows to forget than on unseen ones: the gap attack (arXiv 1709.01604).
 
-    More than 0 where the model knows too many of the rows. What `unseen` lets expect is rounded up to a whole row.
+    More than 0 where the model knows too many of these `rows`. What `unseen` lets expect is rounded up to a whole row.
     """
     return (round(rows * accuracy) - math.ceil(rows * unseen - 1e-3)) / rows
 
@@ -89,12 +87,9 @@ def membership_inference(
 ) -> Membership:
     """Logistic regression on loss, confidence and entropy, fitted on retained rows and used on forgotten ones.
 
-    The attacker knows which retained rows are members (training) and which are not (test). It learns to tell them apart
-    from the unlearned model's outputs, and is then asked to tell forgotten training rows from test rows of the
-    forgotten classes. Both sides are balanced by sampling with `seed`.
-
-    Raises:
-        UNSCError: when one of the four has no rows.
+    The attacker knows which retained rows are members (training) and which are not (test), learns to tell them apart,
+    and is asked to tell forgotten training rows from test rows of the forgotten classes. Both sides are balanced by
+    sampling. UNSCError when one of the four has no rows.
     """
     names = ("retain_train", "retain_test", "forget_train", "forget_test")
     for name, (logits, _) in zip(names, (retain_train, retain_test, forget_train, forget_test), strict=True):

@@ -31,10 +31,8 @@ def linear_probe(
 ) -> float | None:
     """Test accuracy on `classes` (macro) of a new linear head trained on the model's features of *all* classes.
 
-    Features are (rows, width), labels true ids (rows,). It is trained on at most `per_class` rows of each class.
-
-    Raises:
-        UNSCError: when the training rows are of a single class.
+    Features are (rows, width), labels true ids (rows,). It is trained on at most `per_class` rows of each class;
+    UNSCError when these are of a single class.
     """
     chosen = at_most_per_class(train_labels, per_class, np.random.default_rng(seed))
     if len(np.unique(train_labels.numpy()[chosen])) < 2:

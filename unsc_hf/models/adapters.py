@@ -16,11 +16,7 @@ from .layers import find_layers, plain_name
 
 
 def check_lora_config(config: PeftConfig) -> LoraConfig:
-    """The config, if an adapter made by it can keep the promise.
-
-    Raises:
-        UNSCError: naming the option that breaks it, and why.
-    """
+    """The config, if an adapter made by it can keep the promise; UNSCError names the option that breaks it, and why."""
     if not isinstance(config, LoraConfig):
         raise UNSCError(f"peft_config: got {type(config).__name__}; only LoraConfig can be confined to a null space.")
     reasons = {
@@ -45,10 +41,8 @@ def add_adapters(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     """Wrap `model` with LoRA adapters whose B is zero.
 
     `target_modules=None` means every linear layer but the head. In a model without linear layers (a ResNet) it means
-    every convolution that is not grouped.
-
-    Raises:
-        UNSCError: an option that breaks the promise, or target modules that match nothing (the model's are listed).
+    every convolution that is not grouped. UNSCError for an option that breaks the promise, or targets that match
+    nothing.
     """
     config = copy.deepcopy(check_lora_config(config))
     if config.target_modules is None:

@@ -13,11 +13,8 @@ from .layers import ADAPTER
 
 
 def find_head(model: nn.Module, num_labels: int) -> tuple[str, nn.Linear]:
-    """Name and module of the linear layer that produces the logits: the last one with `num_labels` outputs.
-
-    Raises:
-        UNSCError: the model has none.
-    """
+    """Name and module of the linear layer that gives the logits: the last with `num_labels` outputs; UNSCError
+    without."""
     heads = [
         (name, module)
         for name, module in model.named_modules()
@@ -29,18 +26,12 @@ def find_head(model: nn.Module, num_labels: int) -> tuple[str, nn.Linear]:
 
 
 def classify(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Logits of samples with one label each, and the order in which the samples ran, which hooks on layers need.
+    """Logits (batch, labels) of samples with one label each, and the order in which they ran, which hooks need,
+    (batch,).
 
     Texts of a batch are padded to the longest, which on a CPU may double the work. There the batch runs in pieces of
     similar length, each cut after its own last token. Masked tokens have no influence, so the logits agree up to
     rounding. Several processes must run the same number of passes, so their batches are not split.
-
-    Args:
-        model: its output has `logits`, (batch, labels).
-        inputs: the model's inputs, (batch, ...) each.
-
-    Returns:
-        Logits (batch, labels) in the order of `inputs`, and the numbers of the samples in the order they ran, (batch,).
     """
     parts = [(rows, model(**piece).logits) for rows, piece in pieces(inputs)]
     if len(parts) == 1:

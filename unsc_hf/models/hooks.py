@@ -34,12 +34,8 @@ def capture_inputs(
     The hooks are removed whatever happens.
 
     Args:
-        layers, on_input: see above.
-        strict: refuse layers that never ran, whose statistics would be empty.
+        strict: refuse layers that never ran, with a UNSCError at the end of the block: their statistics would be empty.
         at_source: take the input of a layer's `source`, before it is cast.
-
-    Raises:
-        UNSCError: at the end of the block, when `strict` and a layer never ran.
     """
     fired: set[str] = set()
 
@@ -102,17 +98,11 @@ def pool(state: Tensor, mask: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True)
 class Trace:
-    """What one forward pass of a small batch shows about the layers.
+    """What one forward pass of a small batch shows about the layers."""
 
-    Attributes:
-        leaders: by layer name, the first layer that reads the same tensor (possibly itself).
-        rows_per_sample: activation rows per sample by layer name.
-        silent: layers that did not run.
-    """
-
-    leaders: dict[str, str]
-    rows_per_sample: dict[str, float]
-    silent: tuple[str, ...]
+    leaders: dict[str, str]  # by layer name, the first layer that reads the same tensor (possibly itself)
+    rows_per_sample: dict[str, float]  # activation rows by layer name
+    silent: tuple[str, ...]  # layers that did not run
 
 
 def trace_layers(layers: Sequence[ProtectedLayer], forward: Callable[[], Any], batch_size: int) -> Trace:

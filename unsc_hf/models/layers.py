@@ -71,11 +71,8 @@ class ProtectedLayer:
         return self.geometry.groups == 1 and not isinstance(self.module, Conv1D)
 
     def as_matrix(self, weight: Tensor) -> Tensor:
-        """`weight`, its gradient or a shard of its rows as a matrix that maps rows to outputs.
-
-        Returns:
-            A view of shape (groups, out / groups, width).
-        """
+        """`weight`, its gradient or a shard of its rows as a view that maps rows to outputs, (groups, out / groups,
+        width)."""
         if isinstance(self.module, Conv1D):
             return weight.t().unsqueeze(0)
         return weight.reshape(self.geometry.groups, weight.shape[0] // self.geometry.groups, self.geometry.width)
@@ -140,15 +137,10 @@ def row_geometry(module: nn.Module) -> RowGeometry | None:
 
 @dataclass(frozen=True)
 class LayerSelection:
-    """Result of `find_layers`.
+    """Result of `find_layers`."""
 
-    Attributes:
-        layers: what can be protected, in the model's order.
-        frozen: reason by parameter name for every parameter that will not be trained.
-    """
-
-    layers: tuple[ProtectedLayer, ...]
-    frozen: dict[str, str]
+    layers: tuple[ProtectedLayer, ...]  # what can be protected, in the model's order
+    frozen: dict[str, str]  # reason by parameter name for every parameter that will not be trained
 
     def unprotectable(self) -> dict[str, int]:
         """Number of frozen weights by reason, without biases: the part of the model that unlearning cannot change."""

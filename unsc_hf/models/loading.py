@@ -16,11 +16,7 @@ from ..errors import UNSCError, first_line
 
 
 def load_model(name: str) -> PreTrainedModel:
-    """Model of the architecture its config names, in float32, from a Hub id or folder.
-
-    Raises:
-        UNSCError: it cannot be loaded.
-    """
+    """Model of the architecture its config names, in float32, from a Hub id or folder; UNSCError where that fails."""
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
@@ -39,8 +35,7 @@ def load_as(
 ) -> PreTrainedModel:
     """A model of the kind that `auto_class` loads, in `dtype`, from a Hub id or folder.
 
-    Raises:
-        UNSCError: it cannot be loaded, or a weight is missing; the message names `argument`.
+    UNSCError, which names `argument`, where it cannot be loaded or a weight is missing.
     """
     try:
         model: PreTrainedModel
@@ -93,11 +88,7 @@ def own_processor(name: str, like: Any) -> Any:
 
 
 def load_to_finetune(auto_class: Any, name: str, labels: Sequence[str]) -> PreTrainedModel:
-    """A model to train further. A classifier's head is made anew where it does not fit `labels`.
-
-    Raises:
-        UNSCError: it cannot be loaded.
-    """
+    """A model to train further. A classifier's head is made anew where it does not fit `labels`."""
     options: dict[str, Any] = {}
     if labels:
         ids = {label: i for i, label in enumerate(labels)}
@@ -111,14 +102,10 @@ def model_label_names(model: PreTrainedModel) -> list[str]:
 
 
 def check_weights(model: nn.Module, frozen: bool = False) -> None:
-    """Refuse anything but a transformers model, and weights that are not stored in full precision.
+    """Refuse anything but a transformers model, and weights in half precision, with a UNSCError that names the first.
 
-    Args:
-        frozen: whether only adapters are trained. They are in float32 themselves, so the frozen weights under them may
-            be in bfloat16.
-
-    Raises:
-        UNSCError: it is something else, or a parameter is in half precision (the first is named).
+    Where only adapters are trained the weights are `frozen`, and may be in bfloat16: adapters are in float32
+    themselves.
     """
     if not isinstance(model, PreTrainedModel):
         raise UNSCError(

@@ -31,17 +31,12 @@ class Outputs:
 
     Outputs of answer tokens are as wide as a vocabulary, so they stay on the model's device until they are kept.
 
-    Attributes:
-        logits: float32, shape (rows, labels).
-        features: float32 inputs of the head, shape (rows, width), or None when not asked for.
-        labels: int64, shape (rows,).
-        samples: the sample of the batch that each row belongs to, where a sample has several (answer tokens).
     """
 
-    logits: Tensor
-    features: Tensor | None
-    labels: Tensor
-    samples: Tensor | None = None
+    logits: Tensor  # float32, (rows, labels)
+    features: Tensor | None  # float32 inputs of the head, (rows, width), or None when not asked for
+    labels: Tensor  # int64, (rows,)
+    samples: Tensor | None = None  # of the batch, which each row belongs to where a sample has several (answer tokens)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Outputs:
         parts = (self.logits, self.features, self.labels, self.samples)
@@ -95,14 +90,12 @@ def iterate_outputs(
     description: str = "Evaluating",
     read: Reader = _one_per_sample,
 ) -> Iterator[Outputs]:
-    """Run `model` in eval mode over all rows of a prepared data set, batch by batch.
+    """Run `model`, whose output has `logits`, in eval mode over all rows of a prepared data set, batch by batch.
 
     The model is in eval mode only while a batch is computed. Several processes take a batch each and all get every
     batch, in order, so all of them must iterate to the same point.
 
     Args:
-        model: its output has `logits`.
-        dataset: prepared rows that have labels.
         collate_fn: makes a batch; it must contain `labels`.
         features: also keep the inputs of the head, for classifiers.
         batch_size: rows of a batch in one process.

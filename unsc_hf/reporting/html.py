@@ -28,26 +28,16 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report under one heading; every text is escaped.
-
-    Attributes:
-        heading: of the section.
-        paragraphs, points: sentences, and list items.
-        table: text cells, first the header.
-        text_columns: how many of its first columns hold words, which are wrapped and aligned to the left.
-        emphasised: first cells of the rows to highlight.
-        pictures: shown below.
-        code: a command or versions, shown as they are.
-    """
+    """A part of a report under one heading; every text is escaped."""
 
     heading: str
     paragraphs: Sequence[str] = ()
-    points: Sequence[str] = ()
-    table: Sequence[Sequence[str]] = ()
-    text_columns: int = 1
-    emphasised: Sequence[str] = ("UNSC",)
+    points: Sequence[str] = ()  # list items
+    table: Sequence[Sequence[str]] = ()  # text cells, first the header
+    text_columns: int = 1  # how many of its first columns hold words, which are wrapped and aligned to the left
+    emphasised: Sequence[str] = ("UNSC",)  # first cells of the rows to highlight
     pictures: Sequence[Picture] = ()
-    code: str = ""
+    code: str = ""  # a command or versions, shown as they are
 
     @property
     def empty(self) -> bool:

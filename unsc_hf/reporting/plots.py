@@ -36,12 +36,9 @@ def shorten(name: str, width: int = 18) -> str:
 def plot_per_class(
     accuracies: Mapping[str, Mapping[int, float]], names: Sequence[str], forgotten: Sequence[int], path: Path
 ) -> Path:
-    """Test accuracy of each class, one bar for each model.
+    """Test accuracy in [0, 1] of each class id, one bar for each model, in drawing order; `names` are by id.
 
-    Args:
-        accuracies: accuracy in [0, 1] by class id, for each model by name, in drawing order.
-        names: class names by id.
-        forgotten: ids of the classes to forget, which are drawn first and shaded.
+    The classes to forget are drawn first and shaded.
     """
     shown = [*forgotten, *(c for c in range(len(names)) if c not in forgotten)]
     shown = [c for c in shown if any(c in by_class for by_class in accuracies.values())]
@@ -73,11 +70,7 @@ def objective_title(method: str) -> str:
 
 
 def plot_answers(methods: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path) -> Path:
-    """ROUGE-L of every model's answers, a group of bars for each set of questions.
-
-    Args:
-        methods: metrics by method and set; sets without `rouge_l` are left out.
-    """
+    """ROUGE-L of every model's answers, a group of bars for each set that has it; `methods` by method and set."""
     sets = [name for name, metrics in next(iter(methods.values())).items() if "rouge_l" in metrics]
     figure = Figure(figsize=(min(11.0, max(6.5, 0.9 * len(sets) * len(methods) ** 0.5 + 2)), 4.2))
     axes = figure.subplots()
@@ -101,11 +94,10 @@ def plot_answers(methods: Mapping[str, Mapping[str, Mapping[str, float]]], path:
 
 
 def plot_unlearning(history: Sequence[Mapping[str, Any]], max_leak: float | None, path: Path) -> Path:
-    """Accuracy on held-out forget and retain rows, and the leak, over optimiser steps.
+    """Accuracy on held-out forget and retain rows, and the leak, over optimiser steps, with the budget `max_leak` as a
+    line.
 
-    Args:
-        history: the trainer's `state.log_history`; entries without a leak are ignored.
-        max_leak: the leak budget, drawn as a line.
+    Entries of `history`, the trainer's `state.log_history`, that have no leak are ignored.
     """
     checks = [entry for entry in history if "leak" in entry]
     steps = [entry["step"] for entry in checks]
@@ -130,11 +122,7 @@ def plot_unlearning(history: Sequence[Mapping[str, Any]], max_leak: float | None
 
 
 def plot_capacity(report: Sequence[Any], path: Path) -> Path:
-    """Rank kept and capacity left, as shares of the width of each layer's input.
-
-    Args:
-        report: rows of `Subspace.report()`.
-    """
+    """Rank kept and capacity left, as shares of the width of each layer's input, from `Subspace.report()`."""
     figure = Figure(figsize=(7.5, max(2.5, 0.22 * len(report) + 1.2)))
     axes = figure.subplots()
     y = list(range(len(report)))

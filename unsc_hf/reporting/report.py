@@ -26,11 +26,7 @@ _ACCURACIES = {
 
 
 def write_run_report(results: Mapping[str, Any], folder: str | Path) -> Path:
-    """Write `report.html` into a run's folder, which holds the pictures that `results["pictures"]` names.
-
-    Args:
-        results: content of the run's `results.json`.
-    """
+    """Write `report.html` from `results.json` into a run's folder, which holds the pictures that it names."""
     folder = Path(folder)
     request, verdict, reason = results["request"], results["verdict"]["word"], results["verdict"]["reason"]
     forgotten = forgotten_text(request["rows"], [str(name) for name in request.get("forget_classes") or ()])

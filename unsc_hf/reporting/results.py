@@ -44,15 +44,9 @@ def finite(value: Any) -> Any:
 
 
 def write_run(run: FinishedRun, folder: Path, model_name: str | None = None) -> FinishedRun:
-    """Write everything that a run leaves beside its model; `results.json` comes last and marks it as finished.
+    """Write everything that a run leaves beside its model into `folder`; returns the run with the names of its files.
 
-    Args:
-        run: the run.
-        folder: that holds its model.
-        model_name: how the card names the model; the folder's name when None.
-
-    Returns:
-        The run with the names of its files.
+    `results.json` comes last and marks the run as finished. The card takes the folder's name where no model is named.
     """
     pictures = _draw(run, folder)
     run = replace(run, model_name=model_name or folder.resolve().name, pictures=pictures, report=REPORT)

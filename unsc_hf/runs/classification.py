@@ -41,8 +41,7 @@ class ClassifierRows:
     ) -> ClassifierRows:
         """From splits "train", "test" and perhaps "validation"; `model_names` serve data that hold bare ids.
 
-        Raises:
-            UNSCError: nothing to forget, or classes that the training or test rows lack.
+        UNSCError where there is nothing to forget, or classes that the training or test rows lack.
         """
         if request is None:
             raise UNSCError(
@@ -62,11 +61,7 @@ class ClassifierRows:
 
 
 def run(arguments: ClassificationArguments, config: UNSCConfig, console: Console | None = None) -> UnlearningResult:
-    """Unlearn, compare, and write everything into `config.output_dir`.
-
-    Raises:
-        UNSCError: input that cannot work; nothing is written then.
-    """
+    """Unlearn, compare, and write everything into `config.output_dir`; after a UNSCError nothing is written."""
     console = console or Console()
     if arguments.dataset_name is None and (arguments.model_name_or_path or arguments.retrained_model_name_or_path):
         raise UNSCError(
@@ -95,14 +90,8 @@ def run(arguments: ClassificationArguments, config: UNSCConfig, console: Console
 def unlearn_classifier(job: Job, rows: ClassifierRows, task: str, statistics_dir: str | None) -> UnlearningResult:
     """Unlearn a classifier and compare it with the original, the controls and retrained models.
 
-    Args:
-        job: models and options.
-        rows: what to forget and to keep.
-        task: the Hub's name of what the model does.
-        statistics_dir: where activation statistics are kept for later requests.
-
-    Raises:
-        UNSCError: input that cannot work.
+    `task` is the Hub's name of what the model does; activation statistics are kept in `statistics_dir` for later
+    requests.
     """
     forget, retain = rows.split()
     model, stored = job.load(), None

@@ -19,25 +19,15 @@ from ..objectives.pseudo_labels import Matching
 
 @dataclass(frozen=True)
 class Measure:
-    """Forgetting or keeping on some rows, against the true labels.
-
-    Attributes:
-        accuracy, loss: means.
-        losses: of each row of a classifier, (rows,); None for language models.
-        outputs: of a classifier, which are small; None for language models.
-    """
+    """Forgetting or keeping on some rows, against the true labels: means, and the rows of a classifier."""
 
     accuracy: float
     loss: float
-    losses: Tensor | None = None
-    outputs: Outputs | None = None
+    losses: Tensor | None = None  # of each row of a classifier, (rows,); None for language models
+    outputs: Outputs | None = None  # of a classifier, which are small; None for language models
 
     def row_losses(self) -> Tensor:
-        """The loss of each row.
-
-        Raises:
-            TypeError: this task measures tokens, not rows.
-        """
+        """The loss of each row; TypeError where tokens are measured, not rows."""
         if self.losses is None:
             raise TypeError("the losses of single rows are measured for classifiers alone.")
         return self.losses
@@ -79,11 +69,7 @@ class Task(ABC):
     def __init__(
         self, model: PreTrainedModel, args: UNSCConfig, forget: Dataset, retain: Dataset, processing_class: Any
     ) -> None:
-        """Check that the rows fit the model.
-
-        Raises:
-            UNSCError: they do not.
-        """
+        """Check that the rows fit the model; UNSCError where they do not."""
 
     @abstractmethod
     def default_collator(self) -> Any:

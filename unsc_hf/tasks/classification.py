@@ -52,28 +52,22 @@ class ClassificationTask(Task):
         self.whole_classes = not wanted & kept
 
     def default_collator(self) -> Any:
-        """Batches of prepared rows."""
         return default_collator(self._processing_class)
 
     def prepare(self, dataset: Dataset) -> Dataset:
-        """Rows ready for the model."""
         args = self._args
         return prepare_dataset(dataset, self._processing_class, self._model, args.label_column, args.text_columns)
 
     def strata(self, dataset: Dataset) -> np.ndarray:
-        """Classes, to hold out rows of each."""
         return read_labels(dataset, self._args.label_column)
 
     def groups(self, dataset: Dataset) -> np.ndarray:
-        """Group of each row in the statistics."""
         return group_labels(dataset, self._args.label_column)[0]
 
     def logits(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """Of a batch, (batch, labels)."""
         return classify(model, inputs)[0]
 
     def outputs(self, logits: Tensor, labels: Tensor) -> Outputs:
-        """One position per row."""
         if logits.dim() != 2:
             raise UNSCError(f"model: logits have shape {tuple(logits.shape)}, expected (batch, labels).")
         return Outputs(logits, None, labels)
@@ -81,7 +75,6 @@ class ClassificationTask(Task):
     def targets(
         self, strategy: str, forget: Outputs, retain: Outputs | None, matching: Matching | None
     ) -> list[dict[str, Tensor]]:
-        """Pseudo-label and log-likelihood under the original of each row."""
         labels = pseudo_labels(
             strategy,
             forget,
@@ -98,13 +91,11 @@ class ClassificationTask(Task):
         return [{"pseudo_labels": label, "reference": value} for label, value in zip(labels, reference, strict=True)]
 
     def collate_targets(self, batch: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
-        """Add the targets of `rows` to their batch."""
         for name in ("pseudo_labels", "reference", "target_row"):
             if name in rows[0]:
                 batch[name] = torch.stack([row[name] for row in rows])
 
     def positions(self, logits: Tensor, labels: Tensor, pseudo: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Logits, labels, targets and sample numbers of the labelled positions of a training batch."""
         return logits, labels, pseudo, torch.arange(len(labels), device=labels.device)
 
     def measure(self, outputs: Iterator[Outputs]) -> Measure:
@@ -120,10 +111,8 @@ class ClassificationTask(Task):
         return Measure(accuracy or 0.0, float(losses.mean()), losses, Outputs(logits, None, labels))
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """`accuracy` and `loss` for `Trainer.evaluate`.
-
-        The Trainer's own loss is a mean over batches, and several processes fill up the last one. This loss is the mean
-        over rows, the same for any number of processes.
+        """The Trainer's own loss is a mean over batches, and several processes fill up the last one. This loss is the
+        mean over rows, the same for any number of processes.
         """
         from ..evaluation.metrics import MacroAccuracy  # `evaluate` takes seconds to import
 

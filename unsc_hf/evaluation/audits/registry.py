@@ -22,8 +22,7 @@ class Examination:
 
     Attributes:
         model: the model under audit; an audit that changes it works on a copy.
-        outputs: its logits and features on training rows to forget, training rows to keep, and test rows.
-        original: the same of the model before unlearning.
+        outputs, original: its logits and features, and those of the model before unlearning.
         references: the same of retrained models; the model under audit is never among them.
         forgotten: ids of the forgotten classes.
         forget, retain, test: the rows behind the outputs.

@@ -52,7 +52,10 @@ def collateral(exam: Examination) -> Reading:
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float:
-    """Linear centred kernel alignment of features (rows, width each): 1 where they are equal up to rotation and scale."""
+    """Linear centred kernel alignment of features, (rows, width) each.
+
+    It is 1 where they are equal up to rotation and scale.
+    """
     x, y = (part.double() - part.double().mean(0) for part in (x, y))
     scale = (x.T @ x).norm() * (y.T @ y).norm()
     return float((x.T @ y).norm() ** 2 / scale) if float(scale) > 0 else 0.0
