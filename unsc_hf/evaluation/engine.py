@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from torch import Tensor
 
 from ..data.columns import read_labels
 from ..data.selection import at_most_per_class
@@ -17,13 +16,11 @@ from ..models.outputs import Outputs, RowOutputs
 from .accuracy import kept_classes, macro_accuracy, of_classes, per_class_accuracy, row_accuracy
 from .flips import count_flips
 from .membership import attack_forgotten_rows
-from .probes import attack_head, probe_head
+from .probes import Head, probe_head, prototype_attack
 from .verdict import MethodResult
 
 ROWS = 5000  # training rows to forget, and to keep, that every model is evaluated on: about so many of each ...
 ROWS_PER_CLASS = 500  # ... and at most so many of a class
-
-Head = tuple[Tensor, Tensor | None]  # weight (labels, width) and bias (labels,)
 
 
 def sample_rows(rows: Dataset, labels: np.ndarray, most: int = ROWS) -> Dataset:
@@ -69,9 +66,9 @@ def accuracies(outputs: RowOutputs, forgotten: Sequence[int]) -> dict[str, Any]:
 
 def output_metrics(outputs: RowOutputs, forgotten: Sequence[int]) -> dict[str, Any]:
     """What the logits say: accuracies and the membership attack."""
-    attack = attack_forgotten_rows(outputs, forgotten) if _finite(outputs) else None
-    auc, found = (None, None) if attack is None else (attack.auc, attack.tpr_at_1pct_fpr)
-    return {**accuracies(outputs, forgotten), "mia_auc": auc, "mia_tpr_at_1pct_fpr": found}
+    attack = attack_forgotten_rows(outputs, forgotten) if _finite(outputs) else {}
+    membership = {f"mia_{name}": attack.get(name) for name in ("auc", "tpr_at_1pct_fpr")}
+    return {**accuracies(outputs, forgotten), **membership}
 
 
 def _changed(outputs: Outputs, original: Outputs, forgotten: Sequence[int]) -> dict[str, float]:
@@ -97,7 +94,7 @@ def evaluate_outputs(
     """
     metrics, examined = output_metrics(outputs, forgotten), bool(forgotten) and _finite(outputs)
     probe = probe_head(outputs, forgotten) if examined else None
-    prototype = attack_head(outputs, head, forgotten, shots=10) if examined else None
+    prototype = prototype_attack(outputs, head, forgotten, shots=10) if examined else None
     changed = {} if original is None else _changed(outputs.test, original.test, forgotten)
     results = {**metrics, **changed, "probe_forget": probe, "prototype_attack_10": prototype}
     return MethodResult(**results, leak=leak, seconds=seconds)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,14 +22,6 @@ _LARGEST_LOSS = 50.0  # masked logits give an infinite loss
 Rows = tuple[Tensor, Tensor]  # logits (rows, labels) and labels (rows,)
 
 
-@dataclass(frozen=True)
-class Membership:
-    """Result of the attack on forgotten rows."""
-
-    auc: float  # area under the ROC curve; at 0.5 members and non-members look alike, as after retraining
-    tpr_at_1pct_fpr: float  # share of forgotten rows found when 1 % of unseen ones are accused wrongly; 0.01 is chance
-
-
 def attack_features(logits: Tensor, labels: Tensor) -> np.ndarray:
     """Loss on the true label, confidence and entropy of each row, shape (rows, 3)."""
     log_p = logits.double().log_softmax(1)
@@ -40,8 +31,8 @@ def attack_features(logits: Tensor, labels: Tensor) -> np.ndarray:
     return torch.stack([loss.clamp(max=_LARGEST_LOSS), p.amax(1), entropy], dim=1).numpy()
 
 
-def attack_forgotten_rows(outputs: RowOutputs, forgotten: Sequence[int]) -> Membership | None:
-    """The attack on the forgotten training rows, from a model's outputs; None where there are no test rows for it.
+def attack_forgotten_rows(outputs: RowOutputs, forgotten: Sequence[int]) -> dict[str, float]:
+    """The attack on the forgotten training rows, from a model's outputs; empty where there are no test rows for it.
 
     The rows that the model never saw are the test rows of the `forgotten` classes. Where no class is forgotten whole,
     half of the test rows teach the attacker and the other half are accused.
@@ -49,7 +40,7 @@ def attack_forgotten_rows(outputs: RowOutputs, forgotten: Sequence[int]) -> Memb
     forget, retain, test = outputs.forget, outputs.retain, outputs.test
     accused = of_classes(test.labels, forgotten) if forgotten else torch.arange(len(test.labels)) % 2 == 1
     if not bool(accused.any()):
-        return None
+        return {}
     return membership_inference(
         (retain.logits, retain.labels),
         (test.logits[~accused], test.labels[~accused]),
@@ -84,12 +75,20 @@ def accuracy_gap(accuracy: float, unseen: float, rows: int) -> float:
 
 def membership_inference(
     retain_train: Rows, retain_test: Rows, forget_train: Rows, forget_test: Rows, seed: int = 0
-) -> Membership:
+) -> dict[str, float]:
     """Logistic regression on loss, confidence and entropy, fitted on retained rows and used on forgotten ones.
 
     The attacker knows which retained rows are members (training) and which are not (test), learns to tell them apart,
     and is asked to tell forgotten training rows from test rows of the forgotten classes. Both sides are balanced by
-    sampling. UNSCError when one of the four has no rows.
+    sampling.
+
+    Returns:
+        `auc`, the area under the ROC curve: at 0.5 members and non-members look alike, as after retraining.
+        `tpr_at_1pct_fpr`: share of forgotten rows that are found when 1 % of unseen ones are accused wrongly; 0.01 is
+        chance.
+
+    Raises:
+        UNSCError: when one of the four has no rows.
     """
     names = ("retain_train", "retain_test", "forget_train", "forget_test")
     for name, (logits, _) in zip(names, (retain_train, retain_test, forget_train, forget_test), strict=True):
@@ -108,4 +107,4 @@ def membership_inference(
     x, y = balanced(forget_train, forget_test)
     scores = attacker.decision_function(x)
     fpr, tpr, _ = roc_curve(y, scores)
-    return Membership(float(roc_auc_score(y, scores)), float(tpr[fpr <= 0.01].max()))
+    return {"auc": float(roc_auc_score(y, scores)), "tpr_at_1pct_fpr": float(tpr[fpr <= 0.01].max())}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...models.head import head_weights
 from ...models.hooks import NOT_INPUTS, evaluation_mode, pieces, pool
-from ..probes import attack_head, linear_probe, probe_head
+from ..probes import linear_probe, probe_head, prototype_attack
 from .registry import Examination, Reading, audit
 from .training import few_of_each, forgotten_rows
 
@@ -42,7 +42,7 @@ def prototype(exam: Examination) -> Reading:
     `shots_1`, `shots_5`, `shots_10`: test accuracy on the forgotten classes afterwards.
     """
     head = head_weights(exam.model, len(exam.kept) + len(exam.forgotten))
-    values = {f"shots_{shots}": attack_head(exam.outputs, head, exam.forgotten, shots) for shots in (1, 5, 10)}
+    values = {f"shots_{shots}": prototype_attack(exam.outputs, head, exam.forgotten, shots) for shots in (1, 5, 10)}
     return {name: math.nan if value is None else value for name, value in values.items()}
 
 

@@ -1,4 +1,4 @@
-"""How forgotten classes come back: from a few examples of them, or from training on retained rows alone."""
+"""How forgotten classes come back: from a few examples of them, from training on retained rows, or from rounding."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from copy import deepcopy
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from ...models.layers import row_geometry
 from ..accuracy import macro_accuracy
 from .registry import Examination, Reading, audit
 from .training import EVERY, STEPS, few_of_each, fit, fit_head, forgotten_rows, with_fresh_rows
@@ -68,6 +71,32 @@ def fine_tuning(exam: Examination) -> Reading:
     back what was only muted (Łucki et al., arXiv 2409.18025)."""
     curve = fit(exam, deepcopy(exam.model).requires_grad_(True), exam.retain, forgotten_rows(exam))
     return {"AccDut": max(curve), "curve": curve}
+
+
+@audit("AccDut at 4 bits", headline="int4")
+def quantisation(exam: Examination) -> Reading:
+    """`int8`, `int4`: test accuracy on the forgotten classes after rounding to that many bits, which can bring them
+    back (Zhang et al., ICLR 2025, arXiv 2410.16454). Every linear and convolution weight is rounded to the nearest
+    value, symmetrically, with one scale for each output channel."""
+    rows = forgotten_rows(exam)
+    reading: Reading = {}
+    for bits in (8, 4):
+        model = deepcopy(exam.model)
+        with torch.no_grad():
+            for module in model.modules():
+                if row_geometry(module) is not None:
+                    module.weight.copy_(rounded(module.weight, bits))
+        seen = exam.collect(model, rows)
+        reading[f"int{bits}"] = macro_accuracy(seen.logits, seen.labels, exam.forgotten) or 0.0
+    return reading
+
+
+def rounded(weight: Tensor, bits: int) -> Tensor:
+    """Nearest representable values of a weight whose first dimension is the output."""
+    largest = 2 ** (bits - 1) - 1
+    scale = weight.flatten(1).abs().amax(1).clamp_min(1e-12) / largest
+    scale = scale.reshape(-1, *[1] * (weight.dim() - 1))
+    return (weight / scale).round().clamp(-largest, largest) * scale
 
 
 def _original_accuracy(exam: Examination) -> float:
