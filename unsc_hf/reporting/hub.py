@@ -164,9 +164,8 @@ def _explain(error: Exception, repo_id: str, folder: str | os.PathLike[str]) -> 
     status, detail = _status(error), first_line(error)
     again = f"publish again with `unsc push {shlex.quote(str(folder))} --hub_model_id {shlex.quote(repo_id)}`"
     if isinstance(error, RepositoryNotFoundError) or status == 401:
-        return (
-            f"hub_token: it is not accepted, or may not see {repo_id}; log in with `hf auth login`, or give hub_token."
-        )
+        way = "log in with `hf auth login`, or give hub_token"
+        return f"hub_token: it is not accepted, or may not see {repo_id}; {way}."
     if isinstance(error, HFValidationError):
         return f"hub_model_id: {repo_id!r} is not a valid repository name ({detail}); give user/name."
     if status == 403:
