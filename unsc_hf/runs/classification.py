@@ -8,9 +8,9 @@ from typing import Any
 
 from datasets import Dataset
 from rich.console import Console
-from transformers import AutoConfig, AutoModelForImageClassification
+from transformers import AutoConfig
 
-from ..comparison.arguments import ClassificationArguments, check_model_dtype
+from ..comparison.arguments import ClassificationArguments, ImageArguments, check_model_dtype
 from ..comparison.controls import compare
 from ..config import UNSCConfig
 from ..data.columns import class_names, read_labels
@@ -20,7 +20,7 @@ from ..errors import UNSCError, first_line
 from ..reporting.run_folder import check_output_folder
 from ..reporting.tables import classifier_table
 from ..trainer.sequence import StoredRequest
-from .job import Job, original_and_references, removed_after_error
+from .job import Job, removed_after_error
 from .result import UnlearningResult, finished_run
 
 
@@ -69,18 +69,16 @@ def run(arguments: ClassificationArguments, config: UNSCConfig, console: Console
         )
     check_model_dtype(arguments)
     check_output_folder(str(config.output_dir))
-    data, auto_class = arguments.load(config), arguments.auto_class
+    data = arguments.load(config)
     with unreadable_rows_by_number(data, config.text_columns):
         names = _names_of(arguments.model_name_or_path)
         rows = ClassifierRows.of(data, arguments.request(), names, config.label_column)
         without = "-".join(map(str, (rows.request.forget_classes or ["rows"])[:10]))
-        original, references = original_and_references(
-            arguments, arguments.plan(config), rows.train, rows.split().retain, console,
+        job = Job.of(
+            arguments, config, arguments.plan(config), rows.train, rows.split().retain, console,
             f"retrained-without-{without}", rows.names, rows.label_column,
         )  # fmt: skip
-        processor = arguments.load_processor(original)
-        job = Job.of(arguments, config, auto_class, processor, original, references, console)
-        task = "image-classification" if auto_class is AutoModelForImageClassification else "text-classification"
+        task = "image-classification" if isinstance(arguments, ImageArguments) else "text-classification"
         with removed_after_error(str(config.output_dir)):
             result = unlearn_classifier(job, rows, task, arguments.statistics_dir)
         result.deliver(job)

@@ -42,70 +42,52 @@ class Job:
 
     @classmethod
     def of(
-        cls, arguments: SharedArguments, config: UNSCConfig, auto_class: Any, processor: Any, original: str,
-        retrained: Sequence[str], console: Console,
+        cls, arguments: SharedArguments, config: UNSCConfig, plan: TrainingPlan, train: Dataset, retain: Dataset,
+        console: Console, retrained_name: str = "retrained", labels: Sequence[str] = (), column: str | None = None,
     ) -> Job:  # fmt: skip
-        """The job that the command line describes, with its original and retrained models."""
-        load = partial(load_original, arguments, auto_class, original)
-        origin = _origin(arguments, original)
-        return cls(load, processor, config, origin, retrained, arguments.controls, lora_config(arguments), console)
+        """The job that the command line describes; its models are given, found from an earlier run, or trained now.
 
-
-def _origin(arguments: SharedArguments, original: str) -> Origin:
-    name, embedded = str(arguments.dataset_name), arguments.quickstart
-    return Origin(
-        model=public_name(original),
-        dataset="scikit-learn digits" if embedded else public_name(name),
-        dataset_on_hub=not embedded and not Path(name).exists(),
-        license=arguments.license or stated_license(original),
-        command=typed_command(),
-    )
-
-
-def stated_license(model: str) -> str | None:
-    """The licence in the card of a model's folder."""
-    card = Path(model) / "README.md"
-    licence = ModelCard.load(card).data.to_dict().get("license") if card.is_file() else None
-    return licence if isinstance(licence, str) else None
-
-
-def original_and_references(
-    arguments: SharedArguments,
-    plan: TrainingPlan,
-    train: Dataset,
-    retain: Dataset,
-    console: Console,
-    retrained_name: str = "retrained",
-    labels: Sequence[str] = (),
-    label_column: str | None = None,
-) -> tuple[str, list[str]]:
-    """Folder or Hub id of the original and of each retrained model: given, found from an earlier run, or trained now.
-
-    Raises:
-        UNSCError: no original, or a reference that would start from a model which knows the forgotten rows.
-    """
-    folder, original = arguments.references_dir, arguments.model_name_or_path
-    if arguments.quickstart or arguments.train_original:
-        if plan.size is None and plan.base_model is None:
-            raise UNSCError("train_original: needs model_size (from scratch) or model_name_or_path (to fine-tune).")
-        console.print("Original model: training it, or taking it from an earlier run.")
-        original = str(train_model(train, plan, folder, "original", labels, label_column))
-    if original is None:
-        raise UNSCError(
-            "model_name_or_path: not given; name the model to unlearn, or use --train_original with --model_size."
-        )
-    references = list(arguments.retrained_model_name_or_path or [])
-    if arguments.quickstart or arguments.train_retrained:
-        if plan.size is None and not arguments.train_original:
+        Raises:
+            UNSCError: no original, or a reference that would start from a model which knows the forgotten rows.
+        """
+        folder, original = arguments.references_dir, arguments.model_name_or_path
+        if arguments.quickstart or arguments.train_original:
+            if plan.size is None and plan.base_model is None:
+                raise UNSCError("train_original: needs model_size (from scratch) or model_name_or_path (to fine-tune).")
+            console.print("Original model: training it, or taking it from an earlier run.")
+            original = str(train_model(train, plan, folder, "original", labels, column))
+        if original is None:
             raise UNSCError(
-                "train_retrained: fine-tuning model_name_or_path would begin with a model that knows the forgotten "
-                "rows; give model_size, or use --train_original too, with a base model not trained on this data."
+                "model_name_or_path: not given; name the model to unlearn, or use --train_original with --model_size."
             )
-        console.print("Retrained reference: training it, or taking it from an earlier run.")
-        # A reference must read the same tokens as the original.
-        vocabulary = train if isinstance(plan, TextPlan | LanguagePlan) and plan.base_model is None else None
-        references.append(str(train_model(retain, plan, folder, retrained_name, labels, label_column, vocabulary)))
-    return original, references
+        references = list(arguments.retrained_model_name_or_path or [])
+        if arguments.quickstart or arguments.train_retrained:
+            if plan.size is None and not arguments.train_original:
+                raise UNSCError(
+                    "train_retrained: fine-tuning model_name_or_path would begin with a model that knows the forgotten "
+                    "rows; give model_size, or use --train_original too, with a base model not trained on this data."
+                )
+            console.print("Retrained reference: training it, or taking it from an earlier run.")
+            # A reference must read the same tokens as the original.
+            vocabulary = train if isinstance(plan, TextPlan | LanguagePlan) and plan.base_model is None else None
+            reference = train_model(retain, plan, folder, retrained_name, labels, column, vocabulary)
+            references.append(str(reference))
+        load = partial(load_original, arguments, plan.auto_class, original)
+        origin = origin_of(
+            original, arguments.dataset_name, arguments.license, typed_command(), unnamed="scikit-learn digits"
+        )
+        adapters, processor = lora_config(arguments), type(plan).load_processor(original)
+        return cls(load, processor, config, origin, references, arguments.controls, adapters, console)
+
+
+def origin_of(model: str, dataset: str | None, licence: str | None, command: str, unnamed: str) -> Origin:
+    """How a card names model and data; without a licence the one in the model's own card."""
+    card = Path(model) / "README.md"
+    if licence is None and model and card.is_file():
+        stated = ModelCard.load(card).data.to_dict().get("license")
+        licence = stated if isinstance(stated, str) else None
+    named = unnamed if dataset is None else public_name(dataset)
+    return Origin(public_name(model), named, dataset is not None and not Path(dataset).exists(), licence, command)
 
 
 @contextmanager

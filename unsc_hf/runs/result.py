@@ -56,9 +56,8 @@ class UnlearningResult:
     def save(self, folder: str | Path, model_name: str | None = None) -> Path:
         """Save model, processor, card, report, pictures and `results.json`. Every process must call this.
 
-        Args:
-            folder: must not hold a model or a finished run.
-            model_name: Hub id for the card; the folder's name when None.
+        `folder` must not hold a model or a finished run. The card takes its name where there is no `model_name`, a Hub
+        id.
         """
         folder = Path(folder)
         check_output_folder(folder)

@@ -21,12 +21,11 @@ from ..data.selection import Request
 from ..data.sources import load_data, load_image_dataset, load_text_dataset
 from ..errors import UNSCError
 from ..models.loading import load_image_processor, load_model, load_tokenizer
-from ..reporting.finished_run import Origin
 from ..reporting.model_card import public_name
 from ..reporting.run_folder import check_output_folder
 from ..tasks.causal_lm import CausalLMTask
 from .classification import ClassifierRows, names_in, unlearn_classifier
-from .job import Job, removed_after_error, stated_license
+from .job import Job, origin_of, removed_after_error
 from .language import LanguageRows, check_unseen, unlearn_language_model
 from .result import UnlearningResult
 
@@ -58,9 +57,8 @@ def unlearn(
         model: the original, or its Hub id or folder; a model that is given stays as it is.
         dataset: splits "train" and "test", or a Hub id, file or folder that holds them. A language model also takes
             splits "forget" and "retain"; every other split is reported on.
-        forget_classes: names or ids of classes.
-        indices: numbers of training rows.
-        where: says of a training row whether it is to be forgotten.
+        forget_classes, indices, where: names or ids of classes, or numbers of training rows, or what says of a training
+            row whether it is to be forgotten.
         processing_class: image processor or tokenizer; the model's own when None.
         retrained: folders or Hub ids of models trained without the forgotten rows; three allow a full verdict.
         config: options of unlearning.
@@ -82,7 +80,9 @@ def unlearn(
     task = _task(original)
     data = _load(dataset, task, options)
     request = _request(data["train"] if "train" in data else data["forget"], forget_classes, indices, where)
-    origin = _origin(name, dataset, license, forget_classes)
+    named = "..." if forget_classes is None else f"forget_classes={forget_classes!r}"  # rows are not named
+    command = f"unsc_hf.unlearn({public_name(name)!r}, dataset, {named})"
+    origin = origin_of(name, dataset if isinstance(dataset, str) else None, license, command, unnamed="a data set")
     read = processing_class if processing_class is not None else _processor(name, data, task)
     console = Console(quiet=bool(options.disable_tqdm))
     job = Job(partial(deepcopy, original), read, options, origin, retrained, controls, peft_config, console)
@@ -116,19 +116,6 @@ def _options(config: UNSCConfig | None, output_dir: str | Path | None) -> tuple[
     elif options.output_dir == "trainer_output":  # what transformers fills in
         options.output_dir = scratch.name
     return options, scratch
-
-
-def _origin(name: str, dataset: DatasetDict | str, licence: str | None, forget_classes: Any) -> Origin:
-    """How the card names model, data and the call: classes are named, rows are not."""
-    model, request = public_name(name), "..." if forget_classes is None else f"forget_classes={forget_classes!r}"
-    named = isinstance(dataset, str)
-    return Origin(
-        model=model,
-        dataset=public_name(str(dataset)) if named else "a data set",
-        dataset_on_hub=named and not Path(str(dataset)).exists(),
-        license=licence or (stated_license(name) if name else None),
-        command=f"unsc_hf.unlearn({model!r}, dataset, {request})",
-    )
 
 
 def _task(model: PreTrainedModel) -> str:
