@@ -19,13 +19,12 @@ class UnreadableRowError(UNSCError):
     """A row holds no image or text that can be read. It is noticed while a batch is read, so its number is unknown."""
 
 
-def closest(name: str, options: Iterable[str], limit: int = 3) -> str:
+def closest(name: str, options: Iterable[str]) -> str:
     """Names among `options` closest to `name` (all of them when there are few), for an error message."""
     options = list(options)
     lowered = {option.lower(): option for option in options}
-    near = [lowered[m] for m in difflib.get_close_matches(name.lower(), list(lowered), n=limit, cutoff=0.4)]
-    listed = near or options[:20]
-    return ", ".join(repr(option) for option in listed)
+    near = [lowered[m] for m in difflib.get_close_matches(name.lower(), list(lowered), n=3, cutoff=0.4)]
+    return ", ".join(repr(option) for option in near or options[:20])
 
 
 def first_line(error: BaseException) -> str:

@@ -30,14 +30,13 @@ def linear_probe(
     classes: Iterable[int],
     *,
     per_class: int = 500,
-    seed: int = 0,
 ) -> float | None:
     """Test accuracy on `classes` (macro) of a new linear head trained on the model's features of *all* classes.
 
     Features are (rows, width), labels true ids (rows,). It is trained on at most `per_class` rows of each class;
     UNSCError when these are of a single class.
     """
-    chosen = at_most_per_class(train_labels, per_class, np.random.default_rng(seed))
+    chosen = at_most_per_class(train_labels, per_class, np.random.default_rng(0))
     if len(np.unique(train_labels.numpy()[chosen])) < 2:
         raise UNSCError("train_labels: hold a single class; a probe needs at least two.")
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, C=0.1))

@@ -147,28 +147,26 @@ def judge(model: Evidence, references: Sequence[Evidence], forgotten: Sequence[i
 
     `references` are retrained without the forgotten rows; `forgotten` is empty where single rows are forgotten.
     """
-    evidence = bool(available_audits(references))
+    available, outside = available_audits(references), audits_outside(model, references)
+    apart = ("; ".join(outside.values()), list(outside))
     more = f"needs an audit of at least {FEWEST_REFERENCES} retrained models, {len(references)} given"
-    outside = audits_outside(model, references)
+    inside = f"{', '.join(available)}: all within two standard deviations of {len(references)} retrained models"
     if not forgotten:
-        if not evidence:
+        if not available:
             return Verdict("not judged", f"a verdict on single rows {more}")
-        if outside:
-            return Verdict("not forgotten", "; ".join(outside.values()), list(outside))
-        return Verdict("suppressed", f"{_inside(references)}; {_UNEXAMINED}")
+        return Verdict("not forgotten", *apart) if outside else Verdict("suppressed", f"{inside}; {_UNEXAMINED}")
     accuracies = [model.per_class[c] for c in forgotten if c in model.per_class]
     if not accuracies:
         return Verdict("not judged", "no test rows of the forgotten classes were given")
     if max(accuracies) > FORGOTTEN:
         reason = f"test accuracy on the forgotten class that the model knows best is still {max(accuracies):.1%}"
         return Verdict("not forgotten", reason, list(outside))
-    if not evidence:
+    if not available:
         return Verdict("suppressed", f"saying more {more}")
     if outside:
-        return Verdict("suppressed", "; ".join(outside.values()), list(outside))
-    if not set(FEATURES) & set(available_audits(references)):
-        return Verdict("suppressed", f"{_inside(references)}; {_UNEXAMINED}")
-    return Verdict("removed", _inside(references))
+        return Verdict("suppressed", *apart)
+    examined = set(FEATURES) & set(available)
+    return Verdict("removed", inside) if examined else Verdict("suppressed", f"{inside}; {_UNEXAMINED}")
 
 
 def available_audits(references: Sequence[Evidence]) -> dict[str, list[float]]:
@@ -193,8 +191,3 @@ def audits_outside(model: Evidence, references: Sequence[Evidence]) -> dict[str,
             retrained = f"{np.mean(band):.1%} ± {np.std(band, ddof=1):.1%}"
             outside[title] = f"the {title} reads {value:.1%}, retrained models {retrained}"
     return outside
-
-
-def _inside(references: Sequence[Evidence]) -> str:
-    titles = ", ".join(available_audits(references))
-    return f"{titles}: all within two standard deviations of {len(references)} retrained models"

@@ -33,11 +33,11 @@ def classify(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tenso
     similar length, each cut after its own last token. Masked tokens have no influence, so the logits agree up to
     rounding. Several processes must run the same number of passes, so their batches are not split.
     """
-    parts = [(rows, model(**piece).logits) for rows, piece in pieces(inputs)]
-    if len(parts) == 1:
-        return parts[0][1], parts[0][0]
-    order = torch.cat([rows for rows, _ in parts])
-    return torch.cat([logits for _, logits in parts])[order.argsort()], order
+    order, logits = zip(*((rows, model(**piece).logits) for rows, piece in pieces(inputs)), strict=True)
+    if len(order) == 1:
+        return logits[0], order[0]
+    ran = torch.cat(order)
+    return torch.cat(logits)[ran.argsort()], ran
 
 
 def head_weights(model: nn.Module, num_labels: int) -> tuple[Tensor, Tensor | None]:

@@ -121,17 +121,10 @@ def row_geometry(module: nn.Module) -> RowGeometry | None:
     if isinstance(module, nn.Linear) and forward is nn.Linear.forward:
         return RowGeometry("linear", 1, module.in_features)
     if isinstance(module, nn.Conv2d) and forward is nn.Conv2d.forward:
-        kernel = (module.kernel_size[0], module.kernel_size[1])
-        return RowGeometry(
-            "conv2d",
-            module.groups,
-            module.in_channels // module.groups * kernel[0] * kernel[1],
-            kernel,
-            (module.stride[0], module.stride[1]),
-            _conv_padding(module),
-            module.padding_mode,
-            (module.dilation[0], module.dilation[1]),
-        )
+        (high, wide), padding = module.kernel_size, _conv_padding(module)
+        width, stride, dilation = module.in_channels // module.groups * high * wide, module.stride, module.dilation
+        mode = module.padding_mode
+        return RowGeometry("conv2d", module.groups, width, (high, wide), stride, padding, mode, dilation)
     return None
 
 
@@ -192,10 +185,8 @@ def find_layers(model: nn.Module, target_modules: str | Sequence[str] | None = N
             continue
         candidates[name] = ProtectedLayer(plain_name(name), module, geometry, name, _source(modules, name))
     if not candidates:
-        raise UNSCError(
-            f"model: {type(model).__name__} has no protectable layer (nn.Linear, Conv1D or nn.Conv2d with an untied "
-            "weight)."
-        )
+        kinds = "nn.Linear, Conv1D or nn.Conv2d with an untied weight"
+        raise UNSCError(f"model: {type(model).__name__} has no protectable layer ({kinds}).")
 
     layers = tuple(layer for layer in candidates.values() if _matches(layer.name, target_modules))
     if not layers:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,21 +52,16 @@ def load_as(
     return model
 
 
-def _load_processor(auto_class: Any, name: str, kind: str) -> Any:
+def _load_processor(auto_class: Any, kind: str, name: str) -> Any:
     try:
         return auto_class.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise UNSCError(f"model_name_or_path: {name!r} has no {kind}: {first_line(error)}") from error
 
 
-def load_image_processor(name: str) -> Any:
-    """The image processor saved with a model; UNSCError when there is none."""
-    return _load_processor(AutoImageProcessor, name, "image processor")
-
-
-def load_tokenizer(name: str) -> Any:
-    """The tokenizer saved with a model; UNSCError when there is none."""
-    return _load_processor(AutoTokenizer, name, "tokenizer")
+# What was saved with a model, by its name; a UNSCError where there is none.
+load_image_processor: Callable[[str], Any] = partial(_load_processor, AutoImageProcessor, "image processor")
+load_tokenizer: Callable[[str], Any] = partial(_load_processor, AutoTokenizer, "tokenizer")
 
 
 def own_processor(name: str, like: Any) -> Any:
@@ -89,11 +85,10 @@ def own_processor(name: str, like: Any) -> Any:
 
 def load_to_finetune(auto_class: Any, name: str, labels: Sequence[str]) -> PreTrainedModel:
     """A model to train further. A classifier's head is made anew where it does not fit `labels`."""
-    options: dict[str, Any] = {}
-    if labels:
-        ids = {label: i for i, label in enumerate(labels)}
-        options = {"id2label": dict(enumerate(labels)), "label2id": ids, "ignore_mismatched_sizes": True}
-    return load_as(auto_class, name, "model_name_or_path", **options)
+    if not labels:
+        return load_as(auto_class, name, "model_name_or_path")
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    return load_as(auto_class, name, "model_name_or_path", ignore_mismatched_sizes=True, **names)
 
 
 def model_label_names(model: PreTrainedModel) -> list[str]:

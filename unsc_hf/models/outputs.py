@@ -53,7 +53,7 @@ class Outputs:
         return self.features
 
     def need_samples(self) -> Tensor:
-        """The sample of each row; it is a programming error to ask where every row is a sample."""
+        """The sample of each row; TypeError where every row is a sample."""
         if self.samples is None:
             raise TypeError("these outputs have one row for each sample.")
         return self.samples
@@ -73,7 +73,8 @@ class RowOutputs:
     test: Outputs
 
 
-def _one_per_sample(logits: Tensor, labels: Tensor) -> Outputs:
+def one_per_sample(logits: Tensor, labels: Tensor) -> Outputs:
+    """One row per sample of a classifier's batch."""
     if logits.dim() != 2:
         raise UNSCError(f"model: logits have shape {tuple(logits.shape)}, expected (batch, labels).")
     return Outputs(logits, None, labels)
@@ -88,7 +89,7 @@ def iterate_outputs(
     batch_size: int = 256,
     progress: bool = False,
     description: str = "Evaluating",
-    read: Reader = _one_per_sample,
+    read: Reader = one_per_sample,
 ) -> Iterator[Outputs]:
     """Run `model`, whose output has `logits`, in eval mode over all rows of a prepared data set, batch by batch.
 
@@ -189,6 +190,6 @@ def read_answers(logits: Tensor, labels: Tensor) -> Outputs:
 
 def token_losses(rows: Outputs) -> Tensor:
     """Cross-entropy of each position, float64 of shape (rows,), computed in blocks because a vocabulary is wide."""
-    pieces = max(1, -(-rows.logits.numel() // _LOGITS_AT_ONCE))
-    parts = zip(rows.logits.tensor_split(pieces), rows.labels.tensor_split(pieces), strict=True)
+    count = max(1, -(-rows.logits.numel() // _LOGITS_AT_ONCE))
+    parts = zip(rows.logits.tensor_split(count), rows.labels.tensor_split(count), strict=True)
     return torch.cat([F.cross_entropy(logits.double(), labels, reduction="none") for logits, labels in parts])

@@ -71,7 +71,7 @@ def run(arguments: ClassificationArguments, config: UNSCConfig, console: Console
     check_output_folder(str(config.output_dir))
     data = arguments.load(config)
     with unreadable_rows_by_number(data, config.text_columns):
-        names = _names_of(arguments.model_name_or_path)
+        names = None if arguments.model_name_or_path is None else _names_of(arguments.model_name_or_path)
         rows = ClassifierRows.of(data, arguments.request(), names, config.label_column)
         without = "-".join(map(str, (rows.request.forget_classes or ["rows"])[:10]))
         job = Job.of(
@@ -112,9 +112,7 @@ def unlearn_classifier(job: Job, rows: ClassifierRows, task: str, statistics_dir
     return UnlearningResult(compared.trainer, run, stored)
 
 
-def _names_of(model_name: str | None) -> list[str] | None:
-    if model_name is None:
-        return None
+def _names_of(model_name: str) -> list[str] | None:
     try:
         return names_in(AutoConfig.from_pretrained(model_name))
     except (OSError, ValueError) as error:

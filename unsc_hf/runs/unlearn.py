@@ -93,7 +93,12 @@ def unlearn(
                 raise UNSCError(
                     f"{argument}: goes with classifiers; of a language model name rows, by indices or where."
                 )
-            dialogues = _language_rows(data, request, unseen)
+            if request is None and "train" in data:
+                raise UNSCError("indices: not given; name the rows of 'train' to forget, by indices or where.")
+            used = ("train",) if "train" in data else ("forget", "retain")
+            others = {name: rows for name, rows in data.items() if name not in used}
+            kept = None if used == ("train",) else data["retain"]
+            dialogues = LanguageRows.of(data[used[0]], kept, request, unseen, others)
             check_unseen(dialogues, options, "unseen")
             result = unlearn_language_model(job, dialogues)
         else:
@@ -126,20 +131,19 @@ def _task(model: PreTrainedModel) -> str:
 
 
 def _load(dataset: DatasetDict | str, task: str, config: UNSCConfig) -> DatasetDict:
-    if isinstance(dataset, DatasetDict):
-        data = dataset
-    elif not isinstance(dataset, str):
+    if not isinstance(dataset, DatasetDict | str):
         raise UNSCError(f"dataset: got {type(dataset).__name__}, expected a DatasetDict, a Hub id or a folder.")
-    else:
-        try:
-            if task == "text-generation":
-                data = load_data(dataset)
-            elif task == "image-classification":
-                data = load_image_dataset(dataset, label_column=config.label_column)
-            else:
-                data = load_text_dataset(dataset, label_column=config.label_column, text_columns=config.text_columns)
-        except UNSCError as error:
-            raise UNSCError(str(error).replace("dataset_name:", "dataset:", 1)) from error
+    try:
+        if isinstance(dataset, DatasetDict):
+            data = dataset
+        elif task == "text-generation":
+            data = load_data(dataset)
+        elif task == "image-classification":
+            data = load_image_dataset(dataset, label_column=config.label_column)
+        else:
+            data = load_text_dataset(dataset, label_column=config.label_column, text_columns=config.text_columns)
+    except UNSCError as error:
+        raise UNSCError(str(error).replace("dataset_name:", "dataset:", 1)) from error
     splits = ("train", "test") if task != "text-generation" else ("train",) if "train" in data else ("forget", "retain")
     for split in splits:
         if split not in data:
@@ -167,19 +171,10 @@ def _request(
     named = [name for name, value in given.items() if value is not None]
     if len(named) > 1:
         raise UNSCError(f"{named[1]}: given beside {named[0]}; choose one way to name the rows.")
+    if isinstance(forget_classes, str | int):
+        return Request(forget_classes=(forget_classes,))
     if forget_classes is not None:
-        return Request(
-            forget_classes=(forget_classes,) if isinstance(forget_classes, str | int) else (*forget_classes,)
-        )
+        return Request(forget_classes=tuple(forget_classes))
     if where is not None:
         return Request(indices=tuple(i for i, row in enumerate(rows) if where(row)), option="where")
     return None if indices is None else Request(indices=tuple(indices))
-
-
-def _language_rows(data: DatasetDict, request: Request | None, unseen: Dataset | None) -> LanguageRows:
-    """Splits "forget" and "retain", or rows of "train"; every other split is reported on."""
-    used = ("train",) if "train" in data else ("forget", "retain")
-    others = {name: rows for name, rows in data.items() if name not in used}
-    if request is None and "train" in data:
-        raise UNSCError("indices: not given; name the rows of 'train' to forget, by indices or where.")
-    return LanguageRows.of(data[used[0]], data["retain"] if len(used) > 1 else None, request, unseen, others)

@@ -16,10 +16,10 @@ from ..config import UNSCConfig
 from ..data.columns import check_labels_match, class_names, find_label_column, group_labels, read_labels
 from ..data.inputs import default_collator, prepare_dataset
 from ..errors import UNSCError
-from ..evaluation.accuracy import macro_accuracy
+from ..evaluation.accuracy import macro_accuracy, row_accuracy
 from ..models.head import classify
 from ..models.loading import model_label_names
-from ..models.outputs import Outputs
+from ..models.outputs import Outputs, join_outputs, one_per_sample
 from ..objectives.pseudo_labels import AS_UNSEEN, Matching, pseudo_labels
 from .base import Measure, Task, register
 
@@ -55,8 +55,8 @@ class ClassificationTask(Task):
         return default_collator(self._processing_class)
 
     def prepare(self, dataset: Dataset) -> Dataset:
-        args = self._args
-        return prepare_dataset(dataset, self._processing_class, self._model, args.label_column, args.text_columns)
+        columns = self._args.label_column, self._args.text_columns
+        return prepare_dataset(dataset, self._processing_class, self._model, *columns)
 
     def strata(self, dataset: Dataset) -> np.ndarray:
         return read_labels(dataset, self._args.label_column)
@@ -68,9 +68,7 @@ class ClassificationTask(Task):
         return classify(model, inputs)[0]
 
     def outputs(self, logits: Tensor, labels: Tensor) -> Outputs:
-        if logits.dim() != 2:
-            raise UNSCError(f"model: logits have shape {tuple(logits.shape)}, expected (batch, labels).")
-        return Outputs(logits, None, labels)
+        return one_per_sample(logits, labels)
 
     def targets(
         self, strategy: str, forget: Outputs, retain: Outputs | None, matching: Matching | None
@@ -100,15 +98,10 @@ class ClassificationTask(Task):
 
     def measure(self, outputs: Iterator[Outputs]) -> Measure:
         """Accuracy: mean over classes where whole classes are forgotten, over rows otherwise."""
-        parts = list(outputs)
-        logits, labels = torch.cat([p.logits for p in parts]), torch.cat([p.labels for p in parts])
-        accuracy = (
-            macro_accuracy(logits, labels)
-            if self.whole_classes
-            else float((logits.argmax(-1) == labels).float().mean())
-        )
-        losses = F.cross_entropy(logits.double(), labels, reduction="none")
-        return Measure(accuracy or 0.0, float(losses.mean()), losses, Outputs(logits, None, labels))
+        rows = join_outputs(list(outputs))
+        accuracy = macro_accuracy(rows.logits, rows.labels) if self.whole_classes else row_accuracy(rows)
+        losses = F.cross_entropy(rows.logits.double(), rows.labels, reduction="none")
+        return Measure(accuracy or 0.0, float(losses.mean()), losses, rows)
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """The Trainer's own loss is a mean over batches, and several processes fill up the last one. This loss is the

@@ -20,15 +20,13 @@ from .distributed import is_sharded, whole
 _READERS = 8  # tensors whose bytes are hashed at a time
 
 
-def weight_hash(model: nn.Module, exclude: Collection[str] = ()) -> str:
+def weight_hash(model: nn.Module) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of parameters and buffers, in the order of their names.
 
-    Names in `exclude` are left out. Where weights are sharded, all processes must call this together.
+    Where weights are sharded, all processes must call this together.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        if name in exclude:
-            continue
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(_tensor_bytes(whole(tensor.detach())))
     return digest.hexdigest()
