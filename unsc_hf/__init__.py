@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .nullspace.api import NullSpace as NullSpace
     from .nullspace.statistics import ActivationStatistics as ActivationStatistics
     from .nullspace.subspace import Subspace as Subspace
-    from .runs.result import UnlearningResult as UnlearningResult
+    from .runs.job import UnlearningResult as UnlearningResult
     from .runs.unlearn import unlearn as unlearn
     from .trainer.callbacks import NullSpaceCallback as NullSpaceCallback
     from .trainer.sequence import serve_request as serve_request
@@ -36,7 +36,7 @@ _MODULES = {
     "UNSCConfig": "config",
     "UNSCError": "errors",
     "UNSCTrainer": "trainer.trainer",
-    "UnlearningResult": "runs.result",
+    "UnlearningResult": "runs.job",
     "audit": "comparison.compare_methods",
     "compare": "comparison.compare_methods",
     "serve_request": "trainer.sequence",

@@ -24,12 +24,19 @@ from unsc_hf import UNSCConfig, UNSCError, UNSCTrainer, split_dataset
 from unsc_hf.erasure.closed_form import LowRank
 from unsc_hf.erasure.eraser import Attempt, Erased
 from unsc_hf.erasure.limits import erase_features
-from unsc_hf.erasure.readings import Reading, find_readings, find_writer, jacobian, read_writer
-from unsc_hf.erasure.rows import ErasureRows, erasure_rows
+from unsc_hf.erasure.readings import (
+    ErasureRows,
+    Reading,
+    erasure_rows,
+    find_readings,
+    find_writer,
+    jacobian,
+    read_writer,
+)
 from unsc_hf.erasure.writers import Folds, folding_sites
 from unsc_hf.models.adapters import add_adapters
-from unsc_hf.models.head import head_weights
 from unsc_hf.models.layers import find_layers
+from unsc_hf.models.outputs import head_weights
 
 
 def _trainer(model: Any, data: Data, folder: Path, choose: Any = None, **options: Any) -> UNSCTrainer:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from unsc_hf import UNSCError
-from unsc_hf.evaluation.flips import count_flips
+from unsc_hf.evaluation.certificate import count_flips
 
 
 def test_flips_are_counted_among_the_remaining_classes() -> None:

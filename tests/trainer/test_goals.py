@@ -11,7 +11,7 @@ from helpers.models import learned
 from helpers.training import logits, make_trainer
 
 from unsc_hf import split_dataset
-from unsc_hf.evaluation.flips import count_flips
+from unsc_hf.evaluation.certificate import count_flips
 
 
 def test_every_check_counts_changed_decisions_on_held_out_rows(

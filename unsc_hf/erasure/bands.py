@@ -17,8 +17,7 @@ from ..evaluation.verdict import Band
 from ..models.hooks import evaluation_mode
 from ..models.loading import own_processor
 from .eraser import Attempt
-from .readings import Reading, find_readings, read_all
-from .rows import Batch, FeatureRows
+from .readings import Batch, FeatureRows, Reading, find_readings, read_all
 
 logger = logging.getLogger(__name__)
 

@@ -19,12 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UNSCError
-from ..models.head import head_weights
 from ..models.hooks import evaluation_mode
 from ..models.layers import ProtectedLayer
+from ..models.outputs import head_weights
 from .closed_form import LowRank, least_leak, output_shifts
-from .readings import Reading, find_readings, find_writer, jacobian, read_all, read_writer
-from .rows import ErasureRows
+from .readings import ErasureRows, Reading, find_readings, find_writer, jacobian, read_all, read_writer
 from .writers import Folds, folding_sites
 
 _PASSES = 3  # steps of Newton's method: what lies behind a writer is not linear

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..models.layers import ProtectedLayer, plain_name
 from .closed_form import least_leak
 from .eraser import Choose, Erased, FeatureEraser
-from .rows import FeatureRows, erasure_rows
+from .readings import FeatureRows, erasure_rows
 from .writers import Folds
 
 logger = logging.getLogger(__name__)

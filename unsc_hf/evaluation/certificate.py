@@ -1,10 +1,17 @@
-"""The certificate: how much the outputs of retained rows changed, in each layer and in the logits."""
+"""How much outputs of retained rows changed: the certificate, and flips, which are what a user of the model notices.
+
+A retrained model has the same accuracy as the original and still answers some kept inputs differently. Flips are the
+measure of regression-free model updates (Yan et al., "Positive-Congruent Training", CVPR 2021, arXiv 2011.09161), over
+the remaining classes: the logits of forgotten classes are left out on both sides.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import UNSCError
@@ -28,6 +35,52 @@ def logit_drift(before: Tensor, after: Tensor) -> LogitDrift:
         relative=float(change.norm() / before.double().norm()),
         largest=float(change.max()),
         agreement=float((before.argmax(1) == after.argmax(1)).double().mean()),
+    )
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Changed decisions on kept rows, as counts."""
+
+    rows: int
+    changed: int  # rows whose most likely remaining class changed
+    negative: int  # rows that the first model answered rightly and the second does not
+    positive: int  # rows that the second model answers rightly and the first did not
+    drift: float  # |z - z_0| / |z_0| of the remaining logits, Frobenius, over all rows
+
+    @property
+    def share(self) -> float:
+        """Changed rows as a share of all."""
+        return self.changed / self.rows
+
+    @property
+    def negative_share(self) -> float:
+        """The negative flip rate."""
+        return self.negative / self.rows
+
+
+def count_flips(before: Tensor, after: Tensor, labels: Tensor, forgotten: Sequence[int] = ()) -> Flips:
+    """Compare two models' logits (rows, classes) on the same kept rows with true ids `labels` (rows,).
+
+    UNSCError for logits of different shapes, no rows, or no class that remains.
+    """
+    if before.shape != after.shape or len(labels) != len(before):
+        raise UNSCError(
+            f"logits: shapes {tuple(before.shape)}, {tuple(after.shape)} for {len(labels)} labels; use the same rows."
+        )
+    kept = [c for c in range(before.shape[1]) if c not in set(forgotten)]
+    if len(before) == 0 or not kept:
+        raise UNSCError(f"logits: {len(before)} rows, {len(kept)} remaining classes; flips need at least one of each.")
+    columns = torch.tensor(kept, device=before.device)
+    old, new = before[:, columns].double(), after[:, columns].double()
+    first, second = columns[old.argmax(1)], columns[new.argmax(1)]
+    was_right, is_right = first == labels, second == labels
+    return Flips(
+        rows=len(before),
+        changed=int((first != second).sum()),
+        negative=int((was_right & ~is_right).sum()),
+        positive=int((~was_right & is_right).sum()),
+        drift=float((new - old).norm() / old.norm()),
     )
 
 

@@ -14,7 +14,7 @@ from ..data.columns import read_labels
 from ..data.selection import at_most_per_class
 from ..models.outputs import Outputs, RowOutputs
 from .accuracy import kept_classes, macro_accuracy, of_classes, per_class_accuracy, row_accuracy
-from .flips import count_flips
+from .certificate import count_flips
 from .membership import attack_forgotten_rows
 from .probes import Head, probe_head, prototype_attack
 from .verdict import MethodResult

@@ -62,7 +62,7 @@ class MethodResult:
         seconds: what making this model cost, from the original (retrained: from nothing).
         per_class: test accuracy by class id.
         flips, negative_flips: kept test rows whose decision among the remaining classes differs from the original's,
-            and those that the original answered rightly and this model does not; see `evaluation.flips`.
+            and those that the original answered rightly and this model does not; see `evaluation.certificate`.
         drift: relative change of the remaining logits on the same rows.
     """
 

@@ -11,8 +11,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import UNSCError, closest
-from .head import find_head
 from .layers import find_layers, plain_name
+from .outputs import find_head
 
 
 def check_lora_config(config: PeftConfig) -> LoraConfig:

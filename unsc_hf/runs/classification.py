@@ -20,8 +20,7 @@ from ..errors import UNSCError, first_line
 from ..reporting.run_folder import check_output_folder
 from ..reporting.tables import classifier_table
 from ..trainer.sequence import StoredRequest
-from .job import Job, removed_after_error
-from .result import UnlearningResult, finished_run
+from .job import Job, UnlearningResult, finished_run, removed_after_error
 
 
 @dataclass(frozen=True)

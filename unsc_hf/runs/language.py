@@ -25,8 +25,7 @@ from ..reporting.run_folder import check_output_folder
 from ..reporting.tables import answers_table
 from ..trainer.checkpoints import resume_from
 from ..trainer.trainer import UNSCTrainer
-from .job import Job, removed_after_error
-from .result import UnlearningResult, finished_run
+from .job import Job, UnlearningResult, finished_run, removed_after_error
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,8 @@ from ..reporting.model_card import public_name
 from ..reporting.run_folder import check_output_folder
 from ..tasks.causal_lm import CausalLMTask
 from .classification import ClassifierRows, names_in, unlearn_classifier
-from .job import Job, origin_of, removed_after_error
+from .job import Job, UnlearningResult, origin_of, removed_after_error
 from .language import LanguageRows, check_unseen, unlearn_language_model
-from .result import UnlearningResult
 
 _READY = ("pixel_values", "input_ids")  # columns of rows that need no image processor or tokenizer
 

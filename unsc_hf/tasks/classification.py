@@ -17,9 +17,8 @@ from ..data.columns import check_labels_match, class_names, find_label_column, g
 from ..data.inputs import default_collator, prepare_dataset
 from ..errors import UNSCError
 from ..evaluation.accuracy import macro_accuracy, row_accuracy
-from ..models.head import classify
 from ..models.loading import model_label_names
-from ..models.outputs import Outputs, join_outputs, one_per_sample
+from ..models.outputs import Outputs, classify, join_outputs, one_per_sample
 from ..objectives.pseudo_labels import AS_UNSEEN, Matching, pseudo_labels
 from .base import Measure, Task, register
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..config import UNSCConfig
 from ..data.selection import hold_out
 from ..errors import UNSCError
-from ..evaluation.flips import count_flips
+from ..evaluation.certificate import count_flips
 from ..evaluation.membership import accuracy_gap, exposure, tolerated_exposure
 from ..experimental.left_out import LeftOut
 from ..models.outputs import Outputs

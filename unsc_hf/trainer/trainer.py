@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput
 from ..config import REFUSED, UNSCConfig
 from ..erasure.eraser import Choose, Erased
 from ..erasure.limits import erase_features
-from ..erasure.rows import FeatureRows
+from ..erasure.readings import FeatureRows
 from ..errors import UNSCError
 from ..evaluation.certificate import Certificate
 from ..experimental.rehearsal import check_dropout, special_tokens

@@ -9,8 +9,8 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from ...models.head import head_weights
 from ...models.hooks import NOT_INPUTS, evaluation_mode, pieces, pool
+from ...models.outputs import head_weights
 from ..probes import linear_probe, probe_head, prototype_attack
 from .registry import Examination, Reading, audit
 from .training import few_of_each, forgotten_rows

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...data.selection import at_most_per_class
-from ...models.head import classify, find_head
 from ...models.hooks import NOT_INPUTS, evaluation_mode
-from ...models.outputs import Outputs, join_outputs
+from ...models.outputs import Outputs, classify, find_head, join_outputs
 from ..accuracy import macro_accuracy
 from .registry import Examination
 
