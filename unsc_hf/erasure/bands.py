@@ -14,10 +14,9 @@ from ..data.selection import evenly_spaced
 from ..errors import UNSCError
 from ..evaluation.probes import linear_probe
 from ..evaluation.verdict import Band
-from ..models.hooks import evaluation_mode
 from ..models.loading import own_processor
 from .eraser import Attempt
-from .readings import Batch, FeatureRows, Reading, find_readings, read_all
+from .readings import Batch, FeatureRows, Reading, find_readings, read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -126,14 +125,10 @@ class ProbeBands:
 
     def _probes(self, model: nn.Module, readings: Sequence[Reading], rows: ProbeRows) -> list[float]:
         """What a probe of each reading says of the held-out forget rows; NaN where there are none."""
-        features, labels = [], []
-        for batches in rows:
-            with evaluation_mode(model):
-                read = [read_all(model, readings, batch) for batch in batches]
-            features.append([torch.cat([part[i].float().cpu() for part in read]) for i in range(len(readings))])
-            labels.append(torch.cat([batch["labels"].cpu() for batch in batches]))
-        values = []
-        for train, test in zip(*features, strict=True):
-            value = linear_probe(train, labels[0], test, labels[1], self._forgotten, per_class=self._per_class)
-            values.append(float("nan") if value is None else value)
-        return values
+        train, test = (read_rows(model, readings, batches) for batches in rows)
+        labels, asked = (torch.cat([batch["labels"].cpu() for batch in batches]) for batches in rows)
+        values = [
+            linear_probe(x, labels, y, asked, self._forgotten, per_class=self._per_class)
+            for x, y in zip(train, test, strict=True)
+        ]
+        return [float("nan") if value is None else value for value in values]

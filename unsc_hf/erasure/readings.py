@@ -187,6 +187,17 @@ def read_all(model: nn.Module, readings: Sequence[Reading], batch: Mapping[str, 
     return [rows(reading) for reading in readings]
 
 
+def read_rows(model: nn.Module, readings: Sequence[Reading], batches: Sequence[Batch]) -> list[Tensor]:
+    """Several readings of all batches, (rows, width) each, float32 on the CPU."""
+    with evaluation_mode(model):
+        return _joined([read_all(model, readings, batch) for batch in batches])
+
+
+def _joined(batches: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """What was read of each batch, joined over batches, float32 on the CPU."""
+    return [torch.cat([part.float().cpu() for part in parts]) for parts in zip(*batches, strict=True)]
+
+
 def answer_rows(x: Tensor, batch: Mapping[str, Any]) -> Tensor:
     """Rows of (batch, tokens, width) that predict a labelled token."""
     return x[:, :-1][batch["labels"][:, 1:] != IGNORED]
@@ -243,22 +254,26 @@ def find_writer(
 
 
 def read_writer(
-    model: nn.Module, writer: ProtectedLayer, reading: Reading, batch: Mapping[str, Any]
+    model: nn.Module, writer: ProtectedLayer, reading: Reading, batches: Sequence[Batch]
 ) -> tuple[Tensor, Tensor]:
-    """A reading (rows, width), and the input rows of its writer (rows, in), in float32 on the CPU.
+    """A reading (rows, width), and the input rows of its writer (rows, in), of all batches, in float32 on the CPU.
 
     The inputs are averages over positions, weighted by how much the reading depends on each.
     """
-    with _cut_behind(model, writer) as (inputs, outputs):
-        read = reading.rows(model, batch)
-        if reading.answers:
-            x = answer_rows(inputs[-1], batch)
-        else:
-            # Which positions count, and how much: one backward pass from the reading to the writer.
-            direction = torch.randn(read.shape[1], generator=torch.Generator().manual_seed(0)).to(read)
-            slope = _slope(writer, (read @ direction).sum(), outputs[-1])
-            x = _weighted(writer, inputs[-1], slope.norm(dim=2))
-    return read.detach().float().cpu(), x.float().cpu()
+    parts = []
+    for batch in batches:
+        with _cut_behind(model, writer) as (inputs, outputs):
+            read = reading.rows(model, batch)
+            if reading.answers:
+                x = answer_rows(inputs[-1], batch)
+            else:
+                # Which positions count, and how much: one backward pass from the reading to the writer.
+                direction = torch.randn(read.shape[1], generator=torch.Generator().manual_seed(0)).to(read)
+                slope = _slope(writer, (read @ direction).sum(), outputs[-1])
+                x = _weighted(writer, inputs[-1], slope.norm(dim=2))
+        parts.append((read.detach(), x))
+    features, rows = _joined(parts)
+    return features, rows
 
 
 def jacobian(model: nn.Module, writer: ProtectedLayer, reading: Reading, batch: Mapping[str, Any]) -> Tensor:

@@ -30,7 +30,6 @@ class Outputs:
     """Outputs of a model on some rows, on the CPU.
 
     Outputs of answer tokens are as wide as a vocabulary, so they stay on the model's device until they are kept.
-
     """
 
     logits: Tensor  # float32, (rows, labels)

@@ -13,7 +13,7 @@ from ...models.hooks import NOT_INPUTS, evaluation_mode, pieces, pool
 from ...models.outputs import head_weights
 from ..probes import linear_probe, probe_head, prototype_attack
 from .registry import Examination, Reading, audit
-from .training import few_of_each, forgotten_rows
+from .relearning import few_of_each, forgotten_rows
 
 ROWS = 2000  # training rows of a probe of a hidden state, about
 FEWEST = 5  # training rows of a class
