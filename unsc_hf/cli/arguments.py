@@ -44,11 +44,9 @@ def parse_arguments(
     if file is not None:
         options = _read_yaml(file)
         known = {f.name for cls in types for f in dataclasses.fields(cls) if f.init}
-        for key in options:
-            if key not in known:
-                raise UNSCError(
-                    f"config: {file.name} sets {key!r}, which is no option; closest: {closest(str(key), known)}."
-                )
+        if unknown := [key for key in options if key not in known]:
+            near = closest(unknown[0], known)
+            raise UNSCError(f"config: {file.name} sets {unknown[0]!r}, which is no option; closest: {near}.")
         for action in parser._actions:
             if action.dest not in options:
                 continue

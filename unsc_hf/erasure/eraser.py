@@ -57,9 +57,9 @@ class Erased:
 
     reading: str
     writer: str
-    strength: float  # share of the differences that was taken out; what the head does not read goes whole
-    before: float  # norm of the differences of class means before all erasure
-    after: float  # and after this reading's
+    strength: float  #: share of the differences that was taken out; what the head does not read goes whole
+    before: float  #: norm of the differences of class means before all erasure
+    after: float  #: and after this reading's
 
 
 @dataclass(frozen=True)

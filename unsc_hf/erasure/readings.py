@@ -46,12 +46,12 @@ _FEW_ROWS = 20  # with fewer retained rows the mean of a class is uncertain
 class FeatureRows:
     """The rows of a request, and what makes batches of them."""
 
-    task: Task  # knows the classes of rows
-    args: UNSCConfig  # says what to erase, and on which device
+    task: Task  #: knows the classes of rows
+    args: UNSCConfig  #: says what to erase, and on which device
     forget: Dataset
     retain: Dataset
-    held_out: Dataset  # forget rows held out for validation
-    processor: Any  # tokenizer or image processor of the model, None where rows need none
+    held_out: Dataset  #: forget rows held out for validation
+    processor: Any  #: tokenizer or image processor of the model, None where rows need none
     prepare: Callable[[Dataset], Any]
     collate: Callable[[list[dict[str, Any]]], dict[str, Any]]
 
@@ -81,11 +81,11 @@ class ErasureRows:
 
     forgotten: Sequence[Batch]
     retained: Sequence[Batch]
-    own: Tensor  # class of each forgotten reading row, (rows,)
-    relabelled: Tensor  # the class that it is re-labelled to, (rows,)
-    labels: Tensor  # classes of the retained reading rows, (rows,)
-    pairs: Sequence[Pair]  # whose means are brought together, see `shared_pairs`
-    answers: bool = False  # whether rows are the answer tokens of a language model
+    own: Tensor  #: class of each forgotten reading row, (rows,)
+    relabelled: Tensor  #: the class that it is re-labelled to, (rows,)
+    labels: Tensor  #: classes of the retained reading rows, (rows,)
+    pairs: Sequence[Pair]  #: whose means are brought together, see `shared_pairs`
+    answers: bool = False  #: whether rows are the answer tokens of a language model
 
     def differences(self, forgotten: Tensor, retained: Tensor) -> Tensor:
         """Of class means (width, pairs), of what was read of the rows, (rows, width) each."""
@@ -141,9 +141,9 @@ def _answer_rows(rows: FeatureRows, forgotten: Sequence[Batch]) -> ErasureRows:
 class Reading:
     """One place to read."""
 
-    state: int | None  # index of a hidden state, None for the head's input
+    state: int | None  #: index of a hidden state, None for the head's input
     head: ProtectedLayer
-    answers: bool = False  # whether rows are the answer tokens of a language model
+    answers: bool = False  #: whether rows are the answer tokens of a language model
 
     @property
     def name(self) -> str:

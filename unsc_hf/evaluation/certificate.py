@@ -21,9 +21,9 @@ from ..errors import UNSCError
 class LogitDrift:
     """Measured change of logits on the same rows."""
 
-    relative: float  # |z - z_0| / |z_0|, Frobenius norms over all rows
-    largest: float  # largest absolute change of one logit
-    agreement: float  # share of rows whose most likely label is unchanged
+    relative: float  #: `|z - z_0|` / `|z_0|`, Frobenius norms over all rows
+    largest: float  #: largest absolute change of one logit
+    agreement: float  #: share of rows whose most likely label is unchanged
 
 
 def logit_drift(before: Tensor, after: Tensor) -> LogitDrift:
@@ -43,10 +43,10 @@ class Flips:
     """Changed decisions on kept rows, as counts."""
 
     rows: int
-    changed: int  # rows whose most likely remaining class changed
-    negative: int  # rows that the first model answered rightly and the second does not
-    positive: int  # rows that the second model answers rightly and the first did not
-    drift: float  # |z - z_0| / |z_0| of the remaining logits, Frobenius, over all rows
+    changed: int  #: rows whose most likely remaining class changed
+    negative: int  #: rows that the first model answered rightly and the second does not
+    positive: int  #: rows that the second model answers rightly and the first did not
+    drift: float  #: `|z - z_0|` / `|z_0|` of the remaining logits, Frobenius, over all rows
 
     @property
     def share(self) -> float:
@@ -86,27 +86,18 @@ def count_flips(before: Tensor, after: Tensor, labels: Tensor, forgotten: Sequen
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was measured on held-out retained rows.
+    """What was measured on held-out retained rows."""
 
-    Attributes:
-        leak, leak_per_layer: relative change of the outputs of all trained layers together, and of each by name.
-        drift: measured change of the logits.
-        rows: number of held-out rows of the data set.
-        relative_change: `|W - W_0|` / `|W_0|` over the trained weights.
-        max_leak, stop_reason: the leak budget, None without one, and why unlearning ended.
-        held_out: False when the caller gave the statistics, which may contain these rows.
-        merged: drift after the adapter is merged into the base weights, by the dtype they are then stored in
-            ("float32", "bfloat16"); None without an adapter.
-    """
-
-    leak: float
-    leak_per_layer: dict[str, float]
-    drift: LogitDrift
-    rows: int
-    relative_change: float
-    max_leak: float | None
-    stop_reason: str | None
-    held_out: bool = True
+    leak: float  #: relative change of the outputs of all trained layers together
+    leak_per_layer: dict[str, float]  #: the same for each layer, by name
+    drift: LogitDrift  #: measured change of the logits
+    rows: int  #: number of held-out rows of the data set
+    relative_change: float  #: `|W - W_0|` / `|W_0|` over the trained weights
+    max_leak: float | None  #: the leak budget; None without one
+    stop_reason: str | None  #: why unlearning ended
+    held_out: bool = True  #: False when the caller gave the statistics, which may contain these rows
+    #: Drift after the adapter is merged into the base weights, by the dtype they are then stored in ("float32",
+    #: "bfloat16"); None without an adapter.
     merged: dict[str, LogitDrift] | None = None
 
     def to_dict(self) -> dict[str, Any]:

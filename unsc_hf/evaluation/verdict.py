@@ -35,8 +35,8 @@ FEATURES = ("linear probe", "10-shot prototype attack")  # audits that examine t
 class Evidence:
     """What a verdict on one model rests on."""
 
-    per_class: Mapping[int, float]  # test accuracy by class id
-    audits: Mapping[str, float | None]  # headline number by title; None or NaN where the audit says nothing
+    per_class: Mapping[int, float]  #: test accuracy by class id
+    audits: Mapping[str, float | None]  #: headline number by title; None or NaN where the audit says nothing
 
 
 @dataclass(frozen=True)
@@ -50,36 +50,22 @@ class Verdict:
 
 @dataclass(frozen=True)
 class MethodResult:
-    """Row of the comparison; shares, None where a value cannot be given.
+    """Row of the comparison; shares, None where a value cannot be given."""
 
-    Attributes:
-        AccDf, AccDr: macro accuracy on training rows to forget / to keep (a sample, see `engine.sample_rows`).
-        AccDut, AccDrt: macro test accuracy on the forgotten / the remaining classes.
-        mia_auc, mia_tpr_at_1pct_fpr: membership inference on the forgotten rows; 0.5 and 0.01 are chance.
-        probe_forget: test accuracy on the forgotten classes of a new linear head on the model's features.
-        prototype_attack_10: test accuracy on them when 10 examples of each are written into the head.
-        leak: relative change of layer outputs on held-out retained rows.
-        seconds: what making this model cost, from the original (retrained: from nothing).
-        per_class: test accuracy by class id.
-        flips, negative_flips: kept test rows whose decision among the remaining classes differs from the original's,
-            and those that the original answered rightly and this model does not; see `evaluation.certificate`.
-        drift: relative change of the remaining logits on the same rows.
-    """
-
-    AccDf: float | None
-    AccDr: float | None
-    AccDut: float | None
-    AccDrt: float | None
-    mia_auc: float | None
-    mia_tpr_at_1pct_fpr: float | None
-    probe_forget: float | None
-    prototype_attack_10: float | None
-    leak: float | None
-    seconds: float | None
-    per_class: dict[int, float]
-    flips: float | None = None
-    negative_flips: float | None = None
-    drift: float | None = None
+    AccDf: float | None  #: macro accuracy on training rows to forget (a sample, see `engine.sample_rows`)
+    AccDr: float | None  #: the same on training rows to keep
+    AccDut: float | None  #: macro test accuracy on the forgotten classes
+    AccDrt: float | None  #: macro test accuracy on the remaining classes
+    mia_auc: float | None  #: membership inference on the forgotten rows; 0.5 is chance
+    mia_tpr_at_1pct_fpr: float | None  #: the same; 0.01 is chance
+    probe_forget: float | None  #: test accuracy on the forgotten classes of a new linear head on the model's features
+    prototype_attack_10: float | None  #: the same when 10 examples of each class are written into the head
+    leak: float | None  #: relative change of layer outputs on held-out retained rows
+    seconds: float | None  #: what making this model cost, from the original (retrained: from nothing)
+    per_class: dict[int, float]  #: test accuracy by class id
+    flips: float | None = None  #: kept test rows whose decision among the remaining classes is not the original's
+    negative_flips: float | None = None  #: those that the original answered rightly and this model does not
+    drift: float | None = None  #: relative change of the remaining logits on the same rows
 
     def evidence(self, forgotten: Sequence[int]) -> Evidence:
         """What a verdict rests on; for single rows (no class is `forgotten` whole) nothing about the features."""
@@ -106,16 +92,10 @@ def mean_result(results: Sequence[MethodResult]) -> MethodResult:
 
 @dataclass(frozen=True)
 class Band:
-    """What retrained models read: the target of forgetting is a band, and less than it is over-erasure.
-
-    Attributes:
-        mean: of the readings.
-        reach: how far from it is still like them: two standard deviations, at least a point. Few models may agree by
-            chance to less than one test row.
-    """
+    """What retrained models read: the target of forgetting is a band, and less than it is over-erasure."""
 
     mean: float
-    reach: float
+    reach: float  #: two standard deviations, at least a point: few models may agree by chance to less than a test row
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Band:

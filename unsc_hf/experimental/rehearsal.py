@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from ..errors import UNSCError
+from ..models.hooks import set_modes
 
 
 def check_dropout(model: nn.Module, activation_checkpointing: bool) -> None:
@@ -41,8 +42,7 @@ def dropout_mode(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        set_modes(modes)
 
 
 def has_dropout(model: nn.Module) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
 
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..errors import UNSCError, closest
+from ..errors import UNSCError
 from .layers import find_layers, plain_name
 from .outputs import find_head
 
@@ -47,8 +46,12 @@ def add_adapters(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     config = copy.deepcopy(check_lora_config(config))
     if config.target_modules is None:
         _choose_targets(model, config)
-    if config.target_modules != "all-linear":
-        _check_targets(model, config.target_modules)
+    targets = config.target_modules
+    if targets != "all-linear":
+        try:
+            find_layers(model, targets if isinstance(targets, str) else sorted(targets))
+        except UNSCError as error:
+            raise UNSCError(f"peft_config: {error}") from None
     config.init_lora_weights = True
     adapted = get_peft_model(model, config)
     for name, module in adapted.named_modules():
@@ -68,16 +71,3 @@ def _choose_targets(model: PreTrainedModel, config: LoraConfig) -> None:
     layers = [layer for layer in find_layers(model).layers if layer.name != head]
     if layers and all(isinstance(layer.module, nn.Conv2d) for layer in layers):
         config.target_modules = [layer.name for layer in layers if layer.geometry.groups == 1]
-
-
-def _check_targets(model: PreTrainedModel, target_modules: str | Collection[str]) -> None:
-    endings = sorted({layer.name.rsplit(".", 1)[-1] for layer in find_layers(model).layers})
-    wanted = target_modules if isinstance(target_modules, str) else sorted(target_modules)
-    try:
-        find_layers(model, wanted)
-    except UNSCError:
-        first = wanted if isinstance(wanted, str) else wanted[0]
-        raise UNSCError(
-            f"peft_config: target_modules={wanted!r} matches no layer of {type(model).__name__}; "
-            f"did you mean {closest(first, endings)}? Its layers are {', '.join(endings)}."
-        ) from None

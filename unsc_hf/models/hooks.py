@@ -58,10 +58,11 @@ def quiet(model: nn.Module) -> None:
 
     Modules that checkpoint look at their own `training` flag, so only those stay in training mode.
     """
-    _set_modes({module: bool(vars(module).get("gradient_checkpointing")) for module in model.modules()})
+    set_modes({module: bool(vars(module).get("gradient_checkpointing")) for module in model.modules()})
 
 
-def _set_modes(modes: Mapping[nn.Module, bool]) -> None:
+def set_modes(modes: Mapping[nn.Module, bool]) -> None:
+    """Training or eval mode of single modules."""
     for module, training in modes.items():
         if module.training != training:
             module.training = training
@@ -77,7 +78,7 @@ def evaluation_mode(model: nn.Module, gradients: bool = False) -> Iterator[None]
             yield
     finally:
         reshard(model)
-        _set_modes(modes)
+        set_modes(modes)
 
 
 def row_mask(x: Tensor, attention_mask: Tensor | None) -> Tensor | None:

@@ -27,34 +27,25 @@ ADAPTER = "default"  # the name that PEFT gives the only adapter
 class RowGeometry:
     """How an input tensor is cut into rows; two modules share statistics only if input and geometry are equal."""
 
-    kind: str  # "linear" or "conv2d"
+    kind: str  #: "linear" or "conv2d"
     groups: int
     width: int
     kernel_size: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # left, right, top, bottom
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)  #: left, right, top, bottom
     padding_mode: str = "zeros"
     dilation: tuple[int, int] = (1, 1)
 
 
 @dataclass(frozen=True, eq=False)
 class ProtectedLayer:
-    """One protectable module.
+    """One protectable module."""
 
-    Attributes:
-        name: the layer's name in the base model. A LoRA factor has the name of the layer it belongs to, so that
-            statistics of a model serve its adapters too.
-        module: the module itself.
-        geometry: how its input becomes rows.
-        path: the module's own name in `model.named_modules()`, where it differs.
-        source: the module whose input this one reads, possibly cast: for a LoRA factor the layer it belongs to.
-    """
-
-    name: str
+    name: str  #: in the base model: a LoRA factor has its layer's, so that statistics of a model serve adapters too
     module: nn.Module
-    geometry: RowGeometry
-    path: str = ""
-    source: nn.Module | None = None
+    geometry: RowGeometry  #: how its input becomes rows
+    path: str = ""  #: the module's own name in `model.named_modules()`, where it differs
+    source: nn.Module | None = None  #: what reads the same input before a cast: for a LoRA factor its layer
 
     @property
     def weight(self) -> nn.Parameter:
@@ -132,8 +123,8 @@ def row_geometry(module: nn.Module) -> RowGeometry | None:
 class LayerSelection:
     """Result of `find_layers`."""
 
-    layers: tuple[ProtectedLayer, ...]  # what can be protected, in the model's order
-    frozen: dict[str, str]  # reason by parameter name for every parameter that will not be trained
+    layers: tuple[ProtectedLayer, ...]  #: what can be protected, in the model's order
+    frozen: dict[str, str]  #: reason by parameter name for every parameter that will not be trained
 
     def unprotectable(self) -> dict[str, int]:
         """Number of frozen weights by reason, without biases: the part of the model that unlearning cannot change."""
@@ -193,8 +184,8 @@ def find_layers(model: nn.Module, target_modules: str | Sequence[str] | None = N
         wanted = target_modules if isinstance(target_modules, str) else next(iter(target_modules or ("",)))
         endings = sorted({layer.name.rsplit(".", 1)[-1] for layer in candidates.values()})
         raise UNSCError(
-            f"target_modules: {target_modules!r} matches no protectable layer; "
-            f"did you mean {closest(wanted, endings)}? Layers are named like {next(iter(candidates.values())).name!r}."
+            f"target_modules: {target_modules!r} matches no protectable layer of {type(model).__name__}; "
+            f"did you mean {closest(wanted, endings)}? Its layers are {', '.join(endings)}."
         )
 
     protected = {layer.weight_name for layer in layers}
