@@ -80,14 +80,11 @@ class _Place:
 
 
 class FeatureEraser:
-    """Erases the readings of one model, one after another.
+    """Erases the readings of one model in place, one after another; `done` is what was erased so far.
 
-    Attributes:
-        model, rows: what is changed in place, and the rows that are read.
-        sites, folds: layers that may be changed (a LoRA layer as a whole), and their changes.
-        head: reading of the head's input.
-        head_rows: rows of the head's weight by class, (labels, width); None for language models.
-        done: what was erased so far.
+    Layers that may be changed are `sites` (a LoRA layer as a whole), and their changes are `folds`. `head` is the
+    reading of the head's input, and `head_rows` are its weight's rows by class, (labels, width), None for language
+    models.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[ProtectedLayer], place: str, rows: ErasureRows) -> None:

@@ -13,11 +13,11 @@ from .tables import Table
 class Origin:
     """What was unlearned, as a card names it: no paths of this machine."""
 
-    model: str  #: Hub id, or last part of a folder
+    model: str  # Hub id, or last part of a folder
     dataset: str
-    dataset_on_hub: bool = False  #: whether `dataset` is a Hub id
-    license: str | None = None  #: SPDX id
-    command: str = ""  #: what makes the run again
+    dataset_on_hub: bool = False  # whether `dataset` is a Hub id
+    license: str | None = None  # SPDX id
+    command: str = ""  # what makes the run again
 
 
 @dataclass(frozen=True)
@@ -26,32 +26,32 @@ class FinishedRun:
 
     origin: Origin
     model_class: str
-    rows: int  #: number of forgotten rows
-    forgotten: Sequence[int] = ()  #: ids of the classes that were forgotten whole
-    class_names: Sequence[str] = ()  #: by id
-    task: str = "image-classification"  #: the Hub's name of what the model does
-    base_dtype: str = "float32"  #: precision of the model under adapters
-    adapter: dict[str, Any] | None = None  #: rank and alpha, where only adapters were trained
-    digest: str = ""  #: beginning of a hash over the forgotten rows
-    methods: dict[str, Any] = field(default_factory=dict)  #: metrics of each model by name, in the order of the table
-    references: list[Any] = field(default_factory=list)  #: metrics of each retrained model
-    certificate: dict[str, Any] = field(default_factory=dict)  #: `Certificate.to_dict()`; empty before a certificate
-    verdict: str = "not judged"  #: this and the reason as `evaluation.verdict.judge` gives them
+    rows: int  # number of forgotten rows
+    forgotten: Sequence[int] = ()  # ids of the classes that were forgotten whole
+    class_names: Sequence[str] = ()  # by id
+    task: str = "image-classification"  # the Hub's name of what the model does
+    base_dtype: str = "float32"  # precision of the model under adapters
+    adapter: dict[str, Any] | None = None  # rank and alpha, where only adapters were trained
+    digest: str = ""  # beginning of a hash over the forgotten rows
+    methods: dict[str, Any] = field(default_factory=dict)  # metrics of each model by name, in the order of the table
+    references: list[Any] = field(default_factory=list)  # metrics of each retrained model
+    certificate: dict[str, Any] = field(default_factory=dict)  # `Certificate.to_dict()`; empty before a certificate
+    verdict: str = "not judged"  # this and the reason as `evaluation.verdict.judge` gives them
     reason: str = "no comparison was made"
     table: Table = field(default_factory=Table)
-    options: dict[str, Any] = field(default_factory=dict)  #: as they were given
+    options: dict[str, Any] = field(default_factory=dict)  # as they were given
     seconds: dict[str, float] = field(default_factory=dict)
     steps: int = 0
-    layers: list[Any] = field(default_factory=list)  #: rows of `Subspace.report()`
-    frozen: dict[str, str] = field(default_factory=dict)  #: reason by weight that was not trained
-    unreachable: dict[str, int] = field(default_factory=dict)  #: number of frozen weights by reason, without biases
-    history: list[dict[str, Any]] = field(default_factory=list)  #: the checks while unlearning
-    requests: list[dict[str, Any]] = field(default_factory=list)  #: served on this model, oldest first
-    budget: dict[str, float | None] | None = None  #: of the leak over all requests: what was given, and what is spent
-    details: dict[str, Any] = field(default_factory=dict)  #: more entries of `results.json`
-    model_name: str = ""  #: name of the unlearned model, or its Hub id
-    pictures: Sequence[tuple[str, str]] = ()  #: file names and captions
-    report: str = ""  #: file name of the HTML report
+    layers: list[Any] = field(default_factory=list)  # rows of `Subspace.report()`
+    frozen: dict[str, str] = field(default_factory=dict)  # reason by weight that was not trained
+    unreachable: dict[str, int] = field(default_factory=dict)  # number of frozen weights by reason, without biases
+    history: list[dict[str, Any]] = field(default_factory=list)  # the checks while unlearning
+    requests: list[dict[str, Any]] = field(default_factory=list)  # served on this model, oldest first
+    budget: dict[str, float | None] | None = None  # of the leak over all requests: what was given, and what is spent
+    details: dict[str, Any] = field(default_factory=dict)  # more entries of `results.json`
+    model_name: str = ""  # name of the unlearned model, or its Hub id
+    pictures: Sequence[tuple[str, str]] = ()  # file names and captions
+    report: str = ""  # file name of the HTML report
 
     @property
     def forgotten_names(self) -> list[str]:
