@@ -112,10 +112,12 @@ def row_geometry(module: nn.Module) -> RowGeometry | None:
     if isinstance(module, nn.Linear) and forward is nn.Linear.forward:
         return RowGeometry("linear", 1, module.in_features)
     if isinstance(module, nn.Conv2d) and forward is nn.Conv2d.forward:
-        (high, wide), padding = module.kernel_size, _conv_padding(module)
-        width, stride, dilation = module.in_channels // module.groups * high * wide, module.stride, module.dilation
-        mode = module.padding_mode
-        return RowGeometry("conv2d", module.groups, width, (high, wide), stride, padding, mode, dilation)
+        (high, wide), (down, right), dilation = module.kernel_size, module.stride, module.dilation
+        width, padding = module.in_channels // module.groups * high * wide, _conv_padding(module)
+        return RowGeometry(
+            "conv2d", module.groups, width, (high, wide), (down, right), padding, module.padding_mode,
+            (dilation[0], dilation[1]),
+        )  # fmt: skip
     return None
 
 

@@ -87,7 +87,8 @@ def load_to_finetune(auto_class: Any, name: str, labels: Sequence[str]) -> PreTr
     """A model to train further. A classifier's head is made anew where it does not fit `labels`."""
     if not labels:
         return load_as(auto_class, name, "model_name_or_path")
-    names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    ids = {label: i for i, label in enumerate(labels)}
+    names: dict[str, Any] = {"id2label": dict(enumerate(labels)), "label2id": ids}
     return load_as(auto_class, name, "model_name_or_path", ignore_mismatched_sizes=True, **names)
 
 
