@@ -19,21 +19,13 @@ from ..errors import UNSCError
 
 @dataclass(frozen=True)
 class Flips:
-    """Changed decisions on kept rows, as counts.
-
-    Attributes:
-        rows: number of rows.
-        changed: rows whose most likely remaining class changed.
-        negative: rows that the first model answered rightly and the second does not.
-        positive: rows that the second model answers rightly and the first did not.
-        drift: `|z - z_0| / |z_0|` of the remaining logits, Frobenius, over all rows.
-    """
+    """Changed decisions on kept rows, as counts."""
 
     rows: int
-    changed: int
-    negative: int
-    positive: int
-    drift: float
+    changed: int  #: rows whose most likely remaining class changed
+    negative: int  #: rows that the first model answered rightly and the second does not
+    positive: int  #: rows that the second model answers rightly and the first did not
+    drift: float  #: `|z - z_0|` / `|z_0|` of the remaining logits, Frobenius, over all rows
 
     @property
     def share(self) -> float:

@@ -58,17 +58,11 @@ _SHORT_TITLES = {"10-shot prototype": "10-shot", "seconds": "sec"}
 
 @dataclass(frozen=True)
 class Table:
-    """A comparison of models as text, for `print`.
+    """A comparison of models as text, for `print`."""
 
-    Attributes:
-        cells: rows of text, first the header; the first cell of a row names the model.
-        written: first cell of the row of the unlearned model.
-        note: what the columns mean.
-    """
-
-    cells: list[list[str]] = field(default_factory=list)
-    written: str = LABELS["unsc"]
-    note: str = ""
+    cells: list[list[str]] = field(default_factory=list)  # first the header; the first cell of a row names the model
+    written: str = LABELS["unsc"]  # first cell of the row of the unlearned model
+    note: str = ""  # what the columns mean
 
     def rich(self) -> RichTable:
         """For a terminal of 80 columns, with shorter titles."""
@@ -118,10 +112,7 @@ def _cell(value: float | None, scale: float, form: str) -> str:
 def forgotten_text(rows: int, classes: Sequence[str], digest: str = "") -> str:
     """What was forgotten: rows and class names, or a count and a hash where the names are many.
 
-    Args:
-        rows: number of forgotten training rows.
-        classes: names of the forgotten classes; empty where single rows were forgotten.
-        digest: beginning of a hash over the rows.
+    Where single rows were forgotten there are no `classes`, and `digest` begins a hash over the rows.
     """
     text = f"{rows:,} training rows"
     if not classes:

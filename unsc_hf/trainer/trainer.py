@@ -19,9 +19,8 @@ from transformers.trainer_utils import EvalLoopOutput, SchedulerType, TrainOutpu
 from transformers.utils import ModelOutput
 
 from ..config import REFUSED, UNSCConfig
-from ..erasure.eraser import Choose, Erased
-from ..erasure.limits import erase_features
-from ..erasure.rows import FeatureRows
+from ..erasure.eraser import Choose, Erased, erase_features
+from ..erasure.readings import FeatureRows
 from ..errors import UNSCError
 from ..evaluation.certificate import Certificate
 from ..experimental.rehearsal import check_dropout, special_tokens
