@@ -13,8 +13,8 @@ from transformers.hf_argparser import HfArg
 
 from ..config import UNSCConfig
 from ..data.columns import read_labels
-from ..reporting.html import Picture, Section
 from ..reporting.plots import save
+from ..reporting.report import Picture, Section
 from ..utils.files import write_text
 from ..utils.fingerprint import data_fingerprint
 from .arguments import ClassificationArguments
