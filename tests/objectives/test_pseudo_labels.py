@@ -14,9 +14,7 @@ from unsc_hf.objectives.pseudo_labels import AS_UNSEEN, STRATEGIES, Matching, ma
 
 def _outputs(rows: int, classes: int, labels: torch.Tensor | None = None) -> Outputs:
     return Outputs(
-        torch.randn(rows, classes),
-        torch.randn(rows, 6),
-        torch.randint(classes, (rows,)) if labels is None else labels,
+        torch.randn(rows, classes), torch.randn(rows, 6), torch.randint(classes, (rows,)) if labels is None else labels
     )
 
 
