@@ -12,7 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from helpers.models import learned, make_vit
-from helpers.rows import tensor_dataset
+from helpers.rows import Data, separable
 from transformers import DefaultDataCollator, PreTrainedModel
 
 from unsc_hf.comparison.summary import judge_method
@@ -23,19 +23,14 @@ from unsc_hf.evaluation.audits.training import STEPS, with_fresh_rows
 from unsc_hf.models.outputs import Outputs, RowOutputs, collect_outputs
 
 
-def draw(means: torch.Tensor, per_class: int) -> Dataset:
-    labels = [c for c in range(3) for _ in range(per_class)]
-    return tensor_dataset(means[labels] + 0.5 * torch.randn(len(labels), 3, 8, 8), labels, ["cat", "dog", "frog"])
+@pytest.fixture(scope="module")
+def rows() -> Data:
+    draw = separable()
+    return draw(30), draw(20)
 
 
 @pytest.fixture(scope="module")
-def rows() -> tuple[Dataset, Dataset]:
-    means = 2 * torch.randn(3, 3, 8, 8)
-    return draw(means, 30), draw(means, 20)
-
-
-@pytest.fixture(scope="module")
-def original(rows: tuple[Dataset, Dataset]) -> PreTrainedModel:
+def original(rows: Data) -> PreTrainedModel:
     return learned(rows[0])
 
 
@@ -51,7 +46,7 @@ def batches(data: Dataset, size: int, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def examination(
-    model: PreTrainedModel, original: PreTrainedModel, rows: tuple[Dataset, Dataset], references: list[PreTrainedModel]
+    model: PreTrainedModel, original: PreTrainedModel, rows: Data, references: list[PreTrainedModel]
 ) -> Examination:
     train, test = rows
     forget, retain = train.select(range(60, 90)), train.select(range(60))
@@ -65,9 +60,7 @@ def examination(
     )  # fmt: skip
 
 
-def test_a_model_that_knows_is_told_from_one_that_does_not(
-    rows: tuple[Dataset, Dataset], original: PreTrainedModel
-) -> None:
+def test_a_model_that_knows_is_told_from_one_that_does_not(rows: Data, original: PreTrainedModel) -> None:
     blank = make_vit()
     with torch.no_grad():  # it says "cat" to everything: a head drawn at random may tell two of three classes apart
         blank.classifier.weight.zero_()
@@ -102,7 +95,7 @@ def test_a_model_that_knows_is_told_from_one_that_does_not(
             )
 
 
-def test_audits_leave_the_model_alone(rows: tuple[Dataset, Dataset], original: PreTrainedModel) -> None:
+def test_audits_leave_the_model_alone(rows: Data, original: PreTrainedModel) -> None:
     before = {name: value.clone() for name, value in original.state_dict().items()}
     exam = examination(original, original, rows, [])
     for one in AUDITS.values():
@@ -113,7 +106,7 @@ def test_audits_leave_the_model_alone(rows: tuple[Dataset, Dataset], original: P
     assert "rmia_auc" not in AUDITS["membership"].run(exam)
 
 
-def test_rmia_finds_a_row_that_only_this_model_knows(rows: tuple[Dataset, Dataset], original: PreTrainedModel) -> None:
+def test_rmia_finds_a_row_that_only_this_model_knows(rows: Data, original: PreTrainedModel) -> None:
     exam = examination(original, original, rows, [make_vit(), make_vit()])
     memorised = exam.outputs.forget.logits.clone()
     memorised[torch.arange(len(memorised)), exam.outputs.forget.labels] += 20
@@ -129,7 +122,7 @@ def test_rmia_finds_a_row_that_only_this_model_knows(rows: tuple[Dataset, Datase
 
 
 def test_relearning_takes_the_smallest_rate_that_brings_the_original_back(
-    rows: tuple[Dataset, Dataset], original: PreTrainedModel
+    rows: Data, original: PreTrainedModel
 ) -> None:
     exam = examination(original, original, rows, [])
     chosen = relearning.choose_rate(exam)
@@ -145,7 +138,7 @@ def test_relearning_takes_the_smallest_rate_that_brings_the_original_back(
 
 
 def test_relearning_that_cannot_bring_the_original_back_is_no_evidence(
-    rows: tuple[Dataset, Dataset], original: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+    rows: Data, original: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relearning, "RATES", (1e-4, 1e-3))
     monkeypatch.setattr(relearning, "ENOUGH", 1.5)  # more than anybody can reach
@@ -198,9 +191,7 @@ def test_jensen_shannon_is_zero_for_equals_and_one_bit_for_disjoint_distribution
     assert jensen_shannon(a, b) == pytest.approx(1.0)
 
 
-def test_an_audit_of_ones_own_is_one_decorated_function(
-    rows: tuple[Dataset, Dataset], original: PreTrainedModel
-) -> None:
+def test_an_audit_of_ones_own_is_one_decorated_function(rows: Data, original: PreTrainedModel) -> None:
     @audit("certainty", headline="mean")
     def certainty(exam: Examination) -> dict[str, float]:
         return {"mean": float(exam.outputs.forget.logits.softmax(1).amax(1).mean())}

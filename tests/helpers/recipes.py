@@ -42,6 +42,14 @@ def image_folder(rows: int, seed: int) -> Dataset:
     return Dataset.from_dict({"image": [PILImage.fromarray(p) for p in pixels], "label": labels}, features=features)
 
 
+def parquet_folder(folder: Path, train: int = 240, test: int = 80) -> Path:
+    """A data set of images in files."""
+    folder.mkdir()
+    image_folder(train, 0).to_parquet(folder / "train.parquet")
+    image_folder(test, 1).to_parquet(folder / "test.parquet")
+    return folder
+
+
 def results_of(folder: Path) -> dict[str, Any]:
     """What a finished run has written; NaN and infinity are no JSON."""
     results: dict[str, Any] = json.loads(

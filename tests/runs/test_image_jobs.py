@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Value
-from helpers.recipes import FAST, NAMES, RECIPE, image_folder, results_of, run_recipe
+from helpers.recipes import FAST, NAMES, RECIPE, image_folder, parquet_folder, results_of, run_recipe
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
@@ -32,9 +32,7 @@ from unsc_hf.reporting.hub import public_files
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a parquet data set; models trained by one test are found again by the next."""
     root = tmp_path_factory.mktemp("world")
-    (root / "data").mkdir()
-    image_folder(240, 0).to_parquet(root / "data" / "train.parquet")
-    image_folder(80, 1).to_parquet(root / "data" / "test.parquet")
+    parquet_folder(root / "data")
     return root
 
 

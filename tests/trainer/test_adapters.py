@@ -230,7 +230,8 @@ def test_under_adapters_a_bfloat16_model_keeps_its_outputs_to_the_last_bit(kind:
 
 def test_half_precision_is_refused_where_it_would_round_updates(low_rank_data: Data, tmp_path: Path) -> None:
     with pytest.raises(UNSCError, match=r"bfloat16.*dtype=torch\.float32.*or unlearn in adapters"):
-        make_trainer(make_vit().to(torch.bfloat16), low_rank_data, tmp_path)
+        make_trainer(make_vit().to(torch.bfloat16), low_rank_data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
     with pytest.raises(UNSCError, match=r"float16.*dtype=torch\.float32 \(bf16=True still trains in autocast\)\.$"):
         _unlearn(make_vit().to(torch.float16), low_rank_data, tmp_path)
     model, rows, _ = _bfloat16("vit")

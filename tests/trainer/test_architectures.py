@@ -38,9 +38,7 @@ def test_every_architecture(name: str, adapters: bool, tmp_path: Path) -> None:
         assert len(certificate.leak_per_layer) > 3
         # Every parameter is either trained or listed with a reason; running statistics are not touched.
         trained = {layer.weight_name for layer in plan.selection.layers}
-        assert all(
-            parameter in trained or plan.selection.frozen[parameter] for parameter, _ in model.named_parameters()
-        )
+        assert all(key in trained or plan.selection.frozen[key] for key, _ in model.named_parameters())
         assert all(torch.equal(buffer, buffers[key]) for key, buffer in model.named_buffers())
     assert torch.equal(logits(loaded, forget), logits(network, forget))
     if adapters:

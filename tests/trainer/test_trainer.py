@@ -284,11 +284,8 @@ def test_resumed_run_ends_at_the_same_weights(step: int, rows: bool, separable_d
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.3
         unseen = with_odd_labels(separable_data(30), 60)
-        options |= {
-            "target_forget_accuracy": None,
-            "unseen_dataset": unseen,
-            "objective_args": {"retain_dropout": True},
-        }
+        options |= {"target_forget_accuracy": None, "unseen_dataset": unseen}
+        options["objective_args"] = {"retain_dropout": True}
 
     def never_reached(trainer: UNSCTrainer) -> None:
         trainer.prepare_unlearning()

@@ -16,15 +16,13 @@ import pytest
 import torch
 from helpers import two_processes
 from helpers.models import make_vit
-from helpers.recipes import FAST, RECIPE, image_folder
+from helpers.recipes import FAST, RECIPE, parquet_folder
 from peft import PeftModel
 from safetensors.torch import load_file
 
 from unsc_hf.trainer.checkpoints import find_checkpoint
 
 SCRIPT = two_processes.__file__
-
-
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
 
 
@@ -90,10 +88,7 @@ def test_adapters_of_two_processes_load(root: Path) -> None:
 
 
 def test_the_recipe_on_two_processes(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    image_folder(240, 0).to_parquet(tmp_path / "data" / "train.parquet")
-    image_folder(80, 1).to_parquet(tmp_path / "data" / "test.parquet")
-    words = ["--dataset_name", tmp_path / "data", "--references_dir", tmp_path / "references", *FAST,
+    words = ["--dataset_name", parquet_folder(tmp_path / "data"), "--references_dir", tmp_path / "references", *FAST,
              "--forget_classes", "frog", "--train_original", "--train_retrained", "--controls", "false"]  # fmt: skip
     done = _torchrun(RECIPE, *words, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 32)
     assert done.returncode == 0, done.stderr[-3000:]
