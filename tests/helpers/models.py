@@ -10,6 +10,8 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
+from unsc_hf.models.layers import ProtectedLayer, row_geometry
+
 
 def make_vit(
     labels: int = 3, hidden: int = 48, layers: int = 2, image: int = 8, patch: int = 4, **config: Any
@@ -21,6 +23,12 @@ def make_vit(
         "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, **config,
     }  # fmt: skip
     return randomise(ViTForImageClassification(ViTConfig(**settings)))
+
+
+def layer_of(module: torch.nn.Module, name: str = "layer") -> ProtectedLayer:
+    geometry = row_geometry(module)
+    assert geometry is not None
+    return ProtectedLayer(name, module, geometry)
 
 
 def learned(data: Dataset) -> PreTrainedModel:

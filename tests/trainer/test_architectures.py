@@ -13,7 +13,6 @@ from helpers.models import copied, logits, relative
 from helpers.training import network_of, unlearned
 from peft import LoraConfig, PeftModel
 
-from unsc_hf import UNSCError
 from unsc_hf.models.layers import find_layers
 
 
@@ -51,8 +50,3 @@ def test_mixtral_experts_are_frozen_and_reported() -> None:
     assert experts
     assert all("fused" in reason for reason in experts.values())
     assert not any("experts" in layer.name for layer in selection.layers)
-
-
-def test_model_without_a_protectable_layer() -> None:
-    with pytest.raises(UNSCError, match="no protectable layer"):
-        find_layers(torch.nn.Sequential(torch.nn.LayerNorm(4)))
