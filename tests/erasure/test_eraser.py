@@ -284,9 +284,7 @@ def test_a_probe_reads_less_and_retained_rows_keep_their_answers(separable_data:
 
 
 @pytest.mark.parametrize("targets", [None, ["fc2"], ["fc2", "classifier"]])
-def test_erasure_does_not_bring_answers_back(
-    targets: list[str] | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_no_answers_come_back(targets: list[str] | None, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = build("vit")
     forget, retain = rows_for(model, "vit")
     trainer = _erased(

@@ -89,9 +89,7 @@ def test_a_model_that_diverged_has_no_attacks(outputs: RowOutputs) -> None:
     assert found.AccDut == 0.5
 
 
-def test_audits_and_single_runs_have_one_value_for_one_quantity(
-    outputs: RowOutputs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_audits_and_single_runs_agree_on_a_quantity(outputs: RowOutputs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unsc_hf.evaluation.audits.prototype.head_weights", lambda *_: HEAD)
     empty: Any = None
     exam = Examination(empty, outputs, outputs, [], FORGOTTEN, empty, empty, empty, empty, empty)

@@ -90,12 +90,6 @@ def test_leak_is_the_relative_change_of_outputs() -> None:
     assert leak.worst == ("layer", leak.per_layer["layer"])
 
 
-def test_layers_without_capacity_are_left_out() -> None:
-    linear = nn.Linear(4, 4)
-    layer = layer_of(linear)
-    assert NullSpaceProjection([layer], _space(torch.randn(1, 50, 4))).layers == []
-
-
 def test_the_mathematics_does_not_import_transformers() -> None:
     files = [file for file in Path(unsc_hf.__file__).parent.joinpath("nullspace").glob("*.py") if file.stem != "lora"]
     assert len(files) > 8

@@ -81,9 +81,7 @@ def test_what_is_saved_is_what_a_recipe_leaves(result: UnlearningResult, tmp_pat
         result.save(folder)
 
 
-def test_it_is_published_under_its_new_name(
-    result: UnlearningResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_is_published_by_its_name(result: UnlearningResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pushed: list[tuple[Any, ...]] = []
     monkeypatch.setattr("unsc_hf.runs.result.publish", lambda *a, **k: pushed.append((*a, k["private"], k["token"])))
     folder = result.save(tmp_path / "local")

@@ -28,9 +28,7 @@ def train(model: Any, data: Data, folder: Path, callbacks: list[Any], **options:
 @pytest.mark.parametrize(
     "options", [{}, {"weight_decay": 0.1}, {"optim": "sgd", "optim_args": "momentum=0.9"}, {"optim": "adafactor"}]
 )
-def test_retained_outputs_stay_in_an_ordinary_trainer(
-    exact_data: Data, tmp_path: Path, options: dict[str, Any]
-) -> None:
+def test_retained_outputs_stay(exact_data: Data, tmp_path: Path, options: dict[str, Any]) -> None:
     forget, retain = exact_data
     kept = retain.rename_column("label", "labels").add_column("note", ["unused"] * len(retain))
     model = make_vit(labels=10)
@@ -49,7 +47,7 @@ def test_retained_outputs_stay_in_an_ordinary_trainer(
     assert relative(logits(model, retain), before) > 1e-3
 
 
-def test_several_processes_and_rows_of_nothing_are_refused(
+def test_several_processes_or_no_rows_are_refused(
     exact_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UNSCError, match="batches"):

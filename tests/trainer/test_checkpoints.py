@@ -46,7 +46,6 @@ def test_a_run_that_stopped_where_it_was_to_save_can_be_resumed(known: Known, tm
         assert trainer.stop_reason == "target"
         ends.append((trainer.state.global_step, copied(trainer.model.named_parameters())))
         last = find_checkpoint(True, trainer.args.output_dir)
-        assert last is not None
         assert int(last.rsplit("-", 1)[1]) < ends[-1][0]
     assert ends[0][0] == ends[1][0] > 2
     assert all(torch.equal(value, ends[1][1][name]) for name, value in ends[0][1].items())

@@ -30,9 +30,7 @@ def weights(model: Any, data: Data, folder: Path, adapters: bool = False, **opti
 @pytest.mark.parametrize(
     "options", [COMPILED, {"activation_checkpointing": True}], ids=["compiled", "activation checkpointing"]
 )
-def test_the_same_weights_as_the_plain_run(
-    options: dict[str, Any], adapters: bool, low_rank_data: Data, tmp_path: Path
-) -> None:
+def test_weights_of_the_plain_run(options: dict[str, Any], adapters: bool, low_rank_data: Data, tmp_path: Path) -> None:
     model = make_vit()
     plain = weights(model, low_rank_data, tmp_path / "plain", adapters)
     other = weights(model, low_rank_data, tmp_path / "other", adapters, **options)

@@ -47,9 +47,7 @@ def test_only_layers_with_capacity_are_trained_and_only_their_start_is_kept(tmp_
         assert torch.equal(tensor, start[name]) == (name.removesuffix(".weight") not in free), name
 
 
-def test_readers_of_the_trainer_serve_the_statistics(
-    low_rank_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_readers_serve_the_statistics(low_rank_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     loader = torch.utils.data.DataLoader
 

@@ -112,11 +112,7 @@ def test_a_small_class_gives_enough_rows_for_validation(tmp_path: Path) -> None:
 def test_single_rows_stop_when_they_look_like_unseen_ones(
     rows: int, separable_data: Draw, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The last stretch is halved until the target is just reached, not passed.
-
-    One row is moved and the others are not harmed. A quarter of all rows, some of which must be answered wrongly, may
-    harm the others; then the user is warned.
-    """
+    """The last stretch is halved until the target is just reached, not passed; harm to other rows is warned of."""
     train, unseen = separable_data(30), with_odd_labels(separable_data(30), 24)
     trainer = make_trainer(
         learned(train), split_dataset(train, indices=range(0, 4 * rows, 4)), tmp_path, target_forget_accuracy=None,
@@ -137,9 +133,7 @@ def test_single_rows_stop_when_they_look_like_unseen_ones(
     assert unharmed if rows == 1 else unharmed or told
 
 
-def test_single_rows_are_matched_with_what_the_model_knows_of_unseen_ones_now(
-    separable_data: Draw, tmp_path: Path
-) -> None:
+def test_single_rows_are_matched_with_unseen_ones_as_they_are_known_now(separable_data: Draw, tmp_path: Path) -> None:
     """A model that forgets may know unseen rows less well than before; forgotten rows are compared with that."""
     train, unseen = separable_data(30), with_odd_labels(separable_data(30), 24)
     data = split_dataset(train, indices=range(0, 92, 4))

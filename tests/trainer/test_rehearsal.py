@@ -25,7 +25,7 @@ from unsc_hf.objectives import OBJECTIVES, Terms
 from unsc_hf.utils.fingerprint import weight_hash
 
 
-def test_rehearsed_rows_alone_are_read_with_dropout(
+def test_rehearsed_rows_alone_have_dropout(
     low_rank_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Forget rows, checks and statistics never are; batch norm stays on its running statistics either way."""
