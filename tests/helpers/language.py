@@ -28,13 +28,8 @@ def questions(people: int, start: int = 0) -> Dataset:
 
 def token_rows(samples: list[tuple[list[int], list[int]]]) -> Dataset:
     """Ready rows of prompt and completion ids."""
-    return Dataset.from_dict(
-        {
-            "input_ids": [p + c for p, c in samples],
-            "attention_mask": [[1] * len(p + c) for p, c in samples],
-            "labels": [[IGNORED] * len(p) + c for p, c in samples],
-        }
-    )
+    rows = [(p + c, [1] * len(p + c), [IGNORED] * len(p) + c) for p, c in samples]
+    return Dataset.from_dict(dict(zip(("input_ids", "attention_mask", "labels"), zip(*rows, strict=True), strict=True)))
 
 
 def draw_tokens() -> tuple[list[int], list[int]]:

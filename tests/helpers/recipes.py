@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,16 @@ def run_recipe(recipe: Path, *arguments: Any) -> int:
         with pytest.raises(SystemExit) as left:
             runpy.run_path(str(recipe), run_name="__main__")
     return left.value.code
+
+
+def run_process(*words: Any, **options: Any) -> str:
+    """What a process of its own has written; it must end well."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], capture_output=True, text=True, timeout=280, env=environment, **options
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def image_folder(rows: int, seed: int) -> Dataset:

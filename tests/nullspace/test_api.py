@@ -77,6 +77,13 @@ def _train(model: nn.Module, optimizer: Any, batch: Batch, steps: int = 8) -> No
         optimizer.step()
 
 
+def _fitted(model: nn.Module, kept: Batch) -> NullSpace:
+    """Everything that is not protected is frozen."""
+    space = NullSpace.fit(model, [kept], energy=1.0)
+    space.freeze_others()
+    return space
+
+
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
 @pytest.mark.parametrize("kind", MODELS)
 def test_outputs_on_the_fitted_rows_stay_under_any_optimiser(kind: str, optimiser: str) -> None:
@@ -84,8 +91,7 @@ def test_outputs_on_the_fitted_rows_stay_under_any_optimiser(kind: str, optimise
     model.eval()
     start = copy.deepcopy(model)
     before, before_others = _outputs(model, kept), _outputs(model, others)
-    space = NullSpace.fit(model, [kept], energy=1.0)
-    space.freeze_others()
+    space = _fitted(model, kept)
     optimizer = OPTIMISERS[optimiser](model.parameters())
     with space.attach(optimizer):
         _train(model, optimizer, others)
@@ -100,8 +106,7 @@ def test_outputs_on_the_fitted_rows_stay_under_any_optimiser(kind: str, optimise
 def test_protection_ends_with_the_handle() -> None:
     model, kept, others = MODELS["linear"]()
     before = _outputs(model, kept)
-    space = NullSpace.fit(model, [kept], energy=1.0)
-    space.freeze_others()
+    space = _fitted(model, kept)
     optimizer = OPTIMISERS["sgd"](model.parameters())
     handle = space.attach(optimizer)
     _train(model, optimizer, others)

@@ -62,16 +62,24 @@ def test_rehearsal_with_dropout_keeps_the_promise(exact_data: Data, tmp_path: Pa
     assert weight_hash(plain) != weight_hash(model)
 
 
-def test_dropout_that_could_do_nothing_is_refused(low_rank_data: Data, tmp_path: Path) -> None:
-    options = {"objective": "unsc_retain", "objective_args": {"retain_dropout": True}}
-    for model, more, said in (
-        (make_vit(), {}, r"^retain_dropout: ViTForImageClassification has no dropout, all its rates are 0"),
-        (make_vit(hidden_dropout_prob=0.1), {"activation_checkpointing": True}, r"^retain_dropout: not supported with"),
-    ):  # fmt: skip
-        with pytest.raises(UNSCError, match=said):
-            make_trainer(model, low_rank_data, tmp_path, **options, **more)
-    with pytest.raises(UNSCError, match=r"^objective_args: objective 'unsc' has no option 'retain_dropout'"):
-        make_trainer(make_vit(), low_rank_data, tmp_path, **{**options, "objective": "unsc"})
+@pytest.mark.parametrize(
+    ("objective", "arguments", "options", "message"),
+    [
+        ("unsc_retain", {"retain_dropout": True}, {}, "retain_dropout: ViTForImageClassification has no dropout, all"),
+        ("unsc_retain", {"retain_dropout": True}, {"activation_checkpointing": True}, "retain_dropout: not supported"),
+        ("unsc", {"retain_dropout": True}, {}, "objective_args: objective 'unsc' has no option 'retain_dropout'"),
+        ("unsc_retain", {"retain_mixing": 0.5}, {}, "objective_args: objective 'unsc_retain' has no option 'retain_m"),
+        *[("unsc_distill", {"retain_mixing": share}, {}, r"objective_args: retain_mixing=.* is outside \[0, 1\); it is")
+          for share in (-0.1, 1.0, 30)],
+    ],
+)  # fmt: skip
+def test_rehearsal_that_cannot_be_is_refused(
+    objective: str, arguments: dict[str, Any], options: Any, message: str, low_rank_data: Data, tmp_path: Path
+) -> None:
+    make_trainer(make_vit(), low_rank_data, tmp_path, objective="unsc_distill", objective_args={"retain_mixing": 0.5})
+    model = make_vit(hidden_dropout_prob=0.1 if options else 0.0)
+    with pytest.raises(UNSCError, match=f"^{message}"):
+        make_trainer(model, low_rank_data, tmp_path, objective=objective, objective_args=arguments, **options)
 
 
 @pytest.mark.parametrize("name", ["bert", "clip", "llama"])
@@ -217,17 +225,3 @@ def test_model_and_original_read_the_same_mixed_rows(tmp_path: Path, monkeypatch
 def test_distillation_keeps_the_promise(mixing: float, exact_data: Data, tmp_path: Path) -> None:
     options = {"objective": "unsc_distill", "objective_args": {"retain_mixing": mixing}, "learning_rate": 2e-4}
     assert_promise(drift(make_vit(labels=10), exact_data, tmp_path, **options))
-
-
-def test_mixing_that_changes_nothing_is_refused(low_rank_data: Data, tmp_path: Path) -> None:
-    mixing = {"objective_args": {"retain_mixing": 0.5}}
-    make_trainer(make_vit(), low_rank_data, tmp_path, objective="unsc_distill", **mixing)
-    with pytest.raises(UNSCError, match=r"^objective_args: objective 'unsc_retain' has no option 'retain_mixing'"):
-        make_trainer(make_vit(), low_rank_data, tmp_path, objective="unsc_retain", **mixing)
-
-
-@pytest.mark.parametrize("share", [-0.1, 1.0, 30])
-def test_a_share_that_is_none_is_refused(share: float, low_rank_data: Data, tmp_path: Path) -> None:
-    options = {"objective": "unsc_distill", "objective_args": {"retain_mixing": share}}
-    with pytest.raises(UNSCError, match=r"^objective_args: retain_mixing=.* is outside \[0, 1\); it is a share"):
-        make_trainer(make_vit(), low_rank_data, tmp_path, **options)
