@@ -88,11 +88,8 @@ def test_a_model_that_knows_is_told_from_one_that_does_not(rows: Data, original:
         assert 0 <= reading["membership"]["rmia_auc"] <= 1
         assert 0 <= reading["similarity"]["tow"] <= 1
         for found in reading.values():
-            assert all(
-                isinstance(value, list) or math.isfinite(value)
-                for value in found.values()
-                if value is not found.get("steps_to_80")
-            )
+            numbers = [value for name, value in found.items() if name not in ("curve", "steps_to_80")]
+            assert all(map(math.isfinite, numbers))
 
 
 def test_audits_leave_the_model_alone(rows: Data, original: PreTrainedModel) -> None:
@@ -142,10 +139,8 @@ def test_relearning_that_cannot_bring_the_original_back_is_no_evidence(
     exam = examination(original, original, rows, [])
     chosen = calibrate(exam, AUDITS.values())
     assert chosen["relearning"]["learning_rate"] is None
-    assert (
-        "no evidence, in 40 steps no learning rate up to 0.001 brings the original itself back"
-        in chosen["relearning"]["summary"]
-    )
+    summary = "no evidence, in 40 steps no learning rate up to 0.001 brings the original itself back"
+    assert summary in chosen["relearning"]["summary"]
     reading = AUDITS["relearning"].run(replace(exam, calibration=chosen))
     assert set(reading) == {"area", "steps_to_80", "head_area"}
     assert all(isinstance(value, float) and math.isnan(value) for value in reading.values())

@@ -63,7 +63,4 @@ def parquet_folder(folder: Path, train: int = 240, test: int = 80) -> Path:
 
 def results_of(folder: Path) -> dict[str, Any]:
     """What a finished run has written; NaN and infinity are no JSON."""
-    results: dict[str, Any] = json.loads(
-        (folder / "results.json").read_text(encoding="utf-8"), parse_constant=pytest.fail
-    )
-    return results
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)

@@ -46,6 +46,12 @@ def _unlearn(model: Any, data: Data, folder: Path, lora: dict[str, Any] | None =
     return unlearned(model, data, folder, peft_config=config, **{"check_steps": 100, "learning_rate": 2e-4, **options})
 
 
+def assert_same_base(network: Any, base: dict[str, torch.Tensor]) -> None:
+    adapted = network.get_base_model().state_dict()
+    kept = {name.replace(".base_layer", ""): tensor for name, tensor in adapted.items()}
+    assert all(torch.equal(kept[name], tensor) for name, tensor in base.items())
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_retained_outputs_do_not_move_and_the_base_is_untouched(case: str, exact_data: Data, tmp_path: Path) -> None:
     forget, retain = exact_data
@@ -64,10 +70,7 @@ def test_retained_outputs_do_not_move_and_the_base_is_untouched(case: str, exact
     loaded = PeftModel.from_pretrained(copy.deepcopy(fresh), tmp_path / "adapter")
     assert torch.equal(logits(loaded, forget), logits(network, forget))
     assert relative(logits(loaded.merge_and_unload(), retain), before) <= 1e-6
-    adapted = {
-        name.replace(".base_layer", ""): tensor for name, tensor in network.get_base_model().state_dict().items()
-    }
-    assert all(torch.equal(adapted[name], tensor) for name, tensor in base.items())
+    assert_same_base(network, base)
 
 
 @pytest.mark.parametrize(
@@ -184,9 +187,7 @@ def test_erasure_from_a_bfloat16_model_stays_in_its_adapters(place: str, tmp_pat
         pseudo_labels="top1", target_forget_accuracy=0.999,
     )  # fmt: skip
     assert trainer.erased
-    adapted = trainer.model.get_base_model().state_dict()
-    kept = {name.replace(".base_layer", ""): tensor for name, tensor in adapted.items()}
-    assert all(torch.equal(kept[name], tensor) for name, tensor in base.items())
+    assert_same_base(trainer.model, base)
 
 
 @pytest.mark.parametrize("kind", ["vit", "gpt2", "llama"])

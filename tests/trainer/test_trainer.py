@@ -139,14 +139,13 @@ class Killed(TrainerCallback):
 def test_a_few_stubborn_rows_end_a_run_and_many_do_not(
     stubborn: float, reason: str, steps: int, low_rank_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def check(trainer: UNSCTrainer) -> Check:
-        return Check(stubborn if trainer.state.global_step >= 10 else 0.5, 1.0, 1.0, 0.0)
-
-    monkeypatch.setattr(UNSCTrainer, "check", check)
+    monkeypatch.setattr(
+        UNSCTrainer, "check", lambda t: Check(stubborn if t.state.global_step > 9 else 0.5, 1.0, 1.0, 0.0)
+    )
     options = {"max_steps": 60, "check_steps": 5, "save_strategy": "steps", "save_steps": 20}
     model = make_vit()
     with pytest.raises(KeyboardInterrupt):
-        make_trainer(copy.deepcopy(model), low_rank_data, tmp_path, callbacks=[Killed(23)], **options).train()
+        unlearned(copy.deepcopy(model), low_rank_data, tmp_path, callbacks=[Killed(23)], **options)
     trainer = make_trainer(model, low_rank_data, tmp_path, **options)
     trainer.train(resume_from_checkpoint=True)
     assert (trainer.stop_reason, trainer.state.global_step) == (reason, steps)
@@ -159,22 +158,18 @@ def test_a_run_goes_on_while_more_rows_are_known_than_unseen_ones(
         return Check(0.9, 0.5, 1.0, 0.0, exposure=0.5, gap=0.1 if trainer.state.global_step < 10 else 0.0)
 
     monkeypatch.setattr(UNSCTrainer, "check", check)
-    trainer = make_trainer(
-        make_vit(), low_rank_data, tmp_path, max_steps=30, check_steps=5, target_forget_accuracy=0.52
-    )
-    trainer.train()
+    options = {"max_steps": 30, "check_steps": 5, "target_forget_accuracy": 0.52}
+    trainer = unlearned(make_vit(), low_rank_data, tmp_path, **options)
     assert (trainer.stop_reason, trainer.state.global_step) == ("target", 10)
 
 
 def test_a_loss_of_retained_accuracy_is_said(
     low_rank_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(
-        UNSCTrainer, "check", lambda trainer: Check(0.5, 1.0, 0.9 - 0.01 * trainer.state.global_step, 0.0)
-    )
-    make_trainer(make_vit(), low_rank_data, tmp_path / "less", max_steps=1).train()
+    monkeypatch.setattr(UNSCTrainer, "check", lambda t: Check(0.5, 1.0, 0.9 - 0.01 * t.state.global_step, 0.0))
+    unlearned(make_vit(), low_rank_data, tmp_path / "less", max_steps=1)
     assert "held-out retained" not in caplog.text
-    make_trainer(make_vit(), low_rank_data, tmp_path / "more", max_steps=3).train()
+    unlearned(make_vit(), low_rank_data, tmp_path / "more", max_steps=3)
     assert "held-out retained rows fell from 0.9 to 0.87" in caplog.text
 
 
