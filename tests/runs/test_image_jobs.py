@@ -16,10 +16,9 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from unsc_hf import UNSCConfig, UNSCError, split_dataset
-from unsc_hf.cli.arguments import fill_output_dir, parse_arguments
+from unsc_hf import UNSCConfig, split_dataset
+from unsc_hf.cli.arguments import fill_output_dir
 from unsc_hf.cli.main import main as unsc
-from unsc_hf.comparison.arguments import ImageArguments
 from unsc_hf.comparison.references.images import ImagePlan
 from unsc_hf.comparison.references.quickstart import PLAN, digits_dataset
 from unsc_hf.reporting.hub import public_files
@@ -260,16 +259,6 @@ def test_quickstart_runs_without_arguments(monkeypatch: pytest.MonkeyPatch, tmp_
     assert str(config.output_dir).endswith("quickstart-2")
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"), [("Shirt", ["Shirt"]), ("6", ["6"]), ("'35'", ["35"]), ("[3, 5]", ["3", "5"])]
-)
-def test_one_class_in_yaml_is_a_list_of_one(text: str, expected: list[str], tmp_path: Path) -> None:
-    (tmp_path / "options.yaml").write_text(f"forget_classes: {text}\noutput_dir: {tmp_path}\n", encoding="utf-8")
-    words = ["--config", str(tmp_path / "options.yaml"), "--use_cpu"]
-    arguments, _ = parse_arguments((ImageArguments, UNSCConfig), words)
-    assert arguments.forget_classes == expected
-
-
 def test_a_retrained_model_has_an_output_for_every_class() -> None:
     retain = split_dataset(image_folder(40, 0), forget_classes=["owl"]).retain.cast_column("label", Value("int64"))
     model, _ = ImagePlan("nano").start(retain, NAMES)
@@ -283,12 +272,6 @@ def test_digits_are_what_they_should_be() -> None:
     assert data["train"][0]["image"].size == (8, 8)
 
 
-def test_every_training_argument_is_an_option(tmp_path: Path) -> None:
-    words = ["--output_dir", str(tmp_path), "--adam_beta1", "0.8", "--max_leak", "0.1", "--use_cpu"]
-    arguments, config = parse_arguments((ImageArguments, UNSCConfig), words)
-    assert (config.adam_beta1, config.max_leak, arguments.dataset_name) == (0.8, 0.1, None)
-
-
 def test_the_command_answers_in_json(world: Path, original: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--forget_classes", "dog", "--model_name_or_path", original, "--no_controls")
     words = [*_common(world, world / "by-command"), *options]
@@ -298,14 +281,3 @@ def test_the_command_answers_in_json(world: Path, original: Path, capsys: pytest
     assert found["request"]["forget_classes"] == ["dog"]
     assert Path(found["output_dir"], "report.html").is_file()
     assert "Verdict:" in seen.err
-
-
-def test_classes_are_read_from_a_file(tmp_path: Path) -> None:
-    file = tmp_path / "classes.txt"
-    file.write_text("frog\n\ntree frog\n", encoding="utf-8")
-    request = ImageArguments(forget_classes=[str(file)]).request()
-    assert request.forget_classes == ("frog", "tree frog")
-    file.write_text("\n")
-    for name, said in ((str(file), "names no class"), ("gone.txt", "cannot read gone.txt")):
-        with pytest.raises(UNSCError, match=said):
-            ImageArguments(forget_classes=[name]).request()

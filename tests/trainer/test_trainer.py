@@ -24,6 +24,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Tr
 
 from unsc_hf import UNSCConfig, UNSCError, UNSCTrainer, split_dataset
 from unsc_hf.data.sources import load_image_dataset
+from unsc_hf.evaluation.flips import count_flips
 from unsc_hf.models.hooks import capture_inputs
 from unsc_hf.models.layers import find_layers
 from unsc_hf.nullspace.projection import NullSpaceProjection
@@ -171,6 +172,23 @@ def test_a_loss_of_retained_accuracy_is_said(
     assert "held-out retained" not in caplog.text
     unlearned(make_vit(), low_rank_data, tmp_path / "more", max_steps=3)
     assert "held-out retained rows fell from 0.9 to 0.87" in caplog.text
+
+
+def test_every_check_counts_changed_decisions_on_held_out_rows(known: Known, tmp_path: Path) -> None:
+    with torch.no_grad():
+        known.model.classifier.bias[2] += 30  # the class to forget wins everywhere, and is left out of every count
+    trainer = make_trainer(known.model, known.data, tmp_path, energy=0.9, validation_fraction=0.5)
+    held_out = trainer.rows.retain_held_out
+    before, labels = logits(known.model, held_out), torch.as_tensor(held_out["label"][:])
+    trainer.prepare_unlearning()
+    start = trainer.check()
+    assert (start.flips, start.negative_flips) == (0.0, 0.0)
+    with torch.no_grad():
+        trainer.model.classifier.bias[1] += 1000
+    expected, now = count_flips(before, logits(trainer.model, held_out), labels, [2]), trainer.check()
+    assert 0 < expected.negative <= expected.changed < len(held_out) == 30
+    assert (now.flips, now.negative_flips) == (expected.share, expected.negative_share)
+    assert now.logged()["flips"] == expected.share
 
 
 def test_certificate_fails_loudly_above_the_limit(known: Known, tmp_path: Path) -> None:
