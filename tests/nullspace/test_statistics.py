@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset, Image, concatenate_datasets
+from helpers.failpoints import Killed, stopped_at
 from helpers.models import make_vit
 from helpers.rows import random_rows
 from hypothesis import given, settings
@@ -316,33 +315,26 @@ def test_data_fingerprint_reads_images_wherever_they_are(tmp_path: Path) -> None
     assert data_fingerprint(beside) != first
 
 
-def test_statistics_killed_while_saving_are_the_old_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, data = make_vit(hidden=16, layers=1), random_rows(24)
-    statistics = _collect(model, data)
-    statistics.save_pretrained(tmp_path)
+def test_statistics_killed_while_saving_are_the_old_or_the_new(tmp_path: Path) -> None:
+    statistics = _collect(make_vit(hidden=16, layers=1), random_rows(24))
     fewer = statistics.without_groups([statistics.groups()[0]])
-    steps = [("os.replace", n) for n in range(3)] + [("pathlib.Path.unlink", 0)]
-    for name, after in steps:
-        calls = iter(range(100))
-        module, _, function = name.rpartition(".")
-        target: Any = os if module == "os" else Path
-        real = getattr(target, function)
 
-        def dying(*args: Any, real: Any = real, after: int = after, calls: Any = calls, **kwargs: Any) -> Any:
-            if next(calls) == after:
-                raise KeyboardInterrupt
-            return real(*args, **kwargs)
+    def replace(folder: Path, event: int) -> int:
+        statistics.save_pretrained(folder)
+        with stopped_at(event, folder) as failpoint:
+            fewer.save_pretrained(folder)
+        return failpoint.events
 
-        with monkeypatch.context() as patch:
-            patch.setattr(target, function, dying)
-            with contextlib.suppress(KeyboardInterrupt):
-                fewer.save_pretrained(tmp_path)
-        found = ActivationStatistics.from_pretrained(tmp_path)
-        assert found.groups() in (statistics.groups(), fewer.groups())
-        statistics.save_pretrained(tmp_path)
-    fewer.save_pretrained(tmp_path)
-    assert ActivationStatistics.from_pretrained(tmp_path).groups() == fewer.groups()
-    assert len(list(tmp_path.iterdir())) == 2
+    events = replace(tmp_path / "whole", -1)
+    assert events > 3
+    for event in range(events):
+        with pytest.raises(Killed):
+            replace(tmp_path / str(event), event)
+        found = ActivationStatistics.from_pretrained(tmp_path / str(event))
+        assert found.groups() in (statistics.groups(), fewer.groups()), event
+        fewer.save_pretrained(tmp_path / str(event))
+        assert ActivationStatistics.from_pretrained(tmp_path / str(event)).groups() == fewer.groups()
+    assert len(list((tmp_path / "whole").iterdir())) == 2
 
 
 def test_float32_products_decide_alike_where_directions_are_large() -> None:
