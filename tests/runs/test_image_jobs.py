@@ -161,7 +161,7 @@ def test_imagefolder_and_a_fine_tuned_original(world: Path, original: Path) -> N
 
 def test_push_to_hub_uploads_only_what_is_public(original: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pushed: list[dict[str, Any]] = []
-    publish = "unsc_hf.runs.result.publish"
+    publish = "unsc_hf.runs.job.publish"
     monkeypatch.setattr(publish, lambda folder, name, **k: pushed.append({"folder": folder, "name": name, **k}))
     code = run_recipe(
         RECIPE, *_common(world, world / "pushed"), "--forget_classes", "cat", "--model_name_or_path", original,

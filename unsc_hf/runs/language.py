@@ -18,15 +18,14 @@ from ..data.selection import Request
 from ..data.sources import load_data
 from ..errors import UNSCError
 from ..evaluation.answers import Answers, evaluate_answers, mean_answers
-from ..models.loading import load_as, load_tokenizer
+from ..models.loading import load_as
 from ..nullspace.statistics import ActivationStatistics
 from ..objectives import OBJECTIVES
 from ..reporting.run_folder import check_output_folder
 from ..reporting.tables import answers_table
 from ..trainer.checkpoints import resume_from
 from ..trainer.trainer import UNSCTrainer
-from .job import Job, original_and_references, removed_after_error
-from .result import UnlearningResult, finished_run
+from .job import Job, UnlearningResult, finished_run, removed_after_error
 
 
 @dataclass(frozen=True)
@@ -123,10 +122,7 @@ def run(arguments: LanguageArguments, config: UNSCConfig, console: Console | Non
     check_output_folder(str(config.output_dir))
     rows = load_rows(arguments)
     check_unseen(rows, config, "unseen_column")
-    plan = arguments.plan(config)
-    original, references = original_and_references(arguments, plan, rows.train, rows.retain, console)
-    tokenizer = load_tokenizer(original)
-    job = Job.of(arguments, config, AutoModelForCausalLM, tokenizer, original, references, console)
+    job = Job.of(arguments, config, arguments.plan(config), rows.train, rows.retain, console)
     length = (arguments.max_generated_rows, arguments.max_new_tokens)
     with removed_after_error(str(config.output_dir)):
         result = unlearn_language_model(job, rows, arguments.objectives, *length)
