@@ -24,7 +24,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Tr
 
 from unsc_hf import UNSCConfig, UNSCError, UNSCTrainer, split_dataset
 from unsc_hf.data.sources import load_image_dataset
-from unsc_hf.evaluation.certificate import count_flips
+from unsc_hf.evaluation.flips import count_flips
 from unsc_hf.models.hooks import capture_inputs
 from unsc_hf.models.layers import find_layers
 from unsc_hf.nullspace.projection import NullSpaceProjection
