@@ -20,8 +20,10 @@ from ..config import UNSCConfig
 from ..data.columns import read_labels
 from ..errors import UNSCError
 from ..evaluation.audits import AUDITS
+from ..models.loading import load_config
 from ..reporting.model_card import public_name
 from ..utils.fingerprint import data_fingerprint
+from ..utils.reserve import check_writable, reserved
 from .arguments import ClassificationArguments, ImageArguments, TextArguments
 from .experiment import Experiment, RunArguments, Splits, check_folder, check_names, options_hash, read_splits
 from .forget_set import ForgetSet, requests_by_folder
@@ -121,15 +123,16 @@ class _Task:
         origin["options"] = options_hash(self.arguments, self.config)
         for name, forget_set in sets.items():
             origin |= {f"the classes of {name!r}": forget_set.experiment.forgotten, **forget_set.experiment.origin()}
-        check_folder(Path(str(self.config.output_dir)), "comparison", origin)
-        if not any(forget_set.experiment.reference_numbers() for forget_set in sets.values()):
-            console.print("No retrained references: nothing can be said about 'removed', and no band is drawn.")
-        run_jobs(
-            open_jobs([job for forget_set in sets.values() for job in forget_set.jobs()]),
-            self.all_jobs,
-            comparison.jobs,
-            lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
-        )
+        with reserved(str(self.config.output_dir)):
+            check_folder(Path(str(self.config.output_dir)), "comparison", origin)
+            if not any(forget_set.experiment.reference_numbers() for forget_set in sets.values()):
+                console.print("No retrained references: nothing can be said about 'removed', and no band is drawn.")
+            run_jobs(
+                open_jobs([job for forget_set in sets.values() for job in forget_set.jobs()]),
+                self.all_jobs,
+                comparison.jobs,
+                lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+            )
         return {
             "forget_sets": {name: forget_set.results() for name, forget_set in sets.items()},
             "test_rows": len(splits.test),
@@ -160,6 +163,7 @@ def compare_methods(
             comparison.
     """
     comparison.check()
+    _check_models(comparison, arguments)
     task = _Task(comparison, arguments, config, read_splits(arguments, config, data))
     return task.run(console or Console())
 
@@ -189,6 +193,7 @@ def audit_model(
     console = console or Console()
     comparison = replace(comparison, methods=[], seeds=[int(config.seed)], no_intervals=True)
     comparison.check()
+    _check_models(comparison, arguments, audited)
     results = _Task(comparison, arguments, config, read_splits(arguments, config, data), audited).run(console)
     for outcome in results["forget_sets"].values():
         leak = outcome["runs"][public_name(audited)][0]["leak"]
@@ -198,6 +203,21 @@ def audit_model(
                 "was it made from another one?"
             )
     return {**results, "validation_rows": 0}
+
+
+def _check_models(
+    comparison: ComparisonArguments, arguments: ClassificationArguments, audited: str | None = None
+) -> None:
+    """Refuse models that are not there before any is trained."""
+    given = {
+        "audited": [audited],
+        "originals": comparison.originals or [],
+        "model_name_or_path": [arguments.model_name_or_path],
+        "retrained_model_name_or_path": arguments.retrained_model_name_or_path or [],
+    }
+    for argument, names in given.items():
+        for name in filter(None, names):
+            load_config(name, argument)
 
 
 # ---- from Python ----------------------------------------------------------------------------------------------------
@@ -331,6 +351,7 @@ def _options(
     output_dir: str | PathLike[str], config: UNSCConfig | None, task: str, processing_class: Any,
 ) -> tuple[ClassificationArguments, UNSCConfig]:  # fmt: skip
     """The same as a command line gives."""
+    check_writable(output_dir)
     kinds: dict[str, type[ClassificationArguments]] = {"image": ImageArguments, "text": TextArguments}
     if task not in kinds:
         raise UNSCError(f"task: got {task!r}; choose from {', '.join(kinds)}.")

@@ -18,6 +18,7 @@ from ..reporting.html import Picture, Section
 from ..reporting.plots import save
 from ..utils.files import write_text
 from ..utils.fingerprint import data_fingerprint
+from ..utils.reserve import reserved
 from .arguments import ClassificationArguments
 from .experiment import Experiment, RunArguments, check_folder, check_names, options_hash, read_splits
 from .parallel import one_process
@@ -81,15 +82,16 @@ def run_studies(
         "options": options_hash(arguments, config),
     }
     paragraphs = {}
-    for name in ablation.studies or STUDIES:
-        folder, request = Path(str(config.output_dir), name), Request(forget_classes=tuple(ids))
-        models = (ablation.seeds, ablation.originals)
-        experiment = Experiment(*models, arguments, config, splits, request, folder / "_runs")
-        check_folder(folder, "study", {**origin, **experiment.origin()})
-        console.rule(f"{name}: {STUDIES[name].title}")
-        points = STUDIES[name].measure(Lab(experiment, name, console))
-        paragraphs[name] = write_study(STUDIES[name], points, folder, command)
-        console.print(paragraphs[name], style="bold")
+    with reserved(str(config.output_dir)):
+        for name in ablation.studies or STUDIES:
+            folder, request = Path(str(config.output_dir), name), Request(forget_classes=tuple(ids))
+            models = (ablation.seeds, ablation.originals)
+            experiment = Experiment(*models, arguments, config, splits, request, folder / "_runs")
+            check_folder(folder, "study", {**origin, **experiment.origin()})
+            console.rule(f"{name}: {STUDIES[name].title}")
+            points = STUDIES[name].measure(Lab(experiment, name, console))
+            paragraphs[name] = write_study(STUDIES[name], points, folder, command)
+            console.print(paragraphs[name], style="bold")
     return paragraphs
 
 

@@ -91,6 +91,7 @@ def _results(run: FinishedRun) -> dict[str, Any]:
         "verdict": {"word": run.verdict, "reason": run.reason},
         "methods": {name: asdict(method) for name, method in run.methods.items()},
         "retrained_references": [asdict(reference) for reference in run.references],
+        "caveats": list(run.caveats),
         "certificate": run.certificate,
         "adapter": run.adapter,
         "seconds": run.seconds,
@@ -121,6 +122,8 @@ def print_run(run: FinishedRun, console: Console) -> None:
         f"{drift['agreement']:.1%} of decisions unchanged on {certificate['rows']} retained rows; "
         f"ended by {certificate['stop_reason']}."
     )
+    for caveat in run.caveats:
+        console.print(f"Note: {caveat}", markup=False)
     reasons = sorted(run.unreachable.items(), key=lambda item: -item[1])
     listed = "; ".join(f"{count} x {reason}" for reason, count in reasons) or "nothing"
     console.print(f"Frozen besides biases: {listed} (each by name in results.json).")

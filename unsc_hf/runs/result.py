@@ -120,6 +120,7 @@ def finished_run(
         forgotten=list(trainer.task.forgotten_classes),
         class_names=class_names,
         rows=len(forget),
+        caveats=trainer.caveats(),
         digest=data_fingerprint(forget)[:16],
         options={**options_of(job.config), **chosen},
         seconds={**plan.seconds, "unlearning": trainer.unlearning_seconds},

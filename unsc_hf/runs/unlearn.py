@@ -26,7 +26,7 @@ from ..reporting.model_card import public_name
 from ..reporting.run_folder import check_output_folder
 from ..tasks.causal_lm import CausalLMTask
 from .classification import ClassifierRows, names_in, unlearn_classifier
-from .job import Job, removed_after_error, stated_license
+from .job import Job, job_folder, stated_license
 from .language import LanguageRows, check_unseen, unlearn_language_model
 from .result import UnlearningResult
 
@@ -86,23 +86,23 @@ def unlearn(
     read = processing_class if processing_class is not None else _processor(name, data, task)
     console = Console(quiet=bool(options.disable_tqdm))
     job = Job(partial(deepcopy, original), read, options, origin, retrained, controls, peft_config, console)
-    with removed_after_error(str(options.output_dir)), unreadable_rows_by_number(data, options.text_columns):
+    with job_folder(str(options.output_dir)), unreadable_rows_by_number(data, options.text_columns):
         if task == "text-generation":
             if forget_classes is not None or statistics_dir is not None:
                 argument = "forget_classes" if forget_classes is not None else "statistics_dir"
                 raise UNSCError(
                     f"{argument}: goes with classifiers; of a language model name rows, by indices or where."
                 )
-            dialogues = _language_rows(data, request, unseen)
+            dialogues = _language_rows(data, request, unseen).disjoint(options)
             check_unseen(dialogues, options, "unseen")
             result = unlearn_language_model(job, dialogues)
         else:
             splits = data if unseen is None else {**data, "validation": unseen}
             rows = ClassifierRows.of(splits, request, names_in(original.config), options.label_column)
             result = unlearn_classifier(job, rows, task, statistics_dir)
+        if output_dir is not None:
+            result.save(output_dir)
     result.workspace = workspace
-    if output_dir is not None:
-        result.save(output_dir)
     return result
 
 

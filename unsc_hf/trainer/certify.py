@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from .rows import ModelReader, UnlearningRows, cast_floats
 
 logger = logging.getLogger(__name__)
 
+LEAST_AGREEMENT = 0.5  # of decisions before and after: where more of them change, a small leak says nothing
 _MUCH_LOST = 0.02  # of the accuracy on held-out retained rows: worth a warning
 
 
@@ -58,6 +59,8 @@ def check_outcome(
         logger.warning(
             "Unlearning ended (%s) before the target %s %.3g was reached.", stop_reason, goal.measure, goal.target
         )
+    for sentence in nothing_to_forget(goal, state.log_history):
+        logger.warning(sentence)
     kept = [entry["retain_accuracy"] for entry in state.log_history if "retain_accuracy" in entry]
     if kept and not args.is_control and kept[0] - kept[-1] > _MUCH_LOST:
         logger.warning(
@@ -66,6 +69,18 @@ def check_outcome(
             kept[0],
             kept[-1],
         )
+
+
+def nothing_to_forget(goal: ForgettingGoal, history: Sequence[Mapping[str, float]]) -> list[str]:
+    """A sentence where the target was reached before the first step, by the log of a run."""
+    first = next((entry for entry in history if "forget_accuracy" in entry), None)
+    known = None if first is None else first.get("exposure", first["forget_accuracy"])
+    if known is None or known > goal.target:
+        return []
+    return [
+        f"Before the first step the {goal.measure} was {known:.3g} already, and the target is {goal.target:.3g}: there "
+        "was nothing to forget."
+    ]
 
 
 def certify(
@@ -91,7 +106,7 @@ def certify(
         sharded: sharded adapters are not merged for the measurement.
 
     Raises:
-        UNSCError: the leak exceeds the limit.
+        UNSCError: the leak exceeds the limit, or most decisions changed.
     """
     logits = reader.outputs(model, rows.retain_held_out, "Certificate").logits
     merged = None
@@ -108,6 +123,12 @@ def certify(
         merged=merged,
         held_out=plan.certifies_unseen,
     )
+    agreement = certificate.drift.agreement
+    if not control and agreement < LEAST_AGREEMENT:
+        raise UNSCError(
+            f"retain_dataset: {1 - agreement:.0%} of the decisions on {certificate.rows} held-out rows changed at a "
+            f"leak of {leak.total:.2g}, so nothing is certified; give rows that differ more, or lower max_leak."
+        )
     if not control and max_leak is not None and leak.total > max_leak:
         raise UNSCError(
             f"max_leak: the held-out leak is {leak.total:.4g}, above the limit {max_leak:.4g}; lower learning_rate or "
