@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.language import make_lm
 from helpers.models import make_vit
-from helpers.training import Data, make_trainer
+from helpers.training import Data, Stop, make_trainer
 from peft import LoraConfig
 
 from unsc_hf.tasks.causal_lm import SOFT_TOKENS
@@ -52,11 +53,15 @@ def test_the_data_are_told_every_epoch(low_rank_data: Data, tmp_path: Path, monk
         begin(self, epoch)
 
     monkeypatch.setattr(RelabelledDataset, "begin_epoch", noted)
-    options = {"save_strategy": "steps", "save_steps": 4, "check_steps": 100, "max_steps": 9}
-    make_trainer(make_vit(), low_rank_data, tmp_path, objective="unsc_retain", **options).train()
-    assert begun == [0, 0, 1, 2]  # made, and three steps each
+    model = make_vit()
+    with torch.no_grad():
+        model.classifier.bias[2] = 20.0  # far from forgotten
+    options = {"save_strategy": "steps", "save_steps": 3, "check_steps": 100, "objective": "unsc_retain"}
+    start = copy.deepcopy(model)
+    make_trainer(model, low_rank_data, tmp_path, learning_rate=1e-4, callbacks=[Stop(3)], **options).train()
+    assert begun == [0, 0, 1]  # made, and two steps an epoch
     begun.clear()
-    again = make_trainer(make_vit(), low_rank_data, tmp_path, objective="unsc_retain", **options)
-    assert begun == []
-    again.prepare_unlearning()
-    assert begun == [0]
+    resumed = make_trainer(start, low_rank_data, tmp_path, learning_rate=1e-4, **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 6
+    assert begun == [0, 1, 2]
