@@ -224,9 +224,10 @@ def prepare_evaluation(eval_dataset: Dataset | dict[str, Dataset] | None, task: 
         labels = read_labels(eval_dataset["forget"], task.label_column)
         other = labels[~np.isin(labels, task.forgotten_classes)]
         if len(other):
+            names = dict(enumerate(task.class_names))
             raise UNSCError(
                 f"eval_dataset: {len(other)} of {len(labels)} rows of 'forget' are of other classes than those to "
-                f"forget, such as {task.class_names[other[0]]!r}; take both parts from split_dataset."
+                f"forget, such as {names.get(int(other[0]), int(other[0]))!r}; take both parts from split_dataset."
             )
     return {name: task.prepare(part) for name, part in eval_dataset.items()}
 
