@@ -209,15 +209,16 @@ def _check_models(
     comparison: ComparisonArguments, arguments: ClassificationArguments, audited: str | None = None
 ) -> None:
     """Refuse models that are not there before any is trained."""
-    given = {
+    given: dict[str, Sequence[str | None]] = {
         "audited": [audited],
         "originals": comparison.originals or [],
         "model_name_or_path": [arguments.model_name_or_path],
         "retrained_model_name_or_path": arguments.retrained_model_name_or_path or [],
     }
     for argument, names in given.items():
-        for name in filter(None, names):
-            load_config(name, argument)
+        for name in names:
+            if name is not None:
+                load_config(name, argument)
 
 
 # ---- from Python ----------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ LOCK = ".lock"  # stays in the folder: a lock that is removed could be held twic
 HOLDER = ".holder"  # names the run that holds the lock
 
 
-def check_writable(folder: str | Path) -> None:
+def check_writable(folder: str | os.PathLike[str]) -> None:
     """Refuse an output folder that cannot be made or written, before any work.
 
     Raises:
