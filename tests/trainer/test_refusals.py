@@ -25,7 +25,8 @@ def test_rows_on_both_sides_are_refused_or_dropped(low_rank_data: Data, tmp_path
         make_trainer(make_vit(), data, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     trainer = make_trainer(make_vit(), data, tmp_path, drop_overlap=True)
-    assert len(trainer.rows.retain) + len(trainer.rows.retain_held_out) == 24
+    rows = trainer.rows
+    assert len(rows.retain) + len(rows.retain_held_out) + len(rows.certificate) == 24
 
 
 def test_a_request_in_sequence_reads_no_row_that_it_forgets(low_rank_data: Data, tmp_path: Path) -> None:
@@ -54,14 +55,16 @@ def test_copies_of_training_rows_do_not_count_as_held_out(
     some = concatenate_datasets([rows, rows.select([*range(10), *range(20, 30), *range(40, 50)])])
     trainer = make_trainer(make_vit(), split_dataset(some, forget_classes=[2]), tmp_path)
     read = trainer.rows
-    assert len(read.caveats) == 2
-    for trained, held_out in ((read.forget, read.forget_validation), (read.retain, read.retain_held_out)):
+    assert len(read.caveats) == 3
+    for trained, held_out in (
+        (read.forget, read.forget_validation), (read.retain, read.retain_held_out), (read.retain, read.certificate),
+    ):  # fmt: skip
         seen = {tuple(row["pixel_values"].flatten().tolist()) for row in trained}
         assert len(held_out) > 0
         assert not any(tuple(row["pixel_values"].flatten().tolist()) in seen for row in held_out)
     trainer.train()
     assert trainer.certify().held_out
-    assert trainer.certify().rows == len(read.retain_held_out)
+    assert trainer.certify().rows == len(read.certificate)
     assert all(caveat in caplog.text for caveat in read.caveats)
     trainer.save_model()
     trainer.create_model_card()
@@ -71,10 +74,11 @@ def test_copies_of_training_rows_do_not_count_as_held_out(
 
 def test_where_all_held_out_rows_are_copies_nothing_was_held_out(low_rank_data: Data, tmp_path: Path) -> None:
     trainer = make_trainer(make_vit(), low_rank_data, tmp_path)  # retained rows repeat four images
-    (caveat,) = trainer.rows.caveats
-    count = len(trainer.rows.retain_held_out)
-    assert caveat.startswith(f"{count} of {count} held-out rows to keep are copies of training rows")
-    assert caveat.endswith("no other was held out.")
+    parts = {"held-out rows to keep": trainer.rows.retain_held_out, "rows of the certificate": trainer.rows.certificate}
+    assert trainer.rows.caveats == tuple(
+        f"{len(part)} of {len(part)} {name} are copies of training rows, so they do not count; no other was held out."
+        for name, part in parts.items()
+    )
     trainer.train()
     assert trainer.certify().held_out is False
 
@@ -98,7 +102,7 @@ def test_rows_to_keep_that_hardly_differ_are_refused(separable_data: Callable[[i
 def test_nothing_is_certified_where_most_decisions_changed(
     separable_data: Callable[[int], Dataset], tmp_path: Path
 ) -> None:
-    """A small leak says nothing then: the parts of the outputs that decide are small beside the others."""
+    """A small leak says nothing then."""
     train = separable_data(20)
     trainer = make_trainer(learned(train), split_dataset(train, forget_classes=["frog"]), tmp_path, max_leak=0.5)
     trainer.train()

@@ -8,9 +8,8 @@ from typing import Any
 
 from datasets import Dataset
 from rich.console import Console
-from transformers import AutoModelForImageClassification
 
-from ..comparison.arguments import ClassificationArguments, check_model_dtype
+from ..comparison.arguments import ClassificationArguments, ImageArguments, check_model_dtype
 from ..comparison.controls import compare
 from ..config import UNSCConfig
 from ..data.columns import class_names, read_labels
@@ -22,8 +21,7 @@ from ..models.loading import load_config
 from ..reporting.run_folder import check_output_folder
 from ..reporting.tables import classifier_table
 from ..trainer.sequence import StoredRequest
-from .job import Job, job_folder, original_and_references
-from .result import UnlearningResult, finished_run
+from .job import Job, UnlearningResult, finished_run, job_folder
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,7 @@ class ClassifierRows:
     ) -> ClassifierRows:
         """From splits "train", "test" and perhaps "validation"; `model_names` serve data that hold bare ids.
 
-        Raises:
-            UNSCError: nothing to forget, or classes that the training or test rows lack.
+        UNSCError where there is nothing to forget, or classes that the training or test rows lack.
         """
         if request is None:
             raise UNSCError(
@@ -69,11 +66,7 @@ class ClassifierRows:
 
 
 def run(arguments: ClassificationArguments, config: UNSCConfig, console: Console | None = None) -> UnlearningResult:
-    """Unlearn, compare, and write everything into `config.output_dir`.
-
-    Raises:
-        UNSCError: input that cannot work; nothing is written then.
-    """
+    """Unlearn, compare, and write everything into `config.output_dir`; after a UNSCError nothing is written."""
     console = console or Console()
     if arguments.dataset_name is None and (arguments.model_name_or_path or arguments.retrained_model_name_or_path):
         raise UNSCError(
@@ -81,18 +74,17 @@ def run(arguments: ClassificationArguments, config: UNSCConfig, console: Console
         )
     check_model_dtype(arguments)
     check_output_folder(str(config.output_dir))
-    data, auto_class = arguments.load(config), arguments.auto_class
+    data = arguments.load(config)
     with job_folder(str(config.output_dir)), unreadable_rows_by_number(data, config.text_columns):
-        names = _names_of(arguments.model_name_or_path)
+        name = arguments.model_name_or_path
+        names = None if name is None else names_in(load_config(name, "model_name_or_path"))
         rows = ClassifierRows.of(data, arguments.request(), names, config.label_column)
         without = "-".join(map(str, (rows.request.forget_classes or ["rows"])[:10]))
-        original, references = original_and_references(
-            arguments, arguments.plan(config), rows.train, rows.split(config).retain, console,
+        job = Job.of(
+            arguments, config, arguments.plan(config), rows.train, rows.split(config).retain, console,
             f"retrained-without-{without}", rows.names, rows.label_column,
         )  # fmt: skip
-        processor = arguments.load_processor(original)
-        job = Job.of(arguments, config, auto_class, processor, original, references, console)
-        task = "image-classification" if auto_class is AutoModelForImageClassification else "text-classification"
+        task = "image-classification" if isinstance(arguments, ImageArguments) else "text-classification"
         result = unlearn_classifier(job, rows, task, arguments.statistics_dir)
         result.deliver(job)
     return result
@@ -101,14 +93,8 @@ def run(arguments: ClassificationArguments, config: UNSCConfig, console: Console
 def unlearn_classifier(job: Job, rows: ClassifierRows, task: str, statistics_dir: str | None) -> UnlearningResult:
     """Unlearn a classifier and compare it with the original, the controls and retrained models.
 
-    Args:
-        job: models and options.
-        rows: what to forget and to keep.
-        task: the Hub's name of what the model does.
-        statistics_dir: where activation statistics are kept for later requests.
-
-    Raises:
-        UNSCError: input that cannot work.
+    `task` is the Hub's name of what the model does; activation statistics are kept in `statistics_dir` for later
+    requests.
     """
     forget, retain = rows.split(job.config)
     model, stored = job.load(), None
@@ -129,12 +115,6 @@ def unlearn_classifier(job: Job, rows: ClassifierRows, task: str, statistics_dir
         table=classifier_table(compared.methods), details={"erased": [asdict(one) for one in compared.trainer.erased]},
     )  # fmt: skip
     return UnlearningResult(compared.trainer, run, stored)
-
-
-def _names_of(model_name: str | None) -> list[str] | None:
-    if model_name is None:
-        return None
-    return names_in(load_config(model_name, "model_name_or_path"))
 
 
 def names_in(config: Any) -> list[str] | None:

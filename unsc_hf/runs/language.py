@@ -19,15 +19,14 @@ from ..data.selection import Request
 from ..data.sources import load_data
 from ..errors import UNSCError
 from ..evaluation.answers import Answers, evaluate_answers, mean_answers
-from ..models.loading import load_as, load_tokenizer
+from ..models.loading import load_as
 from ..nullspace.statistics import ActivationStatistics
 from ..objectives import OBJECTIVES
 from ..reporting.run_folder import check_output_folder
 from ..reporting.tables import answers_table
 from ..trainer.checkpoints import resume_from
 from ..trainer.trainer import UNSCTrainer
-from .job import Job, job_folder, original_and_references
-from .result import UnlearningResult, finished_run
+from .job import Job, UnlearningResult, finished_run, job_folder
 
 
 @dataclass(frozen=True)
@@ -138,11 +137,8 @@ def run(arguments: LanguageArguments, config: UNSCConfig, console: Console | Non
     check_output_folder(str(config.output_dir))
     rows = load_rows(arguments).disjoint(config)
     check_unseen(rows, config, "unseen_column")
-    plan = arguments.plan(config)
     with job_folder(str(config.output_dir)):
-        original, references = original_and_references(arguments, plan, rows.train, rows.retain, console)
-        tokenizer = load_tokenizer(original)
-        job = Job.of(arguments, config, AutoModelForCausalLM, tokenizer, original, references, console)
+        job = Job.of(arguments, config, arguments.plan(config), rows.train, rows.retain, console)
         length = (arguments.max_generated_rows, arguments.max_new_tokens)
         result = unlearn_language_model(job, rows, arguments.objectives, *length)
         result.deliver(job)

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 MAX_VALIDATION_ROWS = 1_000  # more rows would make checks slow and tell no more than a tenth of a percent
 LEAST_SPREAD = 1e-3  # of the outputs on retained rows, relative to their size
-MAX_LOGITS = 50_000_000  # held-out logits kept for the drift; a language model gives them for every token
+MAX_LOGITS = 25_000_000  # logits of kept rows that are remembered; a language model gives them for every token
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class UnlearningRows:
         forget: rows to forget that are trained on.
         forget_validation: rows to forget that checks read; the same rows where single rows are forgotten.
         retain: rows to keep, for the statistics and for rehearsal.
-        retain_held_out: rows to keep that neither statistics nor training read.
+        retain_held_out: rows to keep that neither statistics nor training read; checks read them.
+        certificate: rows to keep that nothing reads before the certificate.
         holds_out: False where there are too few retained rows to hold any out, or all of those are copies of others.
         caveats: what a reader of the results must know, in sentences.
     """
@@ -47,19 +48,37 @@ class UnlearningRows:
     forget_validation: Dataset
     retain: Dataset
     retain_held_out: Dataset
+    certificate: Dataset
     holds_out: bool
     caveats: tuple[str, ...]
 
     @classmethod
     def of(
-        cls, forget: tuple[Dataset, Dataset], retain: Dataset, strata: np.ndarray, args: UNSCConfig
+        cls,
+        forget: tuple[Dataset, Dataset],
+        retain: Dataset,
+        strata: Callable[[Dataset], np.ndarray],
+        args: UNSCConfig,
+        certificate: Dataset | None = None,
     ) -> UnlearningRows:
-        """Hold out retained rows of every stratum; `forget` is already split into trained and validation rows."""
-        kept, held_out = hold_out(retain, args.validation_fraction, strata, MAX_VALIDATION_ROWS, args.seed)
+        """Hold out retained rows of every stratum, for checks and for the certificate.
+
+        Args:
+            forget: rows to forget, already split into trained and validation rows.
+            retain: rows to keep.
+            strata: stratum of each row of a data set.
+            certificate: rows for the certificate, where the caller has some that the original never saw.
+        """
+        fraction, seed = args.validation_fraction, args.seed
+        kept, held_out = hold_out(retain, fraction, strata(retain), MAX_VALIDATION_ROWS, seed)
+        if certificate is None:
+            share = min(fraction / (1 - fraction), 0.5)  # as many rows as the checks have
+            kept, certificate = hold_out(kept, share, strata(kept), MAX_VALIDATION_ROWS, seed + 1)
         caveats: list[str] = []
-        validation, _ = _unlike(*forget, "rows to forget", args.text_columns, caveats)
-        apart, holds_out = _unlike(kept, held_out, "rows to keep", args.text_columns, caveats)
-        return cls(forget[0], validation, kept, apart, holds_out, tuple(caveats))
+        validation, _ = _unlike(*forget, "held-out rows to forget", args.text_columns, caveats)
+        apart, checked = _unlike(kept, held_out, "held-out rows to keep", args.text_columns, caveats)
+        proof, unread = _unlike(kept, certificate, "rows of the certificate", args.text_columns, caveats)
+        return cls(forget[0], validation, kept, apart, proof, checked and unread, tuple(caveats))
 
 
 def _unlike(
@@ -75,9 +94,7 @@ def _unlike(
     copied = len(held_out) - len(unlike)
     if copied:
         rest = "." if len(unlike) else "; no other was held out."
-        caveats.append(
-            f"{copied} of {len(held_out)} held-out {name} are copies of training rows, so they do not count{rest}"
-        )
+        caveats.append(f"{copied} of {len(held_out)} {name} are copies of training rows, so they do not count{rest}")
         logger.warning(caveats[-1])
     return (unlike, True) if len(unlike) else (held_out, False)
 
