@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from unsc_hf import UNSCConfig, UNSCError
 from unsc_hf.comparison.arguments import LanguageArguments
-from unsc_hf.comparison.references.language_models import LanguagePlan
+from unsc_hf.comparison.references.texts import LanguagePlan
 from unsc_hf.comparison.references.training import train_model
 from unsc_hf.data.dialogues import IGNORED, AnswerCollator, prepare_dialogues, to_dialogues
 from unsc_hf.evaluation.answers import evaluate_answers
