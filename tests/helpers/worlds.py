@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
 from transformers import ViTImageProcessorPil
-from unsc_hf.comparison.references.language_models import LanguagePlan
 
 from helpers.language import questions
 from helpers.models import fit, make_vit
 from helpers.recipes import image_folder
 from helpers.texts import NAMES, texts
 from unsc_hf.cli.main import main
-from unsc_hf.comparison.references.texts import TextPlan
+from unsc_hf.comparison.references.texts import LanguagePlan, TextPlan
 from unsc_hf.data.dialogues import to_dialogues
 
 FAST = ("--no_controls", "--use_cpu", "--disable_tqdm", "true", "--max_steps", "4")
