@@ -104,9 +104,9 @@ def test_nothing_is_certified_where_most_decisions_changed(
 ) -> None:
     """A small leak says nothing then."""
     train = separable_data(20)
-    trainer = make_trainer(learned(train), split_dataset(train, forget_classes=["frog"]), tmp_path, max_leak=0.5)
+    data = split_dataset(train, forget_classes=["frog"])
+    trainer = make_trainer(learned(train), data, tmp_path, energy=0.99, learning_rate=1e-4, max_steps=2)
     trainer.train()
-    assert trainer.certify().drift.agreement > 0.5
     with torch.no_grad():
         trainer.model.classifier.weight.neg_()
         trainer.model.classifier.bias.neg_()
