@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from datasets import Dataset, concatenate_datasets
@@ -13,6 +13,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from ..comparison.arguments import LanguageArguments, check_model_dtype
 from ..config import UNSCConfig, parse_objective_args
+from ..data.copies import without_overlap
 from ..data.dialogues import to_dialogues
 from ..data.selection import Request
 from ..data.sources import load_data
@@ -25,7 +26,7 @@ from ..reporting.run_folder import check_output_folder
 from ..reporting.tables import answers_table
 from ..trainer.checkpoints import resume_from
 from ..trainer.trainer import UNSCTrainer
-from .job import Job, UnlearningResult, finished_run, removed_after_error
+from .job import Job, UnlearningResult, finished_run, job_folder
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,14 @@ class LanguageRows:
             None if unseen is None else dialogues(unseen),
             {name: dialogues(rows) for name, rows in others.items()},
         )
+
+    def disjoint(self, config: UNSCConfig) -> LanguageRows:
+        """The same without rows to keep that are copies of rows to forget, where `drop_overlap` says so.
+
+        Raises:
+            UNSCError: rows on both sides.
+        """
+        return replace(self, retain=without_overlap(self.forget, self.retain, config.drop_overlap))
 
     @property
     def train(self) -> Dataset:
@@ -98,8 +107,14 @@ def load_rows(arguments: LanguageArguments) -> LanguageRows:
     if absent:
         raise UNSCError(f"eval_splits: no split {absent[0]!r}; splits found: {known}.")
     others = {name: loaded[name] for name in names}
-    forget, request = loaded[arguments.forget_split], arguments.request()
-    return LanguageRows.of(forget, retain, request, unseen, others, arguments.prompt_template)
+    forget, request, same = loaded[arguments.forget_split], arguments.request(), arguments.forget_split
+    if arguments.retain_split == same and (request is None or unseen is not None):
+        raise UNSCError(
+            f"retain_split: {same!r} is the forget_split too, with the same rows on both sides; name another split, or "
+            "rows of this one to forget (forget_indices, without unseen_column)."
+        )
+    kept = None if arguments.retain_split == same else retain
+    return LanguageRows.of(forget, kept, request, unseen, others, arguments.prompt_template)
 
 
 def check_unseen(rows: LanguageRows, config: UNSCConfig, argument: str) -> None:
@@ -120,13 +135,13 @@ def run(arguments: LanguageArguments, config: UNSCConfig, console: Console | Non
     console = console or Console()
     check_model_dtype(arguments)
     check_output_folder(str(config.output_dir))
-    rows = load_rows(arguments)
+    rows = load_rows(arguments).disjoint(config)
     check_unseen(rows, config, "unseen_column")
-    job = Job.of(arguments, config, arguments.plan(config), rows.train, rows.retain, console)
-    length = (arguments.max_generated_rows, arguments.max_new_tokens)
-    with removed_after_error(str(config.output_dir)):
+    with job_folder(str(config.output_dir)):
+        job = Job.of(arguments, config, arguments.plan(config), rows.train, rows.retain, console)
+        length = (arguments.max_generated_rows, arguments.max_new_tokens)
         result = unlearn_language_model(job, rows, arguments.objectives, *length)
-    result.deliver(job)
+        result.deliver(job)
     return result
 
 
