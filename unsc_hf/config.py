@@ -77,8 +77,8 @@ class UNSCConfig(TrainingArguments):
         target_forget_accuracy (`float`, *optional*): unlearning stops when the accuracy on the forget rows (for whole
             classes: on a validation part of them) is at or below this share. None leaves the target to the kind of
             request; see `unsc_hf.trainer.goals`.
-        displacement_decay (`float`, defaults to `0.1`): share of each layer's change that fades at every step, so that
-            what forgetting does not need disappears. 0 switches it off.
+        displacement_decay (`float`, defaults to `0.2`): share of each layer's change that fades at the first steps, so
+            that what forgetting does not need disappears. It halves whenever the learning rate doubles. 0 means none.
         max_leak (`float`, *optional*, defaults to `0.1`): budget on the held-out leak.
         max_flips (`float`, *optional*, defaults to `0.1`): budget on the share of held-out retained rows whose decision
             changes; classifiers only. The last state within both budgets is kept.
@@ -151,7 +151,7 @@ class UNSCConfig(TrainingArguments):
         ),
     )
     displacement_decay: float = field(
-        default=0.1, metadata=_help("Share of each layer's change that fades at every step, in [0, 1).")
+        default=0.2, metadata=_help("Share of each layer's change that fades at the first steps, in [0, 1).")
     )
     max_leak: float | None = field(
         default=0.1, metadata=_help("Budget on the held-out leak; the last state within it is kept.")

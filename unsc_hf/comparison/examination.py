@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ..errors import UNSCError
 from ..evaluation.audits import Audit, Examination, calibrate
-from ..evaluation.engine import EvaluationRows, accuracies
+from ..evaluation.engine import EvaluationRows, accuracies, kept_changes
 from ..models.loading import own_processor
 from ..models.outputs import Outputs, RowOutputs
 from ..reporting.model_card import public_name
@@ -101,7 +101,7 @@ class Examiner:
         return f"on {len(self.experiment.validation)} validation rows, {'; '.join(chosen)}"
 
     def examine(self, bench: Workbench, model: PreTrainedModel, seed: int, name: str | None = None) -> dict[str, Any]:
-        """The record of one model, whoever made it: accuracies and every audit.
+        """The record of one model, whoever made it: accuracies, decisions changed on kept test rows, and every audit.
 
         Args:
             bench: prepares rows for the model.
@@ -114,7 +114,8 @@ class Examiner:
         exam = self._examination(bench, model, outputs, seed)
         exam = replace(exam, references=references, calibration=self.calibration())
         audits = {audit.name: audit.run(exam) for audit in self.audits}
-        return {**accuracies(outputs, self.experiment.forgotten), "audits": audits}
+        changed = kept_changes(outputs.test, self.outputs(f"{ORIGINAL}-{seed}").test, self.experiment.forgotten)
+        return {**accuracies(outputs, self.experiment.forgotten), **changed, "audits": audits}
 
     # ---- models that no method made ---------------------------------------------------------------------------------
     def examine_given(self, name: str) -> dict[str, Any]:

@@ -33,13 +33,28 @@ def legend(axes: Any, **options: Any) -> None:
 
 def plot_front(outcome: Mapping[str, Any], path: Path) -> Path:
     """AccDrt against AccDut with 95 % intervals, and the retrained models' band (mean ± 2 standard deviations)."""
+    figure = _against_forgetting(outcome, "AccDrt", "AccDrt: accuracy on the others (%)")
+    kept = [float(100 * np.mean(values(r, "AccDrt"))) for r in outcome["runs"].values() if values(r, "AccDrt")]
+    kept = kept or [0.0, 100.0]
+    figure.axes[0].set_ylim(max(-2.0, min(kept) - 5), min(102.0, max(kept) + 8))
+    return save(figure, path)
+
+
+def plot_flips(outcome: Mapping[str, Any], path: Path) -> Path:
+    """Decisions changed on kept test rows against AccDut, drawn as `plot_front` is. Low and left is best."""
+    figure = _against_forgetting(outcome, "flips", "decisions changed on kept test rows (%)")
+    figure.axes[0].set_ylim(bottom=0.0)
+    return save(figure, path)
+
+
+def _against_forgetting(outcome: Mapping[str, Any], column: str, label: str) -> Figure:
     runs = outcome["runs"]
     colours = _colours(list(runs))
     figure = Figure(figsize=(8.2, 4.8))
     axes = figure.subplots()
     markers = "oDsv^P*X<>"
     for i, (name, records) in enumerate(runs.items()):
-        x, y = (100 * np.asarray(values(records, column)) for column in ("AccDut", "AccDrt"))
+        x, y = (100 * np.asarray(values(records, path)) for path in ("AccDut", column))
         if not len(x) or not len(y):
             continue
         axes.errorbar(
@@ -47,7 +62,7 @@ def plot_front(outcome: Mapping[str, Any], path: Path) -> Path:
             label=title(name), color=colours[name], marker=markers[i % len(markers)], ls="none",
             ms=9 if name == "unsc" else 6, zorder=3 if name == "unsc" else 2,
         )  # fmt: skip
-    band = 100 * np.asarray(values(outcome["references"], "AccDrt"))
+    band = 100 * np.asarray(values(outcome["references"], column))
     if len(band) > 1:
         low, high = band.mean() - 2 * band.std(ddof=1), band.mean() + 2 * band.std(ddof=1)
         axes.axhspan(low, high, color=GREEN, alpha=0.18, lw=0, label="retrained, ± 2 sd")
@@ -56,12 +71,10 @@ def plot_front(outcome: Mapping[str, Any], path: Path) -> Path:
     axes.set_xlim(-0.3, 110)
     ticks = [0, 0.5, 1, 2, 5, 10, 20, 50, 100]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    kept = [float(100 * np.mean(values(r, "AccDrt"))) for r in runs.values() if values(r, "AccDrt")] or [0.0, 100.0]
-    axes.set_ylim(max(-2.0, min(kept) - 5), min(102.0, max(kept) + 8))
     axes.set_xlabel("AccDut: accuracy left on the forgotten classes (%; log beyond the dotted line)")
-    axes.set_ylabel("AccDrt: accuracy on the others (%)")
+    axes.set_ylabel(label)
     legend(axes, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return save(figure, path)
+    return figure
 
 
 def plot_relearning(outcome: Mapping[str, Any], path: Path) -> Path:

@@ -14,12 +14,14 @@ from ..reporting.model_card import escape, versions
 from ..reporting.report import FILE, Picture, Section, write_report
 from ..reporting.results import finite
 from ..utils.files import write_text
-from .plots import plot_attack, plot_changes, plot_depth, plot_front, plot_relearning
+from .plots import plot_attack, plot_changes, plot_depth, plot_flips, plot_front, plot_relearning
 from .summary import ORIGINAL, latex, markdown, numbers, summarise, table, title, value
 
 # File, drawing, what must have been measured for it, caption.
 _PICTURES = (
     ("front.png", plot_front, None, "What was kept against what was forgotten; bars are 95 % intervals over seeds."),
+    ("flips.png", plot_flips, "flips",
+     "Decisions changed on kept test rows against what was forgotten; retraining changes as many as its band says."),
     ("per_class.png", plot_changes, None,
      "Change of every retained class against the original, mean over seeds, in points."),
     ("depth.png", plot_depth, "probe.layer_00",

@@ -17,6 +17,7 @@ from .methods import METHODS
 ORIGINAL, RETRAINED = "original", "retrained"
 
 _MAIN, _COST = ("AccDut", "AccDrt", "AccDf", "AccDr"), ("leak", "seconds")
+_KEPT = {"flips": "decisions changed", "negative_flips": "right to wrong"}  # on kept test rows
 
 
 def title(name: str) -> str:
@@ -25,12 +26,12 @@ def title(name: str) -> str:
 
 
 def columns(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
-    """Column titles by path: accuracies, the headline of each audit that was run, costs."""
+    """Column titles by path: accuracies, decisions changed, the headline of each audit that was run, costs."""
     run = next(iter(runs.values()))[0]["audits"]
     audits = {f"{name}.{AUDITS[name].headline}": AUDITS[name].title for name in run if AUDITS[name].headline}
     more = {"collateral.change": "worst retained class", "similarity.tow": "ToW"}
     more = {path: words for path, words in more.items() if path.split(".")[0] in run}
-    return {**dict(zip(_MAIN, _MAIN, strict=True)), **audits, **more, **dict(zip(_COST, _COST, strict=True))}
+    return {**dict(zip(_MAIN, _MAIN, strict=True)), **_KEPT, **audits, **more, **dict(zip(_COST, _COST, strict=True))}
 
 
 def value(record: Mapping[str, Any], path: str) -> float | None:

@@ -71,7 +71,7 @@ def output_metrics(outputs: RowOutputs, forgotten: Sequence[int]) -> dict[str, A
     return {**accuracies(outputs, forgotten), **membership}
 
 
-def _changed(outputs: Outputs, original: Outputs, forgotten: Sequence[int]) -> dict[str, float]:
+def kept_changes(outputs: Outputs, original: Outputs, forgotten: Sequence[int]) -> dict[str, float]:
     """`flips`, `negative_flips` and `drift` against the original model, on the test rows of the remaining classes."""
     kept = ~of_classes(outputs.labels, forgotten)
     if not bool(kept.any()):
@@ -95,7 +95,7 @@ def evaluate_outputs(
     metrics, examined = output_metrics(outputs, forgotten), bool(forgotten) and _finite(outputs)
     probe = probe_head(outputs, forgotten) if examined else None
     prototype = prototype_attack(outputs, head, forgotten, shots=10) if examined else None
-    changed = {} if original is None else _changed(outputs.test, original.test, forgotten)
+    changed = {} if original is None else kept_changes(outputs.test, original.test, forgotten)
     results = {**metrics, **changed, "probe_forget": probe, "prototype_attack_10": prototype}
     return MethodResult(**results, leak=leak, seconds=seconds)
 

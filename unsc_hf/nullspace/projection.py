@@ -20,9 +20,9 @@ from .moments import SecondMoment
 from .storage import mapped_if_large
 from .subspace import LayerSubspace, Subspace
 
-# Longest displacement of a layer, as a share of the norm of its original weights. Beyond about this, layers behind it
-# read inputs that have moved so far that even the rounding of float32 changes their outputs.
-MOST_CHANGE = 0.5
+# Longest displacement of a layer, as a share of the norm of its original weights. A change as large as the weights
+# themselves is another layer, and what lies behind it amplifies even the rounding of float32.
+MOST_CHANGE = 1.0
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,11 @@ from ..nullspace.projection import NullSpaceProjection
 
 
 class ProjectionCallback(TrainerCallback):
-    """W <- W_0 + (1 - decay) (W - W_0) P after every optimiser step, whatever the optimiser did."""
+    """W <- W_0 + (1 - decay) (W - W_0) P after every optimiser step, whatever the optimiser did.
+
+    The decay falls as the learning rate rises above its first value. So a displacement can be longer the longer it is
+    looked for, and the smallest that forgets is met first.
+    """
 
     def __init__(self, projection: NullSpaceProjection, decay: float = 0.0) -> None:
         self.projection, self.decay = projection, decay
@@ -26,7 +30,9 @@ class ProjectionCallback(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.projection.project_displacements(decay=self.decay)
+        group = kwargs["optimizer"].param_groups[0]
+        first, rate = group.get("initial_lr", group["lr"]), group["lr"]
+        self.projection.project_displacements(decay=self.decay * min(1.0, first / rate if rate > 0 else 1.0))
 
 
 class EpochCallback(TrainerCallback):

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ...models.outputs import find_head
 from ..workbench import Workbench
-from .registry import LEARNING_RATES, method
+from .registry import LEARNING_RATES, PUBLISHED, method
 
 
 @method("boundary expand", LEARNING_RATES)
@@ -26,7 +26,7 @@ def boundary_expand(bench: Workbench, **settings: Any) -> PreTrainedModel:
     model = bench.unlearn(
         model=model,
         relabel=lambda _model, _batches, outputs: torch.full_like(outputs.labels, classes),
-        null_space="none",
+        **PUBLISHED,
         **settings,
     )
     _resize_head(model, classes + 1, classes)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from ...models.hooks import NOT_INPUTS, evaluation_mode
 from ...models.outputs import Outputs
 from ..workbench import Workbench
-from .registry import LEARNING_RATES, method
+from .registry import LEARNING_RATES, PUBLISHED, method
 
 BOUND = 0.1  # of the inputs' range, as in the paper
 
@@ -27,7 +27,7 @@ def boundary_shrink(bench: Workbench, **settings: Any) -> PreTrainedModel:
         logits[:, bench.forgotten] = -torch.inf
         return logits.argmax(1)
 
-    return bench.unlearn(null_space="none", relabel=nearest, **settings)
+    return bench.unlearn(relabel=nearest, **PUBLISHED, **settings)
 
 
 def attacked_logits(model: nn.Module, batch: dict[str, Any]) -> Tensor:

@@ -12,6 +12,8 @@ from ..workbench import Workbench
 
 Run = Callable[..., PreTrainedModel]
 
+# What published methods have in common: no projection, and nothing that fades.
+PUBLISHED: Mapping[str, Any] = {"null_space": "none", "displacement_decay": 0.0}
 LEARNING_RATES = ({"learning_rate": 1e-4}, {"learning_rate": 3e-5}, {"learning_rate": 3e-4})
 
 

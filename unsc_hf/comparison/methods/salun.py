@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
 from ..workbench import Workbench
-from .registry import LEARNING_RATES, method
+from .registry import LEARNING_RATES, PUBLISHED, method
 
 ROWS = 1024
 SHARE = 0.5  # of the weights are salient, as in the paper
@@ -35,6 +35,4 @@ def salun(bench: Workbench, **settings: Any) -> PreTrainedModel:
     values = torch.cat([value.flatten() for value in saliency.values()])
     threshold = values.kthvalue(max(1, int((1 - SHARE) * len(values)))).values
     mask = GradientMask({name: value > threshold for name, value in saliency.items()})
-    return bench.unlearn(
-        null_space="none", pseudo_labels="random", objective="unsc_retain", callbacks=[mask], **settings
-    )
+    return bench.unlearn(pseudo_labels="random", objective="unsc_retain", callbacks=[mask], **PUBLISHED, **settings)
