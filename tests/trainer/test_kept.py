@@ -1,0 +1,167 @@
+"""What is kept: decisions within their budget, an exact bound on rows of its own, and exactness or a refusal."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.models import logits, make_vit, relative
+from helpers.rows import Data
+from helpers.training import Known, make_trainer, network_of, unlearned
+from peft import LoraConfig
+from scipy.stats import binomtest
+
+from unsc_hf import UNSCConfig, UNSCError
+from unsc_hf.evaluation.flips import upper_bound
+
+RUINOUS = 1e-2
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+@pytest.mark.parametrize("optim", ["sgd", "adamw_torch", "adafactor"])
+@pytest.mark.parametrize("rate", [1e-4, 1e-3, 1e-1, 1.0])
+def test_energy_one_keeps_logits_or_refuses(
+    rate: float, optim: str, adapters: bool, exact_data: Data, tmp_path: Path
+) -> None:
+    model = make_vit(labels=10)
+    with torch.no_grad():
+        model.classifier.bias[2] = 20.0  # far from forgotten, so that no step is the last
+    before = logits(model, exact_data[1])
+    parts = {"peft_config": LoraConfig(r=4)} if adapters else {}
+    trainer = make_trainer(
+        model, exact_data, tmp_path, learning_rate=rate, optim=optim, weight_decay=0.1 * (optim != "sgd"),
+        max_steps=12, check_steps=100, **parts,
+    )  # fmt: skip
+    trainer.train()
+    drift = relative(logits(network_of(trainer), exact_data[1]), before)
+    assert trainer.plan.projection.relative_change() <= 1.0 + 1e-6
+    try:
+        trainer.certify()
+    except UNSCError as error:
+        assert "drift" in str(error)
+        assert drift > 5e-6
+    else:
+        assert drift <= 2e-5
+
+
+def test_the_pull_back_weakens_as_the_rate_rises(known: Known, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unsc_hf.nullspace.projection import NullSpaceProjection
+
+    decays: list[float] = []
+    project = NullSpaceProjection.project_displacements
+
+    def noted(self: NullSpaceProjection, dtype: Any = None, decay: float = 0.0) -> None:
+        if dtype is None:
+            decays.append(decay)
+        project(self, dtype, decay)
+
+    monkeypatch.setattr(NullSpaceProjection, "project_displacements", noted)
+    options = {"energy": 0.9, "max_steps": 5, "learning_rate": 1e-6, "check_steps": 100, "displacement_decay": 0.4}
+    unlearned(copy.deepcopy(known.model), known.data, tmp_path, lr_doubling_steps=2, **options)
+    assert decays == pytest.approx([0.4 / 2 ** (step / 2) for step in range(5)])
+    decays.clear()
+    unlearned(known.model, known.data, tmp_path, lr_scheduler_type="linear", **options)
+    assert decays == [0.4] * 5  # a rate that falls does not make it stronger
+
+
+def test_a_run_ends_within_the_budget_of_changed_decisions(known: Known, tmp_path: Path) -> None:
+    """A run without projection changes decisions; the last state within the budget is what is left."""
+    options = {"energy": 0.5, "max_steps": 200, "learning_rate": RUINOUS, "check_steps": 1, "lr_doubling_steps": None}
+    with torch.no_grad():
+        known.model.classifier.bias[2] += 50.0  # far from forgotten
+    trainer = make_trainer(known.model, known.data, tmp_path, max_flips=0.2, **options)
+    trainer.train()
+    flips = [entry["flips"] for entry in trainer.state.log_history if "flips" in entry]
+    assert trainer.stop_reason == "flips_budget"
+    assert max(flips[:-1]) <= 0.2 < flips[-1]
+    assert trainer.check().flips == flips[-2]
+
+
+def test_certify_refuses_beyond_the_budget(known: Known, tmp_path: Path) -> None:
+    trainer = unlearned(known.model, known.data, tmp_path, energy=0.9)
+    trainer.args.max_flips = 0.05
+    with torch.no_grad():
+        network_of(trainer).classifier.weight.neg_()
+    with pytest.raises(UNSCError, match=r"max_flips: \d+ of \d+ decisions on kept rows changed"):
+        trainer.certify()
+
+
+def test_the_certificate_reads_rows_of_its_own(known: Known, tmp_path: Path) -> None:
+    model, _, (forget, retain) = known
+    held, kept = retain.select(range(0, len(retain), 3)), retain.select([i for i in range(len(retain)) if i % 3])
+    trainer = make_trainer(model, (forget, kept), tmp_path, trainer_kwargs={"certificate_dataset": held}, energy=0.9)
+    before = logits(model, held).clone()
+    trainer.train()
+    after = logits(network_of(trainer), held)
+    certificate = trainer.certify()
+    flips = int((before[:, :2].argmax(1) != after[:, :2].argmax(1)).sum())
+    assert (certificate.rows, certificate.flips) == (len(held), flips)
+    assert certificate.upper_95 == upper_bound(flips, len(held))
+    assert certificate.drift.relative == pytest.approx(relative(after, before), rel=1e-4)
+    assert certificate.network_leak is not None
+    assert certificate.amplification == certificate.network_leak / certificate.leak
+
+
+def test_rows_are_held_out_for_checks_and_certificate(known: Known, tmp_path: Path) -> None:
+    rows = make_trainer(known.model, known.data, tmp_path, validation_fraction=0.2).rows
+    parts = [rows.retain, rows.retain_held_out, rows.certificate]
+    images = [{bytes(row.numpy().tobytes()) for row in part[:]["pixel_values"]} for part in parts]
+    assert all(images)
+    assert sum(map(len, images)) == len(known.data.retain)
+    assert len(set.union(*images)) == len(known.data.retain)
+
+
+def test_the_leak_inside_the_network_is_what_its_layers_do(known: Known, tmp_path: Path) -> None:
+    """One layer alone has inputs that do not move, so both leaks agree where rows are the same."""
+    trainer = unlearned(
+        known.model, known.data, tmp_path, energy=0.5, learning_rate=1e-3, target_modules=["classifier"]
+    )
+    certificate, layer = trainer.certify(), network_of(trainer).classifier
+    now, (start,) = layer.weight.detach().clone(), trainer.plan.projection._start.values()
+    rows: list[torch.Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _module, args: rows.append(args[0]))
+    logits(network_of(trainer), trainer.rows.certificate)
+    handle.remove()
+    change = (rows[0] @ (now - start).T).norm() / (rows[0] @ start.T + layer.bias).norm()
+    assert certificate.network_leak == pytest.approx(float(change), rel=1e-3)
+    assert torch.equal(layer.weight, now)
+
+
+@pytest.mark.parametrize(("count", "rows"), [(0, 300), (3, 1000), (17, 40), (5, 5)])
+def test_the_bound_is_clopper_and_pearsons(count: int, rows: int) -> None:
+    bound = upper_bound(count, rows)
+    exact = binomtest(count, rows, alternative="less").proportion_ci(0.95, "exact").high
+    assert bound == pytest.approx(exact)
+
+
+def test_the_bound_holds_as_often_as_it_says() -> None:
+    """Of 400 draws at most the 5 % that are allowed, and some for chance, lie above their bound."""
+    generator = torch.Generator().manual_seed(0)
+    rate = 0.02
+    drawn = (torch.rand(400, 500, generator=generator) < rate).sum(1).tolist()
+    missed = sum(upper_bound(count, 500) < rate for count in drawn)
+    assert missed <= 32
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_flips": 0.0}, r"max_flips: 0.0 is outside \(0, 1\]"),
+        ({"max_flips": 1.5}, r"max_flips: 1.5 is outside \(0, 1\]"),
+        ({"displacement_decay": 1.0}, r"displacement_decay: 1.0 is outside \[0, 1\)"),
+        ({"displacement_decay": -0.1}, "displacement_decay"),
+    ],
+)
+def test_bad_numbers_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UNSCError, match=message):
+        UNSCConfig(output_dir=str(tmp_path), **options)
+
+
+def test_too_few_rows_say_little(low_rank_data: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    forget, retain = low_rank_data
+    trainer = unlearned(make_vit(), (forget, retain), tmp_path, validation_fraction=0.05)
+    trainer.certify()
+    assert "rows can show no less than" in caplog.text
