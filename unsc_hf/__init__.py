@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .nullspace.api import NullSpace
     from .nullspace.statistics import ActivationStatistics
     from .nullspace.subspace import Subspace
+    from .runs.language_evaluation import evaluate_language_model
     from .runs.result import UnlearningResult
     from .runs.unlearn import unlearn
     from .trainer.callbacks import NullSpaceCallback
@@ -35,6 +36,7 @@ __all__ = [
     "__version__",
     "audit",
     "compare",
+    "evaluate_language_model",
     "serve_request",
     "split_dataset",
     "unlearn",
@@ -55,6 +57,7 @@ _MODULES = {
     "UnlearningResult": "runs.result",
     "audit": "comparison.compare_methods",
     "compare": "comparison.compare_methods",
+    "evaluate_language_model": "runs.language_evaluation",
     "serve_request": "trainer.sequence",
     "split_dataset": "data.selection",
     "unlearn": "runs.unlearn",

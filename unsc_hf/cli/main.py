@@ -1,4 +1,4 @@
-"""The command `unsc`: unlearn, compare, ablate, audit, push and report.
+"""The command `unsc`: unlearn, evaluate, compare, ablate, audit, push and report.
 
     unsc unlearn image                                  the embedded quickstart: handwritten digits without the 8
     unsc unlearn image --model_name_or_path user/vit --dataset_name user/fashion --forget_classes Shirt --output_dir out
@@ -6,6 +6,8 @@
     unsc unlearn lm    ...                              a language model
     unsc audit image   --audited user/unlearned --originals user/vit --dataset_name user/fashion \\
                        --forget_classes Shirt --retrained_model_name_or_path user/without-0 --output_dir audit
+    unsc evaluate lm   --model_name_or_path user/unlearned --dataset_name locuslab/TOFU --forget_config forget10 \\
+                       --retain_config retain90 --unseen_config holdout10 --output_dir evaluation
     unsc compare image --methods unsc scrub ssd --output_dir compare
     unsc ablate image  --studies rank --output_dir studies
     unsc push out --hub_model_id user/vit-without-shirt --hub_private_repo
@@ -80,6 +82,16 @@ def unlearn(words: Sequence[str], console: Console) -> dict[str, Any]:
         run(arguments, config, console)
     results = json.loads(Path(str(config.output_dir), "results.json").read_text(encoding="utf-8"))
     return {"output_dir": str(config.output_dir), **results}
+
+
+def evaluate(words: Sequence[str], console: Console) -> dict[str, Any]:
+    """`unsc evaluate lm ...`; the summary."""
+    _kind(words, ("lm",))
+    from ..runs.evaluation_arguments import EvaluationArguments
+    from ..runs.language_evaluation import run
+
+    (arguments,) = parse_arguments((EvaluationArguments,), words[1:], __doc__ or "")
+    return {"output_dir": arguments.output_dir, "summary": run(arguments, console)}
 
 
 def compare(words: Sequence[str], console: Console) -> dict[str, Any]:
@@ -172,6 +184,7 @@ def report(words: Sequence[str], console: Console) -> dict[str, Any]:
 
 COMMANDS: dict[str, Callable[[Sequence[str], Console], dict[str, Any]]] = {
     "unlearn": unlearn,
+    "evaluate": evaluate,
     "compare": compare,
     "ablate": ablate,
     "audit": audit,

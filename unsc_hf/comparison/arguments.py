@@ -218,15 +218,30 @@ class LanguageArguments(SharedArguments):
 
     forget_split: str = field(default="forget", metadata={"help": "Split with the rows to forget."})
     retain_split: str = field(default="retain", metadata={"help": "Split with rows to keep."})
+    forget_config: str | None = field(
+        default=None, metadata={"help": "Configuration with the rows to forget, such as TOFU's forget10, for a split."}
+    )
+    retain_config: str | None = field(default=None, metadata={"help": "Configuration with rows to keep."})
+    unseen_config: str | None = field(
+        default=None, metadata={"help": "Configuration with rows no model is trained on, such as TOFU's holdout10."}
+    )
     unseen_column: str | None = field(
         default=None, metadata={"help": "Column that marks rows of the retain split no model is trained on."}
     )
     unseen_values: list[str] | None = field(default=None, metadata={"help": "Its values in those rows."})
     eval_splits: list[str] | None = field(
-        default=None, metadata={"help": "More splits to report on; every other split by default."}
+        default=None, metadata={"help": "More splits (or configurations) to report on; every other split by default."}
     )
-    prompt_template: str = field(
-        default="Question: {question}\nAnswer:", metadata={"help": "Prompt of a row with question and answer."}
+    prompt_template: str | None = field(
+        default=None,
+        metadata={
+            "help": "Prompt of a question, with {prompt}. By default the tokenizer's chat template is used, or "
+            "'Question: {prompt}\\nAnswer:' where it has none."
+        },
+    )
+    system_prompt: str | None = field(default=None, metadata={"help": "First message, for chat templates."})
+    chunk_size: int | None = field(
+        default=None, metadata={"help": "Tokens of the pieces that long texts are cut into (rows with text)."}
     )
     objectives: list[str] | None = field(
         default=None, metadata={"help": "Objectives to compare; the first one's model is written. UNSC by default."}

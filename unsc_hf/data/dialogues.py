@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -56,7 +57,9 @@ class PromptFormat:
             template = DEFAULT_TEMPLATE
         for name, value in (("system_prompt", system_prompt), ("chat_template_kwargs", chat_template_kwargs)):
             if value and template is not None:
-                raise UNSCError(f"{name}: got {value!r}, but no chat template is used; leave it or prompt_template out.")
+                raise UNSCError(
+                    f"{name}: got {value!r}, but no chat template is used; leave it or prompt_template out."
+                )
         return cls(template, system_prompt, chat_template_kwargs)
 
     def row(self, question: str, answer: str) -> dict[str, Text]:
@@ -76,6 +79,18 @@ class PromptFormat:
         text = template.removesuffix("{completion}").replace("{question}", "{prompt}")
         space = "" if text != template or text[-1:].isspace() else " "
         return {"prompt": text.replace("{prompt}", question), "completion": space + answer}
+
+
+def in_place_of(completion: Text, answer: str) -> Text:
+    """Another answer as a row's completion: with the same white space before it, or as a message of the same role."""
+    if isinstance(completion, str):
+        return completion[: len(completion) - len(completion.lstrip())] + answer.strip()
+    return [{**completion[-1], "content": answer}]
+
+
+def answer_text(completion: Text) -> str:
+    """A completion without outer white space."""
+    return str(completion if isinstance(completion, str) else completion[-1]["content"]).strip()
 
 
 @dataclass(frozen=True)
@@ -208,7 +223,7 @@ def chunk_texts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, chunk_size
             marks = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
             step = max(1, chunk_size - spare)
             starts = [0, *(marks[i][0] for i in range(step, len(marks), step)), len(text)]
-            chunks += [text[a:b] for a, b in zip(starts, starts[1:], strict=False) if b > a]
+            chunks += [text[a:b] for a, b in pairwise(starts) if b > a]
         return {"text": chunks}
 
     return dataset.map(cut, batched=True, remove_columns=dataset.column_names, load_from_cache_file=False)

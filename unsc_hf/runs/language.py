@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 from rich.console import Console
@@ -13,9 +14,9 @@ from transformers.trainer_utils import SaveStrategy
 
 from ..comparison.arguments import LanguageArguments, check_model_dtype
 from ..config import UNSCConfig, parse_objective_args
-from ..data.dialogues import to_dialogues
+from ..data.dialogues import PromptFormat, chunk_texts, to_dialogues
 from ..data.selection import Request
-from ..data.sources import load_data
+from ..data.sources import load_config, load_data
 from ..errors import UNSCError
 from ..evaluation.answers import Answers, evaluate_answers, mean_answers
 from ..models.loading import load_as, load_tokenizer
@@ -41,7 +42,7 @@ class LanguageRows:
     @classmethod
     def of(
         cls, forget: Dataset, retain: Dataset | None, request: Request | None, unseen: Dataset | None,
-        others: Mapping[str, Dataset], template: str = "Question: {question}\nAnswer:",
+        others: Mapping[str, Dataset], prompt_format: PromptFormat,
     ) -> LanguageRows:  # fmt: skip
         """From raw rows. `request` chooses among the rows of `forget`, and the others are kept; None takes all.
 
@@ -53,12 +54,20 @@ class LanguageRows:
             retain = kept if retain is None else concatenate_datasets([kept, retain.cast(kept.features)])
         if retain is None:
             raise UNSCError("retain: not given; name the rows to forget, or give rows to keep.")
-        dialogues = partial(to_dialogues, template=template)
+        dialogues = partial(to_dialogues, prompt_format=prompt_format)
         return cls(
             dialogues(forget),
             dialogues(retain),
             None if unseen is None else dialogues(unseen),
             {name: dialogues(rows) for name, rows in others.items()},
+        )
+
+    def in_chunks(self, tokenizer: Any, chunk_size: int | None) -> LanguageRows:
+        """With long texts cut into chunks of `chunk_size` tokens; None leaves them whole."""
+        cut = partial(chunk_texts, tokenizer=tokenizer, chunk_size=chunk_size)
+        others = {name: cut(rows) for name, rows in self.others.items()}
+        return LanguageRows(
+            cut(self.forget), cut(self.retain), None if self.unseen is None else cut(self.unseen), others
         )
 
     @property
@@ -72,26 +81,42 @@ class LanguageRows:
         return {"forget": self.forget, "retain": self.retain, **unseen, **self.others}
 
 
-def load_rows(arguments: LanguageArguments) -> LanguageRows:
+def load_rows(arguments: LanguageArguments, config: UNSCConfig) -> LanguageRows:
     """The rows of a request.
 
     Raises:
-        UNSCError: splits that do not exist, or a selection that leaves nothing to forget or to keep.
+        UNSCError: splits or configurations that do not exist, a selection that leaves nothing to forget or to keep, or
+            no unseen rows where they decide when to stop.
     """
     if arguments.dataset_name is None:
         raise UNSCError("dataset_name: not given; name a Hub id or a local folder with a forget and a retain split.")
-    loaded = load_data(arguments.dataset_name, arguments.dataset_config_name, arguments.cache_dir)
+    if (arguments.unseen_column is None) != (arguments.unseen_values is None):
+        raise UNSCError("unseen_column: goes with unseen_values; give both.")
+    forget, retain, unseen, others = (_configs if arguments.forget_config is not None else _splits)(arguments)
+    if arguments.unseen_column is not None:
+        apart = Request(column_values={arguments.unseen_column: arguments.unseen_values or []}, option="unseen_column")
+        unseen, retain = apart.split(retain)
+    request = arguments.request()
+    if request is not None:
+        request.split(forget)  # a request that cannot be met is refused before anything is loaded
+    check_unseen(unseen, config, "unseen_column" if arguments.forget_config is None else "unseen_config")
+    name, tokenizer = arguments.model_name_or_path, None
+    if name is not None and arguments.prompt_template is None and arguments.model_size is None:
+        tokenizer = load_tokenizer(name)
+    prompt_format = PromptFormat.of(arguments.prompt_template, tokenizer, arguments.system_prompt)
+    return LanguageRows.of(forget, retain, request, unseen, others, prompt_format)
+
+
+_Parts = tuple[Dataset, Dataset, Dataset | None, dict[str, Dataset]]  # to forget, to keep, unseen, and others
+
+
+def _splits(arguments: LanguageArguments) -> _Parts:
+    loaded = load_data(str(arguments.dataset_name), arguments.dataset_config_name, arguments.cache_dir)
     known = ", ".join(sorted(loaded))
     for argument in ("forget_split", "retain_split"):
         split = getattr(arguments, argument)
         if split not in loaded:
             raise UNSCError(f"{argument}: no split {split!r} in {arguments.dataset_name!r}; splits found: {known}.")
-    if (arguments.unseen_column is None) != (arguments.unseen_values is None):
-        raise UNSCError("unseen_column: goes with unseen_values; give both.")
-    retain, unseen = loaded[arguments.retain_split], None
-    if arguments.unseen_column is not None:
-        apart = Request(column_values={arguments.unseen_column: arguments.unseen_values or []}, option="unseen_column")
-        unseen, retain = apart.split(retain)
     names = arguments.eval_splits
     if names is None:
         names = [name for name in loaded if name not in (arguments.forget_split, arguments.retain_split)]
@@ -99,13 +124,28 @@ def load_rows(arguments: LanguageArguments) -> LanguageRows:
     if absent:
         raise UNSCError(f"eval_splits: no split {absent[0]!r}; splits found: {known}.")
     others = {name: loaded[name] for name in names}
-    forget, request = loaded[arguments.forget_split], arguments.request()
-    return LanguageRows.of(forget, retain, request, unseen, others, arguments.prompt_template)
+    return loaded[arguments.forget_split], loaded[arguments.retain_split], None, others
 
 
-def check_unseen(rows: LanguageRows, config: UNSCConfig, argument: str) -> None:
+def _configs(arguments: LanguageArguments) -> _Parts:
+    name, cache = str(arguments.dataset_name), arguments.cache_dir
+    if arguments.retain_config is None:
+        raise UNSCError("retain_config: not given; name the configuration with rows to keep beside forget_config.")
+    parts = [
+        load_config(name, str(getattr(arguments, a)), a, cache_dir=cache) for a in ("forget_config", "retain_config")
+    ]
+    unseen = arguments.unseen_config
+    return (
+        parts[0],
+        parts[1],
+        None if unseen is None else load_config(name, unseen, "unseen_config", cache_dir=cache),
+        {other: load_config(name, other, "eval_splits", cache_dir=cache) for other in arguments.eval_splits or ()},
+    )
+
+
+def check_unseen(unseen: Dataset | None, config: UNSCConfig, argument: str) -> None:
     """Refuse a job that could not tell when to stop; `argument` names the unseen rows."""
-    if rows.unseen is None and config.target_forget_accuracy is None:
+    if unseen is None and config.target_forget_accuracy is None:
         raise UNSCError(
             f"{argument}: not given; unlearning stops when the forgotten answers are known no better than unseen ones: "
             "name rows that no model was trained on, or set target_forget_accuracy."
@@ -121,11 +161,11 @@ def run(arguments: LanguageArguments, config: UNSCConfig, console: Console | Non
     console = console or Console()
     check_model_dtype(arguments)
     check_output_folder(str(config.output_dir))
-    rows = load_rows(arguments)
-    check_unseen(rows, config, "unseen_column")
+    rows = load_rows(arguments, config)
     plan = arguments.plan(config)
     original, references = original_and_references(arguments, plan, rows.train, rows.retain, console)
     tokenizer = load_tokenizer(original)
+    rows = rows.in_chunks(tokenizer, arguments.chunk_size)
     job = Job.of(arguments, config, AutoModelForCausalLM, tokenizer, original, references, console)
     length = (arguments.max_generated_rows, arguments.max_new_tokens)
     with removed_after_error(str(config.output_dir)):

@@ -16,6 +16,7 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from ..config import UNSCConfig
+from ..data.dialogues import PromptFormat
 from ..data.inputs import unreadable_rows_by_number
 from ..data.selection import Request
 from ..data.sources import load_data, load_image_dataset, load_text_dataset
@@ -93,8 +94,8 @@ def unlearn(
                 raise UNSCError(
                     f"{argument}: goes with classifiers; of a language model name rows, by indices or where."
                 )
-            dialogues = _language_rows(data, request, unseen)
-            check_unseen(dialogues, options, "unseen")
+            dialogues = _language_rows(data, request, unseen, read)
+            check_unseen(unseen, options, "unseen")
             result = unlearn_language_model(job, dialogues)
         else:
             splits = data if unseen is None else {**data, "validation": unseen}
@@ -189,10 +190,11 @@ def _request(
     return None if indices is None else Request(indices=tuple(indices))
 
 
-def _language_rows(data: DatasetDict, request: Request | None, unseen: Dataset | None) -> LanguageRows:
+def _language_rows(data: DatasetDict, request: Request | None, unseen: Dataset | None, tokenizer: Any) -> LanguageRows:
     """Splits "forget" and "retain", or rows of "train"; every other split is reported on."""
     used = ("train",) if "train" in data else ("forget", "retain")
     others = {name: rows for name, rows in data.items() if name not in used}
     if request is None and "train" in data:
         raise UNSCError("indices: not given; name the rows of 'train' to forget, by indices or where.")
-    return LanguageRows.of(data[used[0]], data["retain"] if len(used) > 1 else None, request, unseen, others)
+    kept = data["retain"] if len(used) > 1 else None
+    return LanguageRows.of(data[used[0]], kept, request, unseen, others, PromptFormat.of(None, tokenizer))

@@ -108,13 +108,10 @@ class TofuEvaluation:
 
     def _read(self, model: PreTrainedModel, name: str, column: str = "answer") -> list[list[AnswerReading]]:
         rows = self.labelled(name, column)
-        flat = iter(
-            read_rows(
-                model, [row for several in rows for row in several], self.pad_token_id, self.batch_size,
-                f"Reading {name} {column}" if self.progress else None,
-            )  # fmt: skip
-        )
-        return [[next(flat) for _ in several] for several in rows]
+        flat = [row for several in rows for row in several]
+        description = f"Reading {name} {column}" if self.progress else None
+        readings = iter(read_rows(model, flat, self.pad_token_id, self.batch_size, description))
+        return [[next(readings) for _ in several] for several in rows]
 
     @property
     def pad_token_id(self) -> int:
@@ -265,7 +262,9 @@ def _utility(evaluation: TofuEvaluation) -> Result:
 Metric = Callable[[TofuEvaluation], Result]
 
 METRICS: dict[str, Metric] = {
-    **{f"{name}_{part}": partial(_probability, name=name, column=_COLUMNS[part]) for name in _SETS for part in _COLUMNS},
+    **{
+        f"{name}_{part}": partial(_probability, name=name, column=_COLUMNS[part]) for name in _SETS for part in _COLUMNS
+    },
     **{f"{name}_Q_A_ROUGE": partial(_rouge, name=name) for name in _SETS},
     **{f"{name}_Q_A_Prob_normalised": partial(_normalised, name=name) for name in ("ra", "wf")},
     "forget_truth_ratio": partial(_truth_ratio, name="forget", right="Q_A_PARA_Prob"),

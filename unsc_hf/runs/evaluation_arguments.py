@@ -1,0 +1,146 @@
+"""Options of `unsc evaluate lm`, and the rows that they name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Dataset
+
+from ..data.sources import config_names, load_config, load_data
+from ..errors import UNSCError, closest
+from ..evaluation.language.tofu import METRICS
+
+_PUBLISHED = {"ra": "real_authors", "wf": "world_facts"}  # sets of TOFU beside those that options name
+
+
+@dataclass
+class EvaluationArguments:
+    """Which language model is evaluated, and on what."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "The model, or an adapter: a Hub id or folder."}
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Hub id, or local folder, with configurations as TOFU is published, or splits."}
+    )
+    forget_config: str | None = field(
+        default=None, metadata={"help": "Configuration of the forgotten rows; NAME_perturbed is read where it exists."}
+    )
+    retain_config: str | None = field(
+        default=None, metadata={"help": "Configuration of the kept rows; retain_perturbed is read where it exists."}
+    )
+    unseen_config: str | None = field(
+        default=None, metadata={"help": "Configuration of rows no model was trained on, for membership attacks."}
+    )
+    forget_split: str | None = field(default=None, metadata={"help": "Split of the forgotten rows."})
+    retain_split: str | None = field(default=None, metadata={"help": "Split of the kept rows."})
+    unseen_split: str | None = field(default=None, metadata={"help": "Split of rows no model was trained on."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Where data sets are cached."})
+    retain_logs: str | None = field(
+        default=None, metadata={"help": "TOFU_EVAL.json of a model trained without the forgotten rows."}
+    )
+    reference_model: str | None = field(
+        default=None, metadata={"help": "Model of the reference attack: a Hub id or folder."}
+    )
+    prompt_template: str | None = field(
+        default=None,
+        metadata={"help": "Prompt of a question, with {prompt}; the tokenizer's chat template is used by default."},
+    )
+    system_prompt: str | None = field(default=None, metadata={"help": "First message, for chat templates."})
+    chat_template_kwargs: str | None = field(
+        default=None, metadata={"help": "More arguments of the chat template, as JSON."}
+    )
+    metrics: list[str] | None = field(default=None, metadata={"help": "Metrics to compute; all of TOFU's by default."})
+    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Rows at a time, in one process."})
+    max_new_tokens: int = field(default=200, metadata={"help": "Longest answer."})
+    model_dtype: str = field(
+        default="float32", metadata={"help": "Precision of the models.", "choices": ["float32", "bfloat16", "float16"]}
+    )
+    use_cpu: bool = field(default=False, metadata={"help": "Do not use an accelerator."})
+    disable_tqdm: bool = field(default=False, metadata={"help": "Show no progress bars."})
+    overwrite: bool = field(default=False, metadata={"help": "Begin anew where output_dir holds an evaluation."})
+    output_dir: str = field(default="outputs/evaluation", metadata={"help": "Where the results are written."})
+
+    def __post_init__(self) -> None:
+        for name in ("per_device_eval_batch_size", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise UNSCError(f"{name}: got {getattr(self, name)}; choose a whole number of 1 or more.")
+        if self.model_dtype not in ("float32", "bfloat16", "float16"):
+            raise UNSCError(f"model_dtype: got {self.model_dtype!r}; choose from float32, bfloat16, float16.")
+        unknown = [name for name in self.metrics or () if name not in METRICS]
+        if unknown:
+            raise UNSCError(f"metrics: {unknown[0]!r} does not exist; closest: {closest(unknown[0], METRICS)}.")
+
+    def sets(self) -> dict[str, Dataset]:
+        """Rows by the names that metrics use.
+
+        Raises:
+            UNSCError: a configuration or split that does not exist, or rows that are to be forgotten and kept.
+        """
+        if self.dataset_name is None:
+            raise UNSCError("dataset_name: not given; name a Hub id or local folder, such as locuslab/TOFU.")
+        for kind in ("forget", "retain"):
+            if getattr(self, f"{kind}_config") is None and getattr(self, f"{kind}_split") is None:
+                raise UNSCError(f"{kind}_config: not given; name a configuration, or a split by {kind}_split.")
+        sets = self._from_configs() if self.forget_config is not None else self._from_splits()
+        if "question" in sets["forget"].column_names and "question" in sets["retain"].column_names:
+            pairs = ({(row["question"], row["answer"]) for row in sets[name]} for name in ("forget", "retain"))
+            both = set.intersection(*pairs)
+            if both:
+                raise UNSCError(
+                    f"retain_config: {len(both)} of its rows are in the forget set too, the first asks "
+                    f"{min(both)[0]!r}; name rows to keep that are not forgotten."
+                )
+        return sets
+
+    def _from_configs(self) -> dict[str, Dataset]:
+        name, known = str(self.dataset_name), config_names(str(self.dataset_name))
+        sets: dict[str, Dataset] = {}
+        for part in ("forget", "retain", "unseen"):
+            config, argument = getattr(self, f"{part}_config"), f"{part}_config"
+            if config is None:
+                continue
+            if config not in known:
+                raise UNSCError(f"{argument}: no configuration {config!r} in {name!r}; choose from {', '.join(known)}.")
+            perturbed = {"forget": f"{config}_perturbed", "retain": "retain_perturbed"}.get(part)
+            chosen = perturbed if perturbed in known else config
+            split = getattr(self, f"{part}_split")
+            key = "holdout" if part == "unseen" else part
+            sets[key] = load_config(name, str(chosen), argument, split, self.cache_dir)
+        for key, base in _PUBLISHED.items():
+            config = next((config for config in (f"{base}_perturbed", base) if config in known), None)
+            if config is not None:
+                sets[key] = load_config(name, config, "dataset_name", cache_dir=self.cache_dir)
+        return sets
+
+    def _from_splits(self) -> dict[str, Dataset]:
+        loaded = load_data(str(self.dataset_name), cache_dir=self.cache_dir)
+        sets = {key: loaded[base] for key, base in _PUBLISHED.items() if base in loaded}
+        for part, key in (("forget", "forget"), ("retain", "retain"), ("unseen", "holdout")):
+            split = getattr(self, f"{part}_split")
+            if split is None:
+                continue
+            if split not in loaded:
+                raise UNSCError(
+                    f"{part}_split: no split {split!r} in {self.dataset_name!r}; splits found: "
+                    f"{', '.join(sorted(loaded))}."
+                )
+            sets[key] = loaded[split]
+        return sets
+
+    def chat_options(self) -> dict[str, Any] | None:
+        """Arguments of the chat template; UNSCError when they are no JSON object."""
+        if self.chat_template_kwargs is None:
+            return None
+        try:
+            options = json.loads(self.chat_template_kwargs)
+        except ValueError:
+            options = None
+        if not isinstance(options, dict):
+            raise UNSCError(
+                f"chat_template_kwargs: got {self.chat_template_kwargs!r}; write a JSON object, such as "
+                '{"date_string": "10 Apr 2025"}.'
+            )
+        return options
