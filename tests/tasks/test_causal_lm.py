@@ -22,17 +22,10 @@ from unsc_hf import UNSCConfig, UNSCError
 from unsc_hf.comparison.arguments import LanguageArguments
 from unsc_hf.comparison.references.language_models import LanguagePlan
 from unsc_hf.comparison.references.training import train_model
-from unsc_hf.data.dialogues import IGNORED, AnswerCollator, prepare_dialogues, to_dialogues
+from unsc_hf.data.dialogues import IGNORED, AnswerCollator, DialogueTransform, prepare_dialogues, to_dialogues
 from unsc_hf.evaluation.answers import evaluate_answers
-from unsc_hf.evaluation.generation import (
-    extraction_strength,
-    generate_answers,
-    perplexity,
-    rouge_l,
-    token_metrics,
-    truth_ratio,
-)
-from unsc_hf.models.outputs import Outputs, iterate_outputs, read_answers
+from unsc_hf.evaluation.language.answering import generate
+from unsc_hf.models.outputs import Outputs, read_answers
 from unsc_hf.nullspace.projection import NullSpaceProjection
 from unsc_hf.objectives import OBJECTIVES, Terms
 from unsc_hf.runs.language import run
@@ -60,7 +53,7 @@ def test_only_the_completion_is_labelled_and_nothing_is_lost() -> None:
 
 def test_bad_rows(token_data: Data, tmp_path: Path) -> None:
     model = make_lm()
-    with pytest.raises(UNSCError, match="needs prompt and completion, or text"):
+    with pytest.raises(UNSCError, match="needs prompt and completion, messages, or text"):
         prepare_dialogues(Dataset.from_dict({"a": ["x"]}), None, True)
     with pytest.raises(UNSCError, match="a tokenizer is needed"):
         prepare_dialogues(Dataset.from_dict({"text": ["x"]}), None, True)
@@ -82,44 +75,14 @@ def test_bad_rows(token_data: Data, tmp_path: Path) -> None:
         UNSCConfig(output_dir=str(tmp_path), objective="oblivion")
 
 
-# ---- metrics --------------------------------------------------------------------------------------------------------
-def test_rouge_l() -> None:
-    assert rouge_l("The cat sat.", "the CAT sat") == 1.0
-    assert rouge_l("sat the cat", "the cat sat") == pytest.approx(2 / 3)
-    assert rouge_l("a dog", "the cat") == 0.0
-    assert rouge_l("one two three four", "two four six eight") == 0.5
-    assert rouge_l("", "") == 1.0
-    assert rouge_l("a", "") == 0.0
-
-
-def test_extraction_strength_and_perplexity() -> None:
-    assert extraction_strength([1, 2, 3, 4], [1, 2, 3, 4]) == 1.0
-    assert extraction_strength([9, 2, 3, 4], [1, 2, 3, 4]) == 0.75
-    assert extraction_strength([1, 2, 3, 9], [1, 2, 3, 4]) == 0.0
-    assert perplexity(0.0) == 1.0
-    assert perplexity(1e6) == math.inf
-
-
-def test_truth_ratio() -> None:
-    assert truth_ratio([-1.0], [[-1.0, -1.0]]) == pytest.approx(1.0)
-    assert truth_ratio([-1.0, -1.0], [[-2.0], [0.0]]) == pytest.approx(math.exp(-1))
-
-
-def test_token_metrics_agree_with_the_models_own_loss(token_data: Data) -> None:
-    model, rows = make_lm(), token_data[0]
-    parts = list(iterate_outputs(model, rows.with_format("torch"), AnswerCollator(1), batch_size=24, read=read_answers))
-    batch = AnswerCollator(1)(list(rows))
-    with torch.no_grad():
-        expected = float(model(**batch).loss)
-    assert token_metrics(parts)["loss"] == pytest.approx(expected, rel=1e-5)
-    assert token_metrics(parts)["perplexity"] == pytest.approx(math.exp(expected), rel=1e-4)
-
-
+# ---- answers --------------------------------------------------------------------------------------------------------
 def test_answers_do_not_depend_on_the_batch(tmp_path: Path) -> None:
     rows = to_dialogues(questions(5))
     model, tokenizer = PLAN.start(rows)
-    together = generate_answers(model, tokenizer, rows["prompt"][:], 8, batch_size=10)
-    alone = generate_answers(model, tokenizer, rows["prompt"][:], 8, batch_size=1)
+    prompts = [DialogueTransform(tokenizer).encode(row)[0] for row in rows]
+    together, alone = (
+        generate(model, prompts, tokenizer.pad_token_id, tokenizer.eos_token_id, 8, batch_size=n) for n in (10, 1)
+    )
     assert together == alone
 
 

@@ -75,8 +75,8 @@ class PromptFormat:
             more = {"chat_template_kwargs": dict(self.chat_template_kwargs)} if self.chat_template_kwargs else {}
             completion = [{"role": "assistant", "content": answer}]
             return {"prompt": [*system, {"role": "user", "content": question}], "completion": completion, **more}
-        template = self.template.replace("\\n", "\n").replace("\\t", "\t").replace("{answer}", "{completion}")
-        text = template.removesuffix("{completion}").replace("{question}", "{prompt}")
+        template = self.template.replace("\\n", "\n").replace("\\t", "\t").replace("{question}", "{prompt}")
+        text = template.removesuffix("{completion}")
         space = "" if text != template or text[-1:].isspace() else " "
         return {"prompt": text.replace("{prompt}", question), "completion": space + answer}
 

@@ -85,14 +85,7 @@ class EvaluationArguments:
             if getattr(self, f"{kind}_config") is None and getattr(self, f"{kind}_split") is None:
                 raise UNSCError(f"{kind}_config: not given; name a configuration, or a split by {kind}_split.")
         sets = self._from_configs() if self.forget_config is not None else self._from_splits()
-        if "question" in sets["forget"].column_names and "question" in sets["retain"].column_names:
-            pairs = ({(row["question"], row["answer"]) for row in sets[name]} for name in ("forget", "retain"))
-            both = set.intersection(*pairs)
-            if both:
-                raise UNSCError(
-                    f"retain_config: {len(both)} of its rows are in the forget set too, the first asks "
-                    f"{min(both)[0]!r}; name rows to keep that are not forgotten."
-                )
+        _refuse_overlap(sets["forget"], sets["retain"])
         return sets
 
     def _from_configs(self) -> dict[str, Dataset]:
@@ -104,6 +97,8 @@ class EvaluationArguments:
                 continue
             if config not in known:
                 raise UNSCError(f"{argument}: no configuration {config!r} in {name!r}; choose from {', '.join(known)}.")
+            if part == "retain":
+                _refuse_overlap(sets["forget"], load_config(name, config, argument, self.retain_split, self.cache_dir))
             perturbed = {"forget": f"{config}_perturbed", "retain": "retain_perturbed"}.get(part)
             chosen = perturbed if perturbed in known else config
             split = getattr(self, f"{part}_split")
@@ -144,3 +139,17 @@ class EvaluationArguments:
                 '{"date_string": "10 Apr 2025"}.'
             )
         return options
+
+
+def _refuse_overlap(forget: Dataset, retain: Dataset) -> None:
+    """Raise UNSCError where rows are to be forgotten and kept."""
+    if not {"question", "answer"} <= set(forget.column_names) & set(retain.column_names):
+        return
+    both = set(zip(forget["question"], forget["answer"], strict=True)) & set(
+        zip(retain["question"], retain["answer"], strict=True)
+    )
+    if both:
+        raise UNSCError(
+            f"retain_config: {len(both)} of its rows are in the forget set too, the first asks {min(both)[0]!r}; name "
+            "rows to keep that are not forgotten."
+        )

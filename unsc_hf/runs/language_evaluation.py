@@ -88,7 +88,8 @@ def run(
     files = _Files(Path(arguments.output_dir), settings)
     evaluation.results.update(gathered(files.start(arguments.overwrite), state.device)[0])
     left_out: dict[str, str] = {}
-    for metric in arguments.metrics or SUMMARY:
+    # A reference model that cannot be loaded is refused before the long work.
+    for metric in sorted(arguments.metrics or SUMMARY, key=lambda name: name != "mia_reference"):
         try:
             evaluation.result(metric)
         except MissingInputError as error:
@@ -96,15 +97,11 @@ def run(
         files.write(evaluation.results, left_out)
     state.wait_for_everyone()  # no process leaves before everything is written
     summary = summarise(evaluation.results)
-    console.print(
-        "\n".join([*(f"{metric:20} {value:.6g}" for metric, value in summary.items()), *_sentences(left_out)]),
-        markup=False, highlight=False,
-    )  # fmt: skip
+    if process()[0] == 0:
+        lines = [f"{metric:20} {value:.6g}" for metric, value in summary.items()]
+        lines += [f"Left out: {metric} ({reason})." for metric, reason in left_out.items()]
+        console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
     return summary
-
-
-def _sentences(left_out: Mapping[str, str]) -> list[str]:
-    return [f"Left out: {metric} ({reason})." for metric, reason in left_out.items()]
 
 
 def _limit_length(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
