@@ -100,7 +100,7 @@ def _gradient(loss: torch.Tensor, terms: Terms) -> torch.Tensor:
 
 def test_npo_starts_as_ascent_on_each_samples_likelihood() -> None:
     terms = _terms()
-    loss = OBJECTIVES["npo"].loss(terms, {"beta": 0.3})
+    loss = OBJECTIVES["npo_forget"].loss(terms, {"beta": 0.3})
     assert float(loss) == pytest.approx(2 / 0.3 * math.log(2), rel=1e-5)
     torch.testing.assert_close(_gradient(loss, terms), _gradient(terms.log_likelihood().mean(), terms))
 
@@ -109,8 +109,8 @@ def test_simnpo_is_bounded_below_and_uses_the_mean_token() -> None:
     terms, options = _terms(), {"beta": 2.0, "gamma": 0.5}
     mean = terms.log_likelihood() / terms.lengths()
     expected = -(2 / 2.0) * torch.nn.functional.logsigmoid(-2.0 * mean - 0.5).mean()
-    assert float(OBJECTIVES["simnpo"].loss(terms, options)) == pytest.approx(float(expected), rel=1e-5)
-    assert float(OBJECTIVES["simnpo"].loss(terms, options)) > 0
+    assert float(OBJECTIVES["simnpo_forget"].loss(terms, options)) == pytest.approx(float(expected), rel=1e-5)
+    assert float(OBJECTIVES["simnpo_forget"].loss(terms, options)) > 0
 
 
 def test_ascent_and_difference() -> None:
@@ -261,6 +261,10 @@ def test_everything_is_written_and_loads(tmp_path: Path) -> None:
     }  # fmt: skip
     assert set(results["methods"]["unsc"]["sets"]) == {"forget", "retain", "unseen", "world"}
     assert results["request"]["rows"] == 4
+    assert results["methods"]["original"]["flips"] == results["methods"]["original"]["drift"] == 0.0
+    flips = results["methods"]["npo unprojected"]
+    assert 0 < flips["flips"] < flips["flips_upper_95"] < 1
+    assert flips["drift"] > results["methods"]["npo"]["drift"] > 0
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.pipeline_tag == "text-generation"
     assert "AutoTokenizer" in card.text

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ..data.dialogues import IGNORED, AnswerCollator, DialogueTransform, answer_text, in_place_of, prepare_dialogues
 from .language.answering import generate
+from .language.flips import token_flips
 from .language.knowledge import (
     exact_memorization,
     extraction_strength,
@@ -33,12 +34,18 @@ class Answers:
     Attributes:
         sets: by data set: loss, perplexity, probability, exact_memorization, extraction_strength, rouge_l, truth_ratio.
         leak: relative change of layer outputs on held-out retained rows.
+        flips, flips_upper_95: share of the retained answers' tokens at which another token than the original's is the
+            most likely one, and its upper bound; see `evaluation.language.flips`.
+        drift: mean KL(original || model) of the next-token distributions at the same tokens.
         seconds, steps: what making this model cost, from the original.
         stopped_by: why unlearning ended.
     """
 
     sets: dict[str, dict[str, float]]
     leak: float | None = None
+    flips: float | None = None
+    flips_upper_95: float | None = None
+    drift: float | None = None
     seconds: float | None = None
     steps: int | None = None
     stopped_by: str | None = None
@@ -46,13 +53,16 @@ class Answers:
 
 def mean_answers(several: Sequence[Answers]) -> Answers:
     """Mean of several models' metrics."""
-    sets = several[0].sets
-    return Answers(
-        {
-            name: {key: float(np.mean([one.sets[name][key] for one in several])) for key in metrics}
-            for name, metrics in sets.items()
-        }
-    )
+
+    def mean(values: Sequence[float | None]) -> float | None:
+        return None if None in values else float(np.mean(values))  # type: ignore[arg-type]
+
+    sets = {
+        name: {key: float(np.mean([one.sets[name][key] for one in several])) for key in metrics}
+        for name, metrics in several[0].sets.items()
+    }
+    compared = ("flips", "flips_upper_95", "drift")
+    return Answers(sets, **{name: mean([getattr(one, name) for one in several]) for name in compared})
 
 
 def evaluate_answers(
@@ -111,6 +121,16 @@ def evaluate_answers(
             metrics["truth_ratio"] = aggregate(_truth_ratios(rows, read))
         results[name] = metrics
     return results
+
+
+def compare_answers(
+    original: PreTrainedModel, model: PreTrainedModel, tokenizer: Any, rows: Dataset, max_rows: int, batch_size: int
+) -> dict[str, float]:
+    """`flips`, `flips_upper_95` and `drift` of a model against its original, on the answers of the first `max_rows`."""
+    part = rows.select(range(min(max_rows, len(rows))))
+    prepared = list(prepare_dialogues(part, tokenizer, completion_only=True))
+    flips = token_flips(original, model, prepared, AnswerCollator.of(tokenizer).pad_token_id, batch_size)
+    return {"flips": flips.share, "flips_upper_95": flips.upper_95, "drift": flips.drift}
 
 
 Readings = list[tuple[AnswerReading, list[int]]]  # with the labelled token ids

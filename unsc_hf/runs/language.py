@@ -18,7 +18,7 @@ from ..data.dialogues import PromptFormat, chunk_texts, to_dialogues
 from ..data.selection import Request
 from ..data.sources import load_config, load_data
 from ..errors import UNSCError
-from ..evaluation.answers import Answers, evaluate_answers, mean_answers
+from ..evaluation.answers import Answers, compare_answers, evaluate_answers, mean_answers
 from ..models.loading import load_as, load_tokenizer
 from ..nullspace.statistics import ActivationStatistics
 from ..objectives import OBJECTIVES
@@ -174,6 +174,9 @@ def run(arguments: LanguageArguments, config: UNSCConfig, console: Console | Non
     return result
 
 
+_Measure = Callable[[PreTrainedModel], dict[str, Any]]
+
+
 def unlearn_language_model(
     job: Job, rows: LanguageRows, objectives: Sequence[str] | None = None, max_generated_rows: int = 300,
     max_new_tokens: int = 100,
@@ -194,29 +197,36 @@ def unlearn_language_model(
     unknown = [name for name in objectives if name not in OBJECTIVES]
     if unknown:
         raise UNSCError(f"objectives: {unknown[0]!r} does not exist; choose from {', '.join(OBJECTIVES)}.")
+    common = {
+        "tokenizer": job.processor,
+        "max_rows": max_generated_rows,
+        "batch_size": config.per_device_eval_batch_size,
+    }
     evaluate = partial(
-        evaluate_answers, tokenizer=job.processor, sets=rows.sets(), max_rows=max_generated_rows,
-        max_new_tokens=max_new_tokens, batch_size=config.per_device_eval_batch_size, progress=not config.disable_tqdm,
-    )  # fmt: skip
+        evaluate_answers, sets=rows.sets(), max_new_tokens=max_new_tokens, progress=not config.disable_tqdm, **common
+    )
+    original = job.load().to(config.device)
+    compare = partial(compare_answers, original, rows=rows.retain, **common)
     null_spaces = ("retained", "none") if job.controls else ("retained",)
     first, *others = [(objective, null_space) for objective in objectives for null_space in null_spaces]
 
-    methods = {"original": Answers(evaluate(job.load()), leak=0.0)}
+    examine = partial(_answers, evaluate, compare)
+    methods = {"original": examine(original, leak=0.0)}
     job.console.print(f"Unlearning: {objectives[0]}.")
     trainer = _trainer(job, rows, *first)
     preparing = sum(trainer.prepare_unlearning().seconds.values())
     statistics = trainer.spaces.retained
     trainer.train(resume_from_checkpoint=resume_from(config.resume_from_checkpoint))
     certificate = trainer.certify().to_dict()
-    methods[objectives[0]] = _answers(trainer, evaluate, preparing)
+    methods[objectives[0]] = _unlearned(trainer, examine, preparing)
     for objective, null_space in others:
         job.console.print(f"Unlearning: {objective}{'' if null_space == 'retained' else ', no projection'}.")
         other = _trainer(job, rows, objective, null_space, statistics)
         other.train()
         name = objective if null_space == "retained" else f"{objective} unprojected"
-        methods[name] = _answers(other, evaluate, preparing)
+        methods[name] = _unlearned(other, examine, preparing)
     reference = partial(load_as, AutoModelForCausalLM, argument="retrained_model_name_or_path")
-    references = [Answers(evaluate(reference(name))) for name in job.retrained]
+    references = [examine(reference(name).to(config.device)) for name in job.retrained]
     if references:
         methods["retrained"] = mean_answers(references)
     run = finished_run(
@@ -244,9 +254,14 @@ def _trainer(
     )  # fmt: skip
 
 
-def _answers(
-    trainer: UNSCTrainer, evaluate: Callable[[PreTrainedModel], dict[str, dict[str, float]]], preparing: float
-) -> Answers:
+def _answers(evaluate: _Measure, compare: _Measure, model: PreTrainedModel, **details: Any) -> Answers:
+    """Metrics of a model, beside its original on retained rows."""
+    return Answers(evaluate(model), **compare(model), **details)
+
+
+def _unlearned(trainer: UNSCTrainer, examine: Callable[..., Answers], preparing: float) -> Answers:
     """Metrics of an unlearned model; its cost includes `preparing`, the seconds of the statistics."""
-    seconds, leak = preparing + trainer.unlearning_seconds, trainer.held_out_leak().total
-    return Answers(evaluate(trainer.unwrapped()), leak, seconds, trainer.state.global_step, trainer.stop_reason)
+    return examine(
+        trainer.unwrapped(), leak=trainer.held_out_leak().total, seconds=preparing + trainer.unlearning_seconds,
+        steps=trainer.state.global_step, stopped_by=trainer.stop_reason,
+    )  # fmt: skip

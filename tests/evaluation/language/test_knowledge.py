@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.language import Data, make_lm
+from helpers.language import Data, answer_logits, make_lm
 from hypothesis import given
 from hypothesis import strategies as st
 
 from unsc_hf import UNSCError
 from unsc_hf.data.dialogues import AnswerCollator
+from unsc_hf.evaluation.language.flips import TokenFlips, count_token_flips, join_token_flips, token_flips
 from unsc_hf.evaluation.language.knowledge import (
     exact_memorization,
     extraction_strength,
@@ -31,6 +32,7 @@ from unsc_hf.evaluation.language.knowledge import (
 )
 from unsc_hf.evaluation.language.membership import auc, min_k, min_k_plus_plus, privleak, zlib_ratio
 from unsc_hf.evaluation.language.readings import AnswerReading, gradient_norms, read_rows
+from unsc_hf.evaluation.metrics import AnswerRouge, Memorisation
 
 GOLDEN: dict[str, Any] = json.loads(Path(__file__).with_name("golden.json").read_text(encoding="utf-8"))
 NUMBERS: dict[str, dict[str, Any]] = GOLDEN["numbers"]
@@ -99,6 +101,40 @@ def test_membership_scores() -> None:
 def test_what_is_extracted_is_memorised(recited: list[bool]) -> None:
     strength, exact = extraction_strength(recited), exact_memorization(recited)
     assert 1 / len(recited) - 1e-12 <= strength <= max(exact, 1 / len(recited)) + 1e-12
+
+
+def test_evaluate_modules_are_means_over_rows() -> None:
+    found = Memorisation(keep_in_memory=True).compute(predictions=[[1, 2], [5, 6, 7]], references=[[1, 2], [5, 9, 7]])
+    assert found == {"exact_memorization": close(5 / 6), "extraction_strength": close(2 / 3)}
+    found = AnswerRouge(keep_in_memory=True).compute(predictions=["the cat", "x"], references=["the cat", "dogs sleep"])
+    assert found["rougeL_recall"] == close(0.5)
+
+
+def test_token_flips_are_counted_and_bounded() -> None:
+    before = torch.randn(50, 7)
+    same = count_token_flips(before, before * 2)
+    assert (same.tokens, same.changed, same.share) == (50, 0, 0.0)
+    assert same.drift > 0
+    assert same.upper_95 == close(1 - 0.05 ** (1 / 50))
+    after = before.clone()
+    after[:5, 0] = 20.0
+    before[:5, 0] = -20.0
+    some = count_token_flips(before, after)
+    log_p, log_q = before.double().log_softmax(-1), after.double().log_softmax(-1)
+    assert some.changed == 5
+    assert some.drift == close(float((log_p.exp() * (log_p - log_q)).sum(-1).mean()))
+    parts = [count_token_flips(before[rows], after[rows]) for rows in (slice(0, 20), slice(20, 50))]
+    assert join_token_flips(parts) == TokenFlips(50, 5, close(some.drift))
+    with pytest.raises(UNSCError, match=r"logits: shapes \(0, 7\)"):
+        count_token_flips(before[:0], after[:0])
+
+
+def test_flips_of_models_are_those_of_their_logits(token_data: Data) -> None:
+    original, model, rows = make_lm(), make_lm(), token_data[0]
+    expected = count_token_flips(answer_logits(original, rows), answer_logits(model, rows))
+    found = token_flips(original, model, list(rows), 1, batch_size=5)
+    assert (found.tokens, found.changed) == (expected.tokens, expected.changed)
+    assert found.drift == close(expected.drift, rel=1e-4)
 
 
 # ---- against open-unlearning ----------------------------------------------------------------------------------------
