@@ -173,6 +173,8 @@ def test_configurations(tmp_path: Path) -> None:
 
 
 def test_the_answer_may_be_in_another_column() -> None:
+    verbatim = to_dialogues(Dataset.from_dict({"prompt": ["Once upon"], "gt": ["a time."]}))
+    assert verbatim[0] == {"prompt": "Once upon", "completion": " a time."}
     rows = questions(2).rename_column("answer", "paraphrased_answer")
     assert to_dialogues(rows, answer="paraphrased_answer")["completion"][0] == " P0 lives in Oslo."
     with pytest.raises(UNSCError, match="expected question and answer, prompt and completion, messages, or text"):

@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset
 from helpers.language import VOCABULARY, Data, answer_logits, make_lm, questions
 from helpers.models import fit, relative
+from helpers.tofu import write_tofu
 from helpers.training import make_trainer
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel
@@ -28,7 +29,7 @@ from unsc_hf.evaluation.language.answering import generate
 from unsc_hf.models.outputs import Outputs, read_answers
 from unsc_hf.nullspace.projection import NullSpaceProjection
 from unsc_hf.objectives import OBJECTIVES, Terms
-from unsc_hf.runs.language import run
+from unsc_hf.runs.language import load_rows, run
 from unsc_hf.tasks.causal_lm import SOFT_TOKENS, CausalLMTask
 
 PLAN = LanguagePlan(size="nano", vocabulary_size=300, max_length=64)
@@ -310,6 +311,41 @@ def test_bad_requests(tmp_path: Path) -> None:
         with pytest.raises(UNSCError, match=message):
             run(LanguageArguments(**{**base, **options}), config)
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_come_from_configurations(tmp_path: Path) -> None:
+    """TOFU's, with one split each, or MUSE's, with several; long texts are cut where they are asked to be."""
+    arguments = LanguageArguments(
+        dataset_name=str(write_tofu(tmp_path / "tofu")), forget_config="forget10", retain_config="retain90",
+        unseen_config="holdout10", eval_splits=["world_facts_perturbed"], cache_dir=str(tmp_path / "cache"),
+    )  # fmt: skip
+    config = UNSCConfig(output_dir=str(tmp_path / "out"))
+    rows = load_rows(arguments, config)
+    assert {name: len(part) for name, part in rows.sets().items()} == {
+        "forget": 6, "retain": 10, "unseen": 6, "world_facts_perturbed": 4,
+    }  # fmt: skip
+    assert rows.forget["prompt"][0] == "Question: Where does P0 live?\nAnswer:"
+    with pytest.raises(UNSCError, match="^retain_config: not given"):
+        load_rows(replace(arguments, retain_config=None), config)
+    with pytest.raises(UNSCError, match="^unseen_config: not given; unlearning stops when"):
+        load_rows(replace(arguments, unseen_config=None), config)
+    with pytest.raises(UNSCError, match="^eval_splits: no configuration 'facts'"):
+        load_rows(replace(arguments, eval_splits=["facts"]), config)
+
+    (tmp_path / "muse" / "raw").mkdir(parents=True)
+    for split in ("forget", "retain1"):
+        Dataset.from_dict({"text": [f"{split} is news. " * 30]}).to_parquet(
+            tmp_path / "muse" / "raw" / f"{split}.parquet"
+        )
+    muse = replace(
+        arguments, dataset_name=str(tmp_path / "muse"), forget_config="raw", forget_split="forget", retain_config="raw",
+        retain_split="retain1", unseen_config=None, eval_splits=None,
+    )  # fmt: skip
+    config.target_forget_accuracy = 0.5
+    _, tokenizer = PLAN.start(rows.forget)
+    cut = load_rows(muse, config).in_chunks(tokenizer, 32)
+    assert "".join(cut.retain["text"]) == "retain1 is news. " * 30
+    assert len(cut.forget) > 3
 
 
 def test_truth_ratio_where_paraphrases_exist(tmp_path: Path) -> None:

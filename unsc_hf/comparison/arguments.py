@@ -216,8 +216,12 @@ class LanguageArguments(SharedArguments):
     The forget split is forgotten whole, or the part of it that `forget_indices` or `forget_column` names.
     """
 
-    forget_split: str = field(default="forget", metadata={"help": "Split with the rows to forget."})
-    retain_split: str = field(default="retain", metadata={"help": "Split with rows to keep."})
+    forget_split: str | None = field(
+        default=None, metadata={"help": "Split with the rows to forget; 'forget' without configurations."}
+    )
+    retain_split: str | None = field(
+        default=None, metadata={"help": "Split with rows to keep; 'retain' without configurations."}
+    )
     forget_config: str | None = field(
         default=None, metadata={"help": "Configuration with the rows to forget, such as TOFU's forget10, for a split."}
     )

@@ -179,7 +179,8 @@ class DialogueTransform:
 def to_dialogues(dataset: Dataset, prompt_format: PromptFormat | None = None, answer: str = "answer") -> Dataset:
     """Turn `question` and the column `answer` into `prompt` and `completion`; other columns stay.
 
-    Rows that have `prompt` and `completion`, `messages`, or `text`, are returned as they are.
+    Rows that have `prompt` and `completion`, `messages`, or `text`, are returned as they are. MUSE's `prompt` and `gt`
+    are a prompt and its completion.
 
     Raises:
         UNSCError: none of these columns, or a row without a question or an answer.
@@ -187,6 +188,10 @@ def to_dialogues(dataset: Dataset, prompt_format: PromptFormat | None = None, an
     columns = set(dataset.column_names)
     if _holds_dialogues(columns):
         return dataset
+    if {"prompt", "gt"} <= columns:  # MUSE's verbatim texts
+        return dataset.map(
+            lambda row: {"completion": f" {row['gt']}"}, remove_columns=["gt"], load_from_cache_file=False
+        )
     if not {"question", answer} <= columns:
         raise UNSCError(
             f"dataset_name: columns are {', '.join(dataset.column_names)}; expected question and {answer}, prompt and "

@@ -44,7 +44,7 @@ class TokenAccuracy(_MetricOfIds):
 
 
 class AnswerRouge(_MetricOfIds):
-    """`compute(predictions=texts, references=texts)` gives means of `rouge1_recall`, `rougeL_f1` and `rougeL_recall`."""
+    """`compute(predictions=texts, references=texts)` gives `rouge1_recall`, `rougeL_f1` and `rougeL_recall`."""
 
     values = datasets.Value("string")
 

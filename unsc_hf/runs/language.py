@@ -113,27 +113,26 @@ _Parts = tuple[Dataset, Dataset, Dataset | None, dict[str, Dataset]]  # to forge
 def _splits(arguments: LanguageArguments) -> _Parts:
     loaded = load_data(str(arguments.dataset_name), arguments.dataset_config_name, arguments.cache_dir)
     known = ", ".join(sorted(loaded))
-    for argument in ("forget_split", "retain_split"):
-        split = getattr(arguments, argument)
+    used = (arguments.forget_split or "forget", arguments.retain_split or "retain")
+    for argument, split in zip(("forget_split", "retain_split"), used, strict=True):
         if split not in loaded:
             raise UNSCError(f"{argument}: no split {split!r} in {arguments.dataset_name!r}; splits found: {known}.")
     names = arguments.eval_splits
     if names is None:
-        names = [name for name in loaded if name not in (arguments.forget_split, arguments.retain_split)]
+        names = [name for name in loaded if name not in used]
     absent = [name for name in names if name not in loaded]
     if absent:
         raise UNSCError(f"eval_splits: no split {absent[0]!r}; splits found: {known}.")
     others = {name: loaded[name] for name in names}
-    return loaded[arguments.forget_split], loaded[arguments.retain_split], None, others
+    return loaded[used[0]], loaded[used[1]], None, others
 
 
 def _configs(arguments: LanguageArguments) -> _Parts:
     name, cache = str(arguments.dataset_name), arguments.cache_dir
     if arguments.retain_config is None:
         raise UNSCError("retain_config: not given; name the configuration with rows to keep beside forget_config.")
-    parts = [
-        load_config(name, str(getattr(arguments, a)), a, cache_dir=cache) for a in ("forget_config", "retain_config")
-    ]
+    splits = {"forget_config": arguments.forget_split, "retain_config": arguments.retain_split}
+    parts = [load_config(name, str(getattr(arguments, a)), a, split, cache) for a, split in splits.items()]
     unseen = arguments.unseen_config
     return (
         parts[0],
