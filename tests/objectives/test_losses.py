@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 
 from unsc_hf.models.outputs import read_answers
 from unsc_hf.objectives import OBJECTIVES, Terms
+from unsc_hf.objectives.rmu import distance
+from unsc_hf.objectives.terms import HiddenStates
 
 GOLDEN: dict[str, Any] = json.loads(Path(__file__).with_name("golden.json").read_text(encoding="utf-8"))
 
@@ -41,6 +44,23 @@ def test_losses_are_open_unlearnings(name: str, labels: str, options: dict[str, 
     objective = OBJECTIVES[name]
     loss = objective.loss(golden_terms(labels), objective.options(options))
     assert float(loss) == pytest.approx(GOLDEN["losses"][name], abs=1e-5)
+
+
+def test_rmu_has_open_unlearnings_loss() -> None:
+    given = GOLDEN["rmu"]
+    states = [torch.tensor(given[name]) for name in ("forget", "retain", "original_retain")]
+    masks = [torch.tensor(given[name]) for name in ("forget_mask", "retain_mask")]
+    samples = [torch.arange(len(mask))[:, None].expand_as(mask)[mask] for mask in masks]
+    hidden = HiddenStates(states[0][masks[0]], samples[0], states[1][masks[1]], samples[1], states[2][masks[1]])
+    goal = torch.tensor(given["direction"])
+    assert float(distance(hidden.forget, goal, samples[0])) == pytest.approx(given["forget_loss"], abs=1e-5)
+    kept = float(distance(hidden.retain, hidden.original_retain, samples[1]))
+    assert kept == pytest.approx(given["retain_loss"], abs=1e-5)
+    terms = replace(golden_terms("ragged"), hidden=hidden)
+    only_retain = OBJECTIVES["rmu"].loss(terms, OBJECTIVES["rmu"].options({"forget_weight": 0.0, "retain_weight": 2.0}))
+    assert float(only_retain) == pytest.approx(2 * kept)
+    with pytest.raises(TypeError, match="register it with 'hidden' in needs"):
+        OBJECTIVES["rmu"].loss(golden_terms("ragged"))
 
 
 def test_forget_terms_alone_have_names_of_their_own() -> None:

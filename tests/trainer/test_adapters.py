@@ -229,6 +229,12 @@ def test_every_architecture_in_bfloat16_keeps_its_outputs_to_the_last_bit(name: 
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
 def test_every_objective_in_bfloat16(objective: str, kind: str, tmp_path: Path) -> None:
     model, rows, _ = _bfloat16(kind)
+    if kind == "vit" and "hidden" in OBJECTIVES[objective].needs:
+        with pytest.raises(
+            UNSCError, match="^objective: 'rmu' reads hidden states of answer tokens, which a classifier"
+        ):
+            _unlearn(model, rows, tmp_path, learning_rate=2e-3, objective=objective)
+        return
     trainer = _unlearn(model, rows, tmp_path, learning_rate=2e-3, objective=objective)
     assert trainer.certify().drift.largest == 0
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
