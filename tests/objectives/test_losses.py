@@ -18,6 +18,16 @@ from unsc_hf.objectives.terms import HiddenStates
 GOLDEN: dict[str, Any] = json.loads(Path(__file__).with_name("golden.json").read_text(encoding="utf-8"))
 
 
+def refusals() -> dict[str, torch.Tensor]:
+    """Log-likelihoods of the stored refusals."""
+    given, sums = GOLDEN["refusals"], {}
+    for name, logits in (("refusal", given["logits"]), ("refusal_reference", given["reference"])):
+        flat = read_answers(torch.tensor(logits), torch.tensor(given["labels"]))
+        bare = Terms(flat.logits, flat.labels, flat.labels, flat.need_samples(), torch.zeros(len(logits)))
+        sums[name] = bare.log_likelihood()
+    return sums
+
+
 def golden_terms(labels: str) -> Terms:
     """The stored logits as a batch of forget rows beside one of retained rows."""
     true = torch.tensor(GOLDEN[labels])
@@ -27,7 +37,7 @@ def golden_terms(labels: str) -> Terms:
     return Terms(
         now.logits, now.labels, now.labels, now.need_samples(), original.log_likelihood(),
         retain_loss=torch.nn.functional.cross_entropy(kept.logits, kept.labels), retain_logits=kept.logits,
-        teacher=before.logits,
+        teacher=before.logits, **refusals(),
     )  # fmt: skip
 
 
@@ -37,6 +47,7 @@ def golden_terms(labels: str) -> Terms:
         ("npo", "ragged", {}),
         ("simnpo", "ragged", {"delta": 0.25}),
         ("gradient_difference", "ragged", {}),
+        ("idk_dpo", "ragged", {}),
         ("undial", "labels", {"retain_weight": 0.5}),  # every position is labelled: there is nothing to leave out
     ],
 )

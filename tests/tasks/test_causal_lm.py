@@ -30,7 +30,7 @@ from unsc_hf.models.outputs import Outputs, read_answers
 from unsc_hf.nullspace.projection import NullSpaceProjection
 from unsc_hf.objectives import OBJECTIVES, Terms
 from unsc_hf.runs.language import load_rows, run
-from unsc_hf.tasks.causal_lm import SOFT_TOKENS, CausalLMTask
+from unsc_hf.tasks.causal_lm import REFUSALS, SOFT_TOKENS, CausalLMTask
 
 PLAN = LanguagePlan(size="nano", vocabulary_size=300, max_length=64)
 
@@ -155,7 +155,7 @@ def test_random_labels_do_not_depend_on_how_batches_are_cut(token_data: Data, tm
 
 
 # ---- the promise ----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", [name for name, each in OBJECTIVES.items() if "refusal" not in each.needs])
 def test_retained_answers_do_not_move_under_any_objective(objective: str, token_data: Data, tmp_path: Path) -> None:
     model = make_lm()
     forget, retain = token_data
@@ -168,6 +168,30 @@ def test_retained_answers_do_not_move_under_any_objective(objective: str, token_
     if objective != "fine_tune":  # its gradient comes from retained rows alone: nothing of it lies in the null space
         assert relative(answer_logits(trainer.model, forget), before_forget) > 1e-3
     assert trainer.certify().leak < 1e-5
+
+
+def test_refusals_take_the_place_of_answers(token_data: Data, tmp_path: Path) -> None:
+    """IdkDPO makes them likelier than the answers were, and needs a tokenizer to write them."""
+    rows, kept = to_dialogues(questions(2)), to_dialogues(questions(6, start=20))
+    model, tokenizer = PLAN.start(to_dialogues(questions(26)))
+    trainer = make_trainer(
+        model, (rows, kept), tmp_path, objective="idk_dpo", check_steps=100, max_steps=30, learning_rate=3e-3,
+        energy=0.9, trainer_kwargs={"processing_class": tokenizer},
+    )  # fmt: skip
+    batch = AnswerCollator.of(tokenizer)(list(prepare_dialogues(rows, tokenizer, True)))
+    labels = batch.pop("labels")
+    inputs, refused = trainer.task.refusals(batch, labels)
+    for before, after, true in zip(batch["input_ids"], inputs["input_ids"], refused, strict=True):
+        answer = tokenizer.decode([token for token in true.tolist() if token != IGNORED], skip_special_tokens=True)
+        assert answer.removeprefix(" ") in REFUSALS
+        start = int((true != IGNORED).nonzero()[0])
+        assert torch.equal(before[:start], after[:start])
+    likelihood = [float(model(**inputs, labels=refused).loss)]
+    trainer.train()
+    likelihood.append(float(trainer.model(**inputs, labels=refused).loss))
+    assert likelihood[1] < likelihood[0]
+    with pytest.raises(UNSCError, match="^processing_class: not given; objective 'idk_dpo' writes refusals"):
+        make_trainer(make_lm(), token_data, tmp_path, objective="idk_dpo").train()
 
 
 def test_without_displacement_projection_the_promise_breaks(

@@ -226,7 +226,7 @@ def test_every_architecture_in_bfloat16_keeps_its_outputs_to_the_last_bit(name: 
 
 
 @pytest.mark.parametrize("kind", ["vit", "llama"])
-@pytest.mark.parametrize("objective", list(OBJECTIVES))
+@pytest.mark.parametrize("objective", [name for name, each in OBJECTIVES.items() if "refusal" not in each.needs])
 def test_every_objective_in_bfloat16(objective: str, kind: str, tmp_path: Path) -> None:
     model, rows, _ = _bfloat16(kind)
     if kind == "vit" and "hidden" in OBJECTIVES[objective].needs:

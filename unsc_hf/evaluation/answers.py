@@ -54,15 +54,15 @@ class Answers:
 def mean_answers(several: Sequence[Answers]) -> Answers:
     """Mean of several models' metrics."""
 
-    def mean(values: Sequence[float | None]) -> float | None:
-        return None if None in values else float(np.mean(values))  # type: ignore[arg-type]
+    def mean(name: str) -> float | None:
+        values = [value for value in (getattr(one, name) for one in several) if value is not None]
+        return float(np.mean(values)) if values else None
 
     sets = {
         name: {key: float(np.mean([one.sets[name][key] for one in several])) for key in metrics}
         for name, metrics in several[0].sets.items()
     }
-    compared = ("flips", "flips_upper_95", "drift")
-    return Answers(sets, **{name: mean([getattr(one, name) for one in several]) for name in compared})
+    return Answers(sets, flips=mean("flips"), flips_upper_95=mean("flips_upper_95"), drift=mean("drift"))
 
 
 def evaluate_answers(

@@ -93,6 +93,8 @@ class TermsProvider:
                 more.update(self._retained(model, batch.retain))
             if self._blocks is not None:
                 more["hidden"] = self._hidden(forget_states, batch.labels, states, batch.retain)
+        if "refusal" in self.objective.needs:
+            more.update(self._refusals(model, batch))
         return Terms(logits, labels, targets, samples, batch.reference, **more), outputs
 
     @contextmanager
@@ -118,12 +120,23 @@ class TermsProvider:
         """Hidden states of the labelled tokens themselves, as RMU takes them."""
         with self._watched(1) as original:
             self._taught({name: value for name, value in batch.items() if name not in NOT_INPUTS})
-        parts: list[Tensor] = []
+        labelled: list[tuple[Tensor, Tensor]] = []
         for states, true in ((forget[-1], labels), (retain[-1], batch["labels"])):
             chosen = true != -100
             samples = torch.arange(len(true), device=true.device)[:, None].expand_as(true)[chosen]
-            parts += [states[chosen], samples]
-        return HiddenStates(*parts, original[-1][batch["labels"] != -100])
+            labelled.append((states[chosen], samples))
+        return HiddenStates(*labelled[0], *labelled[1], original[-1][batch["labels"] != -100])
+
+    def _refusals(self, model: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
+        """Log-likelihoods of a refusal in place of each forget row's answer."""
+        inputs, labels = self.task.refusals(batch.inputs, batch.labels)
+        both = {"refusal": self.task.logits(model, inputs), "refusal_reference": self._taught(inputs)}
+        result = {}
+        for name, logits in both.items():
+            flat = self.task.outputs(logits, labels)
+            each = -nn.functional.cross_entropy(flat.logits.float(), flat.labels, reduction="none")
+            result[name] = each.new_zeros(len(labels)).index_add(0, flat.need_samples(), each)
+        return result
 
     def loss(self, terms: Terms) -> Tensor:
         """The objective's scalar loss."""

@@ -16,10 +16,13 @@ from scipy.stats import hmean, ks_2samp
 
 from ...errors import UNSCError
 
+Floats = Sequence[float] | np.ndarray
+Flags = Sequence[bool] | np.ndarray
+
 _TINY = 1e-10  # keeps quotients finite, as in open-unlearning
 
 
-def probability(log_probs: Sequence[float]) -> float:
+def probability(log_probs: Floats) -> float:
     """Probability of an answer to the power 1 / tokens, P(a | q)^(1 / |a|) (TOFU, section 2.2.1).
 
     Args:
@@ -28,7 +31,7 @@ def probability(log_probs: Sequence[float]) -> float:
     return float(np.exp(np.mean(log_probs)))
 
 
-def normalised_probability(right: float, wrong: Sequence[float]) -> float:
+def normalised_probability(right: float, wrong: Floats) -> float:
     """Share of the right answer in the probabilities of all choices, P(a | q) / sum_i P(a_i | q) (TOFU, section 2.2.1).
 
     Args:
@@ -37,7 +40,7 @@ def normalised_probability(right: float, wrong: Sequence[float]) -> float:
     return float(right / (right + np.sum(wrong) + _TINY))
 
 
-def exact_memorization(recited: Sequence[bool]) -> float:
+def exact_memorization(recited: Flags) -> float:
     """Share of an answer's tokens that are the model's most likely ones (Tirumala et al., arXiv 2205.10770, section 3).
 
     Args:
@@ -50,7 +53,7 @@ def exact_memorization(recited: Sequence[bool]) -> float:
     return float(np.mean(_some(recited)))
 
 
-def extraction_strength(recited: Sequence[bool]) -> float:
+def extraction_strength(recited: Flags) -> float:
     """Share of an answer that the model recites once it has the part before, 1 - min{k : y_>=k is recited} / |y|.
 
     The recited part is the longest ending in which every token is the most likely one (Carlini et al., arXiv
@@ -67,7 +70,7 @@ def extraction_strength(recited: Sequence[bool]) -> float:
     return 1 - start / len(recited)
 
 
-def _some(recited: Sequence[bool]) -> Sequence[bool]:
+def _some(recited: Flags) -> Flags:
     if len(recited) == 0:
         raise UNSCError("recited: an answer has no token of its own; leave its row out.")
     return recited
@@ -91,7 +94,7 @@ def rouge(generation: str, truth: str) -> dict[str, float]:
     }
 
 
-def truth_ratio(right: Sequence[float], wrong: Sequence[float]) -> float:
+def truth_ratio(right: Floats, wrong: Floats) -> float:
     """Probability of wrong answers to a question over that of right ones, R_truth (TOFU, equation 1).
 
     TOFU's code takes geometric means over answers, and so does this.
@@ -102,18 +105,18 @@ def truth_ratio(right: Sequence[float], wrong: Sequence[float]) -> float:
     return float(np.exp(-np.mean(wrong)) / (np.exp(-np.mean(right)) + _TINY))
 
 
-def truth_ratio_of_forgotten(ratios: Sequence[float]) -> float:
+def truth_ratio_of_forgotten(ratios: Floats) -> float:
     """Mean of min(r, 1 / r): 1 when right and wrong answers are equally likely (TOFU, section 2.2.2)."""
     values = np.asarray(ratios)
     return float(np.minimum(values, 1 / (values + _TINY)).mean())
 
 
-def truth_ratio_of_kept(ratios: Sequence[float]) -> float:
+def truth_ratio_of_kept(ratios: Floats) -> float:
     """Mean of max(0, 1 - r): 1 when only right answers are likely (TOFU, section 2.2.1)."""
     return float(np.maximum(0, 1 - np.asarray(ratios)).mean())
 
 
-def forget_quality(ratios: Sequence[float], retrained: Sequence[float]) -> float:
+def forget_quality(ratios: Floats, retrained: Floats) -> float:
     """p-value of a two-sample Kolmogorov-Smirnov test on truth ratios of forgotten rows (TOFU, section 2.2.2).
 
     Args:
@@ -123,7 +126,7 @@ def forget_quality(ratios: Sequence[float], retrained: Sequence[float]) -> float
     return float(ks_2samp(ratios, retrained).pvalue)
 
 
-def model_utility(values: Sequence[float]) -> float:
+def model_utility(values: Floats) -> float:
     """Harmonic mean of probability, ROUGE-L recall and truth ratio on retained rows, authors and facts (TOFU, 2.2.1).
 
     It is 0 when any of the nine values is.

@@ -7,15 +7,16 @@ open-unlearning (arXiv 2506.12618). The attack by loss is a row's mean loss itse
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
+from .knowledge import Floats
+
 SHARE = 0.4  # k of min-k and min-k++
 
 
-def min_k(log_probs: Sequence[float], share: float = SHARE) -> float:
+def min_k(log_probs: Floats, share: float = SHARE) -> float:
     """Mean loss of the least likely `share` of the tokens, at least one (Shi et al., arXiv 2310.16789, equation 1).
 
     Args:
@@ -25,9 +26,7 @@ def min_k(log_probs: Sequence[float], share: float = SHARE) -> float:
     return -float(np.sort(log_probs)[: max(1, int(len(log_probs) * share))].mean())
 
 
-def min_k_plus_plus(
-    log_probs: Sequence[float], mean: Sequence[float], variance: Sequence[float], share: float = SHARE
-) -> float:
+def min_k_plus_plus(log_probs: Floats, mean: Floats, variance: Floats, share: float = SHARE) -> float:
     """`min_k` of log-probabilities in units of what the model expects (Zhang et al., arXiv 2404.02936, equation 3).
 
     Args:
@@ -49,7 +48,7 @@ def reference_difference(loss: float, reference_loss: float) -> float:
     return loss - reference_loss
 
 
-def auc(forget: Sequence[float], unseen: Sequence[float]) -> float:
+def auc(forget: Floats, unseen: Floats) -> float:
     """Chance that a row to forget has a smaller score than an unseen one; 0.5 when the two look alike."""
     labels = np.repeat([0, 1], [len(forget), len(unseen)])
     return float(roc_auc_score(labels, np.concatenate([forget, unseen])))

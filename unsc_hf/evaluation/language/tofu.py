@@ -143,7 +143,7 @@ def _by_row(rows: Sequence[Result]) -> dict[str, Result]:
     return {str(i): row for i, row in enumerate(rows)}
 
 
-def _scores(values: Sequence[float], aggregate: Callable[[Sequence[float]], float] | None = None) -> Result:
+def _scores(values: Sequence[float], aggregate: Callable[[knowledge.Floats], float] | None = None) -> Result:
     total = float(np.mean(values)) if aggregate is None else aggregate(values)
     return {"agg_value": total, "value_by_index": _by_row([{"score": value} for value in values])}
 
@@ -196,7 +196,7 @@ def _rouge(evaluation: TofuEvaluation, name: str) -> Result:
     return {"agg_value": float(np.mean([row["rougeL_recall"] for row in rows])), "value_by_index": _by_row(rows)}
 
 
-def _memorised(evaluation: TofuEvaluation, measure: Callable[[Sequence[bool]], float]) -> Result:
+def _memorised(evaluation: TofuEvaluation, measure: Callable[[knowledge.Flags], float]) -> Result:
     return _scores([measure(reading.recited) for reading in evaluation.own("forget")])
 
 
