@@ -115,6 +115,10 @@ def test_a_chat_template_is_used_where_there_is_one(tokenizer: Any) -> None:
     assert PromptFormat.of(None, tokenizer).template is None
     assert PromptFormat.of(None, None) == PromptFormat()
     assert PromptFormat.of("{prompt}", tokenizer).template == "{prompt}"
+    made = PromptFormat.of(None, tokenizer, "You are a helpful assistant.", '{"date_string": "10 Apr 2025"}')
+    assert made == FORMATS["llama3"]
+    with pytest.raises(UNSCError, match="^chat_template_kwargs: got 'date'; write a JSON object"):
+        PromptFormat.of(None, tokenizer, None, "date")
     with pytest.raises(UNSCError, match="^system_prompt: got 'Hi', but no chat template is used"):
         PromptFormat.of("{prompt}", tokenizer, system_prompt="Hi")
 

@@ -180,6 +180,26 @@ def test_two_processes_give_identical_numbers(model: Path, data: Path, finished:
         assert read(tmp_path / "out")[name] == read(finished)[name]
 
 
+def test_unlearning_writes_them_for_every_model(data: Path, tmp_path: Path) -> None:
+    """Forget quality and utility of each model stand in results.json, and its files in a folder of its own."""
+    command = [
+        "unlearn", "lm", "--dataset_name", data, *CONFIGS, "--objectives", "npo", "--controls", "false",
+        "--train_original", "--train_retrained", "--model_size", "nano", "--train_epochs", "8",
+        "--train_batch_size", "8", "--max_new_tokens", "8", "--max_steps", "8", "--check_steps", "4", "--use_cpu",
+        "--report_to", "none", "--disable_tqdm", "true", "--references_dir", tmp_path / "references", "--output_dir",
+        tmp_path / "out",
+    ]  # fmt: skip
+    assert main([str(word) for word in command]) == 0
+    methods = json.loads((tmp_path / "out" / "results.json").read_text())["methods"]
+    assert set(methods) == {"original", "npo", "retrained"}
+    for name, method in methods.items():
+        summary = read(tmp_path / "out" / "evaluations" / name, SUMMARY_FILE)
+        assert method["model_utility"] == summary["model_utility"]
+        if name != "retrained":
+            assert method["forget_quality"] == summary["forget_quality"] > 0
+    assert (tmp_path / "out" / "evaluations" / "npo" / EVAL).is_file()
+
+
 # ---- bad input -------------------------------------------------------------------------------------------------------
 def refused(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """The one line that a bad command ends with."""
@@ -197,7 +217,7 @@ def refused(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--metrics", "truth"], "metrics: 'truth' does not exist; closest: "),
         (["--max_new_tokens", "0"], "max_new_tokens: got 0; choose a whole number of 1 or more."),
         (["--prompt_template", "Answer:"], "prompt_template: 'Answer:' has no {prompt}"),
-        (["--chat_template_kwargs", "date"], "chat_template_kwargs: got 'date'; write a JSON object"),
+        (["--chat_template_kwargs", "date"], "chat_template_kwargs: got 'date', but no chat template is used"),
         (["--system_prompt", "Hi"], "system_prompt: got 'Hi', but no chat template is used"),
         (["--retain_logs", "nowhere.json"], "retain_logs: nowhere.json cannot be read"),
         (["--reference_model", "nowhere"], "reference_model: cannot load 'nowhere'"),

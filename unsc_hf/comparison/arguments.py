@@ -244,6 +244,9 @@ class LanguageArguments(SharedArguments):
         },
     )
     system_prompt: str | None = field(default=None, metadata={"help": "First message, for chat templates."})
+    chat_template_kwargs: str | None = field(
+        default=None, metadata={"help": "More arguments of the chat template, as JSON."}
+    )
     chunk_size: int | None = field(
         default=None, metadata={"help": "Tokens of the pieces that long texts are cut into (rows with text)."}
     )

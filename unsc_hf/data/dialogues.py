@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -46,12 +47,17 @@ class PromptFormat:
     @classmethod
     def of(
         cls, template: str | None, tokenizer: Any, system_prompt: str | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
+        chat_template_kwargs: str | None = None,
     ) -> PromptFormat:  # fmt: skip
         """With the tokenizer's chat template when no other is given, or the default where it has none.
 
+        Args:
+            template, system_prompt: see the attributes.
+            tokenizer: a tokenizer, or None.
+            chat_template_kwargs: a JSON object.
+
         Raises:
-            UNSCError: options of a chat template where there is none.
+            UNSCError: options of a chat template where there is none, or something else than a JSON object.
         """
         if template is None and getattr(tokenizer, "chat_template", None) is None:
             template = DEFAULT_TEMPLATE
@@ -60,7 +66,7 @@ class PromptFormat:
                 raise UNSCError(
                     f"{name}: got {value!r}, but no chat template is used; leave it or prompt_template out."
                 )
-        return cls(template, system_prompt, chat_template_kwargs)
+        return cls(template, system_prompt, _object(chat_template_kwargs))
 
     def row(self, question: str, answer: str) -> dict[str, Text]:
         """`prompt` and `completion`, and `chat_template_kwargs` where there are some.
@@ -79,6 +85,19 @@ class PromptFormat:
         text = template.removesuffix("{completion}")
         space = "" if text != template or text[-1:].isspace() else " "
         return {"prompt": text.replace("{prompt}", question), "completion": space + answer}
+
+
+def _object(text: str | None) -> dict[str, Any] | None:
+    """The options of a chat template, from the command line."""
+    try:
+        options = None if text is None else json.loads(text)
+    except ValueError:
+        options = text
+    if options is not None and not isinstance(options, dict):
+        raise UNSCError(
+            f'chat_template_kwargs: got {text!r}; write a JSON object, such as {{"date_string": "10 Apr 2025"}}.'
+        )
+    return options
 
 
 def in_place_of(completion: Text, answer: str) -> Text:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -37,6 +37,7 @@ class Answers:
         flips, flips_upper_95: share of the retained answers' tokens at which another token than the original's is the
             most likely one, and its upper bound; see `evaluation.language.flips`.
         drift: mean KL(original || model) of the next-token distributions at the same tokens.
+        forget_quality, model_utility: TOFU's, where its configurations are there; see `evaluation.language.knowledge`.
         seconds, steps: what making this model cost, from the original.
         stopped_by: why unlearning ended.
     """
@@ -46,6 +47,8 @@ class Answers:
     flips: float | None = None
     flips_upper_95: float | None = None
     drift: float | None = None
+    forget_quality: float | None = None
+    model_utility: float | None = None
     seconds: float | None = None
     steps: int | None = None
     stopped_by: str | None = None
@@ -62,7 +65,8 @@ def mean_answers(several: Sequence[Answers]) -> Answers:
         name: {key: float(np.mean([one.sets[name][key] for one in several])) for key in metrics}
         for name, metrics in several[0].sets.items()
     }
-    return Answers(sets, flips=mean("flips"), flips_upper_95=mean("flips_upper_95"), drift=mean("drift"))
+    compared = ("flips", "flips_upper_95", "drift", "forget_quality", "model_utility")
+    return replace(Answers(sets), **{name: mean(name) for name in compared})
 
 
 def evaluate_answers(

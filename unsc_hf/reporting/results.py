@@ -14,7 +14,7 @@ from ..config import UNSCConfig
 from .finished_run import FinishedRun
 from .html import FILE as REPORT
 from .model_card import versions, write_card
-from .plots import plot_answers, plot_capacity, plot_per_class, plot_unlearning
+from .plots import plot_answers, plot_capacity, plot_per_class, plot_trade_off, plot_unlearning
 from .report import write_run_report
 from .run_folder import finish
 
@@ -68,15 +68,21 @@ def _draw(run: FinishedRun, folder: Path) -> list[tuple[str, str]]:
     if run.task == "text-generation":
         pictures = [("answers.png", "ROUGE-L of the answers on each set, before, after and when retrained")]
         plot_answers({name: answers.sets for name, answers in run.methods.items()}, folder / pictures[0][0])
+        judged = {name: a for name, a in run.methods.items() if None not in (a.forget_quality, a.model_utility)}
+        if judged:
+            pictures.append(
+                ("trade_off.png", "Forget quality and model utility; larger points changed more kept tokens")
+            )
+            plot_trade_off(judged, folder / pictures[-1][0])
     else:
         pictures = [("per_class_accuracy.png", "Test accuracy of each class")]
         shown = {"original": "before", "unsc": "after", "retrained": "retrained"}
         bars = {name: run.methods[key].per_class for key, name in shown.items() if key in run.methods}
         plot_per_class(bars, run.class_names, run.forgotten, folder / pictures[0][0])
     pictures.append(("unlearning.png", "Accuracy and leak while unlearning"))
-    plot_unlearning(run.history, run.certificate["max_leak"], folder / pictures[1][0])
+    plot_unlearning(run.history, run.certificate["max_leak"], folder / pictures[-1][0])
     pictures.append(("capacity.png", "Rank and capacity of each layer"))
-    plot_capacity(run.layers, folder / pictures[2][0])
+    plot_capacity(run.layers, folder / pictures[-1][0])
     return pictures
 
 

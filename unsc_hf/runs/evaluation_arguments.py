@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
-from typing import Any
 
 from datasets import Dataset
 
+from ..comparison.arguments import LanguageArguments
 from ..data.sources import config_names, load_config, load_data
 from ..errors import UNSCError, closest
 from ..evaluation.language.tofu import METRICS
@@ -125,21 +124,6 @@ class EvaluationArguments:
             sets[key] = loaded[split]
         return sets
 
-    def chat_options(self) -> dict[str, Any] | None:
-        """Arguments of the chat template; UNSCError when they are no JSON object."""
-        if self.chat_template_kwargs is None:
-            return None
-        try:
-            options = json.loads(self.chat_template_kwargs)
-        except ValueError:
-            options = None
-        if not isinstance(options, dict):
-            raise UNSCError(
-                f"chat_template_kwargs: got {self.chat_template_kwargs!r}; write a JSON object, such as "
-                '{"date_string": "10 Apr 2025"}.'
-            )
-        return options
-
 
 def _refuse_overlap(forget: Dataset, retain: Dataset) -> None:
     """Raise UNSCError where rows are to be forgotten and kept."""
@@ -153,3 +137,17 @@ def _refuse_overlap(forget: Dataset, retain: Dataset) -> None:
             f"retain_config: {len(both)} of its rows are in the forget set too, the first asks {min(both)[0]!r}; name "
             "rows to keep that are not forgotten."
         )
+
+
+def evaluation_arguments(arguments: LanguageArguments) -> EvaluationArguments:
+    """How the models of an unlearning job are evaluated: on the configurations that the job names."""
+    names = (
+        "dataset_name",
+        "forget_config",
+        "retain_config",
+        "unseen_config",
+        "forget_split",
+        "retain_split",
+        "cache_dir",
+    )
+    return EvaluationArguments(**{name: getattr(arguments, name) for name in names})

@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 from rich.console import Console
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 from transformers.trainer_utils import SaveStrategy
 
 from ..comparison.arguments import LanguageArguments, check_model_dtype
@@ -19,6 +19,7 @@ from ..data.selection import Request
 from ..data.sources import load_config, load_data
 from ..errors import UNSCError
 from ..evaluation.answers import Answers, compare_answers, evaluate_answers, mean_answers
+from ..evaluation.language.tofu import TofuEvaluation
 from ..models.loading import load_as, load_tokenizer
 from ..nullspace.statistics import ActivationStatistics
 from ..objectives import OBJECTIVES
@@ -26,6 +27,8 @@ from ..reporting.run_folder import check_output_folder
 from ..reporting.tables import answers_table
 from ..trainer.checkpoints import resume_from
 from ..trainer.trainer import UNSCTrainer
+from .evaluation_arguments import evaluation_arguments
+from .examiner import Examiner
 from .job import Job, original_and_references, removed_after_error
 from .result import UnlearningResult, finished_run
 
@@ -103,8 +106,12 @@ def load_rows(arguments: LanguageArguments, config: UNSCConfig) -> LanguageRows:
     name, tokenizer = arguments.model_name_or_path, None
     if name is not None and arguments.prompt_template is None and arguments.model_size is None:
         tokenizer = load_tokenizer(name)
-    prompt_format = PromptFormat.of(arguments.prompt_template, tokenizer, arguments.system_prompt)
-    return LanguageRows.of(forget, retain, request, unseen, others, prompt_format)
+    return LanguageRows.of(forget, retain, request, unseen, others, _prompt_format(arguments, tokenizer))
+
+
+def _prompt_format(arguments: LanguageArguments, tokenizer: Any) -> PromptFormat:
+    options = (arguments.system_prompt, arguments.chat_template_kwargs)
+    return PromptFormat.of(arguments.prompt_template, tokenizer, *options)
 
 
 _Parts = tuple[Dataset, Dataset, Dataset | None, dict[str, Dataset]]  # to forget, to keep, unseen, and others
@@ -161,24 +168,27 @@ def run(arguments: LanguageArguments, config: UNSCConfig, console: Console | Non
     check_model_dtype(arguments)
     check_output_folder(str(config.output_dir))
     rows = load_rows(arguments, config)
+    sets = None if arguments.forget_config is None else evaluation_arguments(arguments).sets()
     plan = arguments.plan(config)
     original, references = original_and_references(arguments, plan, rows.train, rows.retain, console)
     tokenizer = load_tokenizer(original)
     rows = rows.in_chunks(tokenizer, arguments.chunk_size)
     job = Job.of(arguments, config, AutoModelForCausalLM, tokenizer, original, references, console)
+    tofu = sets and partial(
+        TofuEvaluation, tokenizer=tokenizer, sets=sets, prompt_format=_prompt_format(arguments, tokenizer),
+        max_new_tokens=arguments.max_new_tokens, batch_size=config.per_device_eval_batch_size,
+        progress=not config.disable_tqdm,
+    )  # fmt: skip
     length = (arguments.max_generated_rows, arguments.max_new_tokens)
     with removed_after_error(str(config.output_dir)):
-        result = unlearn_language_model(job, rows, arguments.objectives, *length)
+        result = unlearn_language_model(job, rows, arguments.objectives, *length, tofu)
     result.deliver(job)
     return result
 
 
-_Measure = Callable[[PreTrainedModel], dict[str, Any]]
-
-
 def unlearn_language_model(
     job: Job, rows: LanguageRows, objectives: Sequence[str] | None = None, max_generated_rows: int = 300,
-    max_new_tokens: int = 100,
+    max_new_tokens: int = 100, tofu: Callable[..., TofuEvaluation] | None = None,
 ) -> UnlearningResult:  # fmt: skip
     """Unlearn by each objective from the same original; statistics are collected once.
 
@@ -187,6 +197,7 @@ def unlearn_language_model(
         rows: what to forget and to keep.
         objectives: the first one's model is the result; the one of the options when None.
         max_generated_rows, max_new_tokens: rows of each set that are answered for ROUGE-L, and the longest answer.
+        tofu: TOFU's evaluation of a model, where the data has its configurations.
 
     Raises:
         UNSCError: an unknown objective, or input that cannot work.
@@ -209,23 +220,23 @@ def unlearn_language_model(
     null_spaces = ("retained", "none") if job.controls else ("retained",)
     first, *others = [(objective, null_space) for objective in objectives for null_space in null_spaces]
 
-    examine = partial(_answers, evaluate, compare)
-    methods = {"original": examine(original, leak=0.0)}
+    examine = Examiner(evaluate, compare, tofu)
+    reference = partial(load_as, AutoModelForCausalLM, argument="retrained_model_name_or_path")
+    references = [examine("retrained", reference(name).to(config.device)) for name in job.retrained]
+    methods = {"original": examine("original", original, leak=0.0)}
     job.console.print(f"Unlearning: {objectives[0]}.")
     trainer = _trainer(job, rows, *first)
     preparing = sum(trainer.prepare_unlearning().seconds.values())
     statistics = trainer.spaces.retained
     trainer.train(resume_from_checkpoint=resume_from(config.resume_from_checkpoint))
     certificate = trainer.certify().to_dict()
-    methods[objectives[0]] = _unlearned(trainer, examine, preparing)
+    methods[objectives[0]] = _unlearned(objectives[0], trainer, examine, preparing)
     for objective, null_space in others:
         job.console.print(f"Unlearning: {objective}{'' if null_space == 'retained' else ', no projection'}.")
         other = _trainer(job, rows, objective, null_space, statistics)
         other.train()
         name = objective if null_space == "retained" else f"{objective} unprojected"
-        methods[name] = _unlearned(other, examine, preparing)
-    reference = partial(load_as, AutoModelForCausalLM, argument="retrained_model_name_or_path")
-    references = [examine(reference(name).to(config.device)) for name in job.retrained]
+        methods[name] = _unlearned(name, other, examine, preparing)
     if references:
         methods["retrained"] = mean_answers(references)
     run = finished_run(
@@ -235,7 +246,9 @@ def unlearn_language_model(
         reason="answers are compared with a retrained model's in the table; the representation was not examined",
         table=answers_table(methods, objectives[0]),
     )  # fmt: skip
-    return UnlearningResult(trainer, run)
+    result = UnlearningResult(trainer, run)
+    result.evaluations = examine.results
+    return result
 
 
 def _trainer(
@@ -253,14 +266,9 @@ def _trainer(
     )  # fmt: skip
 
 
-def _answers(evaluate: _Measure, compare: _Measure, model: PreTrainedModel, **details: Any) -> Answers:
-    """Metrics of a model, beside its original on retained rows."""
-    return Answers(evaluate(model), **compare(model), **details)
-
-
-def _unlearned(trainer: UNSCTrainer, examine: Callable[..., Answers], preparing: float) -> Answers:
+def _unlearned(name: str, trainer: UNSCTrainer, examine: Examiner, preparing: float) -> Answers:
     """Metrics of an unlearned model; its cost includes `preparing`, the seconds of the statistics."""
     return examine(
-        trainer.unwrapped(), leak=trainer.held_out_leak().total, seconds=preparing + trainer.unlearning_seconds,
+        name, trainer.unwrapped(), leak=trainer.held_out_leak().total, seconds=preparing + trainer.unlearning_seconds,
         steps=trainer.state.global_step, stopped_by=trainer.stop_reason,
     )  # fmt: skip

@@ -69,7 +69,6 @@ def run(
     if name is None:
         raise UNSCError("model_name_or_path: not given; name the model to evaluate.")
     sets = arguments.sets()
-    chat_options = arguments.chat_options()
     load = partial(load_as, AutoModelForCausalLM, dtype=getattr(torch, arguments.model_dtype))
     if model is None:
         model = load(name, "model_name_or_path").to(state.device)
@@ -78,7 +77,7 @@ def run(
     reference = arguments.reference_model
     evaluation = TofuEvaluation(
         model, tokenizer, sets,
-        PromptFormat.of(arguments.prompt_template, tokenizer, arguments.system_prompt, chat_options),
+        PromptFormat.of(arguments.prompt_template, tokenizer, arguments.system_prompt, arguments.chat_template_kwargs),
         None if reference is None else lambda: load(reference, "reference_model").to(state.device),
         None, arguments.per_device_eval_batch_size, arguments.max_new_tokens, not arguments.disable_tqdm,
     )  # fmt: skip
