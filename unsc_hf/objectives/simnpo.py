@@ -17,5 +17,5 @@ def simnpo(
 
     `delta` is the loss per token beyond which a sample counts as forgotten.
     """
-    forget = simnpo_forget(terms, beta=beta, gamma=-beta * delta)
+    forget = simnpo_forget(terms, beta=beta, gamma=beta * delta)
     return forget_weight * forget + retain_weight * terms.need("retain_loss")

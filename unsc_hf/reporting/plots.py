@@ -114,6 +114,8 @@ def plot_trade_off(methods: Mapping[str, Any], path: Path) -> Path:
             [method.model_utility], [max(method.forget_quality, 1e-30)], s=size, alpha=0.7, label=objective_title(name)
         )
     axes.set_yscale("log")
+    axes.set_ylim(top=2.0)
+    axes.set_xlim(-0.02, 1.02)
     axes.set_xlabel("model utility")
     axes.set_ylabel("forget quality (p-value)")
     legend = axes.legend(frameon=False, fontsize=8, bbox_to_anchor=(1.0, 1.0), loc="upper left")
