@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -65,8 +65,9 @@ def mean_answers(several: Sequence[Answers]) -> Answers:
         name: {key: float(np.mean([one.sets[name][key] for one in several])) for key in metrics}
         for name, metrics in several[0].sets.items()
     }
-    compared = ("flips", "flips_upper_95", "drift", "forget_quality", "model_utility")
-    return replace(Answers(sets), **{name: mean(name) for name in compared})
+    names = ("flips", "flips_upper_95", "drift", "forget_quality", "model_utility")
+    means: dict[str, Any] = {name: mean(name) for name in names}
+    return Answers(sets, **means)
 
 
 def evaluate_answers(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 from ..utils.files import write_beside
@@ -120,7 +121,8 @@ def plot_trade_off(methods: Mapping[str, Any], path: Path) -> Path:
     axes.set_ylabel("forget quality (p-value)")
     legend = axes.legend(frameon=False, fontsize=8, bbox_to_anchor=(1.0, 1.0), loc="upper left")
     for handle in legend.legend_handles:
-        handle.set_sizes([30])
+        if isinstance(handle, PathCollection):
+            handle.set_sizes([30])
     return save(figure, path)
 
 

@@ -50,7 +50,8 @@ class Examiner:
                     continue  # the data has no such rows or columns
         self.results.setdefault(name, evaluation.results)
         summary = summarise(evaluation.results)
-        return replace(answers, **{name: summary.get(name) for name in ("forget_quality", "model_utility")})
+        quality, utility = summary.get("forget_quality"), summary.get("model_utility")
+        return replace(answers, forget_quality=quality, model_utility=utility)
 
 
 def write_evaluations(evaluations: Mapping[str, Mapping[str, Any]], folder: Path) -> None:

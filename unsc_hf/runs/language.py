@@ -174,11 +174,13 @@ def run(arguments: LanguageArguments, config: UNSCConfig, console: Console | Non
     tokenizer = load_tokenizer(original)
     rows = rows.in_chunks(tokenizer, arguments.chunk_size)
     job = Job.of(arguments, config, AutoModelForCausalLM, tokenizer, original, references, console)
-    tofu = sets and partial(
-        TofuEvaluation, tokenizer=tokenizer, sets=sets, prompt_format=_prompt_format(arguments, tokenizer),
-        max_new_tokens=arguments.max_new_tokens, batch_size=config.per_device_eval_batch_size,
-        progress=not config.disable_tqdm,
-    )  # fmt: skip
+    tofu: Callable[..., TofuEvaluation] | None = None
+    if sets is not None:
+        tofu = partial(
+            TofuEvaluation, tokenizer=tokenizer, sets=sets, prompt_format=_prompt_format(arguments, tokenizer),
+            max_new_tokens=arguments.max_new_tokens, batch_size=config.per_device_eval_batch_size,
+            progress=not config.disable_tqdm,
+        )  # fmt: skip
     length = (arguments.max_generated_rows, arguments.max_new_tokens)
     with removed_after_error(str(config.output_dir)):
         result = unlearn_language_model(job, rows, arguments.objectives, *length, tofu)
