@@ -107,6 +107,8 @@ def test_templates() -> None:
     }  # fmt: skip
     with pytest.raises(UNSCError, match=r"^prompt_template: 'Answer:' has no \{prompt\}"):
         PromptFormat("Answer:")
+    with pytest.raises(UNSCError, match="goes on after .completion.; let it end there"):
+        PromptFormat("{prompt}{completion}</s>")
     with pytest.raises(UNSCError, match="^dataset_name: a row has no question or no answer"):
         PromptFormat().row("Who?", "")
 

@@ -43,6 +43,8 @@ class PromptFormat:
     def __post_init__(self) -> None:
         if self.template is not None and "{prompt}" not in self.template.replace("{question}", "{prompt}"):
             raise UNSCError(f"prompt_template: {self.template!r} has no {{prompt}}, where the question goes; add it.")
+        if self.template is not None and "{completion}" in self.template.removesuffix("{completion}"):
+            raise UNSCError(f"prompt_template: {self.template!r} goes on after {{completion}}; let it end there.")
 
     @classmethod
     def of(
