@@ -52,9 +52,8 @@ from unsc_hf.data.selection import at_most_per_class, hold_out
 from unsc_hf.erasure.bands import ProbeBands
 from unsc_hf.evaluation.accuracy import macro_accuracy
 from unsc_hf.evaluation.audits import AUDITS, Examination
-from unsc_hf.evaluation.band import Band
 from unsc_hf.evaluation.engine import sample_rows
-from unsc_hf.evaluation.verdict import within_band
+from unsc_hf.evaluation.verdict import Band
 from unsc_hf.models.loading import load_as, own_processor
 from unsc_hf.models.outputs import Outputs, RowOutputs, collect_outputs
 from unsc_hf.reporting.model_card import versions
@@ -326,7 +325,7 @@ def _cell(numbers: Sequence[float], column: str, band: Sequence[float], name: st
     scale, digits = (1, 3) if column == "membership.auc" else (100, 1)
     text = f"{scale * mean:.{digits}f}" + (f" ± {scale * spread:.{digits}f}" if len(numbers) > 1 else "")
     judged = len(band) > 1 and column not in ("AccDut", "AccDrt", "leak") and name != "retrained"
-    inside = judged and within_band(mean, band)
+    inside = judged and Band.of(band).holds(mean)
     return f"**{text}**" if inside else text
 
 

@@ -6,41 +6,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .comparison.compare_methods import audit, compare
-    from .config import UNSCConfig
-    from .data.selection import Split, split_dataset
-    from .errors import UNSCError
-    from .evaluation.certificate import Certificate
-    from .nullspace.api import NullSpace
-    from .nullspace.statistics import ActivationStatistics
-    from .nullspace.subspace import Subspace
-    from .runs.language_evaluation import evaluate_language_model
-    from .runs.result import UnlearningResult
-    from .runs.unlearn import unlearn
-    from .trainer.callbacks import NullSpaceCallback
-    from .trainer.sequence import serve_request
-    from .trainer.trainer import UNSCTrainer
+    from .comparison.compare_methods import audit as audit
+    from .comparison.compare_methods import compare as compare
+    from .config import UNSCConfig as UNSCConfig
+    from .data.selection import Split as Split
+    from .data.selection import split_dataset as split_dataset
+    from .errors import UNSCError as UNSCError
+    from .evaluation.certificate import Certificate as Certificate
+    from .nullspace.api import NullSpace as NullSpace
+    from .nullspace.statistics import ActivationStatistics as ActivationStatistics
+    from .nullspace.subspace import Subspace as Subspace
+    from .runs.job import UnlearningResult as UnlearningResult
+    from .runs.language_evaluation import evaluate_language_model as evaluate_language_model
+    from .runs.unlearn import unlearn as unlearn
+    from .trainer.callbacks import NullSpaceCallback as NullSpaceCallback
+    from .trainer.sequence import serve_request as serve_request
+    from .trainer.trainer import UNSCTrainer as UNSCTrainer
 
 __version__ = "0.1.0"
-__all__ = [
-    "ActivationStatistics",
-    "Certificate",
-    "NullSpace",
-    "NullSpaceCallback",
-    "Split",
-    "Subspace",
-    "UNSCConfig",
-    "UNSCError",
-    "UNSCTrainer",
-    "UnlearningResult",
-    "__version__",
-    "audit",
-    "compare",
-    "evaluate_language_model",
-    "serve_request",
-    "split_dataset",
-    "unlearn",
-]
 
 # Where each name lives. Modules are imported when a name is first asked for (PEP 562), so that `import unsc_hf` and
 # `unsc --help` need no torch.
@@ -54,7 +37,7 @@ _MODULES = {
     "UNSCConfig": "config",
     "UNSCError": "errors",
     "UNSCTrainer": "trainer.trainer",
-    "UnlearningResult": "runs.result",
+    "UnlearningResult": "runs.job",
     "audit": "comparison.compare_methods",
     "compare": "comparison.compare_methods",
     "evaluate_language_model": "runs.language_evaluation",
@@ -62,6 +45,7 @@ _MODULES = {
     "split_dataset": "data.selection",
     "unlearn": "runs.unlearn",
 }
+__all__ = [*_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -77,8 +77,11 @@ class UNSCConfig(TrainingArguments):
         target_forget_accuracy (`float`, *optional*): unlearning stops when the accuracy on the forget rows (for whole
             classes: on a validation part of them) is at or below this share. None leaves the target to the kind of
             request; see `unsc_hf.trainer.goals`.
-        max_leak (`float`, *optional*, defaults to `0.1`): budget on the held-out leak; the last state within it is
-            kept.
+        displacement_decay (`float`, defaults to `0.1`): share of each layer's change that fades at every step, so that
+            what forgetting does not need disappears. 0 switches it off.
+        max_leak (`float`, *optional*, defaults to `0.1`): budget on the held-out leak.
+        max_flips (`float`, *optional*, defaults to `0.1`): budget on the share of held-out retained rows whose decision
+            changes; classifiers only. The last state within both budgets is kept.
         check_steps (`int`, defaults to `5`): optimiser steps between two checks of accuracy and leak.
         validation_fraction (`float`, defaults to `0.1`): share of forget and retain rows that is held out for the
             checks. Of whole classes at least 50 forget rows are held out, or 40 % where there are fewer than 125.
@@ -145,8 +148,14 @@ class UNSCConfig(TrainingArguments):
             "Stop when accuracy on the forget rows is at or below this share; by default 0.002 for classes."
         ),
     )
+    displacement_decay: float = field(
+        default=0.1, metadata=_help("Share of each layer's change that fades at every step, in [0, 1).")
+    )
     max_leak: float | None = field(
         default=0.1, metadata=_help("Budget on the held-out leak; the last state within it is kept.")
+    )
+    max_flips: float | None = field(
+        default=0.1, metadata=_help("Budget on the share of held-out retained rows whose decision changes.")
     )
     check_steps: int = field(default=5, metadata=_help("Optimiser steps between two checks."))
     validation_fraction: float = field(default=0.1, metadata=_help("Share of rows held out for the checks."))
@@ -185,9 +194,20 @@ class UNSCConfig(TrainingArguments):
         return self.null_space != "retained"
 
     @property
+    def is_exact(self) -> bool:
+        """Whether every direction of the retained rows is kept, so that their outputs change by rounding alone."""
+        whole = self.subspace_rule in ("energy", CLASS_BASES) and self.energy >= 1.0
+        return whole and not self.is_control and not self.erases_features
+
+    @property
     def leak_budget(self) -> float | None:
         """`max_leak`; None for controls, which leave the null space on purpose."""
         return None if self.is_control else self.max_leak
+
+    @property
+    def flips_budget(self) -> float | None:
+        """`max_flips`; None for controls."""
+        return None if self.is_control else self.max_flips
 
     @property
     def erases_features(self) -> bool:
@@ -289,6 +309,12 @@ class UNSCConfig(TrainingArguments):
             )
         if self.max_leak is not None and not (math.isfinite(self.max_leak) and self.max_leak > 0):
             raise UNSCError(f"max_leak: {self.max_leak!r} is not a positive number; use None for no budget.")
+        if self.max_flips is not None and not 0.0 < self.max_flips <= 1.0:
+            raise UNSCError(
+                f"max_flips: {self.max_flips!r} is outside (0, 1]; it is a share, not percent. None means no budget."
+            )
+        if not 0.0 <= self.displacement_decay < 1.0:
+            raise UNSCError(f"displacement_decay: {self.displacement_decay!r} is outside [0, 1); 0 switches it off.")
         if not 0.0 <= self.erasure_strength <= 1.0:
             raise UNSCError(
                 f"erasure_strength: {self.erasure_strength!r} is outside [0, 1]; it is a share, not percent."

@@ -19,13 +19,12 @@ class UnreadableRowError(UNSCError):
     """A row holds no image or text that can be read. It is noticed while a batch is read, so its number is unknown."""
 
 
-def closest(name: str, options: Iterable[str], limit: int = 3) -> str:
+def closest(name: str, options: Iterable[str]) -> str:
     """Names among `options` closest to `name` (all of them when there are few), for an error message."""
     options = list(options)
     lowered = {option.lower(): option for option in options}
-    near = [lowered[m] for m in difflib.get_close_matches(name.lower(), list(lowered), n=limit, cutoff=0.4)]
-    listed = near or options[:20]
-    return ", ".join(repr(option) for option in listed)
+    near = [lowered[m] for m in difflib.get_close_matches(name.lower(), list(lowered), n=3, cutoff=0.4)]
+    return ", ".join(repr(option) for option in near or options[:20])
 
 
 def first_line(error: BaseException) -> str:
@@ -55,11 +54,7 @@ def _disk_full(error: BaseException | None) -> bool:
 
 @contextmanager
 def full_disk_in_one_line() -> Iterator[None]:
-    """Report a full disk like bad input, whichever library raised the error.
-
-    Raises:
-        UNSCError: no space was left. Files that were complete stay complete.
-    """
+    """Report a full disk as a UNSCError, whichever library raised the error. Files that were complete stay complete."""
     try:
         yield
     except Exception as error:

@@ -291,7 +291,7 @@ def test_files_for_every_reader(world: World, result: dict[str, Any], tmp_path: 
 
 
 def test_text_in_a_report_is_escaped(tmp_path: Path) -> None:
-    from unsc_hf.reporting.html import Section, write_report
+    from unsc_hf.reporting.report import Section, write_report
 
     path = write_report(
         tmp_path / "r.html", "<b>x</b>", [Section("<i>", ["<script>alert(1)</script>"], table=[["<u>"]])]

@@ -14,10 +14,10 @@ from helpers.training import make_trainer
 
 from unsc_hf import UNSCConfig, UNSCError, split_dataset
 from unsc_hf.comparison.controls import compare
-from unsc_hf.erasure.bands import ProbeBands
+from unsc_hf.erasure.bands import ProbeBands, choose_strength
 from unsc_hf.erasure.eraser import Attempt
 from unsc_hf.erasure.readings import Reading
-from unsc_hf.evaluation.band import Band, choose_strength
+from unsc_hf.evaluation.verdict import Band
 
 BAND = Band(0.5, 0.1)
 

@@ -21,15 +21,20 @@ from helpers.training import make_trainer
 from peft import LoraConfig, PeftModel
 
 from unsc_hf import UNSCConfig, UNSCError, UNSCTrainer, split_dataset
-from unsc_hf.erasure.closed_form import LowRank
-from unsc_hf.erasure.eraser import Attempt, Erased
-from unsc_hf.erasure.limits import erase_features
-from unsc_hf.erasure.readings import Reading, find_readings, find_writer, jacobian, read_writer
-from unsc_hf.erasure.rows import ErasureRows, erasure_rows
-from unsc_hf.erasure.writers import Folds, folding_sites
+from unsc_hf.erasure.closed_form import Folds, LowRank, folding_sites
+from unsc_hf.erasure.eraser import Attempt, Erased, erase_features
+from unsc_hf.erasure.readings import (
+    ErasureRows,
+    Reading,
+    erasure_rows,
+    find_readings,
+    find_writer,
+    jacobian,
+    read_writer,
+)
 from unsc_hf.models.adapters import add_adapters
-from unsc_hf.models.head import head_weights
 from unsc_hf.models.layers import find_layers
+from unsc_hf.models.outputs import head_weights
 
 
 def _trainer(model: Any, data: Data, folder: Path, choose: Any = None, **options: Any) -> UNSCTrainer:
@@ -93,7 +98,7 @@ def test_writers_and_the_derivative_of_the_tail(name: str) -> None:
         if writer is None:
             continue
         # A small constant added to the writer's output moves the mean feature as the derivative says.
-        features, inputs = read_writer(model, writer, reading, batch)
+        features, inputs = read_writer(model, writer, reading, [batch])
         assert inputs.shape == (4, writer.geometry.width)
         slope = jacobian(model, writer, reading, batch)
         step = 1e-3 * torch.randn(slope.shape[1])

@@ -17,9 +17,8 @@ from transformers import DefaultDataCollator, PreTrainedModel
 
 from unsc_hf.comparison.summary import judge_method
 from unsc_hf.evaluation.audits import AUDITS, Examination, audit, calibrate, relearning
-from unsc_hf.evaluation.audits.quantisation import rounded
+from unsc_hf.evaluation.audits.relearning import STEPS, rounded, with_fresh_rows
 from unsc_hf.evaluation.audits.similarity import jensen_shannon, linear_cka
-from unsc_hf.evaluation.audits.training import STEPS, with_fresh_rows
 from unsc_hf.models.outputs import Outputs, RowOutputs, collect_outputs
 
 

@@ -92,7 +92,7 @@ def test_a_model_that_diverged_has_no_attacks(outputs: RowOutputs) -> None:
 def test_audits_and_single_runs_have_one_value_for_one_quantity(
     outputs: RowOutputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unsc_hf.evaluation.audits.prototype.head_weights", lambda *_: HEAD)
+    monkeypatch.setattr("unsc_hf.evaluation.audits.probe.head_weights", lambda *_: HEAD)
     empty: Any = None
     exam = Examination(empty, outputs, outputs, [], FORGOTTEN, empty, empty, empty, empty, empty)
     found = evaluate_outputs(outputs, HEAD, FORGOTTEN, None, None)

@@ -13,7 +13,7 @@ from helpers.results import method_result
 from unsc_hf.comparison.controls import judge_run
 from unsc_hf.comparison.summary import against, false_alarms, half_interval, judge_method
 from unsc_hf.evaluation.audits import AUDITS
-from unsc_hf.evaluation.verdict import Evidence, audits_outside, judge, mean_result, within_band
+from unsc_hf.evaluation.verdict import Band, Evidence, audits_outside, judge, mean_result
 from unsc_hf.reporting.tables import classifier_table
 
 BAND = (0.50, 0.52, 0.54, 0.52)
@@ -61,11 +61,11 @@ def test_words_and_their_limits(evidence: Evidence, retrained: list[Evidence], w
 def test_the_band_is_two_sample_standard_deviations_and_at_least_a_point() -> None:
     numbers = [0.4, 0.5, 0.6]  # sample standard deviation 0.1, that of a population 0.0816
     for value, inside in ((0.69, True), (0.71, False), (0.67, True), (0.31, True), (0.29, False)):
-        assert within_band(value, numbers) is inside
+        assert Band.of(numbers).holds(value) is inside
         assert (judge(model(probe=value), references(*numbers), [2]).word == "removed") is inside
-    assert within_band(0.52, [0.5, 0.51, 0.52])
-    assert within_band(0.509, [0.5] * 3)
-    assert not within_band(0.511, [0.5] * 3)
+    assert Band.of([0.5, 0.51, 0.52]).holds(0.52)
+    assert Band.of([0.5] * 3).holds(0.509)
+    assert not Band.of([0.5] * 3).holds(0.511)
     assert audits_outside(model(probe=0.71), references(*numbers)) == {
         "linear probe": "the linear probe reads 71.0%, retrained models 50.0% ± 10.0%"
     }

@@ -18,8 +18,7 @@ from unsc_hf.comparison.references import training
 from unsc_hf.data.inputs import CachedRows, prepare_dataset
 from unsc_hf.evaluation.audits import probe
 from unsc_hf.evaluation.engine import sample_rows
-from unsc_hf.models.head import classify
-from unsc_hf.models.outputs import Outputs, collect_outputs
+from unsc_hf.models.outputs import Outputs, classify, collect_outputs
 
 
 def bert() -> BertForSequenceClassification:

@@ -173,7 +173,7 @@ def test_imagefolder_and_a_fine_tuned_original(world: Path, finished: Path) -> N
 def test_push_to_hub_uploads_only_what_is_public(finished: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pushed: list[dict[str, Any]] = []
     monkeypatch.setattr(
-        "unsc_hf.runs.result.publish",
+        "unsc_hf.runs.job.publish",
         lambda folder, name, **k: pushed.append({"folder": folder, "name": name, **k}),
     )
     original = next((world / "references").glob("original-*"))

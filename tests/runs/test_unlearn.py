@@ -91,7 +91,7 @@ def test_it_is_published_under_its_new_name(
     result: UnlearningResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pushed: list[tuple[Any, ...]] = []
-    monkeypatch.setattr("unsc_hf.runs.result.publish", lambda *a, **k: pushed.append((*a, k["private"], k["token"])))
+    monkeypatch.setattr("unsc_hf.runs.job.publish", lambda *a, **k: pushed.append((*a, k["private"], k["token"])))
     folder = result.save(tmp_path / "local")
     result.push_to_hub("user/without-frog", private=True, token="secret")
     assert pushed == [(folder, "user/without-frog", True, "secret")]

@@ -21,9 +21,8 @@ def parse_arguments(
     description: str = "",
     defaults: Mapping[str, Any] | None = None,
 ) -> tuple[Any, ...]:
-    """One instance of each dataclass in `types`, from the command line.
-
-    What is not given there comes from `--config file.yaml`, then from `defaults`.
+    """One instance of each dataclass in `types`, from the command line, then from `--config file.yaml`, then
+    `defaults`.
 
     Raises:
         UNSCError: unreadable file, or a key that is no option (the closest are listed).
@@ -45,11 +44,9 @@ def parse_arguments(
     if file is not None:
         options = _read_yaml(file)
         known = {f.name for cls in types for f in dataclasses.fields(cls) if f.init}
-        for key in options:
-            if key not in known:
-                raise UNSCError(
-                    f"config: {file.name} sets {key!r}, which is no option; closest: {closest(str(key), known)}."
-                )
+        if unknown := [key for key in options if key not in known]:
+            near = closest(unknown[0], known)
+            raise UNSCError(f"config: {file.name} sets {unknown[0]!r}, which is no option; closest: {near}.")
         for action in parser._actions:
             if action.dest not in options:
                 continue

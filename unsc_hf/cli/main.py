@@ -22,8 +22,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -46,47 +47,41 @@ class AuditedArguments:
     )
 
 
-def _kind(words: Sequence[str], allowed: Sequence[str]) -> str:
-    """The first word, which must be one of `allowed`; `--help` in its place shows all commands."""
+def _check_kind(words: Sequence[str], kinds: Sequence[str]) -> None:
+    """Refuse a first word that is not among `kinds`; `--help` in its place shows all commands."""
     if words and words[0] in ("-h", "--help"):
         print(__doc__)
         raise SystemExit(0)
-    if not words or words[0] not in allowed:
+    if not words or words[0] not in kinds:
         seen = f"{words[0]!r}" if words else "nothing"
-        raise UNSCError(f"unsc: expected {', '.join(allowed)} after the command, got {seen}.")
-    return words[0]
+        raise UNSCError(f"unsc: expected {', '.join(kinds)} after the command, got {seen}.")
 
 
-def _parse(words: Sequence[str], *more: type, defaults: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
+def _parse(words: Sequence[str], *more: type, kinds: Sequence[str] = ("image", "text")) -> tuple[Any, ...]:
     """Arguments of the types `more`, those of the kind that the first word names, and the options of unlearning."""
+    _check_kind(words, kinds)
     from ..comparison.arguments import ImageArguments, LanguageArguments, TextArguments
     from ..config import UNSCConfig
 
     types = {"image": ImageArguments, "text": TextArguments, "lm": LanguageArguments}
+    defaults = _LANGUAGE_DEFAULTS if words[0] == "lm" else _QUIET if more else None
     return parse_arguments((*more, types[words[0]], UNSCConfig), words[1:], __doc__ or "", defaults)
 
 
 def unlearn(words: Sequence[str], console: Console) -> dict[str, Any]:
     """`unsc unlearn image|text|lm ...`; the content of results.json."""
-    kind = _kind(words, ("image", "text", "lm"))
-    arguments, config = _parse(words, defaults=_LANGUAGE_DEFAULTS if kind == "lm" else None)
-    if kind == "lm":
-        from ..runs.language import run as run_language
-
-        fill_output_dir(config, "unlearned-language-model")
-        run_language(arguments, config, console)
-    else:
-        from ..runs.classification import run
-
-        fill_output_dir(config, "quickstart" if arguments.quickstart else f"unlearned-{kind}")
-        run(arguments, config, console)
+    arguments, config = _parse(words, kinds=("image", "text", "lm"))
+    kind = "language-model" if words[0] == "lm" else words[0]
+    fill_output_dir(config, "quickstart" if arguments.quickstart else f"unlearned-{kind}")
+    run = import_module(f"unsc_hf.runs.{'language' if words[0] == 'lm' else 'classification'}").run
+    run(arguments, config, console)
     results = json.loads(Path(str(config.output_dir), "results.json").read_text(encoding="utf-8"))
     return {"output_dir": str(config.output_dir), **results}
 
 
 def evaluate(words: Sequence[str], console: Console) -> dict[str, Any]:
     """`unsc evaluate lm ...`; the summary."""
-    _kind(words, ("lm",))
+    _check_kind(words, ("lm",))
     from ..runs.evaluation_arguments import EvaluationArguments
     from ..runs.language_evaluation import run
 
@@ -96,20 +91,18 @@ def evaluate(words: Sequence[str], console: Console) -> dict[str, Any]:
 
 def compare(words: Sequence[str], console: Console) -> dict[str, Any]:
     """`unsc compare image|text ...`; the summaries by forget set."""
-    _kind(words, ("image", "text"))
     from ..comparison.compare_methods import ComparisonArguments, compare_methods
 
-    comparison, arguments, config = _parse(words, ComparisonArguments, defaults=_QUIET)
+    comparison, arguments, config = _parse(words, ComparisonArguments)
     fill_output_dir(config, "comparison")
     return _summarise(compare_methods(comparison, arguments, config, console), config, console)
 
 
 def audit(words: Sequence[str], console: Console) -> dict[str, Any]:
     """`unsc audit image|text ...`; the summaries by forget set."""
-    _kind(words, ("image", "text"))
     from ..comparison.compare_methods import ComparisonArguments, audit_model
 
-    audited, comparison, arguments, config = _parse(words, AuditedArguments, ComparisonArguments, defaults=_QUIET)
+    audited, comparison, arguments, config = _parse(words, AuditedArguments, ComparisonArguments)
     if audited.audited is None:
         raise UNSCError("audited: not given; name the unlearned model, by its Hub id or folder.")
     fill_output_dir(config, "audit")
@@ -130,11 +123,10 @@ def _summarise(result: dict[str, Any], config: Any, console: Console) -> dict[st
 
 def ablate(words: Sequence[str], console: Console) -> dict[str, Any]:
     """`unsc ablate image|text ...`; the paragraph of each study."""
-    _kind(words, ("image", "text"))
     from ..comparison.run_studies import AblationArguments, run_studies
     from ..reporting.model_card import typed_command
 
-    ablation, arguments, config = _parse(words, AblationArguments, defaults=_QUIET)
+    ablation, arguments, config = _parse(words, AblationArguments)
     fill_output_dir(config, "studies")
     paragraphs = run_studies(ablation, arguments, config, typed_command(), console)
     return {"output_dir": str(config.output_dir), "studies": paragraphs}
@@ -183,13 +175,7 @@ def report(words: Sequence[str], console: Console) -> dict[str, Any]:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str], Console], dict[str, Any]]] = {
-    "unlearn": unlearn,
-    "evaluate": evaluate,
-    "compare": compare,
-    "ablate": ablate,
-    "audit": audit,
-    "push": push,
-    "report": report,
+    command.__name__: command for command in (unlearn, evaluate, compare, ablate, audit, push, report)
 }
 
 

@@ -25,9 +25,8 @@ from ..erasure.bands import ProbeBands
 from ..errors import UNSCError, first_line
 from ..evaluation.engine import EvaluationRows, evaluate_outputs, output_metrics
 from ..evaluation.verdict import LABELS, MethodResult, Verdict, judge, mean_result
-from ..models.head import head_weights
 from ..models.loading import load_as, model_label_names, own_processor
-from ..models.outputs import Outputs, RowOutputs, collect_outputs
+from ..models.outputs import Outputs, RowOutputs, collect_outputs, head_weights
 from ..trainer.checkpoints import resume_from
 from ..trainer.trainer import UNSCTrainer
 

@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..evaluation.audits.training import EVERY
+from ..evaluation.audits.relearning import EVERY
 from ..reporting.plots import BLUE, GREEN, GREY, save, shorten
 from .summary import ORIGINAL, RETRAINED, half_interval, titles, values
 

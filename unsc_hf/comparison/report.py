@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.audits import AUDITS
-from ..reporting.html import FILE, Picture, Section, write_report
 from ..reporting.model_card import escape, versions
+from ..reporting.report import FILE, Picture, Section, write_report
 from ..reporting.results import finite
 from ..utils.files import write_text
 from .plots import plot_attack, plot_changes, plot_depth, plot_front, plot_relearning

@@ -14,8 +14,8 @@ from ..config import UNSCConfig
 from ..data.columns import read_labels
 from ..data.selection import Request, resolve_classes
 from ..errors import UNSCError
-from ..reporting.html import Picture, Section
 from ..reporting.plots import save
+from ..reporting.report import Picture, Section
 from ..utils.files import write_text
 from ..utils.fingerprint import data_fingerprint
 from .arguments import ClassificationArguments

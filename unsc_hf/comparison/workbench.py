@@ -19,10 +19,9 @@ from transformers.trainer_utils import SaveStrategy
 from ..config import UNSCConfig
 from ..data.inputs import CachedRows
 from ..errors import UNSCError
-from ..models.head import classify
 from ..models.hooks import NOT_INPUTS, evaluation_mode
 from ..models.layers import LayerSelection, ProtectedLayer
-from ..models.outputs import Outputs
+from ..models.outputs import Outputs, classify
 from ..nullspace.moments import SecondMoment
 from ..nullspace.statistics import ActivationStatistics
 from ..trainer.preparation import Preparation, Spaces, UnlearningPlan, retained_groups

@@ -12,13 +12,11 @@ from transformers import PreTrainedModel
 
 from ..data.selection import evenly_spaced
 from ..errors import UNSCError
-from ..evaluation.band import Band, choose_strength
 from ..evaluation.probes import linear_probe
-from ..models.hooks import evaluation_mode
+from ..evaluation.verdict import Band
 from ..models.loading import own_processor
 from .eraser import Attempt
-from .readings import Reading, find_readings, read_all
-from .rows import Batch, FeatureRows
+from .readings import Batch, FeatureRows, Reading, find_readings, read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +25,35 @@ ProbeRows = tuple[Sequence[Batch], Sequence[Batch]]  # that a probe is taught on
 ROWS_PER_CLASS = 200  # rows of each class that a probe is taught on
 ROWS = 4_000  # of all classes together: a probe of 150 classes would take longer than unlearning
 FEWEST_ROWS = 25  # of each class in any case
+TRIES = 5
+
+
+def choose_strength(read: Callable[[float], float], band: Band, start: float) -> float:
+    """The strength of erasure in [0, 1] whose reading on *validation* rows lies nearest the middle of the band.
+
+    The reading falls as the strength grows, so the interval is bisected, from `start` on. The search ends after five
+    tries, or as soon as a reading lies in the inner half of the band.
+    """
+    seen: dict[float, float] = {}
+    low, high, at = 0.0, 1.0, start
+    for _ in range(TRIES):
+        seen[at] = read(at)
+        if band.distance(seen[at]) <= 0.5:
+            break
+        low, high = (at, high) if seen[at] > band.mean else (low, at)
+        at = (low + high) / 2 if high - low > 0.05 or high < 1 else 1.0
+        if low == 0.0 and high <= 0.1:
+            at = 0.0
+        if at in seen:
+            break
+    return min(seen, key=lambda strength: band.distance(seen[strength]))
 
 
 class ProbeBands:
     """Bands of what a probe reads in retrained models, and the strengths of erasure that reach them.
 
-    The probe is taught on training rows, and asked about the forget rows that are held out for validation. `bands` are
-    by name of the reading; `taught_on` and `asked` are batches.
+    The probe is taught on batches of training rows, `taught_on`, and asked about the forget rows that are held out for
+    validation, `asked`. `bands` are by name of the reading.
     """
 
     def __init__(
@@ -43,14 +63,10 @@ class ProbeBands:
         references: Sequence[Callable[[], PreTrainedModel]],
         bands: Mapping[str, Band] | None = None,
     ) -> None:
-        """Read the bands in the references, unless they are given.
+        """Read the bands in the references, unless `bands` gives them by reading, for the same rows.
 
-        Args:
-            model: the model that is erased; it may be trained before.
-            rows: of whole classes.
-            references: each gives a retrained model; they are held one at a time. One from a folder or the Hub reads
-                raw rows by the tokenizer or image processor that was saved with it.
-            bands: of each reading, where they are known already for the same rows; `references` are not needed then.
+        `rows` are of whole classes. Each of `references` gives a retrained model, one at a time. One from a folder or
+        the Hub reads raw rows by the tokenizer or image processor that was saved with it.
 
         Raises:
             UNSCError: a language model or single rows, fewer than two references, or one with other hidden states.
@@ -87,7 +103,6 @@ class ProbeBands:
         return taught_on, rows.batches(rows.held_out)
 
     def _read(self, rows: FeatureRows, references: Sequence[Callable[[], PreTrainedModel]]) -> dict[str, Band]:
-        """Bands of every reading."""
         places = len(self._readings(self._model))
         values: dict[str, list[float]] = {}
         for load in references:
@@ -110,14 +125,10 @@ class ProbeBands:
 
     def _probes(self, model: nn.Module, readings: Sequence[Reading], rows: ProbeRows) -> list[float]:
         """What a probe of each reading says of the held-out forget rows; NaN where there are none."""
-        features, labels = [], []
-        for batches in rows:
-            with evaluation_mode(model):
-                read = [read_all(model, readings, batch) for batch in batches]
-            features.append([torch.cat([part[i].float().cpu() for part in read]) for i in range(len(readings))])
-            labels.append(torch.cat([batch["labels"].cpu() for batch in batches]))
-        values = []
-        for train, test in zip(*features, strict=True):
-            value = linear_probe(train, labels[0], test, labels[1], self._forgotten, per_class=self._per_class)
-            values.append(float("nan") if value is None else value)
-        return values
+        train, test = (read_rows(model, readings, batches) for batches in rows)
+        labels, asked = (torch.cat([batch["labels"].cpu() for batch in batches]) for batches in rows)
+        values = [
+            linear_probe(x, labels, y, asked, self._forgotten, per_class=self._per_class)
+            for x, y in zip(train, test, strict=True)
+        ]
+        return [float("nan") if value is None else value for value in values]

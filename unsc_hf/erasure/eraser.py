@@ -7,11 +7,14 @@ What is written: hidden states come first, the head's input last. The layer that
 least leak that takes a share of these differences out (`closed_form.py`).
 
 When it stops: a reading is done when its differences are near their target, or when no step brings them nearer.
-Whether the model can afford all of it is asked afterwards (`limits.py`).
+
+What bounds it: erased features leave the null space. What that costs is in the held-out leak, and the leak budget
+bounds it. The answers bound it too: forgotten rows that lie nearer to what they resemble may be recognised again.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,17 +22,30 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UNSCError
-from ..models.head import head_weights
-from ..models.hooks import evaluation_mode
-from ..models.layers import ProtectedLayer
-from .closed_form import LowRank, least_leak, output_shifts
-from .readings import Reading, find_readings, find_writer, jacobian, read_all, read_writer
-from .rows import ErasureRows
-from .writers import Folds, folding_sites
+from ..models.layers import ProtectedLayer, plain_name
+from ..models.outputs import head_weights
+from .closed_form import Folds, LowRank, folding_sites, least_leak, output_shifts
+from .readings import (
+    ErasureRows,
+    FeatureRows,
+    Reading,
+    erasure_rows,
+    find_readings,
+    find_writer,
+    jacobian,
+    read_rows,
+    read_writer,
+)  # fmt: skip
+
+logger = logging.getLogger(__name__)
 
 _PASSES = 3  # steps of Newton's method: what lies behind a writer is not linear
 _NEAR = 0.05  # of the differences before: near enough to the target
 _DAMPING = (1.0, 0.5, 0.25)  # shares of a step, tried until one brings the differences nearer
+_BROUGHT_BACK = 0.005  # how much more of the held-out forget rows may be known after erasure, at least one row
+_LOWERED = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # logits, in the mean over the rows of a class
+_HIDDEN_SHARES = 1 / 8  # how finely the share of hidden states is sought where the budget does not hold all
+_SCALES = 0.01  # how finely the scale of all changes is sought
 
 Attempt = Callable[[float], None]
 Choose = Callable[[Reading, Attempt], float]  # tries strengths for a reading, and returns the one to keep
@@ -37,59 +53,44 @@ Choose = Callable[[Reading, Attempt], float]  # tries strengths for a reading, a
 
 @dataclass(frozen=True)
 class Erased:
-    """What was done for one reading.
-
-    Attributes:
-        reading, writer: names.
-        strength: share of the difference of class means that was taken out; what the head does not read goes whole.
-        before, after: norm of the differences of class means before all erasure, and after this reading's.
-    """
+    """What was done for one reading."""
 
     reading: str
     writer: str
-    strength: float
-    before: float
-    after: float
+    strength: float  #: share of the differences that was taken out; what the head does not read goes whole
+    before: float  #: norm of the differences of class means before all erasure
+    after: float  #: and after this reading's
 
 
 @dataclass(frozen=True)
 class _State:
-    """Differences of class means of a reading (width, pairs) and of its writer's inputs (in, pairs), as they are now;
-    the second moment of the retained rows' inputs (in, in)."""
+    """A reading and the inputs of its writer, as they are now."""
 
-    features: Tensor
-    inputs: Tensor
-    moment: Tensor
+    features: Tensor  # differences of class means, (width, pairs)
+    inputs: Tensor  # the same of the writer's inputs, (in, pairs)
+    moment: Tensor  # second moment of the retained rows' inputs, (in, in)
 
 
 @dataclass(eq=False)
 class _Place:
-    """A reading, its writer, and the differences of class means (width, pairs) before all erasure."""
-
     reading: Reading
     writer: ProtectedLayer
-    before: Tensor
+    before: Tensor  # differences of class means before all erasure, (width, pairs)
     folded: int = 0  # changes that are written for it
 
 
 class FeatureEraser:
-    """Erases the readings of one model, one after another.
+    """Erases the readings of one model in place, one after another; `done` is what was erased so far.
 
-    Attributes:
-        model: changed in place through `folds`.
-        rows: that are read.
-        sites: layers that may be changed: the module whose output is read, a LoRA layer as a whole.
-        folds: the changes.
-        head: reading of the head's input.
-        head_rows: rows of the head's weight by class, (labels, width); None for language models.
-        done: what was erased so far.
+    Layers that may be changed are `sites` (a LoRA layer as a whole), and their changes are `folds`. `head` is the
+    reading of the head's input, and `head_rows` are its weight's rows by class, (labels, width), None for language
+    models.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[ProtectedLayer], place: str, rows: ErasureRows) -> None:
         """`layers` are the trained layers; `place` is "head" or "layers".
 
-        Raises:
-            UNSCError: hidden states that the model does not return, or no layer that may be changed writes any reading.
+        UNSCError where the model returns no hidden states, or no layer that may be changed writes any reading.
         """
         self.model, self.rows = model, rows
         self.sites, self.folds = folding_sites(model, layers), Folds(model)
@@ -112,12 +113,10 @@ class FeatureEraser:
         self.done = [self._erase(place, choose) for place in self._places]
 
     def take_back_last(self) -> None:
-        """Take back what was done for the last reading."""
         self.done.pop()
         self._unfold(self._places[-1])
 
     def erase_last(self, choose: Choose) -> None:
-        """Erase the last reading again, after the others were changed."""
         self.done.append(self._erase(self._places[-1], choose))
 
     def scaled(self, hidden: float, factor: float) -> list[Erased]:
@@ -131,8 +130,8 @@ class FeatureEraser:
 
     def read_heads(self) -> tuple[Tensor, Tensor]:
         """The head's inputs on forgotten and on retained rows, float64, (rows, width)."""
-        forgotten, retained = self._read_all([self.head])
-        return _joined(forgotten, 0).double(), _joined(retained, 0).double()
+        (forgotten,), (retained,) = self._read_rows([self.head])
+        return forgotten.double(), retained.double()
 
     def _erase(self, place: _Place, choose: Choose) -> Erased:
         start, held = self._read(place), self._held(place)
@@ -176,10 +175,7 @@ class FeatureEraser:
     def _approach(
         self, place: _Place, now: _State, held: tuple[Tensor, Tensor], slope: Tensor, target: Tensor
     ) -> tuple[list[LowRank], Tensor]:
-        """Fold until the differences are `target`, as nearly as the layers behind the writer allow.
-
-        Returns the changes that were folded, and the differences that are left.
-        """
+        """Fold until the differences are `target`, as nearly as can be; the changes, and the differences left."""
         folded: list[LowRank] = []
         near = _NEAR * float(now.features.norm())
         while len(folded) < _PASSES and float((now.features - target).norm()) > near:
@@ -213,27 +209,170 @@ class FeatureEraser:
         return (1 - strength / 2) * (basis @ (basis.T @ place.before))
 
     def _differences(self, readings: Sequence[Reading]) -> list[Tensor]:
-        """Differences of class means of each reading, (width, pairs), as they are now."""
-        forgotten, retained = self._read_all(readings)
-        return [self.rows.differences(_joined(forgotten, i), _joined(retained, i)) for i in range(len(readings))]
+        """As they are now, (width, pairs) for each reading."""
+        return [self.rows.differences(*pair) for pair in zip(*self._read_rows(readings), strict=True)]
 
-    def _read_all(self, readings: Sequence[Reading]) -> list[list[list[Tensor]]]:
-        """Of both kinds of rows, for each batch, every reading."""
-        with evaluation_mode(self.model):
-            parts = (self.rows.forgotten, self.rows.retained)
-            return [[read_all(self.model, readings, batch) for batch in part] for part in parts]
+    def _read_rows(self, readings: Sequence[Reading]) -> list[list[Tensor]]:
+        """Of both kinds of rows, every reading."""
+        return [read_rows(self.model, readings, part) for part in (self.rows.forgotten, self.rows.retained)]
 
     def _read(self, place: _Place) -> _State:
-        """Both kinds of rows, as they are now."""
         forgotten, retained = (
-            [read_writer(self.model, place.writer, place.reading, batch) for batch in part]
+            read_writer(self.model, place.writer, place.reading, part)
             for part in (self.rows.forgotten, self.rows.retained)
         )
-        features, inputs = (self.rows.differences(_joined(forgotten, i), _joined(retained, i)) for i in (0, 1))
-        x = _joined(retained, 1).double()
+        features, inputs = (self.rows.differences(*pair) for pair in zip(forgotten, retained, strict=True))
+        x = retained[1].double()
         return _State(features, inputs, x.T @ x / len(x))
 
 
-def _joined(parts: Sequence[Sequence[Tensor]], i: int) -> Tensor:
-    """The `i`-th tensor of each batch, joined, float32 on the CPU."""
-    return torch.cat([part[i].float().cpu() for part in parts])
+def erase_features(
+    model: nn.Module,
+    layers: Sequence[ProtectedLayer],
+    rows: FeatureRows,
+    pseudo_labels: Tensor | None,
+    leak: Callable[[], float],
+    known: Callable[[], float],
+    target: float,
+    choose: Choose | None = None,
+) -> list[Erased]:
+    """Erase the features of an unlearned model in place, within the leak budget and without bringing answers back.
+
+    Args:
+        layers: the trained layers of its projection.
+        rows: of the request; their `args` say how much to erase, where, and within which budget.
+        pseudo_labels: new labels of the training rows to forget, None for a language model.
+        leak, known: held-out leak of the model, and how much it knows of the held-out forget rows, as it is now;
+            the same on every process.
+        target: how much of the held-out forget rows may be known in any case.
+        choose: chooses the strength for each reading instead of `args.erasure_strength`.
+
+    Raises:
+        UNSCError: hidden states that the model does not return, no layer that may be changed, or too few rows.
+    """
+    args = rows.args
+    most_known = max(known(), target) + max(_BROUGHT_BACK, 1 / len(rows.held_out))
+    limits = _Limits(leak, known, args.max_leak, most_known)
+    eraser = FeatureEraser(model, layers, args.feature_erasure, erasure_rows(rows, pseudo_labels))
+    eraser.erase(choose or (lambda reading, attempt: args.erasure_strength))
+    return _keep_limits(eraser, limits, choose)
+
+
+@dataclass(frozen=True)
+class _Limits:
+    leak: Callable[[], float]
+    known: Callable[[], float]
+    max_leak: float | None
+    most_known: float
+
+    def affordable(self) -> bool:
+        return self.max_leak is None or self.leak() <= self.max_leak
+
+    def forgotten(self) -> bool:
+        return self.known() <= self.most_known
+
+    def hold(self) -> bool:
+        return self.affordable() and self.forgotten()
+
+
+def _keep_limits(eraser: FeatureEraser, limits: _Limits, choose: Choose | None) -> list[Erased]:
+    """Scale what was erased until it keeps the limits.
+
+    One strength for all readings is scaled as a whole. Chosen strengths depend on each other: the head's was chosen
+    with all changes of hidden states in place. So there the hidden states are scaled alone, and the head's input, which
+    most attacks read, is served first. Answers that came back are lowered in the head, which changes no feature. Where
+    the head may not be changed, less is erased.
+    """
+    over_budget = f"exceeds the leak budget (max_leak {limits.max_leak})"
+    hidden, factor, reasons = 1.0, 1.0, []
+    if not limits.affordable():
+        reasons.append(over_budget)
+        if choose is not None and len(eraser.done) > 1 and eraser.done[-1].reading == eraser.head.name:
+            hidden = _serve_head_first(eraser, limits, choose)
+        if not limits.affordable():
+            factor = _scale_down(eraser.folds, limits.affordable)
+    back = limits.known()
+    if back > limits.most_known:
+        lowered = _lower_answers(eraser, limits)
+        if lowered is not None:
+            logger.warning(
+                f"Erasure brought {back:.3g} of the held-out forget rows back: the logits of the forgotten classes "
+                f"were lowered in the head, on their rows by {lowered:g} in the mean."
+            )
+        if not limits.hold():
+            known = f"{back:.3g} known on held-out ones, {limits.most_known:.3g} at most"
+            reasons.append(f"brings forgotten rows back ({known})" if lowered is None else over_budget)
+            eraser.folds.settle()
+            factor *= _scale_down(eraser.folds, limits.hold)
+    if not reasons:
+        return eraser.done
+    logger.warning(
+        "Erasure was scaled to %.0f %%%s: all of it %s.",
+        100 * factor * hidden,
+        "" if hidden == 1 else f" in hidden states, {100 * factor:.0f} % at the head's input",
+        " and ".join(dict.fromkeys(reasons)),
+    )
+    return eraser.scaled(hidden, factor)
+
+
+def _serve_head_first(eraser: FeatureEraser, limits: _Limits, choose: Choose) -> float:
+    """The largest share of the hidden states' changes, to an eighth, that leaves enough budget for the head's input.
+
+    On return the head's input is erased with that share in place. Where the share is zero it may exceed the budget.
+    """
+    eraser.take_back_last()
+    low, high, served = 0.0, 1.0, False
+    while high - low > _HIDDEN_SHARES:
+        middle = (low + high) / 2
+        if served:
+            eraser.take_back_last()
+        eraser.folds.scale(middle)
+        served = limits.affordable()
+        if served:
+            eraser.erase_last(choose)
+        low, high = (middle, high) if served and limits.affordable() else (low, middle)
+    if served and low == middle:
+        return low
+    if served:
+        eraser.take_back_last()
+    if low > 0:
+        eraser.folds.scale(low)
+    else:
+        eraser.folds.clear()
+    eraser.erase_last(choose)
+    return low
+
+
+def _scale_down(folds: Folds, fits: Callable[[], bool]) -> float:
+    """The largest scale of all changes, to 1 %, that keeps the limits. The changes are left at that scale."""
+    low, high = 0.0, 1.0
+    while high - low > _SCALES:
+        middle = (low + high) / 2
+        folds.scale(middle)
+        low, high = (middle, high) if fits() else (low, middle)
+    folds.scale(low)
+    return low
+
+
+def _lower_answers(eraser: FeatureEraser, limits: _Limits) -> float | None:
+    """Lower the logits of the forgotten classes on their rows, in the head, until the rows are forgotten again.
+
+    Returns how far, in the mean over the rows of a class; None where it is not possible and nothing has changed.
+    """
+    name = plain_name(eraser.head.head.name.removesuffix(".base_layer"))
+    site = next((one for one in eraser.sites if one.name == name), None)
+    if site is None or eraser.head_rows is None:
+        return None
+    forgotten, retained = eraser.read_heads()
+    own = eraser.rows.own
+    classes = torch.unique(own)
+    means = torch.stack([forgotten[own == c].mean(0) for c in classes.tolist()], 1)
+    lower = torch.zeros(len(eraser.head_rows), len(classes), dtype=torch.float64)
+    lower[classes, torch.arange(len(classes))] = -1.0
+    change = least_leak(means, lower, retained.T @ retained / len(retained))
+    for logits in _LOWERED:
+        eraser.folds.fold(site, change.scaled(logits))
+        if limits.forgotten():
+            return logits
+        eraser.folds.unfold(site)
+    return None

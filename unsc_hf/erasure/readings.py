@@ -1,40 +1,149 @@
-"""What a probe reads of a model, and which layer writes it: a hidden state, or the input of the head.
+"""What erasure reads of a model: on which rows, in which place, and which layer writes it.
 
-A reading gives one row for each sample of a classifier: the head's input as it is, or a hidden state as its mean over
-real tokens or positions, as the probe audit takes it. Of a language model it gives one row for each answer token.
+A place is a hidden state, or the input of the head. A reading gives one row for each sample of a classifier: the head's
+input as it is, or a hidden state as its mean over real tokens or positions, as the probe audit takes it. Of a language
+model it gives one row for each answer token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+from ..config import UNSCConfig
 from ..data.dialogues import IGNORED
+from ..data.inputs import default_collator, prepare_dataset
+from ..data.selection import evenly_spaced
 from ..errors import UNSCError
-from ..models.head import find_head
-from ..models.hooks import NOT_INPUTS, capture_inputs, evaluation_mode
+from ..models.hooks import NOT_INPUTS, capture_inputs, evaluation_mode, pool
 from ..models.layers import ProtectedLayer, RowGeometry
+from ..models.outputs import find_head
+from ..tasks import Task
+from .closed_form import Pair, differences, shared_pairs
+
+logger = logging.getLogger(__name__)
+
+Batch = Mapping[str, Any]
+
+_FORGOTTEN_ROWS = 600  # forgotten rows that are read, and retained ones of a language model
+_FORGOTTEN_ROWS_PER_CLASS = 100  # the least limit for a class, where many classes are forgotten
+_ROWS_PER_CLASS = 150  # retained rows of each class that forgotten rows are re-labelled to
+_OTHER_ROWS = 300  # retained rows of all other classes together: they count in the leak
+_FEW_ROWS = 20  # with fewer retained rows the mean of a class is uncertain
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """The rows of a request, and what makes batches of them."""
+
+    task: Task  #: knows the classes of rows
+    args: UNSCConfig  #: says what to erase, and on which device
+    forget: Dataset
+    retain: Dataset
+    held_out: Dataset  #: forget rows held out for validation
+    processor: Any  #: tokenizer or image processor of the model, None where rows need none
+    prepare: Callable[[Dataset], Any]
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+    def batches(self, rows: Dataset) -> list[Batch]:
+        """Rows in batches on the device, in their order."""
+        size, device = self.args.per_device_eval_batch_size, self.args.device
+        loader = DataLoader(self.prepare(rows), size, collate_fn=self.collate, generator=torch.Generator())
+        return [{name: value.to(device) for name, value in batch.items()} for batch in loader]
+
+    def read_by(self, model: nn.Module, processor: Any) -> FeatureRows:
+        """The same rows as another model reads them, with its own tokenizer or image processor.
+
+        Rows that are no raw images or texts stay as they are.
+        """
+        if self.task.prepare(self.held_out).format["type"] != "custom":
+            return self
+
+        def prepare(rows: Dataset) -> Dataset:
+            return prepare_dataset(rows, processor, model, self.args.label_column, self.args.text_columns)
+
+        return replace(self, processor=processor, prepare=prepare, collate=default_collator(processor))
+
+
+@dataclass(frozen=True)
+class ErasureRows:
+    """The rows that erasure reads, in batches on the model's device."""
+
+    forgotten: Sequence[Batch]
+    retained: Sequence[Batch]
+    own: Tensor  #: class of each forgotten reading row, (rows,)
+    relabelled: Tensor  #: the class that it is re-labelled to, (rows,)
+    labels: Tensor  #: classes of the retained reading rows, (rows,)
+    pairs: Sequence[Pair]  #: whose means are brought together, see `shared_pairs`
+    answers: bool = False  #: whether rows are the answer tokens of a language model
+
+    def differences(self, forgotten: Tensor, retained: Tensor) -> Tensor:
+        """Of class means (width, pairs), of what was read of the rows, (rows, width) each."""
+        return differences(forgotten, self.own, self.relabelled, retained, self.labels, self.pairs)
+
+
+def erasure_rows(rows: FeatureRows, pseudo_labels: Tensor | None) -> ErasureRows:
+    """Choose evenly spaced rows to forget and to keep. None of them is held out.
+
+    Pseudo-labels are ids (forget rows,) or distributions (forget rows, classes); None for a language model. UNSCError
+    when no class has two rows of either kind.
+    """
+    own = rows.task.strata(rows.forget)
+    classes = np.unique(own)
+    limit = max(_FORGOTTEN_ROWS // len(classes), _FORGOTTEN_ROWS_PER_CLASS)
+    chosen = np.sort(np.concatenate([evenly_spaced(np.flatnonzero(own == c), limit) for c in classes]))
+    forgotten = rows.batches(rows.forget.select(chosen))
+    if pseudo_labels is None:
+        return _answer_rows(rows, forgotten)
+    new = pseudo_labels[torch.from_numpy(chosen)]
+    relabelled = new if new.dim() == 1 else new.argmax(1)
+    mine, labels = torch.from_numpy(own[chosen]), rows.task.strata(rows.retain)
+    pairs = shared_pairs(mine, relabelled, torch.from_numpy(labels))
+    alone = sorted(set(classes.tolist()) - {c for c, _ in pairs})
+    if alone:
+        logger.warning(
+            "Class %s is not erased: fewer than two of its rows have the same new label, so there is no mean to move.",
+            alone[0],
+        )
+    shared = sorted({k for _, k in pairs})
+    of_shared = [evenly_spaced(np.flatnonzero(labels == k), _ROWS_PER_CLASS) for k in shared]
+    few = [k for k, part in zip(shared, of_shared, strict=True) if len(part) < _FEW_ROWS]
+    if few:
+        logger.warning("Class %s has fewer than %d retained rows: its mean is uncertain.", few[0], _FEW_ROWS)
+    others = evenly_spaced(np.flatnonzero(~np.isin(labels, shared)), _OTHER_ROWS)
+    kept = np.sort(np.concatenate([*of_shared, others]))
+    retained = rows.batches(rows.retain.select(kept))
+    return ErasureRows(forgotten, retained, mine, relabelled, torch.from_numpy(labels[kept]), pairs)
+
+
+def _answer_rows(rows: FeatureRows, forgotten: Sequence[Batch]) -> ErasureRows:
+    """Rows of a language model: all answer tokens are one group."""
+    kept = evenly_spaced(np.arange(len(rows.retain)), _FORGOTTEN_ROWS)
+    retained = rows.batches(rows.retain.select(kept))
+    group, labels = (
+        torch.zeros(sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in part), dtype=torch.long)
+        for part in (forgotten, retained)
+    )
+    return ErasureRows(forgotten, retained, group, group, labels, shared_pairs(group, group, labels), True)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One place to read.
+    """One place to read."""
 
-    Attributes:
-        state: index of a hidden state, None for the head's input.
-        head: the head.
-        answers: whether rows are the answer tokens of a language model.
-    """
-
-    state: int | None
+    state: int | None  #: index of a hidden state, None for the head's input
     head: ProtectedLayer
-    answers: bool = False
+    answers: bool = False  #: whether rows are the answer tokens of a language model
 
     @property
     def name(self) -> str:
@@ -43,8 +152,7 @@ class Reading:
     def rows(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """Run the model on a batch, and read: (rows, width), with the graph where gradients are on.
 
-        Raises:
-            UNSCError: hidden states that the model does not return, or a head that reads several rows of a sample.
+        UNSCError for hidden states that the model does not return, or a head that reads several rows of a sample.
         """
         return read_all(model, [self], batch)[0]
 
@@ -68,7 +176,7 @@ def read_all(model: nn.Module, readings: Sequence[Reading], batch: Mapping[str, 
         if reading.answers:
             return answer_rows(state, batch)
         if reading.state is not None:
-            return _pooled(state, batch.get("attention_mask"))
+            return pool(state, batch.get("attention_mask"))
         if state.dim() != 2:
             raise UNSCError(
                 f"features: the head reads an input of shape {tuple(state.shape)}, expected (batch, width): "
@@ -79,28 +187,27 @@ def read_all(model: nn.Module, readings: Sequence[Reading], batch: Mapping[str, 
     return [rows(reading) for reading in readings]
 
 
+def read_rows(model: nn.Module, readings: Sequence[Reading], batches: Sequence[Batch]) -> list[Tensor]:
+    """Several readings of all batches, (rows, width) each, float32 on the CPU."""
+    with evaluation_mode(model):
+        return _joined([read_all(model, readings, batch) for batch in batches])
+
+
+def _joined(batches: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """What was read of each batch, joined over batches, float32 on the CPU."""
+    return [torch.cat([part.float().cpu() for part in parts]) for parts in zip(*batches, strict=True)]
+
+
 def answer_rows(x: Tensor, batch: Mapping[str, Any]) -> Tensor:
     """Rows of (batch, tokens, width) that predict a labelled token."""
     return x[:, :-1][batch["labels"][:, 1:] != IGNORED]
-
-
-def _pooled(state: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over tokens (batch, tokens, width) or positions (batch, width, height, breadth)."""
-    if state.dim() == 4:
-        return state.mean((2, 3))
-    if mask is None or mask.shape != state.shape[:2]:
-        return state.mean(1)
-    return (state * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
 
 
 def find_readings(model: nn.Module, layers: bool, answers: bool, batch: Mapping[str, Any]) -> list[Reading]:
     """The head's input, and with `layers` every hidden state before it, which a small batch shows.
 
     The embeddings are left out: what pixels and words give away by themselves is nothing that the model has learned.
-    `answers` says that the model is a causal language model, not a classifier.
-
-    Raises:
-        UNSCError: no linear head, or hidden states that the model does not return.
+    `answers` says that the model is a causal language model. UNSCError where there is no linear head or hidden state.
     """
     network: Any = model
     if answers:
@@ -147,22 +254,26 @@ def find_writer(
 
 
 def read_writer(
-    model: nn.Module, writer: ProtectedLayer, reading: Reading, batch: Mapping[str, Any]
+    model: nn.Module, writer: ProtectedLayer, reading: Reading, batches: Sequence[Batch]
 ) -> tuple[Tensor, Tensor]:
-    """A reading (rows, width), and the input rows of its writer (rows, in), in float32 on the CPU.
+    """A reading (rows, width), and the input rows of its writer (rows, in), of all batches, in float32 on the CPU.
 
     The inputs are averages over positions, weighted by how much the reading depends on each.
     """
-    with _cut_behind(model, writer) as (inputs, outputs):
-        read = reading.rows(model, batch)
-        if reading.answers:
-            x = answer_rows(inputs[-1], batch)
-        else:
-            # Which positions count, and how much: one backward pass from the reading to the writer.
-            direction = torch.randn(read.shape[1], generator=torch.Generator().manual_seed(0)).to(read)
-            slope = _slope(writer, (read @ direction).sum(), outputs[-1])
-            x = _weighted(writer, inputs[-1], slope.norm(dim=2))
-    return read.detach().float().cpu(), x.float().cpu()
+    parts = []
+    for batch in batches:
+        with _cut_behind(model, writer) as (inputs, outputs):
+            read = reading.rows(model, batch)
+            if reading.answers:
+                x = answer_rows(inputs[-1], batch)
+            else:
+                # Which positions count, and how much: one backward pass from the reading to the writer.
+                direction = torch.randn(read.shape[1], generator=torch.Generator().manual_seed(0)).to(read)
+                slope = _slope(writer, (read @ direction).sum(), outputs[-1])
+                x = _weighted(writer, inputs[-1], slope.norm(dim=2))
+        parts.append((read.detach(), x))
+    features, rows = _joined(parts)
+    return features, rows
 
 
 def jacobian(model: nn.Module, writer: ProtectedLayer, reading: Reading, batch: Mapping[str, Any]) -> Tensor:

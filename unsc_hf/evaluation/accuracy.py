@@ -13,12 +13,8 @@ from ..models.outputs import Outputs, RowOutputs
 
 
 def per_class_accuracy(predictions: Any, labels: Any) -> dict[int, float]:
-    """Share of right predictions for each class that occurs in `labels`.
-
-    Args:
-        predictions: ids, shape (rows,), or logits, shape (rows, labels).
-        labels: ids, shape (rows,).
-    """
+    """Share of right predictions, ids (rows,) or logits (rows, labels), for each class that occurs in `labels`,
+    (rows,)."""
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if predictions.ndim == 2:
         predictions = predictions.argmax(1)

@@ -21,30 +21,19 @@ from .probes import linear_probe
 
 @dataclass(frozen=True)
 class Inputs:
-    """Inputs of layers, averaged over the tokens or patches of each sample.
+    """Inputs of layers, averaged over the tokens or patches of each sample."""
 
-    Attributes:
-        layers: by name, float32, (samples, groups, width).
-        labels: int64, (samples,).
-    """
-
-    layers: dict[str, Tensor]
-    labels: Tensor
+    layers: dict[str, Tensor]  # by name, float32, (samples, groups, width)
+    labels: Tensor  # int64, (samples,)
 
 
 @dataclass(frozen=True)
 class Readability:
-    """Test accuracy on the forgotten classes (macro) of a probe.
+    """Test accuracy on the forgotten classes (macro) of a probe."""
 
-    Attributes:
-        whole: of the input as it is.
-        inside: of its part in the span of the retained activations.
-        free: of the rest; None where nothing is left.
-    """
-
-    whole: float | None
-    inside: float | None
-    free: float | None
+    whole: float | None  # of the input as it is
+    inside: float | None  # of its part in the span of the retained activations
+    free: float | None  # of the rest; None where nothing is left
 
 
 def pooled_inputs(model: nn.Module, layers: Sequence[ProtectedLayer], batches: Iterable[Mapping[str, Any]]) -> Inputs:
@@ -82,14 +71,10 @@ def split_input(x: Tensor, basis: Tensor, ranks: Sequence[int]) -> tuple[Tensor,
 def readability(
     name: str, taught: Inputs, asked: Inputs, basis: Tensor, ranks: Sequence[int], classes: Iterable[int]
 ) -> Readability:
-    """Probes taught on the inputs of layer `name`, and asked for the forgotten classes.
+    """Probes taught on the inputs of layer `name`, and asked for the forgotten `classes`.
 
-    Args:
-        name: of the layer.
-        taught, asked: training and test rows of all classes.
-        basis: (groups, width, width), as `LayerSubspace.basis`.
-        ranks: columns that span what is kept, by group.
-        classes: the forgotten classes.
+    The rows of `taught` and `asked` are training and test rows of all classes. The first `ranks[g]` columns of `basis`,
+    (groups, width, width) as in `LayerSubspace`, span what is kept of group g.
     """
     forgotten = sorted(set(classes))
 

@@ -9,21 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from torch import Tensor
 
 from ..data.columns import read_labels
 from ..data.selection import at_most_per_class
 from ..models.outputs import Outputs, RowOutputs
-from .accuracy import kept_classes, macro_accuracy, per_class_accuracy, row_accuracy
+from .accuracy import kept_classes, macro_accuracy, of_classes, per_class_accuracy, row_accuracy
 from .flips import count_flips
 from .membership import attack_forgotten_rows
-from .probes import attack_head, probe_head
+from .probes import Head, probe_head, prototype_attack
 from .verdict import MethodResult
 
 ROWS = 5000  # training rows to forget, and to keep, that every model is evaluated on: about so many of each ...
 ROWS_PER_CLASS = 500  # ... and at most so many of a class
-
-Head = tuple[Tensor, Tensor | None]  # weight (labels, width) and bias (labels,)
 
 
 def sample_rows(rows: Dataset, labels: np.ndarray, most: int = ROWS) -> Dataset:
@@ -54,10 +51,7 @@ class EvaluationRows:
 def accuracies(outputs: RowOutputs, forgotten: Sequence[int]) -> dict[str, Any]:
     """`AccDut`, `AccDrt`, `AccDf`, `AccDr` and `per_class`, the test accuracy by class id.
 
-    Args:
-        outputs: of a model.
-        forgotten: ids of the classes that are forgotten whole. Where there are none, single rows are forgotten, and
-            AccDf is the share of them that the model knows.
+    Where no class is `forgotten` whole, single rows are, and AccDf is the share of them that the model knows.
     """
     forget, retain, test = outputs.forget, outputs.retain, outputs.test
     kept = kept_classes(outputs, forgotten)
@@ -72,17 +66,14 @@ def accuracies(outputs: RowOutputs, forgotten: Sequence[int]) -> dict[str, Any]:
 
 def output_metrics(outputs: RowOutputs, forgotten: Sequence[int]) -> dict[str, Any]:
     """What the logits say: accuracies and the membership attack."""
-    attack = attack_forgotten_rows(outputs, forgotten) if _finite(outputs) else None
-    membership = {
-        "mia_auc": None if attack is None else attack.auc,
-        "mia_tpr_at_1pct_fpr": None if attack is None else attack.tpr_at_1pct_fpr,
-    }
+    attack = attack_forgotten_rows(outputs, forgotten) if _finite(outputs) else {}
+    membership = {f"mia_{name}": attack.get(name) for name in ("auc", "tpr_at_1pct_fpr")}
     return {**accuracies(outputs, forgotten), **membership}
 
 
-def kept_metrics(outputs: Outputs, original: Outputs, forgotten: Sequence[int]) -> dict[str, float]:
+def _changed(outputs: Outputs, original: Outputs, forgotten: Sequence[int]) -> dict[str, float]:
     """`flips`, `negative_flips` and `drift` against the original model, on the test rows of the remaining classes."""
-    kept = ~torch.isin(outputs.labels, torch.tensor(list(forgotten), dtype=torch.long))
+    kept = ~of_classes(outputs.labels, forgotten)
     if not bool(kept.any()):
         return {}
     flips = count_flips(original.logits[kept], outputs.logits[kept], outputs.labels[kept], forgotten)
@@ -97,19 +88,14 @@ def evaluate_outputs(
     seconds: float | None,
     original: RowOutputs | None = None,
 ) -> MethodResult:
-    """All metrics of a model.
+    """All metrics of a model, from its outputs with features and its head; for `leak` and `seconds` see `MethodResult`.
 
-    Args:
-        outputs: of the model, with features.
-        head: weight and bias of its head.
-        forgotten: ids of the classes that are forgotten whole; empty for single rows.
-        leak, seconds: what they were; see `MethodResult`.
-        original: outputs of the original model, to count changed decisions; None where there are none.
+    `forgotten` is empty for single rows. Decisions are compared with those of `original`, if it is given.
     """
     metrics, examined = output_metrics(outputs, forgotten), bool(forgotten) and _finite(outputs)
     probe = probe_head(outputs, forgotten) if examined else None
-    prototype = attack_head(outputs, head, forgotten, shots=10) if examined else None
-    changed = {} if original is None else kept_metrics(outputs.test, original.test, forgotten)
+    prototype = prototype_attack(outputs, head, forgotten, shots=10) if examined else None
+    changed = {} if original is None else _changed(outputs.test, original.test, forgotten)
     results = {**metrics, **changed, "probe_forget": probe, "prototype_attack_10": prototype}
     return MethodResult(**results, leak=leak, seconds=seconds)
 

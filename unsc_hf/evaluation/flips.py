@@ -19,21 +19,13 @@ from ..errors import UNSCError
 
 @dataclass(frozen=True)
 class Flips:
-    """Changed decisions on kept rows, as counts.
-
-    Attributes:
-        rows: number of rows.
-        changed: rows whose most likely remaining class changed.
-        negative: rows that the first model answered rightly and the second does not.
-        positive: rows that the second model answers rightly and the first did not.
-        drift: `|z - z_0| / |z_0|` of the remaining logits, Frobenius, over all rows.
-    """
+    """Changed decisions on kept rows, as counts."""
 
     rows: int
-    changed: int
-    negative: int
-    positive: int
-    drift: float
+    changed: int  #: rows whose most likely remaining class changed
+    negative: int  #: rows that the first model answered rightly and the second does not
+    positive: int  #: rows that the second model answers rightly and the first did not
+    drift: float  #: `|z - z_0|` / `|z_0|` of the remaining logits, Frobenius, over all rows
 
     @property
     def share(self) -> float:
@@ -66,10 +58,7 @@ def count_flips(before: Tensor, after: Tensor, labels: Tensor, forgotten: Sequen
         raise UNSCError(
             f"logits: shapes {tuple(before.shape)}, {tuple(after.shape)} for {len(labels)} labels; use the same rows."
         )
-    kept = [c for c in range(before.shape[1]) if c not in set(forgotten)]
-    if len(before) == 0 or not kept:
-        raise UNSCError(f"logits: {len(before)} rows, {len(kept)} remaining classes; flips need at least one of each.")
-    columns = torch.tensor(kept, device=before.device)
+    columns = remaining_columns(before, forgotten)
     old, new = before[:, columns].double(), after[:, columns].double()
     first, second = columns[old.argmax(1)], columns[new.argmax(1)]
     was_right, is_right = first == labels, second == labels
@@ -80,6 +69,18 @@ def count_flips(before: Tensor, after: Tensor, labels: Tensor, forgotten: Sequen
         positive=int((~was_right & is_right).sum()),
         drift=float((new - old).norm() / old.norm()),
     )
+
+
+def remaining_columns(logits: Tensor, forgotten: Sequence[int] = ()) -> Tensor:
+    """Ids of the remaining classes, those that decisions are taken among, (classes remaining,).
+
+    Raises:
+        UNSCError: no rows, or no class that remains.
+    """
+    kept = [c for c in range(logits.shape[1]) if c not in set(forgotten)]
+    if len(logits) == 0 or not kept:
+        raise UNSCError(f"logits: {len(logits)} rows, {len(kept)} remaining classes; flips need at least one of each.")
+    return torch.tensor(kept, device=logits.device)
 
 
 def upper_bound(count: int, rows: int, confidence: float = 0.95) -> float:

@@ -16,7 +16,10 @@ from ..errors import UNSCError
 from ..models.outputs import RowOutputs, join_outputs
 from .accuracy import macro_accuracy, of_classes
 
+Head = tuple[Tensor, Tensor | None]  # weight (labels, width) and bias (labels,)
+
 PROBE_ROWS = 5000  # training rows of a probe of the head, about: as many of each class
+_DRAWS = 20  # of the examples of a prototype attack
 
 
 def linear_probe(
@@ -27,20 +30,13 @@ def linear_probe(
     classes: Iterable[int],
     *,
     per_class: int = 500,
-    seed: int = 0,
 ) -> float | None:
     """Test accuracy on `classes` (macro) of a new linear head trained on the model's features of *all* classes.
 
-    Args:
-        train_features, test_features: inputs of the head, (rows, width).
-        train_labels, test_labels: true ids, (rows,).
-        classes: the forgotten classes.
-        per_class: training rows per class for the probe.
-
-    Raises:
-        UNSCError: when the training rows are of a single class.
+    Features are (rows, width), labels true ids (rows,). It is trained on at most `per_class` rows of each class;
+    UNSCError when these are of a single class.
     """
-    chosen = at_most_per_class(train_labels, per_class, np.random.default_rng(seed))
+    chosen = at_most_per_class(train_labels, per_class, np.random.default_rng(0))
     if len(np.unique(train_labels.numpy()[chosen])) < 2:
         raise UNSCError("train_labels: hold a single class; a probe needs at least two.")
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, C=0.1))
@@ -57,54 +53,29 @@ def probe_head(outputs: RowOutputs, forgotten: Sequence[int]) -> float | None:
     )
 
 
-def attack_head(
-    outputs: RowOutputs, head: tuple[Tensor, Tensor | None], forgotten: Sequence[int], shots: int
-) -> float | None:
-    """`prototype_attack` with `shots` of the forgotten training rows of a model's outputs, tested on its test rows."""
+def prototype_attack(outputs: RowOutputs, head: Head, forgotten: Sequence[int], shots: int) -> float | None:
+    """Test accuracy on the forgotten classes (macro) after a few examples are written into the head, without training.
+
+    The head's row of a forgotten class becomes the mean feature of `shots` of its training rows. It is scaled to the
+    mean norm of the other rows and gets their mean bias. The result is the mean over 20 draws of the examples.
+    """
+    weight = head[0].detach().float().cpu()
+    offsets = torch.zeros(len(weight)) if head[1] is None else head[1].detach().float().cpu()
     forget, test = outputs.forget, outputs.test
     asked = of_classes(test.labels, forgotten)
-    drawn, tested = (forget.need_features(), forget.labels), (test.need_features()[asked], test.labels[asked])
-    return prototype_attack(*head, *drawn, *tested, forgotten, shots=shots)
-
-
-def prototype_attack(
-    weight: Tensor,
-    bias: Tensor | None,
-    forget_features: Tensor,
-    forget_labels: Tensor,
-    test_features: Tensor,
-    test_labels: Tensor,
-    classes: Iterable[int],
-    *,
-    shots: int = 10,
-    repeats: int = 20,
-    seed: int = 0,
-) -> float | None:
-    """Test accuracy on `classes` (macro) after a few examples of each are written into the head, without any training.
-
-    The head's row of a forgotten class becomes the mean feature of `shots` of its examples. It is scaled to the mean
-    norm of the other rows and gets their mean bias. The result is the mean over `repeats` draws of the examples.
-
-    Args:
-        weight, bias: of the model's head, (labels, width) and (labels,).
-        forget_features, forget_labels: rows the attacker may draw from.
-        test_features, test_labels: test rows of the forgotten classes.
-        classes: the forgotten classes.
-    """
-    forgotten = sorted(set(classes))
-    kept = [c for c in range(weight.shape[0]) if c not in forgotten]
-    generator = torch.Generator().manual_seed(seed)
-    offsets = torch.zeros(weight.shape[0]) if bias is None else bias.detach().float().cpu()
+    features, labels = test.need_features()[asked], test.labels[asked]
+    kept = [c for c in range(len(weight)) if c not in forgotten]
+    generator = torch.Generator().manual_seed(0)
     results: list[float] = []
-    for _ in range(repeats):
-        head, shift = weight.detach().float().cpu().clone(), offsets.clone()
-        for c in forgotten:
-            rows = (forget_labels == c).nonzero()[:, 0]
-            drawn = rows[torch.randperm(len(rows), generator=generator)[:shots]]
-            mean = forget_features[drawn].mean(0)
-            head[c] = mean * head[kept].norm(dim=1).mean() / mean.norm().clamp_min(1e-12)
+    for _ in range(_DRAWS):
+        rows, shift = weight.clone(), offsets.clone()
+        for c in sorted(forgotten):
+            numbers = (forget.labels == c).nonzero()[:, 0]
+            drawn = numbers[torch.randperm(len(numbers), generator=generator)[:shots]]
+            mean = forget.need_features()[drawn].mean(0)
+            rows[c] = mean * rows[kept].norm(dim=1).mean() / mean.norm().clamp_min(1e-12)
             shift[c] = offsets[kept].mean()
-        accuracy = macro_accuracy(test_features @ head.T + shift, test_labels, forgotten)
+        accuracy = macro_accuracy(features @ rows.T + shift, labels, forgotten)
         if accuracy is None:
             return None
         results.append(accuracy)

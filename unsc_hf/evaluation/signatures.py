@@ -47,11 +47,9 @@ _NO_HELP = (
 
 
 def accuracy_signatures(before: Sequence[float], kept: Sequence[float], forgotten: Sequence[float]) -> list[str]:
-    """Signatures in final accuracies, shares.
+    """Signatures in final test accuracies: `kept` on what remains, `forgotten` on the forgotten classes.
 
-    Args:
-        before: retained test accuracy of the original, one value or one for each seed.
-        kept, forgotten: test accuracy on what remains and on the forgotten classes after unlearning.
+    `before` is the retained accuracy of the original, one value or one for each seed.
     """
     signs = []
     if kept and before and float(np.mean(kept)) < float(np.mean(before)) - _LOST:

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from ..errors import UNSCError
+
 LABELS = {
     "original": "original",
     "masked": "masked logits",
@@ -31,26 +33,15 @@ FEATURES = ("linear probe", "10-shot prototype attack")  # audits that examine t
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a verdict on one model rests on.
+    """What a verdict on one model rests on."""
 
-    Attributes:
-        per_class: test accuracy by class id.
-        audits: headline number of each audit by its title; None or NaN where the audit says nothing.
-    """
-
-    per_class: Mapping[int, float]
-    audits: Mapping[str, float | None]
+    per_class: Mapping[int, float]  #: test accuracy by class id
+    audits: Mapping[str, float | None]  #: headline number by title; None or NaN where the audit says nothing
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One of `WORDS`, and why.
-
-    Attributes:
-        word: the verdict.
-        reason: a sentence.
-        outside: titles of the audits that lie outside the band of the retrained models.
-    """
+    """One of `WORDS`, a sentence that says why, and the audits outside the band of the retrained models."""
 
     word: str
     reason: str
@@ -59,36 +50,22 @@ class Verdict:
 
 @dataclass(frozen=True)
 class MethodResult:
-    """Row of the comparison; shares, None where a value cannot be given.
+    """Row of the comparison; shares, None where a value cannot be given."""
 
-    Attributes:
-        AccDf, AccDr: macro accuracy on training rows to forget / to keep (a sample, see `engine.sample_rows`).
-        AccDut, AccDrt: macro test accuracy on the forgotten / the remaining classes.
-        mia_auc, mia_tpr_at_1pct_fpr: membership inference on the forgotten rows; 0.5 and 0.01 are chance.
-        probe_forget: test accuracy on the forgotten classes of a new linear head on the model's features.
-        prototype_attack_10: test accuracy on them when 10 examples of each are written into the head.
-        leak: relative change of layer outputs on held-out retained rows.
-        seconds: what making this model cost, from the original (retrained: from nothing).
-        per_class: test accuracy by class id.
-        flips, negative_flips: kept test rows whose decision among the remaining classes differs from the original's,
-            and those that the original answered rightly and this model does not; see `evaluation.flips`.
-        drift: relative change of the remaining logits on the same rows.
-    """
-
-    AccDf: float | None
-    AccDr: float | None
-    AccDut: float | None
-    AccDrt: float | None
-    mia_auc: float | None
-    mia_tpr_at_1pct_fpr: float | None
-    probe_forget: float | None
-    prototype_attack_10: float | None
-    leak: float | None
-    seconds: float | None
-    per_class: dict[int, float]
-    flips: float | None = None
-    negative_flips: float | None = None
-    drift: float | None = None
+    AccDf: float | None  #: macro accuracy on training rows to forget (a sample, see `engine.sample_rows`)
+    AccDr: float | None  #: the same on training rows to keep
+    AccDut: float | None  #: macro test accuracy on the forgotten classes
+    AccDrt: float | None  #: macro test accuracy on the remaining classes
+    mia_auc: float | None  #: membership inference on the forgotten rows; 0.5 is chance
+    mia_tpr_at_1pct_fpr: float | None  #: the same; 0.01 is chance
+    probe_forget: float | None  #: test accuracy on the forgotten classes of a new linear head on the model's features
+    prototype_attack_10: float | None  #: the same when 10 examples of each class are written into the head
+    leak: float | None  #: relative change of layer outputs on held-out retained rows
+    seconds: float | None  #: what making this model cost, from the original (retrained: from nothing)
+    per_class: dict[int, float]  #: test accuracy by class id
+    flips: float | None = None  #: kept test rows whose decision among the remaining classes is not the original's
+    negative_flips: float | None = None  #: those that the original answered rightly and this model does not
+    drift: float | None = None  #: relative change of the remaining logits on the same rows
 
     def evidence(self, forgotten: Sequence[int]) -> Evidence:
         """What a verdict rests on; for single rows (no class is `forgotten` whole) nothing about the features."""
@@ -113,14 +90,29 @@ def mean_result(results: Sequence[MethodResult]) -> MethodResult:
     )
 
 
-def within_band(value: float, band: Sequence[float]) -> bool:
-    """Whether a share lies within two standard deviations of several retrained models' mean, or within a point of it.
+@dataclass(frozen=True)
+class Band:
+    """What retrained models read: the target of forgetting is a band, and less than it is over-erasure."""
 
-    Few models may agree by chance to less than one test row, so their band is never taken to be narrower than one
-    point.
-    """
-    mean, spread = float(np.mean(band)), float(np.std(band, ddof=1))
-    return math.isfinite(value) and abs(value - mean) <= max(FAR * spread, LEAST_BAND) + 1e-9
+    mean: float
+    reach: float  #: two standard deviations, at least a point: few models may agree by chance to less than a test row
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Band:
+        """From the readings of retrained models; UNSCError for fewer than two, or one that is not a number."""
+        if len(values) < 2 or not np.isfinite(values).all():
+            raise UNSCError(
+                f"references: {list(values)} given; a band needs the readings of two retrained models or more."
+            )
+        return cls(float(np.mean(values)), max(FAR * float(np.std(values, ddof=1)), LEAST_BAND))
+
+    def distance(self, value: float) -> float:
+        """How far a reading lies from the mean, in units of the reach: within 1 it is inside."""
+        return abs(value - self.mean) / self.reach
+
+    def holds(self, value: float) -> bool:
+        """Whether a reading is a number that lies within reach of the mean."""
+        return math.isfinite(value) and abs(value - self.mean) <= self.reach + 1e-9
 
 
 def judge(model: Evidence, references: Sequence[Evidence], forgotten: Sequence[int]) -> Verdict:
@@ -133,33 +125,28 @@ def judge(model: Evidence, references: Sequence[Evidence], forgotten: Sequence[i
     Single rows of remaining classes are compared with the retrained models by their accuracy and a membership attack
     alone. That says nothing about the features, so the verdict is at most "suppressed".
 
-    Args:
-        model: the model.
-        references: models that were retrained without the forgotten rows.
-        forgotten: ids of the classes that are forgotten whole; empty for single rows.
+    `references` are retrained without the forgotten rows; `forgotten` is empty where single rows are forgotten.
     """
-    evidence = bool(available_audits(references))
+    available, outside = available_audits(references), audits_outside(model, references)
+    apart = ("; ".join(outside.values()), list(outside))
     more = f"needs an audit of at least {FEWEST_REFERENCES} retrained models, {len(references)} given"
-    outside = audits_outside(model, references)
+    inside = f"{', '.join(available)}: all within two standard deviations of {len(references)} retrained models"
     if not forgotten:
-        if not evidence:
+        if not available:
             return Verdict("not judged", f"a verdict on single rows {more}")
-        if outside:
-            return Verdict("not forgotten", "; ".join(outside.values()), list(outside))
-        return Verdict("suppressed", f"{_inside(references)}; {_UNEXAMINED}")
+        return Verdict("not forgotten", *apart) if outside else Verdict("suppressed", f"{inside}; {_UNEXAMINED}")
     accuracies = [model.per_class[c] for c in forgotten if c in model.per_class]
     if not accuracies:
         return Verdict("not judged", "no test rows of the forgotten classes were given")
     if max(accuracies) > FORGOTTEN:
         reason = f"test accuracy on the forgotten class that the model knows best is still {max(accuracies):.1%}"
         return Verdict("not forgotten", reason, list(outside))
-    if not evidence:
+    if not available:
         return Verdict("suppressed", f"saying more {more}")
     if outside:
-        return Verdict("suppressed", "; ".join(outside.values()), list(outside))
-    if not set(FEATURES) & set(available_audits(references)):
-        return Verdict("suppressed", f"{_inside(references)}; {_UNEXAMINED}")
-    return Verdict("removed", _inside(references))
+        return Verdict("suppressed", *apart)
+    examined = set(FEATURES) & set(available)
+    return Verdict("removed", inside) if examined else Verdict("suppressed", f"{inside}; {_UNEXAMINED}")
 
 
 def available_audits(references: Sequence[Evidence]) -> dict[str, list[float]]:
@@ -180,13 +167,7 @@ def audits_outside(model: Evidence, references: Sequence[Evidence]) -> dict[str,
         value = model.audits.get(title)
         if value is None or not math.isfinite(value):
             outside[title] = f"the {title} could not be measured"
-        elif not within_band(value, band):
+        elif not Band.of(band).holds(value):
             retrained = f"{np.mean(band):.1%} ± {np.std(band, ddof=1):.1%}"
             outside[title] = f"the {title} reads {value:.1%}, retrained models {retrained}"
     return outside
-
-
-def _inside(references: Sequence[Evidence]) -> str:
-    """That a model lies within the band in every available audit."""
-    titles = ", ".join(available_audits(references))
-    return f"{titles}: all within two standard deviations of {len(references)} retrained models"

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
+from scipy.stats import rankdata
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
@@ -45,15 +46,12 @@ _MOST_COUNTERPARTS = 100  # unseen rows beside each row to forget: of two rows, 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Rows to forget as a model would see them that never saw them.
+    """Rows to forget as a model would see them that never saw them."""
 
-    Attributes:
-        order: the larger, the better a row would be known, (forget rows,).
-        counterparts: numbers of unseen rows that are as hard, equally many for each forget row, with repetition.
-    """
-
-    order: Tensor
-    counterparts: list[int]
+    order: Tensor  # the larger, the better a row would be known, (forget rows,)
+    counterparts: list[
+        int
+    ]  # numbers of unseen rows that are as hard, equally many for each forget row, with repetition
 
     @classmethod
     def of(
@@ -68,17 +66,10 @@ class LeftOut:
         seed: int = 0,
         progress: bool = False,
     ) -> LeftOut:
-        """Ask the original and its twins.
+        """Ask the original classifier and its twins, whose weights come from `seed`.
 
-        Args:
-            model: the original, a classifier.
-            taught: prepared retained rows.
-            forget, unseen: prepared rows to forget, and rows that the model never saw.
-            collate: makes a batch with "labels".
-            seed: of the twins' weights.
-
-        Raises:
-            UNSCError: retained rows of a single class.
+        Rows are prepared: retained ones (`taught`), rows to forget, and rows that the model never saw. `collate` makes
+        a batch with "labels". UNSCError for retained rows of a single class.
         """
 
         def ease(of: nn.Module, name: str) -> np.ndarray:
@@ -156,10 +147,8 @@ def left_out_ease(taught: Rows, asked: Sequence[Rows]) -> np.ndarray:
 def left_out_margins(taught: Rows, asked: Sequence[Rows]) -> np.ndarray:
     """Score of the true class above the best other one, by discriminants: (readings, all asked rows).
 
-    A row of a class that the taught rows lack would not be known at all: its margin is minus infinity.
-
-    Raises:
-        UNSCError: taught rows of a single class.
+    A row of a class that the taught rows lack would not be known at all: its margin is minus infinity. UNSCError for
+    taught rows of a single class.
     """
     features, labels = taught
     if len(np.unique(labels)) < 2:
@@ -200,11 +189,7 @@ def neighbour_margins(taught: Rows, asked: Sequence[Rows]) -> np.ndarray:
 
 def mean_quantiles(values: np.ndarray) -> np.ndarray:
     """Rank of each column within its row, from 0 to 1, averaged over the rows (readings, n). Ties share a rank."""
-    places = []
-    for row in values:
-        order = np.sort(row)
-        places.append((np.searchsorted(order, row) + np.searchsorted(order, row, side="right")) / (2 * len(row)))
-    mean: np.ndarray = np.mean(places, axis=0)
+    mean: np.ndarray = np.mean((rankdata(values, axis=1) - 0.5) / values.shape[1], axis=0)
     return mean
 
 

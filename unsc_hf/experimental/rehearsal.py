@@ -14,14 +14,11 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from ..errors import UNSCError
+from ..models.hooks import set_modes
 
 
 def check_dropout(model: nn.Module, activation_checkpointing: bool) -> None:
-    """Refuse `retain_dropout` where it cannot do anything.
-
-    Raises:
-        UNSCError: a model without dropout, or activation checkpointing.
-    """
+    """Refuse `retain_dropout` with a UNSCError where nothing is dropped, or with activation checkpointing."""
     if not has_dropout(model):
         raise UNSCError(
             f"retain_dropout: {type(model).__name__} has no dropout, all its rates are 0; set one in its config before "
@@ -36,10 +33,7 @@ def check_dropout(model: nn.Module, activation_checkpointing: bool) -> None:
 
 @contextmanager
 def dropout_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout as in training inside the block, batch norm on its running statistics.
-
-    Every module's own mode is restored afterwards.
-    """
+    """Dropout as in training inside the block, batch norm on its running statistics; all modes are restored."""
     modes = {module: module.training for module in model.modules()}
     model.train()
     for module in modes:
@@ -48,15 +42,11 @@ def dropout_mode(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        set_modes(modes)
 
 
 def has_dropout(model: nn.Module) -> bool:
-    """Whether anything is dropped in training.
-
-    Modules have a rate, and so does the configuration, which attention reads.
-    """
+    """Whether anything is dropped in training: modules have a rate, and so does the configuration of attention."""
 
     def rates(config: object) -> Iterator[Any]:
         for name, value in vars(config).items():
@@ -72,16 +62,11 @@ def has_dropout(model: nn.Module) -> bool:
 
 
 def mix(inputs: Mapping[str, Tensor], share: float, special: Tensor) -> dict[str, Tensor]:
-    """Rows with a share of each taken from other rows of the batch.
+    """Rows (rows, ...) with a `share` of each, in [0, 1], taken from other rows of the batch.
 
     Every token of a text (`input_ids`) is replaced with this chance by one drawn from the batch, except padding and
     `special` tokens. Every value of another input, such as pixels, is blended with that of another row at this weight
     (mixup, Zhang et al., arXiv 1710.09412). Draws come from torch's generator of the device, which checkpoints keep.
-
-    Args:
-        inputs: what the model reads, (rows, ...) each.
-        share: in [0, 1].
-        special: token ids, (ids,).
     """
     mixed = dict(inputs)
     ids = inputs.get("input_ids")

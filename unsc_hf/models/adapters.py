@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
 
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..errors import UNSCError, closest
-from .head import find_head
+from ..errors import UNSCError
 from .layers import find_layers, plain_name
+from .outputs import find_head
 
 
 def check_lora_config(config: PeftConfig) -> LoraConfig:
-    """The config, if an adapter made by it can keep the promise.
-
-    Raises:
-        UNSCError: naming the option that breaks it, and why.
-    """
+    """The config, if an adapter made by it can keep the promise; UNSCError names the option that breaks it, and why."""
     if not isinstance(config, LoraConfig):
         raise UNSCError(f"peft_config: got {type(config).__name__}; only LoraConfig can be confined to a null space.")
     reasons = {
@@ -45,16 +40,18 @@ def add_adapters(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     """Wrap `model` with LoRA adapters whose B is zero.
 
     `target_modules=None` means every linear layer but the head. In a model without linear layers (a ResNet) it means
-    every convolution that is not grouped.
-
-    Raises:
-        UNSCError: an option that breaks the promise, or target modules that match nothing (the model's are listed).
+    every convolution that is not grouped. UNSCError for an option that breaks the promise, or targets that match
+    nothing.
     """
     config = copy.deepcopy(check_lora_config(config))
     if config.target_modules is None:
         _choose_targets(model, config)
-    if config.target_modules != "all-linear":
-        _check_targets(model, config.target_modules)
+    targets = config.target_modules
+    if targets != "all-linear":
+        try:
+            find_layers(model, targets if isinstance(targets, str) else sorted(targets))
+        except UNSCError as error:
+            raise UNSCError(f"peft_config: {error}") from None
     config.init_lora_weights = True
     adapted = get_peft_model(model, config)
     for name, module in adapted.named_modules():
@@ -74,16 +71,3 @@ def _choose_targets(model: PreTrainedModel, config: LoraConfig) -> None:
     layers = [layer for layer in find_layers(model).layers if layer.name != head]
     if layers and all(isinstance(layer.module, nn.Conv2d) for layer in layers):
         config.target_modules = [layer.name for layer in layers if layer.geometry.groups == 1]
-
-
-def _check_targets(model: PreTrainedModel, target_modules: str | Collection[str]) -> None:
-    endings = sorted({layer.name.rsplit(".", 1)[-1] for layer in find_layers(model).layers})
-    wanted = target_modules if isinstance(target_modules, str) else sorted(target_modules)
-    try:
-        find_layers(model, wanted)
-    except UNSCError:
-        first = wanted if isinstance(wanted, str) else wanted[0]
-        raise UNSCError(
-            f"peft_config: target_modules={wanted!r} matches no layer of {type(model).__name__}; "
-            f"did you mean {closest(first, endings)}? Its layers are {', '.join(endings)}."
-        ) from None

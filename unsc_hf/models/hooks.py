@@ -34,12 +34,8 @@ def capture_inputs(
     The hooks are removed whatever happens.
 
     Args:
-        layers, on_input: see above.
-        strict: refuse layers that never ran, whose statistics would be empty.
+        strict: refuse layers that never ran, with a UNSCError at the end of the block: their statistics would be empty.
         at_source: take the input of a layer's `source`, before it is cast.
-
-    Raises:
-        UNSCError: at the end of the block, when `strict` and a layer never ran.
     """
     fired: set[str] = set()
 
@@ -57,15 +53,34 @@ def capture_inputs(
         raise UNSCError(f"target_modules: {len(silent)} layers never ran on the data, the first is {silent[0]!r}.")
 
 
+def layer_outputs(model: nn.Module, layers: Sequence[ProtectedLayer], inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Outputs of layers on one batch by name, on the CPU, shaped as the model gives them; padding counts too.
+
+    A LoRA factor stands for the layer it belongs to. Of a layer that runs several times the last output is kept.
+    """
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str, _module: nn.Module, _args: Any, output: Any) -> None:
+        outputs[name] = (output[0] if isinstance(output, tuple) else output).detach().cpu()
+
+    with ExitStack() as stack:
+        for layer in layers:
+            module = layer.module if layer.source is None else layer.source
+            stack.callback(module.register_forward_hook(partial(keep, layer.name)).remove)
+        model(**inputs)
+    return outputs
+
+
 def quiet(model: nn.Module) -> None:
     """Switch dropout off and batch norm to its running statistics, but leave activation checkpointing on.
 
     Modules that checkpoint look at their own `training` flag, so only those stay in training mode.
     """
-    _set_modes({module: bool(vars(module).get("gradient_checkpointing")) for module in model.modules()})
+    set_modes({module: bool(vars(module).get("gradient_checkpointing")) for module in model.modules()})
 
 
-def _set_modes(modes: Mapping[nn.Module, bool]) -> None:
+def set_modes(modes: Mapping[nn.Module, bool]) -> None:
+    """Training or eval mode of single modules."""
     for module, training in modes.items():
         if module.training != training:
             module.training = training
@@ -81,7 +96,7 @@ def evaluation_mode(model: nn.Module, gradients: bool = False) -> Iterator[None]
             yield
     finally:
         reshard(model)
-        _set_modes(modes)
+        set_modes(modes)
 
 
 def row_mask(x: Tensor, attention_mask: Tensor | None) -> Tensor | None:
@@ -91,19 +106,22 @@ def row_mask(x: Tensor, attention_mask: Tensor | None) -> Tensor | None:
     return attention_mask.reshape(-1).bool()
 
 
+def pool(state: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over tokens (batch, tokens, width) or positions (batch, width, height, breadth)."""
+    if state.dim() == 4:
+        return state.mean((2, 3))
+    if mask is None or mask.shape != state.shape[:2]:
+        return state.mean(1)
+    return (state * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
+
+
 @dataclass(frozen=True)
 class Trace:
-    """What one forward pass of a small batch shows about the layers.
+    """What one forward pass of a small batch shows about the layers."""
 
-    Attributes:
-        leaders: by layer name, the first layer that reads the same tensor (possibly itself).
-        rows_per_sample: activation rows per sample by layer name.
-        silent: layers that did not run.
-    """
-
-    leaders: dict[str, str]
-    rows_per_sample: dict[str, float]
-    silent: tuple[str, ...]
+    leaders: dict[str, str]  # by layer name, the first layer that reads the same tensor (possibly itself)
+    rows_per_sample: dict[str, float]  # activation rows by layer name
+    silent: tuple[str, ...]  # layers that did not run
 
 
 def trace_layers(layers: Sequence[ProtectedLayer], forward: Callable[[], Any], batch_size: int) -> Trace:

@@ -27,34 +27,25 @@ ADAPTER = "default"  # the name that PEFT gives the only adapter
 class RowGeometry:
     """How an input tensor is cut into rows; two modules share statistics only if input and geometry are equal."""
 
-    kind: str  # "linear" or "conv2d"
+    kind: str  #: "linear" or "conv2d"
     groups: int
     width: int
     kernel_size: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # left, right, top, bottom
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)  #: left, right, top, bottom
     padding_mode: str = "zeros"
     dilation: tuple[int, int] = (1, 1)
 
 
 @dataclass(frozen=True, eq=False)
 class ProtectedLayer:
-    """One protectable module.
+    """One protectable module."""
 
-    Attributes:
-        name: the layer's name in the base model. A LoRA factor has the name of the layer it belongs to, so that
-            statistics of a model serve its adapters too.
-        module: the module itself.
-        geometry: how its input becomes rows.
-        path: the module's own name in `model.named_modules()`, where it differs.
-        source: the module whose input this one reads, possibly cast: for a LoRA factor the layer it belongs to.
-    """
-
-    name: str
+    name: str  #: in the base model: a LoRA factor has its layer's, so that statistics of a model serve adapters too
     module: nn.Module
-    geometry: RowGeometry
-    path: str = ""
-    source: nn.Module | None = None
+    geometry: RowGeometry  #: how its input becomes rows
+    path: str = ""  #: the module's own name in `model.named_modules()`, where it differs
+    source: nn.Module | None = None  #: what reads the same input before a cast: for a LoRA factor its layer
 
     @property
     def weight(self) -> nn.Parameter:
@@ -71,11 +62,8 @@ class ProtectedLayer:
         return self.geometry.groups == 1 and not isinstance(self.module, Conv1D)
 
     def as_matrix(self, weight: Tensor) -> Tensor:
-        """`weight`, its gradient or a shard of its rows as a matrix that maps rows to outputs.
-
-        Returns:
-            A view of shape (groups, out / groups, width).
-        """
+        """`weight`, its gradient or a shard of its rows as a view that maps rows to outputs, (groups, out / groups,
+        width)."""
         if isinstance(self.module, Conv1D):
             return weight.t().unsqueeze(0)
         return weight.reshape(self.geometry.groups, weight.shape[0] // self.geometry.groups, self.geometry.width)
@@ -124,31 +112,21 @@ def row_geometry(module: nn.Module) -> RowGeometry | None:
     if isinstance(module, nn.Linear) and forward is nn.Linear.forward:
         return RowGeometry("linear", 1, module.in_features)
     if isinstance(module, nn.Conv2d) and forward is nn.Conv2d.forward:
-        kernel = (module.kernel_size[0], module.kernel_size[1])
+        (high, wide), (down, right), dilation = module.kernel_size, module.stride, module.dilation
+        width, padding = module.in_channels // module.groups * high * wide, _conv_padding(module)
         return RowGeometry(
-            "conv2d",
-            module.groups,
-            module.in_channels // module.groups * kernel[0] * kernel[1],
-            kernel,
-            (module.stride[0], module.stride[1]),
-            _conv_padding(module),
-            module.padding_mode,
-            (module.dilation[0], module.dilation[1]),
-        )
+            "conv2d", module.groups, width, (high, wide), (down, right), padding, module.padding_mode,
+            (dilation[0], dilation[1]),
+        )  # fmt: skip
     return None
 
 
 @dataclass(frozen=True)
 class LayerSelection:
-    """Result of `find_layers`.
+    """Result of `find_layers`."""
 
-    Attributes:
-        layers: what can be protected, in the model's order.
-        frozen: reason by parameter name for every parameter that will not be trained.
-    """
-
-    layers: tuple[ProtectedLayer, ...]
-    frozen: dict[str, str]
+    layers: tuple[ProtectedLayer, ...]  #: what can be protected, in the model's order
+    frozen: dict[str, str]  #: reason by parameter name for every parameter that will not be trained
 
     def unprotectable(self) -> dict[str, int]:
         """Number of frozen weights by reason, without biases: the part of the model that unlearning cannot change."""
@@ -200,18 +178,16 @@ def find_layers(model: nn.Module, target_modules: str | Sequence[str] | None = N
             continue
         candidates[name] = ProtectedLayer(plain_name(name), module, geometry, name, _source(modules, name))
     if not candidates:
-        raise UNSCError(
-            f"model: {type(model).__name__} has no protectable layer (nn.Linear, Conv1D or nn.Conv2d with an untied "
-            "weight)."
-        )
+        kinds = "nn.Linear, Conv1D or nn.Conv2d with an untied weight"
+        raise UNSCError(f"model: {type(model).__name__} has no protectable layer ({kinds}).")
 
     layers = tuple(layer for layer in candidates.values() if _matches(layer.name, target_modules))
     if not layers:
         wanted = target_modules if isinstance(target_modules, str) else next(iter(target_modules or ("",)))
         endings = sorted({layer.name.rsplit(".", 1)[-1] for layer in candidates.values()})
         raise UNSCError(
-            f"target_modules: {target_modules!r} matches no protectable layer; "
-            f"did you mean {closest(wanted, endings)}? Layers are named like {next(iter(candidates.values())).name!r}."
+            f"target_modules: {target_modules!r} matches no protectable layer of {type(model).__name__}; "
+            f"did you mean {closest(wanted, endings)}? Its layers are {', '.join(endings)}."
         )
 
     protected = {layer.weight_name for layer in layers}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,7 @@ from ..errors import UNSCError, first_line
 
 
 def load_model(name: str) -> PreTrainedModel:
-    """Model of the architecture its config names, in float32, from a Hub id or folder.
-
-    Raises:
-        UNSCError: it cannot be loaded.
-    """
+    """Model of the architecture its config names, in float32, from a Hub id or folder; UNSCError where that fails."""
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
@@ -39,8 +36,7 @@ def load_as(
 ) -> PreTrainedModel:
     """A model of the kind that `auto_class` loads, in `dtype`, from a Hub id or folder.
 
-    Raises:
-        UNSCError: it cannot be loaded, or a weight is missing; the message names `argument`.
+    UNSCError, which names `argument`, where it cannot be loaded or a weight is missing.
     """
     try:
         model: PreTrainedModel
@@ -56,21 +52,16 @@ def load_as(
     return model
 
 
-def _load_processor(auto_class: Any, name: str, kind: str) -> Any:
+def _load_processor(auto_class: Any, kind: str, name: str) -> Any:
     try:
         return auto_class.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise UNSCError(f"model_name_or_path: {name!r} has no {kind}: {first_line(error)}") from error
 
 
-def load_image_processor(name: str) -> Any:
-    """The image processor saved with a model; UNSCError when there is none."""
-    return _load_processor(AutoImageProcessor, name, "image processor")
-
-
-def load_tokenizer(name: str) -> Any:
-    """The tokenizer saved with a model; UNSCError when there is none."""
-    return _load_processor(AutoTokenizer, name, "tokenizer")
+# What was saved with a model, by its name; a UNSCError where there is none.
+load_image_processor: Callable[[str], Any] = partial(_load_processor, AutoImageProcessor, "image processor")
+load_tokenizer: Callable[[str], Any] = partial(_load_processor, AutoTokenizer, "tokenizer")
 
 
 def own_processor(name: str, like: Any) -> Any:
@@ -93,16 +84,12 @@ def own_processor(name: str, like: Any) -> Any:
 
 
 def load_to_finetune(auto_class: Any, name: str, labels: Sequence[str]) -> PreTrainedModel:
-    """A model to train further. A classifier's head is made anew where it does not fit `labels`.
-
-    Raises:
-        UNSCError: it cannot be loaded.
-    """
-    options: dict[str, Any] = {}
-    if labels:
-        ids = {label: i for i, label in enumerate(labels)}
-        options = {"id2label": dict(enumerate(labels)), "label2id": ids, "ignore_mismatched_sizes": True}
-    return load_as(auto_class, name, "model_name_or_path", **options)
+    """A model to train further. A classifier's head is made anew where it does not fit `labels`."""
+    if not labels:
+        return load_as(auto_class, name, "model_name_or_path")
+    ids = {label: i for i, label in enumerate(labels)}
+    names: dict[str, Any] = {"id2label": dict(enumerate(labels)), "label2id": ids}
+    return load_as(auto_class, name, "model_name_or_path", ignore_mismatched_sizes=True, **names)
 
 
 def model_label_names(model: PreTrainedModel) -> list[str]:
@@ -111,14 +98,10 @@ def model_label_names(model: PreTrainedModel) -> list[str]:
 
 
 def check_weights(model: nn.Module, frozen: bool = False) -> None:
-    """Refuse anything but a transformers model, and weights that are not stored in full precision.
+    """Refuse anything but a transformers model, and weights in half precision, with a UNSCError that names the first.
 
-    Args:
-        frozen: whether only adapters are trained. They are in float32 themselves, so the frozen weights under them may
-            be in bfloat16.
-
-    Raises:
-        UNSCError: it is something else, or a parameter is in half precision (the first is named).
+    Where only adapters are trained the weights are `frozen`, and may be in bfloat16: adapters are in float32
+    themselves.
     """
     if not isinstance(model, PreTrainedModel):
         raise UNSCError(

@@ -1,4 +1,4 @@
-"""A model's outputs on rows: logits, the features its head reads, and the true labels."""
+"""A model's head, and its outputs on rows: logits, the features its head reads, and the true labels."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..errors import UNSCError
-from ..utils.distributed import gathered, process
-from .head import classify, find_head
-from .hooks import NOT_INPUTS, capture_inputs, evaluation_mode
-from .layers import ProtectedLayer, RowGeometry
+from ..utils.distributed import gathered, process, whole
+from .hooks import NOT_INPUTS, capture_inputs, evaluation_mode, pieces
+from .layers import ADAPTER, ProtectedLayer, RowGeometry
 
 Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
 Reader = Callable[[Tensor, Tensor], "Outputs"]  # of a batch's logits and labels
@@ -30,18 +30,12 @@ class Outputs:
     """Outputs of a model on some rows, on the CPU.
 
     Outputs of answer tokens are as wide as a vocabulary, so they stay on the model's device until they are kept.
-
-    Attributes:
-        logits: float32, shape (rows, labels).
-        features: float32 inputs of the head, shape (rows, width), or None when not asked for.
-        labels: int64, shape (rows,).
-        samples: the sample of the batch that each row belongs to, where a sample has several (answer tokens).
     """
 
-    logits: Tensor
-    features: Tensor | None
-    labels: Tensor
-    samples: Tensor | None = None
+    logits: Tensor  # float32, (rows, labels)
+    features: Tensor | None  # float32 inputs of the head, (rows, width), or None when not asked for
+    labels: Tensor  # int64, (rows,)
+    samples: Tensor | None = None  # of the batch, which each row belongs to where a sample has several (answer tokens)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Outputs:
         parts = (self.logits, self.features, self.labels, self.samples)
@@ -58,7 +52,7 @@ class Outputs:
         return self.features
 
     def need_samples(self) -> Tensor:
-        """The sample of each row; it is a programming error to ask where every row is a sample."""
+        """The sample of each row; TypeError where every row is a sample."""
         if self.samples is None:
             raise TypeError("these outputs have one row for each sample.")
         return self.samples
@@ -78,7 +72,46 @@ class RowOutputs:
     test: Outputs
 
 
-def _one_per_sample(logits: Tensor, labels: Tensor) -> Outputs:
+def find_head(model: nn.Module, num_labels: int) -> tuple[str, nn.Linear]:
+    """Name and module of the linear layer that gives the logits: the last with `num_labels` outputs; UNSCError
+    without."""
+    heads = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == num_labels and ".lora_" not in name
+    ]
+    if not heads:
+        raise UNSCError(f"model: {type(model).__name__} has no linear head with {num_labels} outputs.")
+    return heads[-1]
+
+
+def classify(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits (batch, labels) of samples with one label each, and the order in which they ran, which hooks need,
+    (batch,).
+
+    Texts of a batch are padded to the longest, which on a CPU may double the work. There the batch runs in pieces of
+    similar length, each cut after its own last token. Masked tokens have no influence, so the logits agree up to
+    rounding. Several processes must run the same number of passes, so their batches are not split.
+    """
+    order, logits = zip(*((rows, model(**piece).logits) for rows, piece in pieces(inputs)), strict=True)
+    if len(order) == 1:
+        return logits[0], order[0]
+    ran = torch.cat(order)
+    return torch.cat(logits)[ran.argsort()], ran
+
+
+def head_weights(model: nn.Module, num_labels: int) -> tuple[Tensor, Tensor | None]:
+    """Weight (labels, width) and bias of the head, with the change that an adapter on it makes."""
+    name, head = find_head(model, num_labels)
+    weight = whole(head.weight.detach())
+    owner = dict(model.named_modules()).get(name.removesuffix(".base_layer"))
+    if isinstance(owner, LoraLayer):
+        weight = weight + whole(owner.get_delta_weight(ADAPTER).detach())
+    return weight, None if head.bias is None else whole(head.bias.detach())
+
+
+def one_per_sample(logits: Tensor, labels: Tensor) -> Outputs:
+    """One row per sample of a classifier's batch."""
     if logits.dim() != 2:
         raise UNSCError(f"model: logits have shape {tuple(logits.shape)}, expected (batch, labels).")
     return Outputs(logits, None, labels)
@@ -93,16 +126,14 @@ def iterate_outputs(
     batch_size: int = 256,
     progress: bool = False,
     description: str = "Evaluating",
-    read: Reader = _one_per_sample,
+    read: Reader = one_per_sample,
 ) -> Iterator[Outputs]:
-    """Run `model` in eval mode over all rows of a prepared data set, batch by batch.
+    """Run `model`, whose output has `logits`, in eval mode over all rows of a prepared data set, batch by batch.
 
     The model is in eval mode only while a batch is computed. Several processes take a batch each and all get every
     batch, in order, so all of them must iterate to the same point.
 
     Args:
-        model: its output has `logits`.
-        dataset: prepared rows that have labels.
         collate_fn: makes a batch; it must contain `labels`.
         features: also keep the inputs of the head, for classifiers.
         batch_size: rows of a batch in one process.
@@ -176,11 +207,17 @@ def collect_outputs(
 
 
 def join_outputs(parts: Sequence[Outputs]) -> Outputs:
-    """Rows of several batches. `samples` are numbered within a batch, so they are dropped."""
+    """Rows of several batches. `samples`, which are numbered within a batch, are numbered on."""
+    samples, first = list[Tensor](), 0
+    for part in parts:
+        if part.samples is not None:
+            samples.append(part.samples + first)
+            first = int(samples[-1].max()) + 1 if len(part.samples) else first
     return Outputs(
         torch.cat([part.logits for part in parts]),
         None if parts[0].features is None else torch.cat([part.need_features() for part in parts]),
         torch.cat([part.labels for part in parts]),
+        torch.cat(samples) if samples else None,
     )
 
 
@@ -196,6 +233,6 @@ def read_answers(logits: Tensor, labels: Tensor) -> Outputs:
 
 def token_losses(rows: Outputs) -> Tensor:
     """Cross-entropy of each position, float64 of shape (rows,), computed in blocks because a vocabulary is wide."""
-    pieces = max(1, -(-rows.logits.numel() // _LOGITS_AT_ONCE))
-    parts = zip(rows.logits.tensor_split(pieces), rows.labels.tensor_split(pieces), strict=True)
+    count = max(1, -(-rows.logits.numel() // _LOGITS_AT_ONCE))
+    parts = zip(rows.logits.tensor_split(count), rows.labels.tensor_split(count), strict=True)
     return torch.cat([F.cross_entropy(logits.double(), labels, reduction="none") for logits, labels in parts])

@@ -95,6 +95,23 @@ class LoraProjection(NullSpaceProjection):
         """The B factors that are trained, by layer name."""
         return {layer.name: self._lora[layer.name].lora_B[ADAPTER].weight for layer in self.layers}
 
+    @torch.no_grad()
+    @full_float32()
+    def project_displacements(self, dtype: torch.dtype | None = None, decay: float = 0.0) -> None:
+        """A is projected, B decays, and B is shortened until the product s B A is within `MOST_CHANGE` of `|W_0|`."""
+        if not self.identity:
+            super().project_displacements(dtype)
+        for layer in self.layers:
+            lora = self._lora[layer.name]
+            rows, columns = (whole(part[ADAPTER].weight).detach().float() for part in (lora.lora_A, lora.lora_B))
+            rows, columns = rows.reshape(len(rows), -1), columns.reshape(-1, len(rows))
+            norm = ((columns.mT @ columns) * (rows @ rows.mT)).sum().clamp(min=0).sqrt() * lora.scaling[ADAPTER]
+            local(lora.lora_B[ADAPTER].weight).mul_(self._shortened(layer, (1 - decay) * norm, decay))
+
+    def _kept(self, layer: ProtectedLayer, change: Tensor, decay: float) -> Tensor:
+        """A is not shortened: its length alone changes no output."""
+        return change.new_ones(())
+
     @full_float32()
     def change(self, layer: ProtectedLayer) -> Tensor:
         lora = self._lora[layer.name]

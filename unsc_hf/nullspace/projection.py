@@ -14,11 +14,15 @@ import torch
 from torch import Tensor
 
 from ..models.layers import ProtectedLayer
-from ..utils.distributed import cut_like, gather_like, is_sharded, local, own_rows, summed
+from ..utils.distributed import add_up, cut_like, gather_like, is_sharded, local, own_rows, summed
 from ..utils.precision import full_float32
 from .moments import SecondMoment
 from .storage import mapped_if_large
 from .subspace import LayerSubspace, Subspace
+
+# Longest displacement of a layer, as a share of the norm of its original weights. Beyond about this, layers behind it
+# read inputs that have moved so far that even the rounding of float32 changes their outputs.
+MOST_CHANGE = 0.5
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,9 @@ class NullSpaceProjection:
                 shared[kind] = self._exact[key].to(weight.dtype, weight.device)
             self._projectors[layer.name] = shared[kind]
             self._start[layer.name] = weight.clone()
+        norms = {layer.name: self._norm(self.original(layer), layer) for layer in self.layers}
+        # A layer of zeros has no scale of its own, so it has no limit.
+        self._longest = {name: MOST_CHANGE * norm.where(norm > 0, math.inf) for name, norm in norms.items()}
 
     def trained_names(self) -> set[str]:
         """Names of the parameters that are trained."""
@@ -105,21 +112,39 @@ class NullSpaceProjection:
 
     @torch.no_grad()
     @full_float32()
-    def project_displacements(self, dtype: torch.dtype | None = None) -> None:
-        """W <- W_0 + (W - W_0) P in place: exact for any optimiser, idempotent, and it absorbs rounding.
+    def project_displacements(self, dtype: torch.dtype | None = None, decay: float = 0.0) -> None:
+        """W <- W_0 + (1 - decay) (W - W_0) P in place: exact for any optimiser, and it absorbs rounding.
 
-        `dtype` is the precision of the product, the weights' own when None (float64 is slow on many devices). Once in
-        float64 at the end leaves only the rounding of the stored weights.
+        A displacement that is then longer than `MOST_CHANGE` times `|W_0|` (Frobenius, for each layer) is shortened to
+        that. Scaling keeps it in the null space.
+
+        Args:
+            dtype: precision of the product, the weights' own when None (float64 is slow on many devices). Once in
+                float64 at the end leaves only the rounding of the stored weights.
+            decay: share of the displacement that fades, in [0, 1). What forgetting does not renew disappears.
         """
-        if self.identity:
-            return
         for layer in self.layers:
             weight, start = local(layer.weight), self._start[layer.name]
             projector = self._projectors[layer.name]
             if dtype is not None and dtype != weight.dtype:
                 projector = self._exact[self._keys[layer.name]].to(dtype, weight.device)
             change = weight.to(projector.factor.dtype) - start
-            weight.copy_(_projected(layer, change, projector).add_(start))
+            if not self.identity:
+                change = _projected(layer, change, projector)
+            weight.copy_(torch.addcmul(start.to(change.dtype), change, self._kept(layer, change, decay)))
+
+    def _kept(self, layer: ProtectedLayer, change: Tensor, decay: float) -> Tensor:
+        """Share of a layer's change that stays, a scalar."""
+        return self._shortened(layer, (1 - decay) * self._norm(change, layer), decay).to(change.dtype)
+
+    def _shortened(self, layer: ProtectedLayer, norm: Tensor, decay: float) -> Tensor:
+        """`1 - decay`, or less where the displacement's `norm` is over its limit."""
+        return (self._longest[layer.name] / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(max=1.0) * (1 - decay)
+
+    def _norm(self, part: Tensor, layer: ProtectedLayer) -> Tensor:
+        """Frobenius norm of a matrix of which this process may hold a share, in its own precision."""
+        norm = torch.linalg.vector_norm(part, dtype=torch.float64 if part.dtype == torch.float64 else torch.float32)
+        return add_up(norm.square()).sqrt() if is_sharded(layer.weight) else norm
 
     def change(self, layer: ProtectedLayer) -> Tensor:
         """dW as (groups, out, width); of sharded weights this process's share of the rows."""

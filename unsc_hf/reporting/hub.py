@@ -43,7 +43,6 @@ def public_files(
     """The files of a finished run that may be published, by name: a path, or the content that replaces a file.
 
     Args:
-        folder: output folder of a run.
         base_model: Hub id to write into an adapter's config, where it names a local folder.
         secrets: strings that must not leave, such as the token.
 
@@ -90,7 +89,6 @@ def _read_text(source: Path | bytes) -> bytes:
 
 
 def _check_private(name: str, content: bytes, secrets: Sequence[str], local: set[str]) -> None:
-    """Refuse a file that holds a secret, a Hub token or a local path."""
     if any(secret.encode() in content for secret in secrets):
         raise UNSCError(f"{name}: holds the token; remove it, and revoke the token if the file was ever shared.")
     if matches(name, _VOCABULARY):
@@ -115,7 +113,7 @@ def publish(
     message: str = "Unlearned model",
     base_model: str | None = None,
 ) -> CommitInfo:
-    """Publish a finished run in one commit; where everything is there already, no commit is made.
+    """Publish a finished run in one commit, and return it; where everything is there already, no commit is made.
 
     The same commit deletes other weights from the repository, because they still remember. Its history keeps them.
 
@@ -127,9 +125,6 @@ def publish(
         token: with write access; the stored one when None.
         message: commit message.
         base_model: see `public_files`.
-
-    Returns:
-        The commit that holds the files.
 
     Raises:
         UNSCError: a file must not leave (see `public_files`), another commit landed in between, or the Hub refused.
@@ -169,9 +164,8 @@ def _explain(error: Exception, repo_id: str, folder: str | os.PathLike[str]) -> 
     status, detail = _status(error), first_line(error)
     again = f"publish again with `unsc push {shlex.quote(str(folder))} --hub_model_id {shlex.quote(repo_id)}`"
     if isinstance(error, RepositoryNotFoundError) or status == 401:
-        return (
-            f"hub_token: it is not accepted, or may not see {repo_id}; log in with `hf auth login`, or give hub_token."
-        )
+        way = "log in with `hf auth login`, or give hub_token"
+        return f"hub_token: it is not accepted, or may not see {repo_id}; {way}."
     if isinstance(error, HFValidationError):
         return f"hub_model_id: {repo_id!r} is not a valid repository name ({detail}); give user/name."
     if status == 403:

@@ -14,7 +14,6 @@ from ..utils.files import write_beside
 
 matplotlib.use("Agg")
 
-
 GREY, BLUE, ORANGE, GREEN = "#9aa0a6", "#1f6fb4", "#d1642a", "#3a8f5c"
 
 _MOST_CLASSES = 40  # bars of more classes would be too thin to read
@@ -37,12 +36,9 @@ def shorten(name: str, width: int = 18) -> str:
 def plot_per_class(
     accuracies: Mapping[str, Mapping[int, float]], names: Sequence[str], forgotten: Sequence[int], path: Path
 ) -> Path:
-    """Test accuracy of each class, one bar for each model.
+    """Test accuracy in [0, 1] of each class id, one bar for each model, in drawing order; `names` are by id.
 
-    Args:
-        accuracies: accuracy in [0, 1] by class id, for each model by name, in drawing order.
-        names: class names by id.
-        forgotten: ids of the classes to forget, which are drawn first and shaded.
+    The classes to forget are drawn first and shaded.
     """
     shown = [*forgotten, *(c for c in range(len(names)) if c not in forgotten)]
     shown = [c for c in shown if any(c in by_class for by_class in accuracies.values())]
@@ -61,9 +57,7 @@ def plot_per_class(
     shaded = sum(c in forgotten for c in shown)
     axes.axvspan(-0.5, shaded - 0.5, color="#f3d9c9", zorder=0, label="to be forgotten")
     axes.set_xticks(range(len(shown)), [shorten(names[c]) for c in shown], rotation=30, ha="right")
-    axes.set_xlim(-0.5, len(shown) - 0.5)
-    axes.set_ylim(0, 100)
-    axes.set_ylabel("test accuracy (%)")
+    axes.set(xlim=(-0.5, len(shown) - 0.5), ylim=(0, 100), ylabel="test accuracy (%)")
     axes.legend(ncols=len(accuracies) + 1, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, fontsize=9)
     return save(figure, path)
 
@@ -74,11 +68,7 @@ def objective_title(method: str) -> str:
 
 
 def plot_answers(methods: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path) -> Path:
-    """ROUGE-L of every model's answers, a group of bars for each set of questions.
-
-    Args:
-        methods: metrics by method and set; sets without `rouge_l` are left out.
-    """
+    """ROUGE-L of every model's answers, a group of bars for each set that has it; `methods` by method and set."""
     sets = [name for name, metrics in next(iter(methods.values())).items() if "rouge_l" in metrics]
     figure = Figure(figsize=(min(11.0, max(6.5, 0.9 * len(sets) * len(methods) ** 0.5 + 2)), 4.2))
     axes = figure.subplots()
@@ -90,13 +80,12 @@ def plot_answers(methods: Mapping[str, Mapping[str, Mapping[str, float]]], path:
         places = [x + (i - (len(methods) - 1) / 2) * width for x in range(len(sets))]
         objective = method.removesuffix(" unprojected")
         if objective not in colours:
-            colours[objective] = emphasised[objective] if objective in emphasised else next(others, "black")
+            colours[objective] = emphasised.get(objective) or next(others, "black")
         alpha = 1.0 if objective == method else 0.35  # a paler bar for the run without projection
         heights = [100 * of_sets[s]["rouge_l"] for s in sets]
         axes.bar(places, heights, width * 0.92, label=objective_title(method), color=colours[objective], alpha=alpha)
     axes.set_xticks(range(len(sets)), [name.replace("_", " ") for name in sets])
-    axes.set_ylabel("ROUGE-L of the answers (%)")
-    axes.set_ylim(0, 103)
+    axes.set(ylim=(0, 103), ylabel="ROUGE-L of the answers (%)")
     figure.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 0.9), frameon=False, fontsize=8)
     return save(figure, path)
 
@@ -127,40 +116,29 @@ def plot_trade_off(methods: Mapping[str, Any], path: Path) -> Path:
 
 
 def plot_unlearning(history: Sequence[Mapping[str, Any]], max_leak: float | None, path: Path) -> Path:
-    """Accuracy on held-out forget and retain rows, and the leak, over optimiser steps.
+    """Accuracy on held-out forget and retain rows, and the leak beside its budget `max_leak`, over optimiser steps.
 
-    Args:
-        history: the trainer's `state.log_history`; entries without a leak are ignored.
-        max_leak: the leak budget, drawn as a line.
+    Entries of `history`, the trainer's `state.log_history`, that have no leak are ignored.
     """
     checks = [entry for entry in history if "leak" in entry]
-    steps = [entry["step"] for entry in checks]
     figure = Figure(figsize=(6.5, 4.4))
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-
-    def draw(axes: Any, key: str, color: str, label: str) -> None:
-        axes.plot(steps, [100 * entry[key] for entry in checks], "o-", color=color, label=label)
-
-    draw(above, "retain_accuracy", BLUE, "held-out retain rows")
-    draw(above, "forget_accuracy", ORANGE, "checked forget rows")
-    draw(below, "leak", GREEN, "leak")
-    above.set_ylim(-3, 103)
-    above.set_ylabel("accuracy (%)")
+    steps, columns = [entry["step"] for entry in checks], ("retain_accuracy", "forget_accuracy", "leak")
+    kept, known, leak = ([100 * entry[key] for entry in checks] for key in columns)
+    above.plot(steps, kept, "o-", color=BLUE, label="held-out retain rows")
+    above.plot(steps, known, "o-", color=ORANGE, label="checked forget rows")
+    below.plot(steps, leak, "o-", color=GREEN, label="leak")
+    above.set(ylim=(-3, 103), ylabel="accuracy (%)")
     if max_leak is not None:
         below.axhline(100 * max_leak, color=GREY, linestyle="--", label="leak budget")
     below.set_ylim(bottom=0)
-    below.set_ylabel("held-out leak (%)")
-    below.set_xlabel("optimiser steps")
+    below.set(ylabel="held-out leak (%)", xlabel="optimiser steps")
     figure.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 0.88), frameon=False, fontsize=9)
     return save(figure, path)
 
 
 def plot_capacity(report: Sequence[Any], path: Path) -> Path:
-    """Rank kept and capacity left, as shares of the width of each layer's input.
-
-    Args:
-        report: rows of `Subspace.report()`.
-    """
+    """Rank kept and capacity left, as shares of the width of each layer's input, from `Subspace.report()`."""
     figure = Figure(figsize=(7.5, max(2.5, 0.22 * len(report) + 1.2)))
     axes = figure.subplots()
     y = list(range(len(report)))
@@ -174,7 +152,6 @@ def plot_capacity(report: Sequence[Any], path: Path) -> Path:
         axes.text(101, i, f"{row.rank:.4g} / {row.width}", va="center", fontsize=7)
     axes.set_yticks(y, [shorten(row.layer, 44) for row in report], fontsize=7)
     axes.invert_yaxis()
-    axes.set_xlim(0, 100)
-    axes.set_xlabel("share of the layer's input (%)")
+    axes.set(xlim=(0, 100), xlabel="share of the layer's input (%)")
     axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.4, 1.0), frameon=False, fontsize=8)
     return save(figure, path)

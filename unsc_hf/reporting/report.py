@@ -1,14 +1,23 @@
-"""The report of one run as a self-contained HTML file, made from `results.json` and the pictures beside it."""
+"""Reports as one self-contained HTML file of texts, tables and pictures, without scripts and without a network.
+
+The report of one run is made from `results.json` and the pictures beside it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, StrictUndefined
+
 from ..evaluation.signatures import run_signatures
-from .html import FILE, Picture, Section, write_report
+from ..utils.files import write_text
 from .tables import CERTIFICATE_NOTE, STOP_REASONS, certificate_table, forgotten_text, options_table, requests_table
+
+FILE = "report.html"
 
 _VERDICTS = {
     "suppressed": "The output is gone. The features may still tell the forgotten data apart.",
@@ -25,12 +34,46 @@ _ACCURACIES = {
 }
 
 
-def write_run_report(results: Mapping[str, Any], folder: str | Path) -> Path:
-    """Write `report.html` into a run's folder, which holds the pictures that `results["pictures"]` names.
+@dataclass(frozen=True)
+class Picture:
+    """A PNG file and what it shows."""
 
-    Args:
-        results: content of the run's `results.json`.
-    """
+    path: Path
+    caption: str
+
+    @property
+    def data(self) -> str:
+        return base64.b64encode(self.path.read_bytes()).decode("ascii")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report under one heading; every text is escaped."""
+
+    heading: str
+    paragraphs: Sequence[str] = ()
+    points: Sequence[str] = ()  # list items
+    table: Sequence[Sequence[str]] = ()  # text cells, first the header
+    text_columns: int = 1  # how many of its first columns hold words, which are wrapped and aligned to the left
+    emphasised: Sequence[str] = ("UNSC",)  # first cells of the rows to highlight
+    pictures: Sequence[Picture] = ()
+    code: str = ""  # a command or versions, shown as they are
+
+    @property
+    def empty(self) -> bool:
+        return not (any(self.paragraphs) or self.points or self.table or self.pictures or self.code)
+
+
+def write_report(path: Path, title: str, sections: Sequence[Section], verdict: str = "", footer: str = "") -> Path:
+    """Render the sections into `path`, whole or not at all."""
+    source = (Path(__file__).parent / "templates" / "report.html.jinja").read_text(encoding="utf-8")
+    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(source)
+    write_text(path, template.render(title=title, verdict=verdict, sections=sections, footer=footer))
+    return path
+
+
+def write_run_report(results: Mapping[str, Any], folder: str | Path) -> Path:
+    """Write `report.html` from `results.json` into a run's folder, which holds the pictures that it names."""
     folder = Path(folder)
     request, verdict, reason = results["request"], results["verdict"]["word"], results["verdict"]["reason"]
     forgotten = forgotten_text(request["rows"], [str(name) for name in request.get("forget_classes") or ()])

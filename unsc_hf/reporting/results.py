@@ -12,10 +12,9 @@ from transformers import TrainingArguments
 
 from ..config import UNSCConfig
 from .finished_run import FinishedRun
-from .html import FILE as REPORT
 from .model_card import versions, write_card
 from .plots import plot_answers, plot_capacity, plot_per_class, plot_trade_off, plot_unlearning
-from .report import write_run_report
+from .report import FILE, write_run_report
 from .run_folder import finish
 
 # Options of `TrainingArguments` that belong in a card, besides all that `UNSCConfig` adds.
@@ -44,18 +43,12 @@ def finite(value: Any) -> Any:
 
 
 def write_run(run: FinishedRun, folder: Path, model_name: str | None = None) -> FinishedRun:
-    """Write everything that a run leaves beside its model; `results.json` comes last and marks it as finished.
+    """Write everything that a run leaves beside its model into `folder`; returns the run with the names of its files.
 
-    Args:
-        run: the run.
-        folder: that holds its model.
-        model_name: how the card names the model; the folder's name when None.
-
-    Returns:
-        The run with the names of its files.
+    `results.json` comes last and marks the run as finished. The card takes the folder's name where no model is named.
     """
     pictures = _draw(run, folder)
-    run = replace(run, model_name=model_name or folder.resolve().name, pictures=pictures, report=REPORT)
+    run = replace(run, model_name=model_name or folder.resolve().name, pictures=pictures, report=FILE)
     write_card(run, folder)
     results = finite(_results(run))
     write_run_report(results, folder)
@@ -66,24 +59,21 @@ def write_run(run: FinishedRun, folder: Path, model_name: str | None = None) -> 
 def _draw(run: FinishedRun, folder: Path) -> list[tuple[str, str]]:
     """Draw the pictures; returns file names and captions."""
     if run.task == "text-generation":
-        pictures = [("answers.png", "ROUGE-L of the answers on each set, before, after and when retrained")]
-        plot_answers({name: answers.sets for name, answers in run.methods.items()}, folder / pictures[0][0])
+        first = [("answers.png", "ROUGE-L of the answers on each set, before, after and when retrained")]
+        plot_answers({name: answers.sets for name, answers in run.methods.items()}, folder / first[0][0])
         judged = {name: a for name, a in run.methods.items() if None not in (a.forget_quality, a.model_utility)}
         if judged:
-            pictures.append(
-                ("trade_off.png", "Forget quality and model utility; larger points changed more kept tokens")
-            )
-            plot_trade_off(judged, folder / pictures[-1][0])
+            first.append(("trade_off.png", "Forget quality and model utility; larger points changed more kept tokens"))
+            plot_trade_off(judged, folder / first[1][0])
     else:
-        pictures = [("per_class_accuracy.png", "Test accuracy of each class")]
+        first = [("per_class_accuracy.png", "Test accuracy of each class")]
         shown = {"original": "before", "unsc": "after", "retrained": "retrained"}
         bars = {name: run.methods[key].per_class for key, name in shown.items() if key in run.methods}
-        plot_per_class(bars, run.class_names, run.forgotten, folder / pictures[0][0])
-    pictures.append(("unlearning.png", "Accuracy and leak while unlearning"))
-    plot_unlearning(run.history, run.certificate["max_leak"], folder / pictures[-1][0])
-    pictures.append(("capacity.png", "Rank and capacity of each layer"))
-    plot_capacity(run.layers, folder / pictures[-1][0])
-    return pictures
+        plot_per_class(bars, run.class_names, run.forgotten, folder / first[0][0])
+    plot_unlearning(run.history, run.certificate["max_leak"], folder / "unlearning.png")
+    plot_capacity(run.layers, folder / "capacity.png")
+    course, capacity = "Accuracy and leak while unlearning", "Rank and capacity of each layer"
+    return [*first, ("unlearning.png", course), ("capacity.png", capacity)]
 
 
 def _results(run: FinishedRun) -> dict[str, Any]:
@@ -124,8 +114,8 @@ def print_run(run: FinishedRun, console: Console) -> None:
     console.print(f"Verdict: {run.verdict} ({run.reason}).")
     console.print(
         f"Certificate: held-out leak {certificate['leak']:.3g}, logit drift {drift['relative']:.3g}, "
-        f"{drift['agreement']:.1%} of decisions unchanged on {certificate['rows']} retained rows; "
-        f"ended by {certificate['stop_reason']}."
+        f"{certificate['flips']} of {certificate['rows']} decisions on kept rows changed, so at most "
+        f"{certificate['upper_95']:.2%} of such inputs with 95 % confidence; ended by {certificate['stop_reason']}."
     )
     reasons = sorted(run.unreachable.items(), key=lambda item: -item[1])
     listed = "; ".join(f"{count} x {reason}" for reason, count in reasons) or "nothing"

@@ -40,11 +40,8 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def check_output_folder(folder: str | Path) -> None:
-    """Refuse a folder that holds a finished run or a model; what an interrupted run left may be overwritten.
-
-    Raises:
-        UNSCError: names the folder and what it holds.
-    """
+    """Refuse a folder that holds a finished run or a model with a UNSCError; what an interrupted run left may be
+    overwritten."""
     known = [(RESULTS, "a finished run")]
     if not (Path(folder) / UNFINISHED).exists():
         known += [("config.json", "a model"), ("adapter_config.json", "an adapter")]

@@ -34,7 +34,12 @@ _LANGUAGE_NOTE = (
 
 CERTIFICATE_NOTE = "Measured on retained rows: how far the model moved where it should stay the same."
 
-STOP_REASONS = {"target": "reaching its target", "leak_budget": "the leak budget", "max_steps": "the step limit"}
+STOP_REASONS = {
+    "target": "reaching its target",
+    "leak_budget": "the leak budget",
+    "flips_budget": "the budget of changed decisions",
+    "max_steps": "the step limit",
+}
 
 _MOST_NAMES = 20  # beyond this many classes their names are not listed
 
@@ -54,17 +59,11 @@ _SHORT_TITLES = {"10-shot prototype": "10-shot", "seconds": "sec"}
 
 @dataclass(frozen=True)
 class Table:
-    """A comparison of models as text, for `print`.
+    """A comparison of models as text, for `print`."""
 
-    Attributes:
-        cells: rows of text, first the header; the first cell of a row names the model.
-        written: first cell of the row of the unlearned model.
-        note: what the columns mean.
-    """
-
-    cells: list[list[str]] = field(default_factory=list)
-    written: str = LABELS["unsc"]
-    note: str = ""
+    cells: list[list[str]] = field(default_factory=list)  # first the header; the first cell of a row names the model
+    written: str = LABELS["unsc"]  # first cell of the row of the unlearned model
+    note: str = ""  # what the columns mean
 
     def rich(self) -> RichTable:
         """For a terminal of 80 columns, with shorter titles."""
@@ -124,10 +123,7 @@ def _cell(value: float | None, scale: float, form: str) -> str:
 def forgotten_text(rows: int, classes: Sequence[str], digest: str = "") -> str:
     """What was forgotten: rows and class names, or a count and a hash where the names are many.
 
-    Args:
-        rows: number of forgotten training rows.
-        classes: names of the forgotten classes; empty where single rows were forgotten.
-        digest: beginning of a hash over the rows.
+    Where single rows were forgotten there are no `classes`, and `digest` begins a hash over the rows.
     """
     text = f"{rows:,} training rows"
     if not classes:
@@ -147,12 +143,15 @@ def certificate_table(certificate: Mapping[str, Any]) -> list[list[str]]:
     return [
         ["what", "value"],
         [f"retained rows ({origin})", f"{certificate['rows']:,}"],
+        ["decisions changed", f"{certificate['flips']:,}"],
+        ["at most this share of such inputs changes, with 95 % confidence", f"{certificate['upper_95']:.2%}"],
         ["leak: relative change of layer outputs, all trained layers", f"{certificate['leak']:.3g}"],
         [f"worst layer, {worst}", f"{leaks.get(worst, 0.0):.3g}"],
         ["leak budget", "none" if budget is None else f"{budget:.3g}"],
         ["logit drift, relative", f"{drift['relative']:.3g}"],
         ["largest change of one logit", f"{drift['largest']:.3g}"],
-        ["decisions unchanged", f"{drift['agreement']:.2%}"],
+        ["leak inside the unlearned network", _number(certificate["network_leak"])],
+        ["amplification from layer to layer", _number(certificate["amplification"])],
         *(
             [
                 f"merged into the base weights, stored as {dtype}: logit drift, decisions unchanged",
@@ -163,6 +162,10 @@ def certificate_table(certificate: Mapping[str, Any]) -> list[list[str]]:
         ["relative change of the trained weights", f"{certificate['relative_change']:.3g}"],
         ["unlearning ended by", STOP_REASONS.get(stopped, str(stopped))],
     ]
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.3g}"
 
 
 def requests_table(requests: Sequence[Mapping[str, Any]]) -> list[list[str]]:

@@ -8,9 +8,9 @@ from typing import Any
 
 from datasets import Dataset
 from rich.console import Console
-from transformers import AutoConfig, AutoModelForImageClassification
+from transformers import AutoConfig
 
-from ..comparison.arguments import ClassificationArguments, check_model_dtype
+from ..comparison.arguments import ClassificationArguments, ImageArguments, check_model_dtype
 from ..comparison.controls import compare
 from ..config import UNSCConfig
 from ..data.columns import class_names, read_labels
@@ -20,8 +20,7 @@ from ..errors import UNSCError, first_line
 from ..reporting.run_folder import check_output_folder
 from ..reporting.tables import classifier_table
 from ..trainer.sequence import StoredRequest
-from .job import Job, original_and_references, removed_after_error
-from .result import UnlearningResult, finished_run
+from .job import Job, UnlearningResult, finished_run, removed_after_error
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,7 @@ class ClassifierRows:
     ) -> ClassifierRows:
         """From splits "train", "test" and perhaps "validation"; `model_names` serve data that hold bare ids.
 
-        Raises:
-            UNSCError: nothing to forget, or classes that the training or test rows lack.
+        UNSCError where there is nothing to forget, or classes that the training or test rows lack.
         """
         if request is None:
             raise UNSCError(
@@ -62,11 +60,7 @@ class ClassifierRows:
 
 
 def run(arguments: ClassificationArguments, config: UNSCConfig, console: Console | None = None) -> UnlearningResult:
-    """Unlearn, compare, and write everything into `config.output_dir`.
-
-    Raises:
-        UNSCError: input that cannot work; nothing is written then.
-    """
+    """Unlearn, compare, and write everything into `config.output_dir`; after a UNSCError nothing is written."""
     console = console or Console()
     if arguments.dataset_name is None and (arguments.model_name_or_path or arguments.retrained_model_name_or_path):
         raise UNSCError(
@@ -74,18 +68,16 @@ def run(arguments: ClassificationArguments, config: UNSCConfig, console: Console
         )
     check_model_dtype(arguments)
     check_output_folder(str(config.output_dir))
-    data, auto_class = arguments.load(config), arguments.auto_class
+    data = arguments.load(config)
     with unreadable_rows_by_number(data, config.text_columns):
-        names = _names_of(arguments.model_name_or_path)
+        names = None if arguments.model_name_or_path is None else _names_of(arguments.model_name_or_path)
         rows = ClassifierRows.of(data, arguments.request(), names, config.label_column)
         without = "-".join(map(str, (rows.request.forget_classes or ["rows"])[:10]))
-        original, references = original_and_references(
-            arguments, arguments.plan(config), rows.train, rows.split().retain, console,
+        job = Job.of(
+            arguments, config, arguments.plan(config), rows.train, rows.split().retain, console,
             f"retrained-without-{without}", rows.names, rows.label_column,
         )  # fmt: skip
-        processor = arguments.load_processor(original)
-        job = Job.of(arguments, config, auto_class, processor, original, references, console)
-        task = "image-classification" if auto_class is AutoModelForImageClassification else "text-classification"
+        task = "image-classification" if isinstance(arguments, ImageArguments) else "text-classification"
         with removed_after_error(str(config.output_dir)):
             result = unlearn_classifier(job, rows, task, arguments.statistics_dir)
         result.deliver(job)
@@ -95,14 +87,8 @@ def run(arguments: ClassificationArguments, config: UNSCConfig, console: Console
 def unlearn_classifier(job: Job, rows: ClassifierRows, task: str, statistics_dir: str | None) -> UnlearningResult:
     """Unlearn a classifier and compare it with the original, the controls and retrained models.
 
-    Args:
-        job: models and options.
-        rows: what to forget and to keep.
-        task: the Hub's name of what the model does.
-        statistics_dir: where activation statistics are kept for later requests.
-
-    Raises:
-        UNSCError: input that cannot work.
+    `task` is the Hub's name of what the model does; activation statistics are kept in `statistics_dir` for later
+    requests.
     """
     forget, retain = rows.split()
     model, stored = job.load(), None
@@ -125,9 +111,7 @@ def unlearn_classifier(job: Job, rows: ClassifierRows, task: str, statistics_dir
     return UnlearningResult(compared.trainer, run, stored)
 
 
-def _names_of(model_name: str | None) -> list[str] | None:
-    if model_name is None:
-        return None
+def _names_of(model_name: str) -> list[str] | None:
     try:
         return names_in(AutoConfig.from_pretrained(model_name))
     except (OSError, ValueError) as error:

@@ -29,8 +29,7 @@ from ..trainer.checkpoints import resume_from
 from ..trainer.trainer import UNSCTrainer
 from .evaluation_arguments import evaluation_arguments
 from .examiner import Examiner
-from .job import Job, original_and_references, removed_after_error
-from .result import UnlearningResult, finished_run
+from .job import Job, UnlearningResult, finished_run, removed_after_error
 
 
 @dataclass(frozen=True)
@@ -169,15 +168,12 @@ def run(arguments: LanguageArguments, config: UNSCConfig, console: Console | Non
     check_output_folder(str(config.output_dir))
     rows = load_rows(arguments, config)
     sets = None if arguments.forget_config is None else evaluation_arguments(arguments).sets()
-    plan = arguments.plan(config)
-    original, references = original_and_references(arguments, plan, rows.train, rows.retain, console)
-    tokenizer = load_tokenizer(original)
-    rows = rows.in_chunks(tokenizer, arguments.chunk_size)
-    job = Job.of(arguments, config, AutoModelForCausalLM, tokenizer, original, references, console)
+    job = Job.of(arguments, config, arguments.plan(config), rows.train, rows.retain, console)
+    rows = rows.in_chunks(job.processor, arguments.chunk_size)
     tofu: Callable[..., TofuEvaluation] | None = None
     if sets is not None:
         tofu = partial(
-            TofuEvaluation, tokenizer=tokenizer, sets=sets, prompt_format=_prompt_format(arguments, tokenizer),
+            TofuEvaluation, tokenizer=job.processor, sets=sets, prompt_format=_prompt_format(arguments, job.processor),
             max_new_tokens=arguments.max_new_tokens, batch_size=config.per_device_eval_batch_size,
             progress=not config.disable_tqdm,
         )  # fmt: skip

@@ -22,14 +22,12 @@ from ..data.selection import Request
 from ..data.sources import load_data, load_image_dataset, load_text_dataset
 from ..errors import UNSCError
 from ..models.loading import load_image_processor, load_model, load_tokenizer
-from ..reporting.finished_run import Origin
 from ..reporting.model_card import public_name
 from ..reporting.run_folder import check_output_folder
 from ..tasks.causal_lm import CausalLMTask
 from .classification import ClassifierRows, names_in, unlearn_classifier
-from .job import Job, removed_after_error, stated_license
+from .job import Job, UnlearningResult, origin_of, removed_after_error
 from .language import LanguageRows, check_unseen, unlearn_language_model
-from .result import UnlearningResult
 
 _READY = ("pixel_values", "input_ids")  # columns of rows that need no image processor or tokenizer
 
@@ -59,9 +57,8 @@ def unlearn(
         model: the original, or its Hub id or folder; a model that is given stays as it is.
         dataset: splits "train" and "test", or a Hub id, file or folder that holds them. A language model also takes
             splits "forget" and "retain"; every other split is reported on.
-        forget_classes: names or ids of classes.
-        indices: numbers of training rows.
-        where: says of a training row whether it is to be forgotten.
+        forget_classes, indices, where: names or ids of classes, or numbers of training rows, or what says of a training
+            row whether it is to be forgotten.
         processing_class: image processor or tokenizer; the model's own when None.
         retrained: folders or Hub ids of models trained without the forgotten rows; three allow a full verdict.
         config: options of unlearning.
@@ -83,7 +80,9 @@ def unlearn(
     task = _task(original)
     data = _load(dataset, task, options)
     request = _request(data["train"] if "train" in data else data["forget"], forget_classes, indices, where)
-    origin = _origin(name, dataset, license, forget_classes)
+    named = "..." if forget_classes is None else f"forget_classes={forget_classes!r}"  # rows are not named
+    command = f"unsc_hf.unlearn({public_name(name)!r}, dataset, {named})"
+    origin = origin_of(name, dataset if isinstance(dataset, str) else None, license, command, unnamed="a data set")
     read = processing_class if processing_class is not None else _processor(name, data, task)
     console = Console(quiet=bool(options.disable_tqdm))
     job = Job(partial(deepcopy, original), read, options, origin, retrained, controls, peft_config, console)
@@ -94,7 +93,12 @@ def unlearn(
                 raise UNSCError(
                     f"{argument}: goes with classifiers; of a language model name rows, by indices or where."
                 )
-            dialogues = _language_rows(data, request, unseen, read)
+            if request is None and "train" in data:
+                raise UNSCError("indices: not given; name the rows of 'train' to forget, by indices or where.")
+            used = ("train",) if "train" in data else ("forget", "retain")
+            others = {name: rows for name, rows in data.items() if name not in used}
+            kept = None if used == ("train",) else data["retain"]
+            dialogues = LanguageRows.of(data[used[0]], kept, request, unseen, others, PromptFormat.of(None, read))
             check_unseen(unseen, options, "unseen")
             result = unlearn_language_model(job, dialogues)
         else:
@@ -119,19 +123,6 @@ def _options(config: UNSCConfig | None, output_dir: str | Path | None) -> tuple[
     return options, scratch
 
 
-def _origin(name: str, dataset: DatasetDict | str, licence: str | None, forget_classes: Any) -> Origin:
-    """How the card names model, data and the call: classes are named, rows are not."""
-    model, request = public_name(name), "..." if forget_classes is None else f"forget_classes={forget_classes!r}"
-    named = isinstance(dataset, str)
-    return Origin(
-        model=model,
-        dataset=public_name(str(dataset)) if named else "a data set",
-        dataset_on_hub=named and not Path(str(dataset)).exists(),
-        license=licence or (stated_license(name) if name else None),
-        command=f"unsc_hf.unlearn({model!r}, dataset, {request})",
-    )
-
-
 def _task(model: PreTrainedModel) -> str:
     """The Hub's name of what a model does."""
     if CausalLMTask.accepts(model):
@@ -140,20 +131,19 @@ def _task(model: PreTrainedModel) -> str:
 
 
 def _load(dataset: DatasetDict | str, task: str, config: UNSCConfig) -> DatasetDict:
-    if isinstance(dataset, DatasetDict):
-        data = dataset
-    elif not isinstance(dataset, str):
+    if not isinstance(dataset, DatasetDict | str):
         raise UNSCError(f"dataset: got {type(dataset).__name__}, expected a DatasetDict, a Hub id or a folder.")
-    else:
-        try:
-            if task == "text-generation":
-                data = load_data(dataset)
-            elif task == "image-classification":
-                data = load_image_dataset(dataset, label_column=config.label_column)
-            else:
-                data = load_text_dataset(dataset, label_column=config.label_column, text_columns=config.text_columns)
-        except UNSCError as error:
-            raise UNSCError(str(error).replace("dataset_name:", "dataset:", 1)) from error
+    try:
+        if isinstance(dataset, DatasetDict):
+            data = dataset
+        elif task == "text-generation":
+            data = load_data(dataset)
+        elif task == "image-classification":
+            data = load_image_dataset(dataset, label_column=config.label_column)
+        else:
+            data = load_text_dataset(dataset, label_column=config.label_column, text_columns=config.text_columns)
+    except UNSCError as error:
+        raise UNSCError(str(error).replace("dataset_name:", "dataset:", 1)) from error
     splits = ("train", "test") if task != "text-generation" else ("train",) if "train" in data else ("forget", "retain")
     for split in splits:
         if split not in data:
@@ -181,20 +171,10 @@ def _request(
     named = [name for name, value in given.items() if value is not None]
     if len(named) > 1:
         raise UNSCError(f"{named[1]}: given beside {named[0]}; choose one way to name the rows.")
+    if isinstance(forget_classes, str | int):
+        return Request(forget_classes=(forget_classes,))
     if forget_classes is not None:
-        return Request(
-            forget_classes=(forget_classes,) if isinstance(forget_classes, str | int) else (*forget_classes,)
-        )
+        return Request(forget_classes=tuple(forget_classes))
     if where is not None:
         return Request(indices=tuple(i for i, row in enumerate(rows) if where(row)), option="where")
     return None if indices is None else Request(indices=tuple(indices))
-
-
-def _language_rows(data: DatasetDict, request: Request | None, unseen: Dataset | None, tokenizer: Any) -> LanguageRows:
-    """Splits "forget" and "retain", or rows of "train"; every other split is reported on."""
-    used = ("train",) if "train" in data else ("forget", "retain")
-    others = {name: rows for name, rows in data.items() if name not in used}
-    if request is None and "train" in data:
-        raise UNSCError("indices: not given; name the rows of 'train' to forget, by indices or where.")
-    kept = data["retain"] if len(used) > 1 else None
-    return LanguageRows.of(data[used[0]], kept, request, unseen, others, PromptFormat.of(None, tokenizer))

@@ -20,25 +20,15 @@ from ..objectives.pseudo_labels import Matching
 
 @dataclass(frozen=True)
 class Measure:
-    """Forgetting or keeping on some rows, against the true labels.
-
-    Attributes:
-        accuracy, loss: means.
-        losses: of each row of a classifier, (rows,); None for language models.
-        outputs: of a classifier, which are small; None for language models.
-    """
+    """Forgetting or keeping on some rows, against the true labels: means, and the rows of a classifier."""
 
     accuracy: float
     loss: float
-    losses: Tensor | None = None
-    outputs: Outputs | None = None
+    losses: Tensor | None = None  #: of each row of a classifier, (rows,); None for language models
+    outputs: Outputs | None = None  #: of a classifier, which are small; None for language models
 
     def row_losses(self) -> Tensor:
-        """The loss of each row.
-
-        Raises:
-            TypeError: this task measures tokens, not rows.
-        """
+        """The loss of each row; TypeError where tokens are measured, not rows."""
         if self.losses is None:
             raise TypeError("the losses of single rows are measured for classifiers alone.")
         return self.losses
@@ -49,27 +39,18 @@ class Measure:
 
 
 class Task(ABC):
-    """What differs between kinds of models: how rows are prepared, what a label is, and what forgetting is measured by.
+    """What differs between kinds of models: how rows are prepared, what a label is, what forgetting is measured by.
 
     A task is one file: a subclass with the decorator `@register`. The most specific task that accepts a model is used.
-
-    Attributes:
-        specificity: of several tasks that accept a model, the one with the largest number is used.
-        whole_classes: whether no retained row shares a class with a forget row.
-        forgotten_classes: ids that occur among the forget rows but not among the retained ones.
-        remaining_classes: ids that occur among the retained rows.
-        class_names: by id.
-        label_column: where labels are; None where rows have no single label.
-        preprocess_logits: `Trainer`'s `preprocess_logits_for_metrics`.
     """
 
-    specificity: ClassVar[int] = 0
-    whole_classes: bool = False
-    forgotten_classes: Sequence[int] = ()
-    remaining_classes: Sequence[int] = ()
-    class_names: Sequence[str] = ()
-    label_column: str | None = None
-    preprocess_logits: Any = None
+    specificity: ClassVar[int] = 0  #: of several tasks that accept a model, the largest is used
+    whole_classes: bool = False  #: whether no retained row shares a class with a forget row
+    forgotten_classes: Sequence[int] = ()  #: ids that occur among the forget rows but not among the retained ones
+    remaining_classes: Sequence[int] = ()  #: ids that occur among the retained rows
+    class_names: Sequence[str] = ()  #: by id
+    label_column: str | None = None  #: where labels are; None where rows have no single label
+    preprocess_logits: Any = None  #: `Trainer`'s `preprocess_logits_for_metrics`
 
     @classmethod
     @abstractmethod
@@ -80,11 +61,7 @@ class Task(ABC):
     def __init__(
         self, model: PreTrainedModel, args: UNSCConfig, forget: Dataset, retain: Dataset, processing_class: Any
     ) -> None:
-        """Check that the rows fit the model.
-
-        Raises:
-            UNSCError: they do not.
-        """
+        """Check that the rows fit the model; UNSCError where they do not."""
 
     @abstractmethod
     def default_collator(self) -> Any:

@@ -16,10 +16,9 @@ from ..config import UNSCConfig
 from ..data.columns import check_labels_match, class_names, find_label_column, group_labels, read_labels
 from ..data.inputs import default_collator, prepare_dataset
 from ..errors import UNSCError
-from ..evaluation.accuracy import macro_accuracy
-from ..models.head import classify
+from ..evaluation.accuracy import macro_accuracy, row_accuracy
 from ..models.loading import model_label_names
-from ..models.outputs import Outputs
+from ..models.outputs import Outputs, classify, join_outputs, one_per_sample
 from ..objectives.pseudo_labels import AS_UNSEEN, Matching, pseudo_labels
 from .base import Measure, Task, register
 
@@ -52,36 +51,27 @@ class ClassificationTask(Task):
         self.whole_classes = not wanted & kept
 
     def default_collator(self) -> Any:
-        """Batches of prepared rows."""
         return default_collator(self._processing_class)
 
     def prepare(self, dataset: Dataset) -> Dataset:
-        """Rows ready for the model."""
-        args = self._args
-        return prepare_dataset(dataset, self._processing_class, self._model, args.label_column, args.text_columns)
+        columns = self._args.label_column, self._args.text_columns
+        return prepare_dataset(dataset, self._processing_class, self._model, *columns)
 
     def strata(self, dataset: Dataset) -> np.ndarray:
-        """Classes, to hold out rows of each."""
         return read_labels(dataset, self._args.label_column)
 
     def groups(self, dataset: Dataset) -> np.ndarray:
-        """Group of each row in the statistics."""
         return group_labels(dataset, self._args.label_column)[0]
 
     def logits(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """Of a batch, (batch, labels)."""
         return classify(model, inputs)[0]
 
     def outputs(self, logits: Tensor, labels: Tensor) -> Outputs:
-        """One position per row."""
-        if logits.dim() != 2:
-            raise UNSCError(f"model: logits have shape {tuple(logits.shape)}, expected (batch, labels).")
-        return Outputs(logits, None, labels)
+        return one_per_sample(logits, labels)
 
     def targets(
         self, strategy: str, forget: Outputs, retain: Outputs | None, matching: Matching | None
     ) -> list[dict[str, Tensor]]:
-        """Pseudo-label and log-likelihood under the original of each row."""
         labels = pseudo_labels(
             strategy,
             forget,
@@ -98,32 +88,23 @@ class ClassificationTask(Task):
         return [{"pseudo_labels": label, "reference": value} for label, value in zip(labels, reference, strict=True)]
 
     def collate_targets(self, batch: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
-        """Add the targets of `rows` to their batch."""
         for name in ("pseudo_labels", "reference", "target_row"):
             if name in rows[0]:
                 batch[name] = torch.stack([row[name] for row in rows])
 
     def positions(self, logits: Tensor, labels: Tensor, pseudo: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Logits, labels, targets and sample numbers of the labelled positions of a training batch."""
         return logits, labels, pseudo, torch.arange(len(labels), device=labels.device)
 
     def measure(self, outputs: Iterator[Outputs]) -> Measure:
         """Accuracy: mean over classes where whole classes are forgotten, over rows otherwise."""
-        parts = list(outputs)
-        logits, labels = torch.cat([p.logits for p in parts]), torch.cat([p.labels for p in parts])
-        accuracy = (
-            macro_accuracy(logits, labels)
-            if self.whole_classes
-            else float((logits.argmax(-1) == labels).float().mean())
-        )
-        losses = F.cross_entropy(logits.double(), labels, reduction="none")
-        return Measure(accuracy or 0.0, float(losses.mean()), losses, Outputs(logits, None, labels))
+        rows = join_outputs(list(outputs))
+        accuracy = macro_accuracy(rows.logits, rows.labels) if self.whole_classes else row_accuracy(rows)
+        losses = F.cross_entropy(rows.logits.double(), rows.labels, reduction="none")
+        return Measure(accuracy or 0.0, float(losses.mean()), losses, rows)
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """`accuracy` and `loss` for `Trainer.evaluate`.
-
-        The Trainer's own loss is a mean over batches, and several processes fill up the last one. This loss is the mean
-        over rows, the same for any number of processes.
+        """The Trainer's own loss is a mean over batches, and several processes fill up the last one. This loss is the
+        mean over rows, the same for any number of processes.
         """
         from ..evaluation.metrics import MacroAccuracy  # `evaluate` takes seconds to import
 

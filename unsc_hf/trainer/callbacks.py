@@ -18,15 +18,15 @@ from ..nullspace.projection import NullSpaceProjection
 
 
 class ProjectionCallback(TrainerCallback):
-    """W <- W_0 + (W - W_0) P after every optimiser step: momentum, decay and rescaling cannot leave the null space."""
+    """W <- W_0 + (1 - decay) (W - W_0) P after every optimiser step, whatever the optimiser did."""
 
-    def __init__(self, projection: NullSpaceProjection) -> None:
-        self.projection = projection
+    def __init__(self, projection: NullSpaceProjection, decay: float = 0.0) -> None:
+        self.projection, self.decay = projection, decay
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.projection.project_displacements()
+        self.projection.project_displacements(decay=self.decay)
 
 
 class EpochCallback(TrainerCallback):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,14 +16,20 @@ from transformers import TrainerState
 from ..config import UNSCConfig
 from ..errors import UNSCError
 from ..evaluation.certificate import Certificate, LogitDrift, logit_drift
+from ..evaluation.flips import remaining_columns, upper_bound
+from ..models.hooks import evaluation_mode, layer_outputs
+from ..models.outputs import Outputs
 from ..nullspace.projection import Leak
 from ..utils.precision import full_float32
 from .goals import ForgettingGoal
-from .preparation import UnlearningPlan
-from .rows import ModelReader, UnlearningRows, cast_floats
+from .preparation import UnlearningPlan, exact_rows
+from .rows import ModelReader, UnlearningRows, at_most, cast_floats
 
 logger = logging.getLogger(__name__)
 
+_NETWORK_ROWS = 64  # certificate rows on which all layers' outputs are compared at once
+_SAYS_LITTLE = 0.1  # a bound above this, without a flip, tells a user nothing
+_EXACT_DRIFT = 1e-5  # relative, of float32 logits: some roundings
 _MUCH_LOST = 0.02  # of the accuracy on held-out retained rows: worth a warning
 
 
@@ -46,9 +53,9 @@ def check_outcome(
     """
     if not plan.projection.relative_change() > 0:
         raise UNSCError(
-            f"learning_rate: {args.learning_rate} moved no weight within the leak budget (max_leak {args.max_leak}), "
-            "so nothing was forgotten; lower it, or lower check_steps."
-            if stop_reason == "leak_budget"
+            f"learning_rate: {args.learning_rate} moved no weight within the budgets (max_leak {args.max_leak}, "
+            f"max_flips {args.max_flips}), so nothing was forgotten; lower it, or lower check_steps."
+            if stop_reason in ("leak_budget", "flips_budget")
             else f"learning_rate: {args.learning_rate} moved no weight in {state.global_step} steps; raise it."
         )
     changed = [name for name, digest in now.items() if frozen.get(name) != digest]
@@ -74,52 +81,119 @@ def certify(
     rows: UnlearningRows,
     reader: ModelReader,
     leak: Leak,
-    max_leak: float | None,
+    args: UNSCConfig,
     stop_reason: str | None,
     base_dtype: str,
     *,
     sharded: bool,
-    control: bool,
 ) -> Certificate:
-    """What is measured on the held-out retained rows.
+    """What is measured on the rows of the certificate.
 
     Args:
         model: the unlearned model, unwrapped.
-        leak: on the same rows.
-        max_leak: its limit; controls are measured, not limited.
+        leak: on the held-out rows of the checks.
+        args: its budgets; controls are measured, not limited.
         base_dtype: precision in which the original was loaded.
-        sharded: sharded adapters are not merged for the measurement.
+        sharded: sharded adapters are not merged for the measurement, and layers are not compared inside the network.
 
     Raises:
-        UNSCError: the leak exceeds the limit.
+        UNSCError: a budget is exceeded, or logits that `energy` 1.0 should keep have drifted.
     """
-    logits = reader.outputs(model, rows.retain_held_out, "Certificate").logits
+    if args.is_exact:
+        _check_exactness(model, plan, rows, reader, base_dtype)
+    after = reader.outputs(model, rows.certificate, "Certificate")
+    count, flips = _changed_samples(plan.certificate, after, reader.task.forgotten_classes)
     merged = None
     if isinstance(model, PeftModel) and not sharded:
         merged = _merged_drift(model, plan, rows, reader, base_dtype)
+    network = None if sharded or args.erases_features else network_leak(model, plan, rows, reader)
     certificate = Certificate(
         leak=leak.total,
         leak_per_layer=leak.per_layer,
-        drift=logit_drift(plan.held_out_logits, logits),
-        rows=len(rows.retain_held_out),
+        drift=logit_drift(plan.certificate.logits, after.logits),
+        rows=count,
+        flips=flips,
+        upper_95=upper_bound(flips, count),
+        network_leak=network,
+        amplification=None if network is None or leak.total == 0 else network / leak.total,
         relative_change=plan.projection.relative_change(),
-        max_leak=max_leak,
+        max_leak=args.max_leak,
+        max_flips=args.max_flips,
         stop_reason=stop_reason,
         merged=merged,
         held_out=plan.certifies_unseen,
     )
-    if not control and max_leak is not None and leak.total > max_leak:
+    if upper_bound(0, count) > _SAYS_LITTLE:
+        logger.warning(
+            "certificate: %d rows can show no less than %.2g changed decisions, even where none is seen; give more "
+            "rows with certificate_dataset, or raise validation_fraction.",
+            count,
+            upper_bound(0, count),
+        )
+    if args.leak_budget is not None and leak.total > args.leak_budget:
         raise UNSCError(
-            f"max_leak: the held-out leak is {leak.total:.4g}, above the limit {max_leak:.4g}; lower learning_rate or "
-            "raise energy."
+            f"max_leak: the held-out leak is {leak.total:.4g}, above the limit {args.leak_budget:.4g}; lower "
+            "learning_rate or raise energy."
+        )
+    if args.flips_budget is not None and reader.task.label_column is not None and flips > args.flips_budget * count:
+        raise UNSCError(
+            f"max_flips: {flips} of {count} decisions on kept rows changed, above the limit {args.flips_budget:.4g}; "
+            "raise displacement_decay or energy, or lower learning_rate."
         )
     return certificate
+
+
+def _check_exactness(
+    model: nn.Module, plan: UnlearningPlan, rows: UnlearningRows, reader: ModelReader, base_dtype: str
+) -> None:
+    """Refuse where rounding has grown from layer to layer until logits of retained rows moved."""
+    if plan.exact_logits is None:
+        return
+    logits = reader.outputs(model, exact_rows(rows), "Exact rows").logits
+    drift = logit_drift(plan.exact_logits, logits).relative
+    limit = _EXACT_DRIFT * torch.finfo(getattr(torch, base_dtype)).eps / torch.finfo(torch.float32).eps
+    if not drift <= limit:
+        raise UNSCError(
+            f"energy: 1.0 should keep the logits of retained rows, and their drift is {drift:.2g} (limit {limit:.2g}): "
+            "layers amplified the rounding of a change this large; lower learning_rate, or raise displacement_decay."
+        )
+
+
+def _changed_samples(before: Outputs, after: Outputs, forgotten: Sequence[int]) -> tuple[int, int]:
+    """Number of samples, and of those with a changed decision among the remaining classes."""
+    columns = remaining_columns(before.logits, forgotten)
+    changed = before.logits[:, columns].argmax(1) != after.logits[:, columns].argmax(1)
+    if before.samples is None:
+        return len(changed), int(changed.sum())
+    samples = int(before.samples.max()) + 1  # of answer tokens; an answer counts once
+    return len(before.samples.unique()), int((torch.bincount(before.samples, changed.double(), samples) > 0).sum())
+
+
+@torch.no_grad()
+def network_leak(model: nn.Module, plan: UnlearningPlan, rows: UnlearningRows, reader: ModelReader) -> float:
+    """Relative change of the trained layers' outputs on the same rows, in the unlearned network against the original.
+
+    A layer's inputs have moved too, so this is larger than the leak, which feeds every layer what it had before.
+    """
+    layers, now = plan.projection.layers, plan.projection.snapshot()
+    prepared = reader.prepare(at_most(rows.certificate, _NETWORK_ROWS))
+    inputs = reader.inputs(reader.collate([prepared[i] for i in range(len(prepared))]))
+    with evaluation_mode(model):
+        after = layer_outputs(model, layers, inputs)
+        plan.projection.restore()
+        try:
+            before = layer_outputs(model, layers, inputs)
+        finally:
+            plan.projection.restore(now)
+    changed = sum(float((after[name] - before[name]).double().square().sum()) for name in before)
+    whole = sum(float(output.double().square().sum()) for output in before.values())
+    return math.sqrt(changed / whole) if whole > 0 else 0.0
 
 
 def _merged_drift(
     model: PeftModel, plan: UnlearningPlan, rows: UnlearningRows, reader: ModelReader, base_dtype: str
 ) -> dict[str, LogitDrift]:
-    """Drift on held-out rows once the adapter is merged, in float32 and cast to bfloat16; measured on a copy.
+    """Drift on the certificate's rows once the adapter is merged, in float32 and cast to bfloat16; measured on a copy.
 
     A bfloat16 model is merged in float32 too. What that cast alone changes is not counted: the merged model is compared
     with the original in float32.
@@ -128,9 +202,9 @@ def _merged_drift(
 
     def logits(network: nn.Module, dtype: torch.dtype) -> Tensor:
         cast = CastingReader(reader, dtype)
-        return cast.outputs(network.to(dtype), rows.retain_held_out, "Merged").logits
+        return cast.outputs(network.to(dtype), rows.certificate, "Merged").logits
 
-    before = plan.held_out_logits
+    before = plan.certificate.logits
     if base_dtype != "float32":
         with merged.disable_adapter():
             before = logits(merged, torch.float32)
@@ -138,7 +212,7 @@ def _merged_drift(
         merged = merged.merge_and_unload()
     return {
         "float32": logit_drift(before, logits(merged, torch.float32)),
-        "bfloat16": logit_drift(plan.held_out_logits, logits(merged, torch.bfloat16)),
+        "bfloat16": logit_drift(plan.certificate.logits, logits(merged, torch.bfloat16)),
     }
 
 

@@ -61,11 +61,11 @@ class Check:
 
 
 class StoppingCallback(TrainerCallback):
-    """Checks every `check_steps`, stops when forgetting is reached, and keeps the last state within the leak budget.
+    """Checks every `check_steps`, stops when forgetting is reached, and keeps the last state within the budgets.
 
     Attributes:
         reason: why unlearning ended: "target", "plateau" (nearly forgotten, and no further for a while), "leak_budget",
-            "max_steps", or "stopped" (by another callback).
+            "flips_budget", "max_steps", or "stopped" (by another callback).
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class StoppingCallback(TrainerCallback):
         check_steps: int,
         target: float,
         max_leak: float | None,
+        max_flips: float | None = None,
         refine: bool = False,
     ) -> None:
         """
@@ -85,11 +86,12 @@ class StoppingCallback(TrainerCallback):
             log: the trainer's.
             check_steps: optimiser steps between two checks.
             target: unlearning ends when what is known is at or below this.
-            max_leak: budget on the leak; None for none.
+            max_leak, max_flips: budgets on the leak and on changed decisions; None for none.
             refine: walk the last stretch back to where the target is just reached.
         """
         self.projection, self.check, self.log = projection, check, log
-        self.check_steps, self.target, self.max_leak, self.refine = check_steps, target, max_leak, refine
+        self.check_steps, self.target, self.refine = check_steps, target, refine
+        self.max_leak, self.max_flips = max_leak, max_flips
         self.reason = "max_steps"
         self._within_budget: dict[str, Tensor] = {}
         self._checked_at = -1
@@ -125,9 +127,10 @@ class StoppingCallback(TrainerCallback):
         self._checked_at = state.global_step
         check = self.check()
         self.log(check.logged())
-        if self.max_leak is not None and check.leak > self.max_leak:
+        spent = self._overspent(check)
+        if spent is not None:
             self.projection.restore(self._within_budget)
-            self._stop(control, "leak_budget")
+            self._stop(control, spent)
             return
         before, self._within_budget = self._within_budget, self.projection.snapshot()
         if check.reached(self.target):
@@ -136,6 +139,14 @@ class StoppingCallback(TrainerCallback):
                 self._step_back(before, self._within_budget)
         elif not self.refine and _on_plateau(state, check.forget_accuracy):
             self._stop(control, "plateau")
+
+    def _overspent(self, check: Check) -> str | None:
+        """The budget that this state exceeds."""
+        if self.max_leak is not None and check.leak > self.max_leak:
+            return "leak_budget"
+        if self.max_flips is not None and check.flips is not None and check.flips > self.max_flips:
+            return "flips_budget"
+        return None
 
     def _stop(self, control: TrainerControl, reason: str) -> None:
         """End here, without a checkpoint: a run resumed from one would not know that it had ended."""

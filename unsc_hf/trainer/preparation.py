@@ -28,11 +28,12 @@ from ..nullspace.subspace import Subspace
 from ..tasks import Task
 from ..utils.fingerprint import data_fingerprint
 from .goals import ForgettingGoal
-from .rows import ModelReader, UnlearningRows
+from .rows import ModelReader, UnlearningRows, at_most
 
 logger = logging.getLogger(__name__)
 
 POOL = "retain"  # the one group of statistics whose classes need not be told apart
+_EXACT_ROWS = 200  # rounding shows on any of them
 STATISTICS_BATCH = 128  # samples per forward pass: larger batches are no faster, and take more memory
 
 
@@ -70,6 +71,8 @@ class UnlearningPlan:
         projection: projectors and starting weights.
         held_out: second moments of held-out retained rows by key, for the leak.
         held_out_logits: the original model's logits on the held-out retained rows.
+        certificate: its outputs on the rows of the certificate.
+        exact_logits: its logits on `exact_rows` of the statistics' rows, where `energy` 1.0 promises to keep them.
         targets: targets of the forget rows that are trained on, one dict for each row.
         certifies_unseen: whether the held-out rows are in none of the statistics.
         seconds: time spent on "statistics", "decomposition" and "pseudo_labels".
@@ -80,6 +83,8 @@ class UnlearningPlan:
     projection: NullSpaceProjection
     held_out: dict[str, SecondMoment]
     held_out_logits: Tensor
+    certificate: Outputs
+    exact_logits: Tensor | None
     targets: list[dict[str, Tensor]]
     certifies_unseen: bool
     seconds: dict[str, float]
@@ -144,6 +149,8 @@ class Preparation:
             projection=projection,
             held_out=spaces.held_out,
             held_out_logits=retain.logits,
+            certificate=self.outputs(self.rows.certificate, "Certificate rows"),
+            exact_logits=self.outputs(exact_rows(self.rows), "Exact rows").logits if self.args.is_exact else None,
             targets=targets,
             certifies_unseen=self.rows.holds_out and (self.statistics is None or spaces.pooled),
             seconds={
@@ -272,6 +279,11 @@ class Preparation:
         if isinstance(self.model, PeftModel):
             return LoraProjection(self.model, selection.layers, spaces.subspace, spaces.forget_moments, identity)
         return NullSpaceProjection(selection.layers, spaces.subspace, identity)
+
+
+def exact_rows(rows: UnlearningRows) -> Dataset:
+    """Some rows of the statistics, whose outputs `energy` 1.0 keeps to rounding."""
+    return at_most(rows.retain, _EXACT_ROWS)
 
 
 def retained_groups(statistics: ActivationStatistics, task: Task, rows: UnlearningRows) -> list[str]:

@@ -20,7 +20,7 @@ from ..models.outputs import Outputs, collect_outputs, iterate_outputs
 from ..tasks import Task
 
 MAX_VALIDATION_ROWS = 1_000  # more rows would make checks slow and tell no more than a tenth of a percent
-MAX_LOGITS = 50_000_000  # held-out logits kept for the drift; a language model gives them for every token
+MAX_LOGITS = 25_000_000  # logits of kept rows that are remembered; a language model gives them for every token
 
 
 @dataclass(frozen=True)
@@ -31,26 +31,44 @@ class UnlearningRows:
         forget: rows to forget that are trained on.
         forget_validation: rows to forget that checks read; the same rows where single rows are forgotten.
         retain: rows to keep, for the statistics and for rehearsal.
-        retain_held_out: rows to keep that neither statistics nor training read.
+        retain_held_out: rows to keep that neither statistics nor training read; checks read them.
+        certificate: rows to keep that nothing reads before the certificate.
     """
 
     forget: Dataset
     forget_validation: Dataset
     retain: Dataset
     retain_held_out: Dataset
+    certificate: Dataset
 
     @classmethod
     def of(
-        cls, forget: tuple[Dataset, Dataset], retain: Dataset, strata: np.ndarray, args: UNSCConfig
+        cls,
+        forget: tuple[Dataset, Dataset],
+        retain: Dataset,
+        strata: Callable[[Dataset], np.ndarray],
+        args: UNSCConfig,
+        certificate: Dataset | None = None,
     ) -> UnlearningRows:
-        """Hold out retained rows of every stratum; `forget` is already split into trained and validation rows."""
-        kept, held_out = hold_out(retain, args.validation_fraction, strata, MAX_VALIDATION_ROWS, args.seed)
-        return cls(*forget, kept, held_out)
+        """Hold out retained rows of every stratum, for checks and for the certificate.
+
+        Args:
+            forget: rows to forget, already split into trained and validation rows.
+            retain: rows to keep.
+            strata: stratum of each row of a data set.
+            certificate: rows for the certificate, where the caller has some that the original never saw.
+        """
+        fraction, seed = args.validation_fraction, args.seed
+        kept, held_out = hold_out(retain, fraction, strata(retain), MAX_VALIDATION_ROWS, seed)
+        if certificate is None:
+            share = min(fraction / (1 - fraction), 0.5)  # as many rows as the checks have
+            kept, certificate = hold_out(kept, share, strata(kept), MAX_VALIDATION_ROWS, seed + 1)
+        return cls(*forget, kept, held_out, certificate)
 
     @property
     def holds_out(self) -> bool:
         """False where there are too few retained rows to hold any out."""
-        return self.retain_held_out is not self.retain
+        return self.retain not in (self.retain_held_out, self.certificate)
 
 
 class ModelReader:

@@ -19,9 +19,8 @@ from transformers.trainer_utils import EvalLoopOutput, SchedulerType, TrainOutpu
 from transformers.utils import ModelOutput
 
 from ..config import REFUSED, UNSCConfig
-from ..erasure.eraser import Choose, Erased
-from ..erasure.limits import erase_features
-from ..erasure.rows import FeatureRows
+from ..erasure.eraser import Choose, Erased, erase_features
+from ..erasure.readings import FeatureRows
 from ..errors import UNSCError
 from ..evaluation.certificate import Certificate
 from ..experimental.rehearsal import check_dropout, special_tokens
@@ -67,6 +66,8 @@ class UNSCTrainer(PublishingTrainer):
             they include the rows that this trainer holds out, the certificate says so.
         unseen_dataset: rows that the original never saw, for requests whose rows share their classes with retained
             ones. Such rows count as forgotten once they are known no better than these.
+        certificate_dataset: rows to keep that only the certificate reads. Rows that the original never saw say most;
+            None holds out a part of `retain_dataset`.
         data_collator, compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs: as in `Trainer`.
 
     Attributes:
@@ -75,7 +76,7 @@ class UNSCTrainer(PublishingTrainer):
         rows: the rows that are trained on, and those that are held out.
         reader: runs the model on raw rows.
         original_weights: hash of the model as it was given.
-        stop_reason: why unlearning ended: "target", "plateau", "leak_budget", "max_steps" or "stopped"; None before.
+        stop_reason: why unlearning ended: "target", "plateau", "leak_budget", "flips_budget", "max_steps" or "stopped".
         erased: what was erased from the features, with `feature_erasure`.
         choose_erasure: chooses how much is erased; None for `erasure_strength`.
         unlearning_seconds: time spent in `train`, without the preparation.
@@ -109,6 +110,7 @@ class UNSCTrainer(PublishingTrainer):
         peft_config: PeftConfig | None = None,
         statistics: ActivationStatistics | str | os.PathLike[str] | None = None,
         unseen_dataset: Dataset | None = None,
+        certificate_dataset: Dataset | None = None,
         data_collator: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -124,7 +126,7 @@ class UNSCTrainer(PublishingTrainer):
         if args.objective_options.get("retain_dropout"):
             check_dropout(model, args.activation_checkpointing)
         forget = self.goal.hold_out(forget_dataset)
-        self.rows = UnlearningRows.of(forget, retain_dataset, self.task.strata(retain_dataset), args)
+        self.rows = UnlearningRows.of(forget, retain_dataset, self.task.strata, args, certificate_dataset)
         self.stop_reason: str | None = None
         self.erased: list[Erased] = []
         self.choose_erasure: Choose | None = None
@@ -247,10 +249,12 @@ class UNSCTrainer(PublishingTrainer):
         frozen = weight_digests(self.model, exclude=trained)
         stopping = StoppingCallback(
             plan.projection, self.check, self.log, self.args.check_steps, self.goal.target, self.args.leak_budget,
-            refine=self.goal.refines,
+            self.args.flips_budget, self.goal.refines,
         )  # fmt: skip
         epochs = EpochCallback(self.train_dataset.begin_epoch)
-        callbacks: list[TrainerCallback] = [ProjectionCallback(plan.projection), stopping, epochs]
+        callbacks: list[TrainerCallback] = [
+            ProjectionCallback(plan.projection, self.args.displacement_decay), stopping, epochs,
+        ]  # fmt: skip
         for callback in callbacks:
             self.add_callback(callback)
         started = time.perf_counter()
@@ -355,14 +359,14 @@ class UNSCTrainer(PublishingTrainer):
     # ---- certify ----------------------------------------------------------------------------------------------------
 
     def certify(self) -> Certificate:
-        """Leak per layer and in total, and measured logit drift, on held-out retained rows.
+        """What changed for retained rows: decisions, logits and layer outputs, with a confidence bound.
 
         Raises:
-            UNSCError: before `train`, or when the leak exceeds `max_leak`.
+            UNSCError: before `train`, or beyond `max_leak` or `max_flips`, or where `energy` 1.0 did not keep logits.
         """
         return certify(
-            self.unwrapped(), self.plan, self.rows, self.reader, self.held_out_leak(), self.args.max_leak,
-            self.stop_reason, self.base_dtype, sharded=self.is_fsdp_enabled, control=self.args.is_control,
+            self.unwrapped(), self.plan, self.rows, self.reader, self.held_out_leak(), self.args, self.stop_reason,
+            self.base_dtype, sharded=self.is_fsdp_enabled,
         )  # fmt: skip
 
     # ---- save -------------------------------------------------------------------------------------------------------

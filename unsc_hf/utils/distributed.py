@@ -71,6 +71,13 @@ def summed(values: Iterable[float], device: torch.device) -> list[float]:
     return [float(value) for value in total]
 
 
+def add_up(value: Tensor) -> Tensor:
+    """A tensor summed over all processes, on its own device."""
+    if process()[1] > 1:
+        dist.all_reduce(value)
+    return value
+
+
 def gathered(item: Any, device: torch.device) -> list[Any]:
     """The `item` of every process, in the order of their ranks; all must call this together."""
     _, world = process()

@@ -20,15 +20,13 @@ from .distributed import is_sharded, whole
 _READERS = 8  # tensors whose bytes are hashed at a time
 
 
-def weight_hash(model: nn.Module, exclude: Collection[str] = ()) -> str:
+def weight_hash(model: nn.Module) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of parameters and buffers, in the order of their names.
 
-    Names in `exclude` are left out. Where weights are sharded, all processes must call this together.
+    Where weights are sharded, all processes must call this together.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        if name in exclude:
-            continue
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(_tensor_bytes(whole(tensor.detach())))
     return digest.hexdigest()
@@ -97,35 +95,20 @@ def _value_bytes(value: Any) -> bytes:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """The model and rows that statistics were collected from. Only statistics of the same model may be combined.
+    """The model and rows that statistics were collected from. Only statistics of the same model may be combined."""
 
-    Attributes:
-        model: the model's name or folder name; not compared.
-        revision: the commit it was loaded at, when known; not compared.
-        weights: SHA-256 of its weights.
-        data: SHA-256 of the rows that were read, in order.
-        dtype: dtype in which rows were multiplied.
-        max_rows_per_class, max_samples_per_class: the budgets.
-        samples: number of data set rows read.
-        removed: hashes of single rows that were subtracted again, see `row_digests`.
-    """
-
-    weights: str
-    data: str
-    model: str = ""
-    revision: str = ""
-    dtype: str = "float64"
+    weights: str  # SHA-256 of the model's weights
+    data: str  # SHA-256 of the rows that were read, in order
+    model: str = ""  # its name or folder name; not compared
+    revision: str = ""  # the commit it was loaded at, when known; not compared
+    dtype: str = "float64"  # in which rows were multiplied
     max_rows_per_class: int | None = None
     max_samples_per_class: int | None = None
-    samples: int = 0
-    removed: tuple[str, ...] = ()
+    samples: int = 0  # number of data set rows read
+    removed: tuple[str, ...] = ()  # hashes of single rows that were subtracted again, see `row_digests`
 
     def refuse_removed(self, dataset: Any) -> list[str]:
-        """Hashes of these rows.
-
-        Raises:
-            UNSCError: a row was removed before.
-        """
+        """Hashes of these rows; UNSCError where one was removed before."""
         digests = row_digests(dataset)
         removed = set(self.removed)
         for row, digest in enumerate(digests):

@@ -12,11 +12,8 @@ _UNITS = {"GB": 10**9, "MB": 10**6, "KB": 10**3}
 
 
 def size_in_bytes(size: str | int | None, argument: str) -> int | None:
-    """Bytes of a size such as "2GB", "1.5GiB" or 2000000000; None stays None.
-
-    Raises:
-        UNSCError: anything else, or a size that is not positive; the message names `argument`.
-    """
+    """Bytes of a size such as "2GB" or 2000000000, None for None; a UNSCError names `argument` where it is no such
+    size."""
     if size is None:
         return None
     try:

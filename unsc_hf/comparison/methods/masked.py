@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ...models.head import find_head
+from ...models.outputs import find_head
 from ..workbench import Workbench
 from .registry import method
 

@@ -20,8 +20,8 @@ from transformers import BertConfig, LlamaConfig, PreTrainedModel, Trainer, Trai
 
 from ...data.inputs import CachedRows
 from ...errors import UNSCError
-from ...models.head import classify
 from ...models.loading import load_to_finetune
+from ...models.outputs import classify
 from ...utils.files import alone
 from ...utils.fingerprint import data_fingerprint
 

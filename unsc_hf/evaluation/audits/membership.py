@@ -35,9 +35,7 @@ def membership(exam: Examination) -> Reading:
         "loss_auc": float(roc_auc_score(member, -loss)),
         "loss_roc": np.interp(np.linspace(0, 1, POINTS), rates, hits).tolist(),
     }
-    attack = attack_forgotten_rows(exam.outputs, exam.forgotten)
-    if attack is not None:
-        reading |= {"auc": attack.auc, "tpr_at_1pct_fpr": attack.tpr_at_1pct_fpr}
+    reading |= attack_forgotten_rows(exam.outputs, exam.forgotten)
     if len(exam.references) >= 2:
         elsewhere = torch.stack([_likelihood(one, unseen) for one in exam.references]).mean(0)
         ratio = _likelihood(exam.outputs, unseen) / elsewhere.clamp_min(1e-12)

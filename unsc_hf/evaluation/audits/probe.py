@@ -1,4 +1,4 @@
-"""Linear probes: what a new linear head reads of the forgotten classes in each layer (arXiv 1610.01644)."""
+"""What features still say of the forgotten classes: linear probes of each layer, and the prototype attack."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from ...models.hooks import NOT_INPUTS, evaluation_mode, pieces
-from ..probes import linear_probe, probe_head
+from ...models.hooks import NOT_INPUTS, evaluation_mode, pieces, pool
+from ...models.outputs import head_weights
+from ..probes import linear_probe, probe_head, prototype_attack
 from .registry import Examination, Reading, audit
-from .training import few_of_each, forgotten_rows
+from .relearning import few_of_each, forgotten_rows
 
 ROWS = 2000  # training rows of a probe of a hidden state, about
 FEWEST = 5  # training rows of a class
@@ -20,8 +21,8 @@ FEWEST = 5  # training rows of a class
 
 @audit("linear probe", headline="head")
 def probe(exam: Examination) -> Reading:
-    """`head`: test accuracy on the forgotten classes of a probe on the head's inputs. `layer_00`, ...: the same on each
-    hidden state, averaged over tokens or positions."""
+    """`head`: test accuracy on the forgotten classes of a new linear head on the head's inputs (arXiv 1610.01644).
+    `layer_00`, ...: the same on each hidden state, averaged over tokens or positions."""
     per_class = max(FEWEST, ROWS // (len(exam.kept) + len(exam.forgotten)))
     train, train_labels = hidden_states(exam, few_of_each(exam, per_class))
     test, test_labels = hidden_states(exam, forgotten_rows(exam))
@@ -32,6 +33,17 @@ def probe(exam: Examination) -> Reading:
     reading = {"head": probe_head(exam.outputs, exam.forgotten)}
     reading |= {f"layer_{i:02d}": value for i, value in enumerate(layers)}
     return {name: math.nan if value is None else value for name, value in reading.items()}
+
+
+@audit("10-shot prototype attack", headline="shots_10")
+def prototype(exam: Examination) -> Reading:
+    """Examples of a forgotten class are written into the head, without training (Spotter, ICML 2026).
+
+    `shots_1`, `shots_5`, `shots_10`: test accuracy on the forgotten classes afterwards.
+    """
+    head = head_weights(exam.model, len(exam.kept) + len(exam.forgotten))
+    values = {f"shots_{shots}": prototype_attack(exam.outputs, head, exam.forgotten, shots) for shots in (1, 5, 10)}
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 def hidden_states(exam: Examination, rows: Dataset) -> tuple[list[Tensor], Tensor]:
@@ -50,12 +62,3 @@ def hidden_states(exam: Examination, rows: Dataset) -> tuple[list[Tensor], Tenso
         if sum(map(len, labels)) >= len(rows):
             break
     return [torch.cat(layer) for layer in layers], torch.cat(labels)
-
-
-def pool(state: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over tokens (batch, tokens, width) or positions (batch, width, height, breadth)."""
-    if state.dim() == 4:
-        return state.mean((2, 3))
-    if mask is None or mask.shape != state.shape[:2]:
-        return state.mean(1)
-    return (state * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)

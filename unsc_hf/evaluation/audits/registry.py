@@ -18,30 +18,20 @@ Reading = dict[str, float | list[float]]
 
 @dataclass(frozen=True)
 class Examination:
-    """One model, and everything an audit may compare it with.
+    """One model, and everything an audit may compare it with."""
 
-    Attributes:
-        model: the model under audit; an audit that changes it works on a copy.
-        outputs: its logits and features on training rows to forget, training rows to keep, and test rows.
-        original: the same of the model before unlearning.
-        references: the same of retrained models; the model under audit is never among them.
-        forgotten: ids of the forgotten classes.
-        forget, retain, test: the rows behind the outputs.
-        collect: outputs of a model on rows.
-        batches: (rows, batch size, seed) -> endless shuffled batches with "labels", on the model's device.
-        calibration: what each audit's `calibrate` returned, by name; the same for every model of a comparison.
-    """
-
-    model: PreTrainedModel
-    outputs: RowOutputs
-    original: RowOutputs
-    references: Sequence[RowOutputs]
-    forgotten: Sequence[int]
-    forget: Dataset
+    model: PreTrainedModel  #: under audit; an audit that changes it works on a copy
+    outputs: RowOutputs  #: its logits and features on training rows to forget, training rows to keep, and test rows
+    original: RowOutputs  #: the same of the model before unlearning
+    references: Sequence[RowOutputs]  #: the same of retrained models; the model under audit is never among them
+    forgotten: Sequence[int]  #: ids of the forgotten classes
+    forget: Dataset  #: this, `retain` and `test` are the rows behind the outputs
     retain: Dataset
     test: Dataset
-    collect: Callable[[PreTrainedModel, Dataset], Outputs]
+    collect: Callable[[PreTrainedModel, Dataset], Outputs]  #: outputs of a model on rows
+    #: (rows, batch size, seed) -> endless shuffled batches with "labels", on the model's device
     batches: Callable[[Dataset, int, int], Iterator[dict[str, Any]]]
+    #: what each audit's `calibrate` returned, by name; the same for every model of a comparison
     calibration: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
@@ -60,22 +50,14 @@ Calibrate = Callable[[Examination], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Audit:
-    """One audit.
+    """One audit."""
 
-    Attributes:
-        name: the function's name; its numbers are called `name.key`.
-        title: what tables call it.
-        headline: the key that a verdict compares with the retrained models' band; None for an audit that takes no part
-            in verdicts.
-        run: the audit.
-        calibrate: chooses how strong the audit is, once for a comparison. It examines the original, on validation rows
-            instead of test rows. What it returns is in `Examination.calibration`; its "summary" is printed.
-    """
-
-    name: str
-    title: str
-    headline: str | None
+    name: str  #: the function's; its numbers are called `name.key`
+    title: str  #: what tables call it
+    headline: str | None  #: the key that a verdict compares with the retrained models' band; None takes no part in it
     run: Run
+    #: Chooses how strong the audit is, once for a comparison. It examines the original, on validation rows instead of
+    #: test rows. What it returns is in `Examination.calibration`; its "summary" is printed.
     calibrate: Calibrate | None = None
 
 

@@ -1,4 +1,4 @@
-"""Closeness to retrained models: of features, of decisions, of predicted distributions."""
+"""What forgetting cost: closeness to retrained models, and the retained class that lost most."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...models.outputs import RowOutputs
-from ..accuracy import macro_accuracy
+from ..accuracy import macro_accuracy, per_class_accuracy
 from .registry import Examination, Reading, audit
 
 
@@ -42,8 +42,17 @@ def _tug_of_war(exam: Examination, other: RowOutputs) -> float:
     return product
 
 
+@audit("worst retained class")
+def collateral(exam: Examination) -> Reading:
+    """`change`: test accuracy of the retained class that lost most, minus the original's; `worst_class`: its id."""
+    now, before = (per_class_accuracy(part.test.logits, part.test.labels) for part in (exam.outputs, exam.original))
+    change = {c: now[c] - before[c] for c in exam.kept if c in now}
+    worst = min(change, key=lambda c: change[c])
+    return {"change": change[worst], "worst_class": float(worst)}
+
+
 def linear_cka(x: Tensor, y: Tensor) -> float:
-    """Linear centred kernel alignment of features (rows, width) and (rows, other width).
+    """Linear centred kernel alignment of features, (rows, width) each.
 
     It is 1 where they are equal up to rotation and scale.
     """
@@ -53,10 +62,7 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
 
 
 def jensen_shannon(a: Tensor, b: Tensor) -> float:
-    """Mean Jensen-Shannon divergence of softmax(a) and softmax(b), (rows, classes) each, in bits.
-
-    It is 0 for equal distributions and 1 for disjoint ones.
-    """
+    """Mean Jensen-Shannon divergence of softmax(a) and softmax(b), (rows, classes) each, in bits: 0 to 1."""
     p, q = a.double().softmax(1), b.double().softmax(1)
     m = (p + q) / 2
 
