@@ -59,7 +59,7 @@ def one_pair(kind: str, dataset: str, original: str, retrained: str, count: int,
         raise UNSCError("dataset_name: the data set has no validation split, which the unseen rows are taken from.")
     rows = np.random.default_rng(0).choice(len(data["train"]), count, replace=False)
     forget, retain = Request(indices=tuple(sorted(rows.tolist()))).split(data["train"])
-    model, other = (load_as(arguments.auto_class, name, "originals") for name in (original, retrained))
+    model, other = (load_as(arguments.plan_class.auto_class, name, "originals") for name in (original, retrained))
     processor = arguments.load_processor(original)
     label, collate = find_label_column(forget, None), default_collator(processor)
     parts = [prepare_dataset(part, processor, model, label) for part in (retain, forget, data["validation"])]

@@ -5,7 +5,7 @@
 
 `choose` never looks at a test digit: it splits the train rows three times, trains each plan on four fifths of them, and
 ranks the plans by the mean accuracy on the remaining fifth. The winner is `PLAN` in
-`unsc_hf/comparison/references/quickstart.py`. `measure` trains original and retrained model anew for each seed, with
+`unsc_hf/comparison/references/images.py`. `measure` trains original and retrained model anew for each seed, with
 `PLAN`, and runs the recipe on them. Finished runs are kept in the output folder, so a stopped benchmark goes on where
 it was.
 """
@@ -26,8 +26,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, de
 from unsc_hf import UNSCConfig
 from unsc_hf.cli.arguments import run_recipe
 from unsc_hf.comparison.arguments import ImageArguments
-from unsc_hf.comparison.references.images import ImagePlan
-from unsc_hf.comparison.references.quickstart import PLAN, digits_dataset
+from unsc_hf.comparison.references.images import PLAN, ImagePlan, digits_dataset
 from unsc_hf.comparison.references.training import train_model
 from unsc_hf.data.columns import class_names, read_labels
 from unsc_hf.data.inputs import prepare_dataset

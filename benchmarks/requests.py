@@ -95,7 +95,7 @@ def one_run(
     controls: bool,
 ) -> dict[str, Any]:
     """Results of one request on one original model, with full weights or adapters."""
-    model = load_as(arguments.auto_class, str(original), "model_name_or_path")
+    model = load_as(arguments.plan_class.auto_class, str(original), "model_name_or_path")
     result = compare(
         model,
         data["train"],

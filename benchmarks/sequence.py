@@ -115,7 +115,7 @@ def main() -> None:
         name = str(arguments.model_name_or_path)
         if arguments.quickstart:
             name = str(train_model(train, arguments.plan(config), arguments.references_dir, "original", names))
-        model = load_as(arguments.auto_class, name, "model_name_or_path")
+        model = load_as(arguments.plan_class.auto_class, name, "model_name_or_path")
         processor = arguments.load_processor(name)
         gone = np.concatenate(asked)
         kept_classes = np.setdiff1d(labels, [] if rows else labels[gone])

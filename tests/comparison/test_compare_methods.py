@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from helpers.comparisons import Prepared
+from helpers.comparisons import Prepared, three_classes
 from helpers.models import learned
 from helpers.rows import tensor_dataset
 from PIL import Image
@@ -28,14 +28,13 @@ from rich.console import Console
 from transformers import ViTImageProcessorPil
 
 from unsc_hf import UNSCConfig, UNSCError, split_dataset
-from unsc_hf.comparison.compare_methods import ComparisonArguments, audit, audit_model, compare, compare_methods
+from unsc_hf.comparison.compare_methods import ComparisonArguments, audit, compare, compare_methods
 from unsc_hf.comparison.experiment import Experiment, read_splits, record
-from unsc_hf.comparison.forget_set import requests_by_folder
+from unsc_hf.comparison.forget_set import ForgetSet, rank, requests_by_folder
 from unsc_hf.comparison.methods import METHODS
 from unsc_hf.comparison.parallel import Job, run_jobs
 from unsc_hf.comparison.report import write_comparison
 from unsc_hf.comparison.summary import latex, table
-from unsc_hf.comparison.tuning import Tuning, rank
 from unsc_hf.data.selection import Request
 from unsc_hf.evaluation.audits import AUDITS
 
@@ -52,13 +51,8 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("models")
-    means = 2 * torch.randn(3, 3, 8, 8)
-
-    def draw(per_class: int) -> Dataset:
-        labels = [c for c in range(3) for _ in range(per_class)]
-        return tensor_dataset(means[labels] + 0.5 * torch.randn(len(labels), 3, 8, 8), labels, ["cat", "dog", "frog"])
-
-    data = DatasetDict({"train": draw(30), "test": draw(20)})
+    train, test = three_classes(30, 20)
+    data = DatasetDict({"train": train, "test": test})
     retain = split_dataset(data["train"], forget_classes=["frog"]).retain
 
     def kept(name: str, rows: Dataset) -> str:
@@ -132,7 +126,7 @@ def test_the_try_that_won_is_not_run_again_and_is_the_same_model(world: World, m
     kept = Path(world.config("once").output_dir, "_runs", "frog", "_kept")
     assert list(kept.iterdir()) == []
     counts.clear()
-    monkeypatch.setattr(Tuning, "saved_model", lambda *_: None)  # nothing was kept: every run is made anew
+    monkeypatch.setattr(ForgetSet, "saved_model", lambda *_: None)  # nothing was kept: every run is made anew
     anew = compare_methods(comparison, arguments, world.config("anew"))
     assert counts == {"unsc": 5, "gradient_ascent": 5, "masked": 2}
     assert timeless(anew) == timeless(once)
@@ -309,10 +303,16 @@ def test_text_in_a_report_is_escaped(tmp_path: Path) -> None:
         ({"seeds": [3]}, "seeds: 1 given, an interval needs at least two"),
         ({"seeds": [0, 0, 1]}, r"seeds: \[0, 0, 1\] names one twice"),
         ({"originals": ["a", "b", "c"]}, "originals: 3 given for 2 seeds"),
+        ({"plugins": ["gone.py"]}, "is no Python file"),
+        ({"plugins": ["broken.py"]}, "ValueError: no good"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(world: World, options: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_compared_is_refused(
+    world: World, options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = world.config("refused")
+    monkeypatch.chdir(tmp_path)
+    Path("broken.py").write_text("raise ValueError('no good')", encoding="utf-8")
     with pytest.raises(UNSCError, match=message):
         compare_methods(replace(world.comparison, **options), world.arguments, config)
     assert not Path(config.output_dir).exists()
@@ -437,21 +437,14 @@ def test_the_files_that_the_docs_show_are_a_method_and_an_audit(world: World, tm
     assert before["audits"]["entropy"]["forgotten"] < after["audits"]["entropy"]["forgotten"] <= 1
 
 
-@pytest.mark.parametrize(("name", "said"), [("gone.py", "is no Python file"), ("broken.py", "ValueError: no good")])
-def test_a_plugin_that_cannot_be_read_is_one_line(name: str, said: str, world: World, tmp_path: Path) -> None:
-    (tmp_path / "broken.py").write_text("raise ValueError('no good')", encoding="utf-8")
-    comparison = replace(world.comparison, plugins=[str(tmp_path / name)])
-    with pytest.raises(UNSCError, match=said):
-        compare_methods(comparison, world.arguments, world.config("plugins"))
-
-
 def test_a_model_of_anybody_is_audited_beside_its_original(world: World, tmp_path: Path) -> None:
     model = type(learned(world.arguments.data["train"])).from_pretrained(world.originals[0])
     with torch.no_grad():
         model.classifier.bias[2] -= 1e4  # only the last layer was muted
     model.save_pretrained(tmp_path / "muted")
     comparison = replace(world.comparison, originals=world.originals[:1])
-    result = audit_model(str(tmp_path / "muted"), comparison, world.arguments, world.config("audited"))
+    muted = str(tmp_path / "muted")
+    result = compare_methods(comparison, world.arguments, world.config("audited"), audited=muted)
     (summary,) = write_comparison(result, Path(world.config("audited").output_dir), "command").values()
     assert summary["rows"]["muted"]["cells"]["AccDut"]["mean"] == 0.0
     assert summary["rows"]["muted"]["verdict"] == "suppressed"

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
+from helpers.comparisons import three_classes
 from helpers.models import learned
-from helpers.rows import tensor_dataset
 from transformers import PreTrainedModel
 
 from unsc_hf import UNSCConfig, UNSCError, split_dataset
@@ -29,9 +29,7 @@ FORGOTTEN = 2
 @pytest.fixture(scope="module")
 def known() -> tuple[Dataset, PreTrainedModel]:
     """Rows of three classes that differ in their mean image, and a model that knows them."""
-    means = 2 * torch.randn(3, 3, 8, 8)
-    labels = [c for c in range(3) for _ in range(30)]
-    data = tensor_dataset(means[labels] + 0.5 * torch.randn(90, 3, 8, 8), labels, ["cat", "dog", "frog"])
+    (data,) = three_classes(30)
     return data, learned(data)
 
 

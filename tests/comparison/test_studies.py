@@ -11,30 +11,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from helpers.comparisons import Prepared
-from PIL import Image as PILImage
+from helpers.recipes import NAMES, image_folder
 
 from unsc_hf import UNSCConfig, UNSCError
 from unsc_hf.comparison.arguments import ImageArguments
 from unsc_hf.comparison.experiment import Experiment, read_splits
 from unsc_hf.comparison.methods import Workbench
 from unsc_hf.comparison.run_studies import AblationArguments, run_studies, table, write_study
-from unsc_hf.comparison.studies import (
-    STUDIES,
-    Lab,
-    calibration,
-    features,
-    first_order,
-    many_classes,
-    poison,
-    rank,
-    requests,
-)
+from unsc_hf.comparison.studies import STUDIES, Lab, calibration, features, first_order, many_classes, poison, rank
+from unsc_hf.comparison.studies import requests as request_study
 from unsc_hf.data.columns import read_labels
 from unsc_hf.data.selection import Request
-
-NAMES = ["cat", "dog", "frog", "owl"]
 
 
 class Images(Prepared):
@@ -43,21 +33,13 @@ class Images(Prepared):
     load_processor = ImageArguments.load_processor
 
 
-def image_folder(rows: int) -> Dataset:
-    rng = np.random.default_rng()
-    means = np.random.default_rng(7).integers(60, 196, (4, 8, 8, 3))
-    labels = [i % 4 for i in range(rows)]
-    pixels = [np.clip(means[c] + rng.normal(0, 25, (8, 8, 3)), 0, 255).astype(np.uint8) for c in labels]
-    features = Features({"image": Image(), "label": ClassLabel(names=NAMES)})
-    return Dataset.from_dict({"image": [PILImage.fromarray(p) for p in pixels], "label": labels}, features=features)
-
-
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory: pytest.TempPathFactory) -> Images:
+    train, test = (image_folder(rows, int(torch.randint(2**31, ()))) for rows in (160, 60))
     return Images(
         dataset_name="made here", forget_classes=["frog"], train_original=True, train_retrained=True, model_size="nano",
         patch_size=4, train_epochs=8, references_dir=str(tmp_path_factory.mktemp("references")),
-        data=DatasetDict({"train": image_folder(160), "test": image_folder(60)}),
+        data=DatasetDict({"train": train, "test": test}),
     )  # fmt: skip
 
 
@@ -79,7 +61,7 @@ def finished(arguments: Images, config: UNSCConfig) -> dict[str, str]:
             (rank, "_RATIOS", (1.0,)),
             (calibration, "_BATCHES", (8, 64)),
             (calibration, "_ROWS", (5,)),
-            (requests, "COUNTS", (1, 2, 3)),
+            (request_study, "COUNTS", (1, 2, 3)),
             (poison, "BUDGETS", (0.1, None)),
             (poison, "_FLIPPED", (0.5,)),
             (many_classes, "_SHARES", (0.3, 0.9)),
@@ -173,7 +155,7 @@ def _lab(arguments: Images, config: UNSCConfig, tmp_path: Path) -> Lab:
 
 
 def test_a_trigger_is_on_every_row_and_nowhere_else() -> None:
-    rows = image_folder(6)
+    rows = image_folder(6, 0)
     before = [np.asarray(image) for image in rows["image"]]
     for old, row in zip(before, poison.triggered(rows), strict=True):
         new = np.asarray(row["image"])

@@ -8,7 +8,7 @@ from typing import Any
 from datasets import Dataset
 
 from helpers.language import questions
-from unsc_hf.comparison.references.language_models import LanguagePlan
+from unsc_hf.comparison.references.texts import LanguagePlan
 from unsc_hf.data.dialogues import to_dialogues
 
 CONFIGS = ["--forget_config", "forget10", "--retain_config", "retain90", "--unseen_config", "holdout10"]

@@ -23,8 +23,7 @@ from unsc_hf import UNSCConfig, UNSCError, split_dataset
 from unsc_hf.cli.arguments import fill_output_dir, parse_arguments
 from unsc_hf.cli.main import main as unsc
 from unsc_hf.comparison.arguments import ImageArguments
-from unsc_hf.comparison.references.images import ImagePlan
-from unsc_hf.comparison.references.quickstart import PLAN, digits_dataset
+from unsc_hf.comparison.references.images import PLAN, ImagePlan, digits_dataset
 from unsc_hf.reporting.hub import public_files
 
 

@@ -17,8 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, PreTrainedModel
 
 from unsc_hf import UnlearningResult, UNSCConfig, UNSCError, unlearn
-from unsc_hf.comparison.references.language_models import LanguagePlan
-from unsc_hf.comparison.references.texts import TextPlan
+from unsc_hf.comparison.references.texts import LanguagePlan, TextPlan
 from unsc_hf.data.dialogues import to_dialogues
 from unsc_hf.utils.fingerprint import weight_hash
 

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from unsc_hf import UNSCConfig, UNSCError
 from unsc_hf.comparison.arguments import LanguageArguments
-from unsc_hf.comparison.references.language_models import LanguagePlan
+from unsc_hf.comparison.references.texts import LanguagePlan
 from unsc_hf.comparison.references.training import train_model
 from unsc_hf.data.dialogues import IGNORED, AnswerCollator, DialogueTransform, prepare_dialogues, to_dialogues
 from unsc_hf.evaluation.answers import evaluate_answers
@@ -160,8 +160,10 @@ def test_retained_answers_do_not_move_under_any_objective(objective: str, token_
     model = make_lm()
     forget, retain = token_data
     before, before_forget = answer_logits(model, retain), answer_logits(model, forget)
+    # SimNPO's own margin is so wide that answers of an untrained model count as forgotten.
+    more = {"objective_args": {"beta": 0.1}} if objective == "simnpo" else {}
     trainer = make_trainer(
-        model, token_data, tmp_path, check_steps=100, objective=objective, learning_rate=2e-4, weight_decay=0.1
+        model, token_data, tmp_path, check_steps=100, objective=objective, learning_rate=2e-4, weight_decay=0.1, **more
     )
     trainer.train()
     assert relative(answer_logits(trainer.model, retain), before) <= 1e-6

@@ -100,13 +100,14 @@ def compare(words: Sequence[str], console: Console) -> dict[str, Any]:
 
 def audit(words: Sequence[str], console: Console) -> dict[str, Any]:
     """`unsc audit image|text ...`; the summaries by forget set."""
-    from ..comparison.compare_methods import ComparisonArguments, audit_model
+    from ..comparison.compare_methods import ComparisonArguments, compare_methods
 
     audited, comparison, arguments, config = _parse(words, AuditedArguments, ComparisonArguments)
     if audited.audited is None:
         raise UNSCError("audited: not given; name the unlearned model, by its Hub id or folder.")
     fill_output_dir(config, "audit")
-    return _summarise(audit_model(audited.audited, comparison, arguments, config, console), config, console)
+    result = compare_methods(comparison, arguments, config, console, audited=audited.audited)
+    return _summarise(result, config, console)
 
 
 def _summarise(result: dict[str, Any], config: Any, console: Console) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,16 +11,15 @@ import torch
 from datasets import DatasetDict
 from peft import LoraConfig
 from transformers import PreTrainedModel
+from transformers.hf_argparser import HfArg
 
 from ..config import UNSCConfig
 from ..data.selection import WHOLE_NUMBER, Request
 from ..data.sources import load_image_dataset, load_text_dataset
 from ..errors import UNSCError, first_line
 from ..models.loading import load_as
-from .references.images import ImagePlan
-from .references.language_models import LanguagePlan
-from .references.quickstart import FORGET_CLASSES, PLAN, digits_dataset
-from .references.texts import TextPlan
+from .references.images import FORGET_CLASSES, PLAN, ImagePlan, digits_dataset
+from .references.texts import LanguagePlan, TextPlan
 from .references.training import TrainingPlan
 
 
@@ -28,71 +27,53 @@ from .references.training import TrainingPlan
 class SharedArguments:
     """What to forget, from which model and data: options of every recipe."""
 
-    model_name_or_path: str | None = field(default=None, metadata={"help": "The original: a Hub id or folder."})
-    retrained_model_name_or_path: list[str] | None = field(
-        default=None,
-        metadata={"help": "Models trained without the forgotten rows; three or more allow a full verdict."},
+    model_name_or_path: str | None = HfArg(default=None, help="The original: a Hub id or folder.")
+    retrained_model_name_or_path: list[str] | None = HfArg(
+        default=None, help="Models trained without the forgotten rows; three or more allow a full verdict."
     )
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Hub id, local data file or folder, or save_to_disk folder."}
+    dataset_name: str | None = HfArg(default=None, help="Hub id, local data file or folder, or save_to_disk folder.")
+    dataset_config_name: str | None = HfArg(default=None, help="Configuration of a Hub data set.")
+    cache_dir: str | None = HfArg(default=None, help="Where data sets are cached.")
+    forget_indices: list[str] | None = HfArg(
+        default=None, help="Training rows to forget, by number, or a text file with one number a line."
     )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Where data sets are cached."})
-    forget_indices: list[str] | None = field(
-        default=None, metadata={"help": "Training rows to forget, by number, or a text file with one number a line."}
-    )
-    forget_column: str | None = field(default=None, metadata={"help": "Column that marks the rows to forget."})
-    forget_values: list[str] | None = field(default=None, metadata={"help": "Its values in the rows to forget."})
-    controls: bool = field(
-        default=True, metadata={"help": "Also run the controls with a random subspace and with no projection."}
-    )
-    license: str | None = field(default=None, metadata={"help": "Licence of the unlearned model, as an SPDX id."})
-    use_peft: bool = field(
-        default=False, metadata={"help": "Unlearn in LoRA adapters; the base weights are not touched."}
-    )
-    model_dtype: str = field(
+    forget_column: str | None = HfArg(default=None, help="Column that marks the rows to forget.")
+    forget_values: list[str] | None = HfArg(default=None, help="Its values in the rows to forget.")
+    controls: bool = HfArg(default=True, help="Also run the controls with a random subspace and with no projection.")
+    license: str | None = HfArg(default=None, help="Licence of the unlearned model, as an SPDX id.")
+    use_peft: bool = HfArg(default=False, help="Unlearn in LoRA adapters; the base weights are not touched.")
+    model_dtype: str = HfArg(
         default="float32",
-        metadata={
-            "help": "Precision of the original; bfloat16 goes with use_peft, under which it never moves.",
-            "choices": ["float32", "bfloat16"],
-        },
+        help="Precision of the original; bfloat16 goes with use_peft, under which it never moves.",
+        metadata={"choices": ["float32", "bfloat16"]},
     )
-    lora_r: int = field(default=8, metadata={"help": "Rank of the adapters."})
-    lora_alpha: int = field(default=8, metadata={"help": "Scale of the adapters is alpha / r."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapters (off while unlearning)."})
-    lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Modules that get an adapter; every linear layer but the head by default."}
+    lora_r: int = HfArg(default=8, help="Rank of the adapters.")
+    lora_alpha: int = HfArg(default=8, help="Scale of the adapters is alpha / r.")
+    lora_dropout: float = HfArg(default=0.0, help="Dropout before the adapters (off while unlearning).")
+    lora_target_modules: list[str] | None = HfArg(
+        default=None, help="Modules that get an adapter; every linear layer but the head by default."
     )
-    use_rslora: bool = field(default=False, metadata={"help": "Scale by alpha / sqrt(r)."})
-    train_original: bool = field(default=False, metadata={"help": "Train the original model when it is missing."})
-    train_retrained: bool = field(default=False, metadata={"help": "Train a reference without the forgotten rows."})
-    references_dir: str = field(
-        default="references", metadata={"help": "Where trained models are kept for the next run."}
-    )
-    model_size: str | None = field(
+    use_rslora: bool = HfArg(default=False, help="Scale by alpha / sqrt(r).")
+    train_original: bool = HfArg(default=False, help="Train the original model when it is missing.")
+    train_retrained: bool = HfArg(default=False, help="Train a reference without the forgotten rows.")
+    references_dir: str = HfArg(default="references", help="Where trained models are kept for the next run.")
+    model_size: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Model to train from scratch: nano, tiny, small, ... base; else model_name_or_path is fine-tuned."
-        },
+        help="Model to train from scratch: nano, tiny, small, ... base; else model_name_or_path is fine-tuned.",
     )
-    train_epochs: float = field(default=10.0, metadata={"help": "Epochs of training an original or retrained model."})
-    train_learning_rate: float = field(default=1e-3, metadata={"help": "Its learning rate."})
-    train_batch_size: int = field(default=128, metadata={"help": "Its batch size."})
+    train_epochs: float = HfArg(default=10.0, help="Epochs of training an original or retrained model.")
+    train_learning_rate: float = HfArg(default=1e-3, help="Its learning rate.")
+    train_batch_size: int = HfArg(default=128, help="Its batch size.")
 
     def request(self) -> Request | None:
-        """What is to be forgotten, or None when nothing was named.
-
-        Raises:
-            UNSCError: more than one kind of selection, or row numbers that cannot be read.
-        """
-        rows = (self.forget_column, self.forget_values)
-        if (rows[0] is None) != (rows[1] is None):
+        """What is to be forgotten, or None when nothing was named; UNSCError: more than one kind of selection."""
+        if (self.forget_column is None) != (self.forget_values is None):
             raise UNSCError("forget_column: goes with forget_values; give both.")
-        names = ("forget_classes", "forget_indices", "forget_column")
-        given = [name for name in names if getattr(self, name, None) is not None]
+        classes: list[str] | None = getattr(self, "forget_classes", None)
+        ways = {"forget_classes": classes, "forget_indices": self.forget_indices, "forget_column": self.forget_column}
+        given = [name for name, way in ways.items() if way is not None]
         if len(given) > 1:
             raise UNSCError(f"{given[1]}: given beside {given[0]}; choose one way to name the rows.")
-        classes = getattr(self, "forget_classes", None)
         if classes:
             return Request(forget_classes=tuple(read_names(classes)))
         if self.forget_indices:
@@ -108,40 +89,34 @@ class SharedArguments:
 
     def base_plan(self, seed: int) -> dict[str, Any]:
         """Fields that all training plans share."""
-        return {
-            "size": self.model_size,
-            "base_model": None if self.model_size else self.model_name_or_path,
-            "epochs": float(self.train_epochs),
-            "learning_rate": float(self.train_learning_rate),
-            "batch_size": self.train_batch_size,
-            "seed": seed,
-        }
+        start = {"size": self.model_size, "base_model": None if self.model_size else self.model_name_or_path}
+        rates = {"epochs": float(self.train_epochs), "learning_rate": float(self.train_learning_rate)}
+        return {**start, **rates, "batch_size": self.train_batch_size, "seed": seed}
 
 
 @dataclass
 class ClassificationArguments(SharedArguments):
     """What to forget, from which classifier and data."""
 
-    train_split: str = field(default="train", metadata={"help": "Split with the training rows."})
-    test_split: str | None = field(default=None, metadata={"help": "Split with the test rows; found by itself."})
-    forget_classes: list[str] | None = field(
-        default=None, metadata={"help": "Classes to forget, by name or id, or a .txt file of them."}
+    train_split: str = HfArg(default="train", help="Split with the training rows.")
+    test_split: str | None = HfArg(default=None, help="Split with the test rows; found by itself.")
+    forget_classes: list[str] | None = HfArg(
+        default=None, help="Classes to forget, by name or id, or a .txt file of them."
     )
-    statistics_dir: str | None = field(
-        default=None,
-        metadata={"help": "Keep activation statistics here: later requests on the resulting model need no new pass."},
+    statistics_dir: str | None = HfArg(
+        default=None, help="Keep activation statistics here: later requests on the resulting model need no new pass."
     )
 
     plan_class: ClassVar[type[TrainingPlan]]  # how models of this kind are made and read
 
-    @property
-    def auto_class(self) -> Any:
-        """Loads models of this kind."""
-        return self.plan_class.auto_class
-
     def load(self, config: UNSCConfig) -> DatasetDict:
         """Splits "train" and "test"."""
         raise NotImplementedError
+
+    def source(self) -> dict[str, Any]:
+        """What is read of the data set."""
+        splits = {"train_split": self.train_split, "test_split": self.test_split}
+        return {"config_name": self.dataset_config_name, "cache_dir": self.cache_dir, **splits}
 
     def plan(self, config: UNSCConfig) -> TrainingPlan:
         """How originals and references are trained."""
@@ -156,9 +131,9 @@ class ClassificationArguments(SharedArguments):
 class ImageArguments(ClassificationArguments):
     """What to forget, from which image classifier and data. Without `dataset_name` the embedded quickstart runs."""
 
-    patch_size: int = field(default=4, metadata={"help": "Patch side in pixels, for model_size."})
-    train_crop_padding: int = field(default=0, metadata={"help": "Augmentation: random crops after this padding."})
-    train_flip: bool = field(default=False, metadata={"help": "Augmentation: random mirror images."})
+    patch_size: int = HfArg(default=4, help="Patch side in pixels, for model_size.")
+    train_crop_padding: int = HfArg(default=0, help="Augmentation: random crops after this padding.")
+    train_flip: bool = HfArg(default=False, help="Augmentation: random mirror images.")
 
     plan_class = ImagePlan
 
@@ -172,24 +147,21 @@ class ImageArguments(ClassificationArguments):
     def load(self, config: UNSCConfig) -> DatasetDict:
         if self.dataset_name is None:
             return digits_dataset()
-        return load_image_dataset(
-            self.dataset_name, config.label_column, config_name=self.dataset_config_name,
-            train_split=self.train_split, test_split=self.test_split, cache_dir=self.cache_dir,
-        )  # fmt: skip
+        return load_image_dataset(self.dataset_name, config.label_column, **self.source())
 
     def plan(self, config: UNSCConfig) -> TrainingPlan:
         if self.quickstart:
             return replace(PLAN, seed=config.seed)
-        augmentation: dict[str, Any] = {"crop_padding": self.train_crop_padding, "flip": self.train_flip}
-        return ImagePlan(**self.base_plan(config.seed), patch_size=self.patch_size, **augmentation)
+        options: dict[str, Any] = {"crop_padding": self.train_crop_padding, "flip": self.train_flip}
+        return ImagePlan(**self.base_plan(config.seed), patch_size=self.patch_size, **options)
 
 
 @dataclass
 class TextArguments(ClassificationArguments):
     """What to forget, from which text classifier and data."""
 
-    vocabulary_size: int = field(default=4096, metadata={"help": "Tokens of the tokenizer learned for model_size."})
-    max_length: int = field(default=64, metadata={"help": "Longest text in tokens, for model_size."})
+    vocabulary_size: int = HfArg(default=4096, help="Tokens of the tokenizer learned for model_size.")
+    max_length: int = HfArg(default=64, help="Longest text in tokens, for model_size.")
 
     plan_class = TextPlan
 
@@ -198,10 +170,7 @@ class TextArguments(ClassificationArguments):
             raise UNSCError(
                 "dataset_name: not given; name a Hub id or a local data file or folder with text and labels."
             )
-        return load_text_dataset(
-            self.dataset_name, config.label_column, config.text_columns, config_name=self.dataset_config_name,
-            train_split=self.train_split, test_split=self.test_split, cache_dir=self.cache_dir,
-        )  # fmt: skip
+        return load_text_dataset(self.dataset_name, config.label_column, config.text_columns, **self.source())
 
     def plan(self, config: UNSCConfig) -> TrainingPlan:
         columns = tuple(config.text_columns) if config.text_columns else None
@@ -216,61 +185,50 @@ class LanguageArguments(SharedArguments):
     The forget split is forgotten whole, or the part of it that `forget_indices` or `forget_column` names.
     """
 
-    forget_split: str | None = field(
-        default=None, metadata={"help": "Split with the rows to forget; 'forget' without configurations."}
+    forget_split: str | None = HfArg(
+        default=None, help="Split with the rows to forget; 'forget' without configurations."
     )
-    retain_split: str | None = field(
-        default=None, metadata={"help": "Split with rows to keep; 'retain' without configurations."}
+    retain_split: str | None = HfArg(default=None, help="Split with rows to keep; 'retain' without configurations.")
+    forget_config: str | None = HfArg(
+        default=None, help="Configuration with the rows to forget, such as TOFU's forget10."
     )
-    forget_config: str | None = field(
-        default=None, metadata={"help": "Configuration with the rows to forget, such as TOFU's forget10, for a split."}
+    retain_config: str | None = HfArg(default=None, help="Configuration with rows to keep.")
+    unseen_config: str | None = HfArg(
+        default=None, help="Configuration with rows no model is trained on, such as TOFU's holdout10."
     )
-    retain_config: str | None = field(default=None, metadata={"help": "Configuration with rows to keep."})
-    unseen_config: str | None = field(
-        default=None, metadata={"help": "Configuration with rows no model is trained on, such as TOFU's holdout10."}
+    unseen_column: str | None = HfArg(
+        default=None, help="Column that marks rows of the retain split no model is trained on."
     )
-    unseen_column: str | None = field(
-        default=None, metadata={"help": "Column that marks rows of the retain split no model is trained on."}
+    unseen_values: list[str] | None = HfArg(default=None, help="Its values in those rows.")
+    eval_splits: list[str] | None = HfArg(
+        default=None, help="More splits (or configurations) to report on; every other split by default."
     )
-    unseen_values: list[str] | None = field(default=None, metadata={"help": "Its values in those rows."})
-    eval_splits: list[str] | None = field(
-        default=None, metadata={"help": "More splits (or configurations) to report on; every other split by default."}
-    )
-    prompt_template: str | None = field(
+    prompt_template: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Prompt of a question, with {prompt}. By default the tokenizer's chat template is used, or "
-            "'Question: {prompt}\\nAnswer:' where it has none."
-        },
+        help="Prompt of a question, with {prompt}. By default the tokenizer's chat template is used, or "
+        "'Question: {prompt}\\nAnswer:' where it has none.",
     )
-    system_prompt: str | None = field(default=None, metadata={"help": "First message, for chat templates."})
-    chat_template_kwargs: str | None = field(
-        default=None, metadata={"help": "More arguments of the chat template, as JSON."}
+    system_prompt: str | None = HfArg(default=None, help="First message, for chat templates.")
+    chat_template_kwargs: str | None = HfArg(default=None, help="More arguments of the chat template, as JSON.")
+    chunk_size: int | None = HfArg(
+        default=None, help="Tokens of the pieces that long texts are cut into (rows with text)."
     )
-    chunk_size: int | None = field(
-        default=None, metadata={"help": "Tokens of the pieces that long texts are cut into (rows with text)."}
+    objectives: list[str] | None = HfArg(
+        default=None, help="Objectives to compare; the first one's model is written. UNSC by default."
     )
-    objectives: list[str] | None = field(
-        default=None, metadata={"help": "Objectives to compare; the first one's model is written. UNSC by default."}
-    )
-    max_generated_rows: int = field(default=300, metadata={"help": "Rows of each set that are answered for ROUGE-L."})
-    max_new_tokens: int = field(default=100, metadata={"help": "Longest answer."})
-    vocabulary_size: int = field(default=2048, metadata={"help": "Tokens of the tokenizer learned for model_size."})
-    max_length: int = field(default=256, metadata={"help": "Longest row in tokens, for model_size."})
+    max_generated_rows: int = HfArg(default=300, help="Rows of each set that are answered for ROUGE-L.")
+    max_new_tokens: int = HfArg(default=100, help="Longest answer.")
+    vocabulary_size: int = HfArg(default=2048, help="Tokens of the tokenizer learned for model_size.")
+    max_length: int = HfArg(default=256, help="Longest row in tokens, for model_size.")
 
     def plan(self, config: UNSCConfig) -> LanguagePlan:
         """How originals and references are trained."""
-        return LanguagePlan(
-            **self.base_plan(config.seed), vocabulary_size=self.vocabulary_size, max_length=self.max_length
-        )
+        options: dict[str, Any] = {"vocabulary_size": self.vocabulary_size, "max_length": self.max_length}
+        return LanguagePlan(**self.base_plan(config.seed), **options)
 
 
 def read_names(given: Sequence[str]) -> list[str]:
-    """Class names from the command line: themselves, or a .txt file with one in each line.
-
-    Raises:
-        UNSCError: a file that cannot be read, or that is empty.
-    """
+    """Class names from the command line, or from a .txt file with one a line; UNSCError where that has none."""
     if len(given) != 1 or not given[0].endswith(".txt"):
         return list(given)
     names = [line.strip() for line in _read(given[0], "forget_classes").splitlines() if line.strip()]
@@ -280,11 +238,7 @@ def read_names(given: Sequence[str]) -> list[str]:
 
 
 def read_indices(given: Sequence[str]) -> tuple[int, ...]:
-    """Row numbers from the command line: numbers, or a text file with one a line.
-
-    Raises:
-        UNSCError: something that is neither.
-    """
+    """Row numbers from the command line, or from a text file; UNSCError for anything else."""
     file = len(given) == 1 and Path(given[0]).is_file()
     words = _read(given[0], "forget_indices").split() if file else list(given)
     for word in words:
@@ -312,11 +266,7 @@ def check_model_dtype(arguments: SharedArguments) -> None:
 
 
 def load_original(arguments: SharedArguments, auto_class: Any, name: str) -> PreTrainedModel:
-    """The original, in the precision that was asked for.
-
-    Raises:
-        UNSCError: when nothing can be loaded from there.
-    """
+    """The original, in the precision that was asked for; UNSCError when nothing can be loaded from there."""
     return load_as(auto_class, name, "model_name_or_path", dtype=getattr(torch, arguments.model_dtype))
 
 

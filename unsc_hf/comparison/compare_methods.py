@@ -5,9 +5,9 @@ A stopped comparison goes on where it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 from datasets import DatasetDict
 from rich.console import Console
 from transformers import PreTrainedModel
+from transformers.hf_argparser import HfArg
 
 from ..config import UNSCConfig
 from ..data.columns import read_labels
@@ -23,10 +24,10 @@ from ..evaluation.audits import AUDITS
 from ..reporting.model_card import public_name
 from ..utils.fingerprint import data_fingerprint
 from .arguments import ClassificationArguments, ImageArguments, TextArguments
-from .experiment import Experiment, RunArguments, Splits, check_folder, check_names, options_hash, read_splits
+from .experiment import Experiment, RunArguments, Splits, check_folder, check_names, read_splits
 from .forget_set import ForgetSet, requests_by_folder
 from .methods import METHODS
-from .parallel import Job, one_process, open_jobs, run_jobs
+from .parallel import Job, open_jobs, run_jobs
 from .plugins import load_plugins
 from .report import write_comparison
 from .summary import markdown, summarise, table
@@ -42,55 +43,41 @@ Model: TypeAlias = str | PathLike[str] | PreTrainedModel
 class ComparisonArguments(RunArguments):
     """What is compared: methods, audits, forget sets, seeds."""
 
-    methods: list[str] | None = field(default=None, metadata={"help": "Methods by name; all by default."})
-    audits: list[str] | None = field(default=None, metadata={"help": "Audits by name; all by default."})
-    forget_sets: list[str] | None = field(
+    methods: list[str] | None = HfArg(default=None, help="Methods by name; all by default.")
+    audits: list[str] | None = HfArg(default=None, help="Audits by name; all by default.")
+    forget_sets: list[str] | None = HfArg(
         default=None,
-        metadata={
-            "help": "Several forget sets instead of forget_classes: names or ids joined by '+', or a .txt file of "
-            "names."
-        },
+        help="Several forget sets instead of forget_classes: names or ids joined by '+', or a .txt file of names.",
     )
-    no_intervals: bool = field(default=False, metadata={"help": "Allow a single seed, without intervals."})
-    jobs: int | None = field(
+    no_intervals: bool = HfArg(default=False, help="Allow a single seed, without intervals.")
+    jobs: int | None = HfArg(
         default=None,
-        metadata={
-            "help": "Spread the work over so many processes of one thread each; by default one, with all threads."
-        },
+        help="Spread the work over so many processes of one thread each; by default one, with all threads.",
     )
+
+    kind = "comparison"
 
     def check(self) -> None:
-        """Refuse unknown names and too few seeds.
-
-        Raises:
-            UNSCError: naming what exists.
-        """
-        one_process("a comparison")
-        load_plugins(self.plugins)
-        check_names("methods", self.methods, METHODS)
-        check_names("audits", self.audits, AUDITS)
         if len(self.seeds) == 1 and not self.no_intervals:
             raise UNSCError(
                 "seeds: 1 given, an interval needs at least two (better three); give more, or no_intervals."
             )
-        self.check_seeds()
+        super().check()
+        check_names("methods", self.methods, METHODS)
+        check_names("audits", self.audits, AUDITS)
         if self.jobs is not None and self.jobs < 1:
             raise UNSCError(f"jobs: {self.jobs} given; it is a number of processes, at least 1.")
 
 
 @dataclass
 class _Task:
-    """A whole comparison or audit; picklable, so that every process can list its jobs.
-
-    Attributes:
-        audited: a model that is examined beside the methods.
-    """
+    """A whole comparison or audit; picklable, so that every process can list its jobs."""
 
     comparison: ComparisonArguments
     arguments: ClassificationArguments
     config: UNSCConfig
     splits: Splits
-    audited: str | None = None
+    audited: str | None
 
     def forget_sets(self) -> dict[str, ForgetSet]:
         """Forget sets by the name of their folder."""
@@ -113,30 +100,6 @@ class _Task:
         self.config.dataloader_num_workers = 0  # a worker may have no processes of its own
         return [job for forget_set in self.forget_sets().values() for job in forget_set.jobs()]
 
-    def run(self, console: Console) -> dict[str, Any]:
-        """Do what has no record yet; returns all results."""
-        comparison, splits, sets = self.comparison, self.splits, self.forget_sets()
-        data = data_fingerprint(splits.train)[:16] + data_fingerprint(splits.test)[:16]
-        origin = {"data": data, "records": _RECORDS, "audits": sorted(comparison.audits or AUDITS)}
-        origin["options"] = options_hash(self.arguments, self.config)
-        for name, forget_set in sets.items():
-            origin |= {f"the classes of {name!r}": forget_set.experiment.forgotten, **forget_set.experiment.origin()}
-        check_folder(Path(str(self.config.output_dir)), "comparison", origin)
-        if not any(forget_set.experiment.reference_numbers() for forget_set in sets.values()):
-            console.print("No retrained references: nothing can be said about 'removed', and no band is drawn.")
-        run_jobs(
-            open_jobs([job for forget_set in sets.values() for job in forget_set.jobs()]),
-            self.all_jobs,
-            comparison.jobs,
-            lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
-        )
-        return {
-            "forget_sets": {name: forget_set.results() for name, forget_set in sets.items()},
-            "test_rows": len(splits.test),
-            "validation_rows": len(splits.validation),
-            "seeds": comparison.seeds,
-        }
-
 
 def compare_methods(
     comparison: ComparisonArguments,
@@ -144,74 +107,70 @@ def compare_methods(
     config: UNSCConfig,
     console: Console | None = None,
     data: DatasetDict | None = None,
+    audited: str | None = None,
 ) -> dict[str, Any]:
     """Run what is missing in `config.output_dir`, and return all results.
 
     Args:
+        comparison: `originals` names the models before; `seeds` has one run of each method for each.
         data: rows, where they do not come from where `arguments` say.
+        audited: Hub id or folder of a model that was unlearned by anybody, by any means. It is examined instead of
+            methods, beside the original of `config.seed`, and may differ from that in its weights alone.
 
     Returns:
         {"forget_sets": {name: {"forgotten", "classes", "settings", "calibration", "runs", "references"}}, "test_rows",
         "validation_rows", "seeds"}: "runs" holds a list of results by method (and "original"), one for each seed;
-        "references" one for each retrained model.
+        "references" one for each retrained model. An audited model is found under its own name.
 
     Raises:
-        UNSCError: unknown names, too few seeds, references trained on the forgotten rows, or a folder of another
-            comparison.
-    """
-    comparison.check()
-    task = _Task(comparison, arguments, config, read_splits(arguments, config, data))
-    return task.run(console or Console())
-
-
-def audit_model(
-    audited: str,
-    comparison: ComparisonArguments,
-    arguments: ClassificationArguments,
-    config: UNSCConfig,
-    console: Console | None = None,
-    data: DatasetDict | None = None,
-) -> dict[str, Any]:
-    """Examine a model that was unlearned by anybody, by any means, beside its original and retrained models.
-
-    Args:
-        audited: Hub id or folder of the model; it may differ from the original in its weights alone.
-        comparison: `originals` names the model before, else the one that `config.seed` trains; `methods` and `seeds`
-            are not used.
-        data: rows, where they do not come from where `arguments` say.
-
-    Returns:
-        As `compare_methods`, with the model under its own name.
-
-    Raises:
-        UNSCError: as `compare_methods`, or a model that does not fit the data.
+        UNSCError: unknown names, too few seeds, references trained on the forgotten rows, a model that does not fit the
+            data, or a folder of another comparison.
     """
     console = console or Console()
-    comparison = replace(comparison, methods=[], seeds=[int(config.seed)], no_intervals=True)
+    if audited is not None:
+        comparison = replace(comparison, methods=[], seeds=[int(config.seed)], no_intervals=True)
     comparison.check()
-    results = _Task(comparison, arguments, config, read_splits(arguments, config, data), audited).run(console)
-    for outcome in results["forget_sets"].values():
-        leak = outcome["runs"][public_name(audited)][0]["leak"]
+    splits = read_splits(arguments, config, data)
+    task = _Task(comparison, arguments, config, splits, audited)
+    sets = task.forget_sets()
+    fingerprint = data_fingerprint(splits.train)[:16] + data_fingerprint(splits.test)[:16]
+    origin = {"data": fingerprint, "records": _RECORDS, "audits": sorted(comparison.audits or AUDITS)}
+    for name, forget_set in sets.items():
+        origin |= {f"the classes of {name!r}": forget_set.experiment.forgotten, **forget_set.experiment.origin()}
+    check_folder(Path(str(config.output_dir)), comparison.kind, origin)
+    if not any(forget_set.experiment.reference_numbers() for forget_set in sets.values()):
+        console.print("No retrained references: nothing can be said about 'removed', and no band is drawn.")
+    run_jobs(
+        open_jobs([job for forget_set in sets.values() for job in forget_set.jobs()]),
+        task.all_jobs,
+        comparison.jobs,
+        lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+    )
+    results = {name: forget_set.results() for name, forget_set in sets.items()}
+    if audited is not None:
+        _warn_of_strangers(public_name(audited), results, console)
+    validation_rows = len(splits.validation) if audited is None else 0
+    rows = {"test_rows": len(splits.test), "validation_rows": validation_rows}
+    return {"forget_sets": results, **rows, "seeds": comparison.seeds}
+
+
+def _warn_of_strangers(audited: str, results: Mapping[str, Any], console: Console) -> None:
+    for outcome in results.values():
+        leak = outcome["runs"][audited][0]["leak"]
         if leak is not None and leak > _STRANGERS:
             console.print(
-                f"warning: {public_name(audited)} has little in common with this original (leak {leak:.2g}): "
+                f"warning: {audited} has little in common with this original (leak {leak:.2g}): "
                 "was it made from another one?"
             )
-    return {**results, "validation_rows": 0}
 
 
 # ---- from Python ----------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class ComparisonResult:
-    """Results of a comparison or an audit.
+    """Results of a comparison or an audit."""
 
-    Attributes:
-        results: as `compare_methods` returns them.
-        output_dir: where records are, and where `save` writes.
-    """
-
-    results: dict[str, Any]
-    output_dir: Path
+    results: dict[str, Any]  # as `compare_methods` returns them
+    output_dir: Path  # where records are, and where `save` writes
 
     @property
     def table(self) -> list[list[str]]:
@@ -265,17 +224,9 @@ def compare(
         UNSCError: unknown names, references trained on the forgotten rows, or a folder of another comparison.
     """
     several = list(originals) if isinstance(originals, list | tuple) else [originals]
-    arguments, config = _options(dataset, forget_classes, retrained, output_dir, config, task, processing_class)
-    comparison = ComparisonArguments(
-        methods=None if methods is None else list(methods),
-        audits=None if audits is None else list(audits),
-        seeds=list(seeds),
-        originals=_names(several, output_dir, "original", processing_class),
-        no_intervals=len(seeds) == 1,
-        jobs=jobs,
-    )
-    data = None if isinstance(dataset, str) else dataset
-    return ComparisonResult(compare_methods(comparison, arguments, config, console, data), Path(output_dir))
+    models = {"original": several, "retrained": retrained}
+    options = {"methods": methods, "audits": audits, "seeds": seeds, "no_intervals": len(seeds) == 1, "jobs": jobs}
+    return _compare(models, dataset, forget_classes, output_dir, config, task, processing_class, console, options)
 
 
 def audit(
@@ -302,44 +253,42 @@ def audit(
     Raises:
         UNSCError: as `compare`, or a model that does not fit the data.
     """
-    arguments, config = _options(dataset, forget_classes, retrained, output_dir, config, task, processing_class)
-    comparison = ComparisonArguments(
-        audits=None if audits is None else list(audits),
-        originals=_names([original], output_dir, "original", processing_class),
-    )
-    (name,) = _names([audited], output_dir, "audited", processing_class)
-    data = None if isinstance(dataset, str) else dataset
-    return ComparisonResult(audit_model(name, comparison, arguments, config, console, data), Path(output_dir))
+    models = {"original": [original], "retrained": retrained, "audited": [audited]}
+    options = {"audits": audits}
+    return _compare(models, dataset, forget_classes, output_dir, config, task, processing_class, console, options)
 
 
-def _names(models: Sequence[Model], output_dir: str | PathLike[str], kind: str, processing_class: Any) -> list[str]:
-    """Ids and folders of models; those that are objects are saved first."""
-    names = []
-    for i, model in enumerate(models):
-        if isinstance(model, str | PathLike):
-            names.append(str(model))
-            continue
-        names.append(str(Path(output_dir, "_models", f"{kind}-{i}")))
-        for part in (model, processing_class):
-            if part is not None:
-                part.save_pretrained(names[-1])
-    return names
-
-
-def _options(
-    dataset: DatasetDict | str, forget_classes: Iterable[Any], retrained: Sequence[Model],
+def _compare(
+    models: Mapping[str, Sequence[Model]], dataset: DatasetDict | str, forget_classes: Iterable[Any],
     output_dir: str | PathLike[str], config: UNSCConfig | None, task: str, processing_class: Any,
-) -> tuple[ClassificationArguments, UNSCConfig]:  # fmt: skip
-    """The same as a command line gives."""
+    console: Console | None, options: Mapping[str, Any],
+) -> ComparisonResult:  # fmt: skip
+    """What a command line does. Models that are objects are saved first."""
     kinds: dict[str, type[ClassificationArguments]] = {"image": ImageArguments, "text": TextArguments}
     if task not in kinds:
         raise UNSCError(f"task: got {task!r}; choose from {', '.join(kinds)}.")
+
+    def name(model: Model, kind: str, i: int) -> str:
+        if isinstance(model, str | PathLike):
+            return str(model)
+        folder = str(Path(output_dir, "_models", f"{kind}-{i}"))
+        for part in (model, processing_class):
+            if part is not None:
+                part.save_pretrained(folder)
+        return folder
+
+    names = {kind: [name(model, kind, i) for i, model in enumerate(of_kind)] for kind, of_kind in models.items()}
     classes = [forget_classes] if isinstance(forget_classes, str) else forget_classes
     arguments = kinds[task](
         dataset_name=dataset if isinstance(dataset, str) else "given as an object",
-        forget_classes=[str(name) for name in classes],
-        retrained_model_name_or_path=_names(retrained, output_dir, "retrained", processing_class) or None,
+        forget_classes=[str(c) for c in classes],
+        retrained_model_name_or_path=names["retrained"] or None,
     )
     config = deepcopy(config) if config else UNSCConfig(report_to="none", disable_tqdm=True)
     config.output_dir = str(output_dir)
-    return arguments, config
+    lists: dict[str, Any] = {
+        key: list(value) if isinstance(value, Sequence) else value for key, value in options.items()
+    }
+    comparison = ComparisonArguments(originals=names["original"], **lists)
+    data, (audited,) = None if isinstance(dataset, str) else dataset, names.get("audited", [None])
+    return ComparisonResult(compare_methods(comparison, arguments, config, console, data, audited), Path(output_dir))

@@ -38,114 +38,82 @@ KNOWN = 0.05  # a reference that recognises more than this of the forgotten clas
 
 @dataclass(frozen=True)
 class Comparison:
-    """Results of a run.
+    """Results of a run."""
 
-    Attributes:
-        methods: results by name, in the order of `LABELS`; "retrained" is the mean when there are several references.
-        references: results of each retrained model.
-        certificate: of the UNSC model.
-        verdict: one of `evaluation.verdict.WORDS`.
-        reason: why, in a sentence.
-        trainer: the trainer that holds the unlearned model.
-    """
-
-    methods: dict[str, MethodResult]
-    references: list[MethodResult]
-    certificate: dict[str, Any]
-    verdict: str
-    reason: str
-    trainer: UNSCTrainer
+    methods: dict[str, MethodResult]  # by name, in the order of `LABELS`; "retrained" is the mean of the references
+    references: list[MethodResult]  # of each retrained model
+    certificate: dict[str, Any]  # of the UNSC model
+    verdict: str  # one of `evaluation.verdict.WORDS`
+    reason: str  # why, in a sentence
+    trainer: UNSCTrainer  # holds the unlearned model
 
 
-@dataclass(frozen=True)
-class RequestRuns:
+class _Runs:
     """What all runs of one request share, so that they differ in nothing but the null space.
 
-    Attributes:
-        forget, retain: training rows.
-        unseen: rows that the original never saw, for requests of single rows.
-        eval_dataset: test rows by name, for the Trainer.
-        rows: the rows that every model is evaluated on.
-        forgotten: ids of the classes that are forgotten whole; empty when rows of remaining classes are forgotten.
-        config, processing_class, peft_config, callbacks: see `compare`.
+    `forgotten` are the ids of the classes that are forgotten whole; none when rows of remaining classes are.
     """
 
-    forget: Dataset
-    retain: Dataset
-    unseen: Dataset | None
-    eval_dataset: dict[str, Dataset]
-    rows: EvaluationRows
-    forgotten: list[int]
-    config: UNSCConfig
-    processing_class: Any
-    peft_config: PeftConfig | None
-    callbacks: Sequence[Any]
-
-    @classmethod
-    def split(
-        cls, train: Dataset, test: Dataset, request: Request, unseen: Dataset | None, config: UNSCConfig, **shared: Any
-    ) -> RequestRuns:
-        """Split the data. Requests of single rows need unseen ones: without them a fifth of the test rows is taken."""
-        column = config.label_column
+    def __init__(
+        self, train: Dataset, test: Dataset, request: Request, unseen: Dataset | None, config: UNSCConfig,
+        processing_class: Any, peft_config: PeftConfig | None,
+    ) -> None:  # fmt: skip
+        self.config, self.processing_class, column = config, processing_class, config.label_column
         forget, retain = request.split(train, column)
         asked, kept = read_labels(forget, column), read_labels(retain, column)
         if len(np.intersect1d(asked, kept)) and unseen is None and config.target_forget_accuracy is None:
             test, unseen = hold_out(test, 0.2, read_labels(test, column), len(test), config.seed)
-        forgotten = np.setdiff1d(asked, kept).tolist()
+        self.forgotten: list[int] = np.setdiff1d(asked, kept).tolist()
         eval_dataset = {"forget": forget, "retain": test}
-        if forgotten:
-            test_forget, test_retain = split_dataset(test, forget_classes=forgotten, label_column=column)
+        if self.forgotten:
+            test_forget, test_retain = split_dataset(test, forget_classes=self.forgotten, label_column=column)
             eval_dataset = {"forget": test_forget, "retain": test_retain}
-        rows = EvaluationRows.sample(forget, retain, test, column)
-        return cls(forget, retain, unseen, eval_dataset, rows, forgotten, config, **shared)
+        self._rows = EvaluationRows.sample(forget, retain, test, column)
+        self._shared: dict[str, Any] = {
+            "forget_dataset": forget, "retain_dataset": retain, "eval_dataset": eval_dataset, "unseen_dataset": unseen,
+            "processing_class": processing_class, "peft_config": peft_config,
+        }  # fmt: skip
 
-    def trainer(self, null_space: str, model: PreTrainedModel, statistics: Any) -> UNSCTrainer:
+    def trainer(self, null_space: str, model: PreTrainedModel, statistics: Any, callbacks: Any = None) -> UNSCTrainer:
         """A trainer of `model`; see `UNSCConfig.null_space`."""
-        return UNSCTrainer(
-            model=model,
-            args=self.config.control(null_space),
-            forget_dataset=self.forget,
-            retain_dataset=self.retain,
-            eval_dataset=self.eval_dataset,
-            processing_class=self.processing_class,
-            statistics=statistics,
-            unseen_dataset=self.unseen,
-            peft_config=self.peft_config,
-            callbacks=list(self.callbacks) if null_space == "retained" else None,
-        )
+        args = self.config.control(null_space)
+        return UNSCTrainer(model, args, statistics=statistics, callbacks=callbacks, **self._shared)
 
     def outputs(self, model: PreTrainedModel, processor: Any) -> RowOutputs:
         """Outputs of a model, whose tokenizer or image processor is `processor`."""
+        config = self.config
 
         def collect(rows: Dataset) -> Outputs:
-            return collect_outputs(
-                model,
-                prepare_dataset(rows, processor, model, self.config.label_column, self.config.text_columns),
-                default_collator(processor),
-                features=True,
-                batch_size=self.config.per_device_eval_batch_size,
-                progress=not self.config.disable_tqdm,
-            )
+            prepared = prepare_dataset(rows, processor, model, config.label_column, config.text_columns)
+            size, progress = config.per_device_eval_batch_size, not config.disable_tqdm
+            collator = default_collator(processor)
+            return collect_outputs(model, prepared, collator, features=True, batch_size=size, progress=progress)
 
-        return self.rows.outputs(collect)
+        return self._rows.outputs(collect)
 
     def evaluate(
-        self, model: PreTrainedModel, outputs: RowOutputs, original: RowOutputs, **cost: float | None
-    ) -> MethodResult:
-        """All metrics of a model from its outputs and the original's; `cost` is its leak and its seconds."""
-        head, spent = head_weights(model, model.config.num_labels), {"leak": None, "seconds": None, **cost}
-        return evaluate_outputs(outputs, head, self.forgotten, **spent, original=original)
-
-    def masked_logits(self, original: MethodResult, outputs: RowOutputs) -> MethodResult:
-        """The trivial control: the original with the forgotten logits at minus infinity, and the same features."""
-        parts = (mask_logits(part, self.forgotten) for part in (outputs.forget, outputs.retain, outputs.test))
-        return replace(original, **output_metrics(RowOutputs(*parts), self.forgotten), leak=0.0, seconds=0.0)
+        self, model: PreTrainedModel, outputs: RowOutputs, original: RowOutputs, leak: float | None = None,
+        seconds: float | None = None,
+    ) -> MethodResult:  # fmt: skip
+        """All metrics of a model from its outputs and the original's."""
+        head = head_weights(model, model.config.num_labels)
+        return evaluate_outputs(outputs, head, self.forgotten, leak, seconds, original)
 
     def result(self, trainer: UNSCTrainer, original: RowOutputs, preparation: float) -> MethodResult:
         """Of a run that is done; `preparation` is what its statistics and subspaces cost, in seconds."""
         model, leak = trainer.unwrapped(), trainer.held_out_leak().total
-        outputs, seconds = self.outputs(model, self.processing_class), preparation + trainer.unlearning_seconds
-        return self.evaluate(model, outputs, original, leak=leak, seconds=seconds)
+        outputs = self.outputs(model, self.processing_class)
+        return self.evaluate(model, outputs, original, leak, preparation + trainer.unlearning_seconds)
+
+    def masked_logits(self, original: MethodResult, outputs: RowOutputs) -> MethodResult:
+        """The trivial control: the original with the forgotten logits at minus infinity, and the same features."""
+
+        def masked(part: Outputs) -> Outputs:
+            columns = torch.tensor(self.forgotten)
+            return replace(part, logits=part.logits.index_fill(1, columns, -torch.inf))
+
+        parts = RowOutputs(masked(outputs.forget), masked(outputs.retain), masked(outputs.test))
+        return replace(original, **output_metrics(parts, self.forgotten), leak=0.0, seconds=0.0)
 
     def retrained(self, name: str, network_class: type[PreTrainedModel], original: RowOutputs) -> MethodResult:
         """Of a retrained model; a warning where it recognises what it should not have seen."""
@@ -156,13 +124,6 @@ class RequestRuns:
             share = 100 * result.AccDut
             logger.warning("%s recognises %.0f %% of the forgotten classes: it was trained on them.", name, share)
         return result
-
-
-def mask_logits(outputs: Outputs, forgotten: Sequence[int]) -> Outputs:
-    """The same outputs with the forgotten logits at minus infinity."""
-    logits = outputs.logits.clone()
-    logits[:, list(forgotten)] = -torch.inf
-    return replace(outputs, logits=logits)
 
 
 def compare(
@@ -202,11 +163,10 @@ def compare(
         _check_reference(name, model.config.num_labels)
     for data in (train, test):
         check_labels_match(data, config.label_column, model.config.num_labels, model_label_names(model))
-    shared = {"processing_class": processing_class, "peft_config": peft_config, "callbacks": callbacks}
-    runs = RequestRuns.split(train, test, request, unseen, config, **shared)
+    runs = _Runs(train, test, request, unseen, config, processing_class, peft_config)
     pristine = deepcopy(model) if controls else None
 
-    unsc = runs.trainer("retained", model, statistics)
+    unsc = runs.trainer("retained", model, statistics, list(callbacks))
     unsc.prepare_unlearning()  # first: it refuses what cannot work
     collected = unsc.spaces.retained if controls else None
     original = runs.outputs(unsc.model, processing_class)
@@ -260,9 +220,7 @@ def _check_reference(name: str, num_labels: int) -> None:
 
 
 def training_seconds(folder: str | Path) -> float | None:
-    """Seconds that `train_classifier` noted, if this model was made by it."""
+    """Seconds that `train_model` noted, if this model was made by it."""
     file = Path(folder) / "training.json"
-    if not file.is_file():
-        return None
-    seconds = json.loads(file.read_text(encoding="utf-8")).get("seconds")
-    return None if seconds is None else float(seconds)
+    noted = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return float(noted["seconds"]) if "seconds" in noted else None

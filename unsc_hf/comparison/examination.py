@@ -26,12 +26,7 @@ from .workbench import Workbench
 
 
 class Examiner:
-    """Runs the audits of one experiment.
-
-    Args:
-        experiment: models and rows.
-        audits: what is run.
-    """
+    """Makes the record of every model of one experiment, by its audits."""
 
     def __init__(self, experiment: Experiment, audits: Sequence[Audit]) -> None:
         self.experiment, self.audits = experiment, audits
@@ -39,16 +34,12 @@ class Examiner:
         self._rows = EvaluationRows.sample(experiment.forget, experiment.retain, experiment.test, column)
 
     def outputs(self, name: str) -> RowOutputs:
-        """Outputs of "original-0" or "retrained-0" on sampled training rows and all test rows.
-
-        They are collected once, by one process, and kept in a file.
-        """
+        """Outputs of "original-0" or "retrained-0" on sampled training rows and all test rows, kept in a file."""
         file = self.experiment.folder / "_outputs" / f"{name}.safetensors"
         if not file.is_file():
             with alone(file):
                 if not file.is_file():
-                    kind, _, number = name.rpartition("-")
-                    bench = self.experiment.bench(int(number)) if kind == ORIGINAL else self._reader(int(number))
+                    bench = self._bench(name)
                     write_beside(file, partial(save_file, _to_tensors(self.row_outputs(bench, bench.original))))
         return _from_tensors(load_file(file))
 
@@ -57,14 +48,7 @@ class Examiner:
         return self._rows.outputs(partial(self.experiment.collect, bench, model))
 
     def check_outputs(self, name: str) -> str:
-        """Read a model, and refuse a reference that knows what it should never have seen.
-
-        Returns:
-            A line with its accuracies.
-
-        Raises:
-            UNSCError: naming the reference.
-        """
+        """Read a model; a line with its accuracies. UNSCError: a reference that knows the forgotten classes."""
         shares = accuracies(self.outputs(name), self.experiment.forgotten)
         if name.startswith(RETRAINED) and (shares["AccDut"] or 0.0) > KNOWN:
             model = self.experiment.reference(int(name.rpartition("-")[2]))
@@ -74,12 +58,14 @@ class Examiner:
             )
         return f"read {name}: {in_words(shares)}"
 
-    def _reader(self, number: int) -> Workbench:
-        """What a reference is read with: its own tokenizer or image processor."""
-        experiment, name = self.experiment, self.experiment.reference(number)
-        first = experiment.seeds[0]
-        processor = own_processor(name, experiment.arguments.load_processor(experiment.original(first)))
-        model, config = experiment.load(name), experiment.seeded(first)
+    def _bench(self, name: str) -> Workbench:
+        """What "original-0" or "retrained-0" is read with; each has its own tokenizer or image processor."""
+        experiment, (kind, _, number) = self.experiment, name.rpartition("-")
+        if kind == ORIGINAL:
+            return experiment.bench(int(number))
+        first, reference = experiment.seeds[0], experiment.reference(int(number))
+        processor = own_processor(reference, experiment.arguments.load_processor(experiment.original(first)))
+        model, config = experiment.load(reference), experiment.seeded(first)
         return Workbench(model, experiment.forget, experiment.retain, config, processor)
 
     def _examination(self, bench: Workbench, model: PreTrainedModel, outputs: RowOutputs, seed: int) -> Examination:
@@ -91,17 +77,10 @@ class Examiner:
                 seed += 1
 
         return Examination(
-            model=model,
-            outputs=outputs,
-            original=self.outputs(f"{ORIGINAL}-{seed}"),
-            references=[],
-            forgotten=self.experiment.forgotten,
-            forget=self._rows.forget,
-            retain=self._rows.retain,
-            test=self._rows.test,
-            collect=lambda model, rows: self.experiment.collect(bench, model, rows, features=False),
-            batches=batches,
-        )
+            model, outputs, original=self.outputs(f"{ORIGINAL}-{seed}"), references=[],
+            forgotten=self.experiment.forgotten, **vars(self._rows),
+            collect=partial(self.experiment.collect, bench, features=False), batches=batches,
+        )  # fmt: skip
 
     def calibration(self) -> dict[str, Any]:
         """How strong each audit is, chosen on the first seed's original and validation rows."""
@@ -121,51 +100,36 @@ class Examiner:
         chosen = [f"{name}: {choice['summary']}" for name, choice in self.calibration().items()]
         return f"on {len(self.experiment.validation)} validation rows, {'; '.join(chosen)}"
 
-    def examine(
-        self,
-        bench: Workbench,
-        model: PreTrainedModel,
-        seed: int,
-        outputs: RowOutputs | None = None,
-        without: int | None = None,
-    ) -> dict[str, Any]:
-        """Accuracies and every audit.
+    def examine(self, bench: Workbench, model: PreTrainedModel, seed: int, name: str | None = None) -> dict[str, Any]:
+        """The record of one model, whoever made it: accuracies and every audit.
 
         Args:
             bench: prepares rows for the model.
             seed: of the original it is held against.
-            outputs: what the model answers, where that is known.
-            without: number of a retrained model that it is not held against: itself.
+            name: of an original or retrained model, whose outputs are kept. It is not held against itself.
         """
-        outputs = self.row_outputs(bench, model) if outputs is None else outputs
-        numbers = [number for number in self.experiment.reference_numbers() if number != without]
-        references = [self.outputs(f"{RETRAINED}-{number}") for number in numbers]
+        outputs = self.row_outputs(bench, model) if name is None else self.outputs(name)
+        others = [f"{RETRAINED}-{number}" for number in self.experiment.reference_numbers()]
+        references = [self.outputs(other) for other in others if other != name]
         exam = self._examination(bench, model, outputs, seed)
         exam = replace(exam, references=references, calibration=self.calibration())
         audits = {audit.name: audit.run(exam) for audit in self.audits}
         return {**accuracies(outputs, self.experiment.forgotten), "audits": audits}
 
     # ---- models that no method made ---------------------------------------------------------------------------------
-
-    def examine_reference(self, number: int) -> dict[str, Any]:
-        """A retrained model, beside the other ones."""
-        name, bench = self.experiment.reference(number), self._reader(number)
-        outputs = self.outputs(f"{RETRAINED}-{number}")
-        result = self.examine(bench, bench.original, self.experiment.seeds[0], outputs, without=number)
-        return {**result, "seconds": training_seconds(name), "model": public_name(name)}
-
-    def examine_original(self, seed: int) -> dict[str, Any]:
-        """The original of a seed."""
-        bench, name = self.experiment.bench(seed), public_name(self.experiment.original(seed))
-        result = self.examine(bench, bench.original, seed, self.outputs(f"{ORIGINAL}-{seed}"))
-        return {**result, "leak": 0.0, "seconds": None, "model": name}
+    def examine_given(self, name: str) -> dict[str, Any]:
+        """The original of a seed ("original-0"), or a retrained model ("retrained-0") beside the other ones."""
+        bench, (kind, _, number) = self._bench(name), name.rpartition("-")
+        if kind == ORIGINAL:
+            seed, path = int(number), self.experiment.original(int(number))
+            cost = {"leak": 0.0, "seconds": None}
+        else:
+            seed, path = self.experiment.seeds[0], self.experiment.reference(int(number))
+            cost = {"seconds": training_seconds(path)}
+        return {**self.examine(bench, bench.original, seed, name), **cost, "model": public_name(path)}
 
     def examine_other(self, name: str) -> dict[str, Any]:
-        """A model that was unlearned by anybody.
-
-        Raises:
-            UNSCError: it has another number of labels than the original.
-        """
+        """A model that was unlearned by anybody; UNSCError where it has other labels than the original."""
         seed = self.experiment.seeds[0]
         bench, model = self.experiment.bench(seed), self.experiment.load(name, "audited")
         labels, expected = int(model.config.num_labels), int(bench.original.config.num_labels)
@@ -176,18 +140,13 @@ class Examiner:
 
 def in_words(accuracies: Mapping[str, Any]) -> str:
     """Both accuracies, for people."""
-    shares = (accuracies[name] for name in ("AccDut", "AccDrt"))
-    words = ("–" if share is None else f"{share:.1%}" for share in shares)
-    return "AccDut {}, AccDrt {}".format(*words)
+    shares = {name: accuracies[name] for name in ("AccDut", "AccDrt")}
+    return ", ".join(f"{name} {'–' if share is None else f'{share:.1%}'}" for name, share in shares.items())
 
 
 def _to_tensors(outputs: RowOutputs) -> dict[str, torch.Tensor]:
-    return {
-        f"{part}.{name}": value.contiguous()
-        for part in ("forget", "retain", "test")
-        for name in ("logits", "features", "labels")
-        if (value := getattr(getattr(outputs, part), name)) is not None
-    }
+    tensors = {f"{part}.{name}": value for part, of in vars(outputs).items() for name, value in vars(of).items()}
+    return {name: value.contiguous() for name, value in tensors.items() if value is not None}
 
 
 def _from_tensors(tensors: Mapping[str, torch.Tensor]) -> RowOutputs:

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel
+from transformers.hf_argparser import HfArg
 
 from ..config import UNSCConfig
 from ..data.columns import class_names, read_labels
@@ -24,6 +26,8 @@ from ..reporting.model_card import public_name
 from ..reporting.results import finite
 from ..utils.files import alone, write_text
 from .arguments import ClassificationArguments
+from .parallel import one_process
+from .plugins import load_plugins
 from .references.texts import TextPlan
 from .references.training import train_model
 from .workbench import Workbench
@@ -41,21 +45,25 @@ _OPTIONS = ("energy", "subspace_rule", "learning_rate", "max_steps", "max_leak",
 class RunArguments:
     """Seeds of a comparison or a study, and the model of each."""
 
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Each run is made for each seed."})
-    originals: list[str] | None = field(
-        default=None,
-        metadata={"help": "A model for each seed (or one for all); trained with train_original otherwise."},
+    seeds: list[int] = HfArg(default_factory=lambda: [0, 1, 2], help="Each run is made for each seed.")
+    originals: list[str] | None = HfArg(
+        default=None, help="A model for each seed (or one for all); trained with train_original otherwise."
     )
-    plugins: list[str] | None = field(
-        default=None, metadata={"help": "Python files of your own that register methods, audits or studies."}
+    plugins: list[str] | None = HfArg(
+        default=None, help="Python files of your own that register methods, audits or studies."
     )
 
-    def check_seeds(self) -> None:
-        """Refuse seeds that are missing or named twice, and originals that cannot be assigned to them.
+    kind = "study"  # or "comparison"
+
+    def check(self) -> None:
+        """Load the plugins; refuse seeds that are missing or named twice, unknown names, and originals that cannot be
+        assigned to the seeds.
 
         Raises:
-            UNSCError: with the seeds, or both numbers.
+            UNSCError: with what was given, and what exists.
         """
+        one_process(f"a {self.kind}")
+        load_plugins(self.plugins)
         originals, seeds = self.originals, self.seeds
         if not seeds:
             raise UNSCError("seeds: none given; name at least one, better three.")
@@ -98,15 +106,10 @@ def read_splits(arguments: ClassificationArguments, config: UNSCConfig, data: Da
 
 @dataclass
 class Experiment:
-    """One request: its models, its rows, and the records of its runs.
+    """One request: its models, its rows, and the records of its runs, which `folder` holds.
 
     Attributes:
-        seeds: one run for each.
         originals: a model for each seed, or one for all; None takes `model_name_or_path` or trains them.
-        arguments, config: what to load and how to unlearn.
-        splits: rows.
-        request: classes to forget.
-        folder: where records are kept.
         benches: the workbench that was used last; experiments that share it keep one in memory together.
         forget, retain: training rows.
         forgotten: ids of the classes to forget.
@@ -128,16 +131,15 @@ class Experiment:
         self.forgotten = sorted(set(read_labels(self.forget, column).tolist()))
 
     # ---- models -----------------------------------------------------------------------------------------------------
-
     def original(self, seed: int) -> str:
         """Folder or id of the original of a seed; it is trained where that was asked for."""
-        arguments = self.arguments
-        given = self.originals or ([arguments.model_name_or_path] if arguments.model_name_or_path else None)
-        if given and not arguments.train_original:
-            return str(given[list(self.seeds).index(seed) if len(given) > 1 else 0])
-        if not self.trains_originals:
+        if self.trains_originals:
+            return self._trained(self.train, "original", seed)
+        given: Sequence[str | None] = self.originals or [self.arguments.model_name_or_path]
+        name = given[list(self.seeds).index(seed) if len(given) > 1 else 0]
+        if name is None:
             raise UNSCError("originals: not given; name the models to unlearn, or use train_original.")
-        return self._trained(self.train, "original", seed)
+        return str(name)
 
     @property
     def trains_originals(self) -> bool:
@@ -168,10 +170,13 @@ class Experiment:
         return [self.reference(number) for number in self.reference_numbers()]
 
     def origin(self) -> dict[str, Any]:
-        """The models that were given, by name; of those trained here the options say everything."""
-        origin: dict[str, Any] = {}
+        """What figures depend on besides data: options, which tell of trained models too, and given models."""
+        given = {name: value for name, value in vars(self.arguments).items() if name not in _UNBOUND}
+        options = {**given, **{name: getattr(self.config, name) for name in _OPTIONS}}
+        text = json.dumps(options, sort_keys=True, default=str)
+        origin = {"options": hashlib.sha256(text.encode()).hexdigest()[:16]}
         if not self.trains_originals:
-            origin = {f"the original of seed {seed}": public_name(self.original(seed)) for seed in self.seeds}
+            origin |= {f"the original of seed {seed}": public_name(self.original(seed)) for seed in self.seeds}
         if not self.trains_references:
             origin["the retrained models"] = ", ".join(map(public_name, self.references())) or "none"
         return origin
@@ -185,7 +190,7 @@ class Experiment:
 
     def load(self, name: str, argument: str = "retrained_model_name_or_path") -> PreTrainedModel:
         """A model by folder or id, on the device. `argument` is what an error names."""
-        return load_as(self.arguments.auto_class, name, argument).to(self.config.device)
+        return load_as(self.arguments.plan_class.auto_class, name, argument).to(self.config.device)
 
     def seeded(self, seed: int, **options: Any) -> UNSCConfig:
         """The options with another seed, and with other values where given."""
@@ -208,6 +213,9 @@ class Experiment:
         return Workbench(self.load(name, "originals"), forget, retain, config, self.arguments.load_processor(name))
 
     # ---- measuring --------------------------------------------------------------------------------------------------
+    def labels(self, rows: Dataset) -> np.ndarray:
+        """Class ids of rows."""
+        return read_labels(rows, self.config.label_column)
 
     def collect(self, bench: Workbench, model: PreTrainedModel, rows: Dataset, features: bool = True) -> Outputs:
         """Outputs of a model on raw rows."""
@@ -223,7 +231,6 @@ class Experiment:
         }
 
     # ---- records ----------------------------------------------------------------------------------------------------
-
     def file(self, name: str) -> Path:
         """Of a record."""
         return self.folder / f"{name}.json"
@@ -250,11 +257,7 @@ def record(file: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
 
 # ---- checks ---------------------------------------------------------------------------------------------------------
 def check_names(option: str, names: Iterable[str] | None, known: Mapping[str, Any]) -> None:
-    """Refuse names that nothing was registered under.
-
-    Raises:
-        UNSCError: naming what exists.
-    """
+    """Refuse names that nothing was registered under; UNSCError names what exists."""
     for name in names or ():
         if name not in known:
             raise UNSCError(
@@ -262,24 +265,10 @@ def check_names(option: str, names: Iterable[str] | None, known: Mapping[str, An
             )
 
 
-def options_hash(arguments: ClassificationArguments, config: UNSCConfig) -> str:
-    """A hash of everything the figures depend on, besides data and models."""
-    given = {name: value for name, value in vars(arguments).items() if name not in _UNBOUND}
-    options = {name: getattr(config, name) for name in _OPTIONS}
-    text = json.dumps({**given, **options}, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def check_folder(folder: Path, what: str, now: Mapping[str, Any]) -> None:
-    """Refuse a folder whose records have another origin. Seeds and forget sets may be added.
+    """Refuse a folder whose records in `_runs` depend on other things than `now`; UNSCError names what differs.
 
-    Args:
-        folder: its `_runs` folder holds the records, and what they depend on.
-        what: "comparison" or "study".
-        now: what the records depend on, by name.
-
-    Raises:
-        UNSCError: naming what differs.
+    Seeds and forget sets may be added.
     """
     file = folder / "_runs" / "identity.json"
     with alone(file):

@@ -7,49 +7,38 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import Any
+
+from accelerate.utils import patch_environment
 
 from ..errors import UNSCError, first_line, full_disk_in_one_line
 
-_ONE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
+# Variables that new processes inherit.
+_ONE_THREAD: dict[str, Any] = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), 1),
     "TOKENIZERS_PARALLELISM": "false",
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),  # glibc returns larger arrays at once, and asks for cleared pages again
-    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "MALLOC_MMAP_THRESHOLD_": 2**30,  # glibc returns larger arrays at once, and asks for cleared pages again
+    "MALLOC_TRIM_THRESHOLD_": 2**32,
 }
 
 
 @dataclass(frozen=True)
 class Job:
-    """A piece of work whose result is a file.
+    """A piece of work whose result is a file."""
 
-    Attributes:
-        name: unique.
-        run: does it, and returns a line for people.
-        needs: names of jobs that must be done before.
-        long: several processes begin it before others; everybody waits for a long job that is begun last.
-        record: the file, where the job need not be done again once it is there.
-        wanted: whether the record is a result; other jobs are done for those that need them.
-    """
-
-    name: str
-    run: Callable[[], str] = field(repr=False)
-    needs: tuple[str, ...] = ()
-    long: bool = False
-    record: Path | None = None
-    wanted: bool = False
-
-
-MakeJobs = Callable[[], Sequence[Job]]
+    name: str  # unique
+    run: Callable[[], str] = field(repr=False)  # does it, and returns a line for people
+    needs: tuple[str, ...] = ()  # names of jobs that must be done before
+    long: bool = False  # several processes begin it first; everybody waits for a long job that is begun last
+    record: Path | None = None  # the file, where the job need not be done again once it is there
+    wanted: bool = False  # whether the record is a result; other jobs are done for those that need them
 
 
 def open_jobs(jobs: Sequence[Job]) -> list[Job]:
@@ -65,17 +54,15 @@ def open_jobs(jobs: Sequence[Job]) -> list[Job]:
 
 
 def one_process(what: str) -> None:
-    """Refuse to be one of several processes that a launcher started: they would wait for each other's files.
-
-    Raises:
-        UNSCError: saying what to do instead.
-    """
+    """Refuse to be one of several processes that a launcher started: they would wait for each other's files."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1:
         raise UNSCError(f"{what} was launched as {world} processes; start it once (--jobs spreads a comparison).")
 
 
-def run_jobs(jobs: Sequence[Job], make: MakeJobs, processes: int | None, report: Callable[[str], None]) -> None:
+def run_jobs(
+    jobs: Sequence[Job], make: Callable[[], Sequence[Job]], processes: int | None, report: Callable[[str], None]
+) -> None:
     """Do all jobs, each after the jobs it needs. What is finished stays, whatever happens to the others.
 
     Args:
@@ -94,7 +81,9 @@ def run_jobs(jobs: Sequence[Job], make: MakeJobs, processes: int | None, report:
         _spread(jobs, make, min(processes, len(jobs)), report)
 
 
-def _spread(jobs: Sequence[Job], make: MakeJobs, processes: int, report: Callable[[str], None]) -> None:
+def _spread(
+    jobs: Sequence[Job], make: Callable[[], Sequence[Job]], processes: int, report: Callable[[str], None]
+) -> None:
     order = {job.name: i for i, job in enumerate(sorted(jobs, key=lambda job: not job.long))}
     graph = TopologicalSorter({job.name: order.keys() & set(job.needs) for job in jobs})
     graph.prepare()
@@ -104,7 +93,7 @@ def _spread(jobs: Sequence[Job], make: MakeJobs, processes: int, report: Callabl
     # A fork would copy threads that hold locks.
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker, (make,))
     try:
-        with _environment(_ONE_THREAD):
+        with patch_environment(**_ONE_THREAD):
             while graph.is_active():
                 ready = sorted([*ready, *graph.get_ready()], key=order.__getitem__)
                 while ready and len(running) < processes:
@@ -133,7 +122,7 @@ def _spread(jobs: Sequence[Job], make: MakeJobs, processes: int, report: Callabl
 _jobs_by_name: Callable[[], dict[str, Job]] = dict  # replaced when a worker starts
 
 
-def _start_worker(make: MakeJobs) -> None:
+def _start_worker(make: Callable[[], Sequence[Job]]) -> None:
     """One thread, no output, and no life beyond that of the process which asks."""
     import datasets
     import torch
@@ -166,15 +155,3 @@ def _run_job(name: str) -> str:
     except Exception as error:  # whatever it is, it has to survive the way to the parent
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UNSCError(f"jobs: {name!r} failed, {reason}; without jobs the whole traceback is shown.") from None
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Variables that new processes inherit."""
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)

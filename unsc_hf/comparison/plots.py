@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..evaluation.audits.relearning import EVERY
 from ..reporting.plots import BLUE, GREEN, GREY, save, shorten
-from .summary import ORIGINAL, RETRAINED, half_interval, titles, values
+from .summary import ORIGINAL, RETRAINED, half_interval, title, values
 
 _MANY_CLASSES = 24
 
@@ -26,14 +26,14 @@ def _colours(names: Sequence[str]) -> dict[str, Any]:
     return {**fixed, **{name: palette((i + 2) % 20) for i, name in enumerate(others)}}
 
 
-def bare(axes: Any) -> None:
-    """Take the upper and the right line away."""
-    axes.spines[["top", "right"]].set_visible(False)
+def legend(axes: Any, **options: Any) -> None:
+    """A small legend without a frame."""
+    axes.legend(frameon=False, fontsize=8, **options)
 
 
 def plot_front(outcome: Mapping[str, Any], path: Path) -> Path:
     """AccDrt against AccDut with 95 % intervals, and the retrained models' band (mean ± 2 standard deviations)."""
-    runs, names = outcome["runs"], titles()
+    runs = outcome["runs"]
     colours = _colours(list(runs))
     figure = Figure(figsize=(8.2, 4.8))
     axes = figure.subplots()
@@ -44,7 +44,7 @@ def plot_front(outcome: Mapping[str, Any], path: Path) -> Path:
             continue
         axes.errorbar(
             x.mean(), y.mean(), xerr=half_interval(x.tolist()), yerr=half_interval(y.tolist()), elinewidth=0.8,
-            label=names.get(name, name), color=colours[name], marker=markers[i % len(markers)], ls="none",
+            label=title(name), color=colours[name], marker=markers[i % len(markers)], ls="none",
             ms=9 if name == "unsc" else 6, zorder=3 if name == "unsc" else 2,
         )  # fmt: skip
     band = 100 * np.asarray(values(outcome["references"], "AccDrt"))
@@ -60,16 +60,14 @@ def plot_front(outcome: Mapping[str, Any], path: Path) -> Path:
     axes.set_ylim(max(-2.0, min(kept) - 5), min(102.0, max(kept) + 8))
     axes.set_xlabel("AccDut: accuracy left on the forgotten classes (%; log beyond the dotted line)")
     axes.set_ylabel("AccDrt: accuracy on the others (%)")
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
-    bare(axes)
+    legend(axes, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return save(figure, path)
 
 
 def plot_relearning(outcome: Mapping[str, Any], path: Path) -> Path:
     """Accuracy on the forgotten classes while they are taught again from ten examples of each class."""
-    curves = _curves(outcome, "relearning", "curve")
-    steps, accuracy = "steps of training on 10 examples of every class", "accuracy on the forgotten classes (%)"
-    return save(_lines(curves, EVERY, steps, accuracy), path)
+    labels = "steps of training on 10 examples of every class", "accuracy on the forgotten classes (%)"
+    return save(_lines(_curves(outcome, "relearning", "curve"), EVERY, *labels), path)
 
 
 def plot_attack(outcome: Mapping[str, Any], path: Path) -> Path:
@@ -84,32 +82,27 @@ def plot_attack(outcome: Mapping[str, Any], path: Path) -> Path:
 def _curves(outcome: Mapping[str, Any], audit: str, key: str | None) -> dict[str, np.ndarray]:
     """Mean curve of each method over its seeds: what an audit gave under `key`, by default its number of each layer."""
 
-    def curve(record: Mapping[str, Any]) -> list[float] | None:
+    def curve(record: Mapping[str, Any]) -> list[float]:
         result = record["audits"].get(audit, {})
-        if key is not None:
-            line: list[float] | None = result.get(key)
-            return line
-        return [result[name] for name in sorted(result) if name.startswith("layer_")] or None
+        layers = [result[name] for name in sorted(result) if name.startswith("layer_")]
+        return layers if key is None else result.get(key) or []
 
     records = {**outcome["runs"], RETRAINED: outcome["references"]}
-    known = {name: [line for record in of if (line := curve(record)) is not None] for name, of in records.items()}
+    known = {name: [line for record in of if (line := curve(record))] for name, of in records.items()}
     return {name: np.mean(np.asarray(lines, dtype=float), axis=0) for name, lines in known.items() if lines}
 
 
 def _lines(curves: Mapping[str, np.ndarray], step: float, x_label: str, y_label: str) -> Figure:
-    colours, names = _colours(list(curves)), titles()
+    colours = _colours(list(curves))
     figure = Figure(figsize=(8.2, 4.6))
     axes = figure.subplots()
     for i, (name, curve) in enumerate(curves.items()):
         strong = name in ("unsc", ORIGINAL, RETRAINED)
         style = "-" if strong else ("-", "--", "-.")[i % 3]
         x = step * np.arange(len(curve))
-        axes.plot(x, 100 * curve, style, color=colours[name], lw=2.6 if strong else 1.1, label=names.get(name, name))
-    axes.set_ylim(-2, 102)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
-    bare(axes)
+        axes.plot(x, 100 * curve, style, color=colours[name], lw=2.6 if strong else 1.1, label=title(name))
+    axes.set(ylim=(-2, 102), xlabel=x_label, ylabel=y_label)
+    legend(axes, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 
@@ -118,12 +111,9 @@ def plot_changes(outcome: Mapping[str, Any], path: Path) -> Path:
 
     Of many classes those that change most are shown.
     """
-    forgotten, classes, names = set(outcome["forgotten"]), outcome["classes"], titles()
-    methods = [name for name in outcome["runs"] if name != ORIGINAL]
-    records = {name: outcome["runs"][name] for name in methods}
-    if outcome["references"]:
-        records[RETRAINED] = outcome["references"]
-    before = _per_class(outcome["runs"][ORIGINAL])
+    forgotten, classes = set(outcome["forgotten"]), outcome["classes"]
+    records = {name: of for name, of in {**outcome["runs"], RETRAINED: outcome["references"]}.items() if of}
+    before = _per_class(records.pop(ORIGINAL))
     kept = [c for c in before if c not in forgotten]
     change = np.array([[100 * (_per_class(of)[c] - before[c]) for c in kept] for of in records.values()])
     if len(kept) > _MANY_CLASSES:
@@ -132,7 +122,7 @@ def plot_changes(outcome: Mapping[str, Any], path: Path) -> Path:
     figure = Figure(figsize=(max(6.5, 0.42 * len(kept) + 3.2), 0.34 * len(records) + 1.6))
     axes = figure.subplots()
     image = axes.imshow(change, cmap="RdBu", vmin=-20, vmax=20, aspect="auto")
-    axes.set_yticks(range(len(records)), [names.get(name, name) for name in records], fontsize=8)
+    axes.set_yticks(range(len(records)), [title(name) for name in records], fontsize=8)
     shown = [shorten(classes[c]) if c < len(classes) else str(c) for c in kept]
     axes.set_xticks(range(len(kept)), shown, rotation=40, ha="right", fontsize=8)
     if len(kept) <= 12:
@@ -146,13 +136,12 @@ def plot_changes(outcome: Mapping[str, Any], path: Path) -> Path:
 
 
 def _per_class(records: Sequence[Mapping[str, Any]]) -> dict[int, float]:
-    keys = [int(c) for c in records[0]["per_class"]]
-    return {c: float(np.mean([record["per_class"][str(c)] for record in records])) for c in keys}
+    return {int(c): float(np.mean([record["per_class"][c] for record in records])) for c in records[0]["per_class"]}
 
 
 def plot_depth(outcome: Mapping[str, Any], path: Path) -> Path:
     """Linear probe of every layer: what can still be read of the forgotten classes."""
-    curves = _curves(outcome, "probe", None)
-    figure = _lines(curves, 1, "hidden state (0: embeddings)", "linear probe on the forgotten classes (%)")
+    labels = "hidden state (0: embeddings)", "linear probe on the forgotten classes (%)"
+    figure = _lines(_curves(outcome, "probe", None), 1, *labels)
     figure.axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     return save(figure, path)

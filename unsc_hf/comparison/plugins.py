@@ -26,11 +26,7 @@ def put_first(registry: dict[str, Any], names: Sequence[str]) -> None:
 
 
 def load_plugins(files: Sequence[str] | None) -> None:
-    """Import Python files; what they register is known by its name from then on.
-
-    Raises:
-        UNSCError: a file that isn't there, or that cannot be imported.
-    """
+    """Import Python files; what they register is known by its name from then on. UNSCError where one cannot be."""
     for file in files or ():
         path = Path(file).expanduser()
         if path.suffix != ".py" or not path.is_file():

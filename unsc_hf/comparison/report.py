@@ -15,7 +15,7 @@ from ..reporting.report import FILE, Picture, Section, write_report
 from ..reporting.results import finite
 from ..utils.files import write_text
 from .plots import plot_attack, plot_changes, plot_depth, plot_front, plot_relearning
-from .summary import ORIGINAL, latex, markdown, numbers, summarise, table, titles, value
+from .summary import ORIGINAL, latex, markdown, numbers, summarise, table, title, value
 
 # File, drawing, what must have been measured for it, caption.
 _PICTURES = (
@@ -50,11 +50,11 @@ def write_json(file: Path, content: Mapping[str, Any], command: str) -> None:
     write_text(file, json.dumps(finite(everything), indent=1))
 
 
-def write_page(folder: Path, title: str, sections: Sequence[Section], command: str, verdict: str = "") -> None:
+def write_page(folder: Path, heading: str, sections: Sequence[Section], command: str, verdict: str = "") -> None:
     """Write `report.html`, which ends with how it was made."""
     made = command + "\n\n" + ", ".join(f"{name} {version}" for name, version in versions().items())
     footer = "Made by unsc_hf. This file holds everything it shows and needs no network."
-    write_report(folder / FILE, title, [*sections, Section("How it was made", code=made)], verdict, footer=footer)
+    write_report(folder / FILE, heading, [*sections, Section("How it was made", code=made)], verdict, footer=footer)
 
 
 def write_comparison(result: Mapping[str, Any], folder: Path, command: str) -> dict[str, Any]:
@@ -69,12 +69,9 @@ def write_comparison(result: Mapping[str, Any], folder: Path, command: str) -> d
         rows = table(summary)
         sheet = io.StringIO()
         csv.writer(sheet, lineterminator="\n").writerows(numbers(summary))
-        for file, text in (
-            ("table.md", f"# Forgetting {escape(name)}: methods compared\n\n{markdown(rows)}"),
-            ("table.csv", sheet.getvalue()),
-            ("table.tex", latex(rows)),
-        ):
-            write_text(place / file, text)
+        write_text(place / "table.md", f"# Forgetting {escape(name)}: methods compared\n\n{markdown(rows)}")
+        write_text(place / "table.csv", sheet.getvalue())
+        write_text(place / "table.tex", latex(rows))
         pictures = [
             Picture(draw(outcome, place / file), caption)
             for file, draw, audit, caption in _PICTURES
@@ -82,8 +79,8 @@ def write_comparison(result: Mapping[str, Any], folder: Path, command: str) -> d
         ]
         verdict = summary["rows"].get("unsc", {"verdict": ""})["verdict"]
         sections = _sections(result, outcome, summary, pictures)
-        title = f"Forgetting {name}: methods compared"
-        write_page(place, title, sections, command, verdict and f"UNSC: {verdict}")
+        heading = f"Forgetting {name}: methods compared"
+        write_page(place, heading, sections, command, verdict and f"UNSC: {verdict}")
     write_json(folder / "comparison.json", {**result, "summaries": summaries}, command)
     return summaries
 
@@ -92,11 +89,10 @@ def _sections(
     result: Mapping[str, Any], outcome: Mapping[str, Any], summary: Mapping[str, Any], pictures: list[Picture]
 ) -> list[Section]:
     """The report of one forget set."""
-    names = titles()
     signs: dict[str, list[str]] = {}
     for method, of_method in summary["signatures"].items():
         for sign in of_method:
-            signs.setdefault(sign, []).append(names.get(method, method))
+            signs.setdefault(sign, []).append(title(method))
     points = [f"{sign} ({', '.join(methods)})" for sign, methods in signs.items()]
     calibration = outcome.get("calibration", {})
     strength = [f"{AUDITS[name].title}: {choice['summary']}." for name, choice in calibration.items() if name in AUDITS]
@@ -123,28 +119,25 @@ def _asked(result: Mapping[str, Any], outcome: Mapping[str, Any]) -> list[str]:
         f"{result['test_rows']} test rows. Hyper-parameters were chosen on {result['validation_rows']} validation "
         "rows, with three tries for each method.",
     ]
-    if references < 3:
-        asked.append(
-            f"With {references} retrained models no verdict can be 'removed', and no band is drawn; it takes three."
-        )
-    return asked
+    few = f"With {references} retrained models no verdict can be 'removed', and no band is drawn; it takes three."
+    return [*asked, few] if references < 3 else asked
 
 
 def _verdicts(summary: Mapping[str, Any]) -> list[list[str]]:
     rows = [["method", "verdict", "audits outside the retrained models' band"]]
     for method, row in summary["rows"].items():
         if row["verdict"]:
-            rows.append([titles().get(method, method), row["verdict"], ", ".join(row["outside"]) or "–"])
+            rows.append([title(method), row["verdict"], ", ".join(row["outside"]) or "–"])
     return rows
 
 
 def _distances(summary: Mapping[str, Any]) -> list[list[str]]:
     audits = {f"{name}.{audit.headline}" for name, audit in AUDITS.items()}
-    paths = {path: title for path, title in summary["columns"].items() if path in audits or path == "AccDrt"}
+    paths = {path: words for path, words in summary["columns"].items() if path in audits or path == "AccDrt"}
     rows = [["method", *paths.values()]]
     for method, row in summary["rows"].items():
         cells = [row["cells"][path]["z"] for path in paths]
-        rows.append([titles().get(method, method), *("–" if z is None else f"{z:+.1f}" for z in cells)])
+        rows.append([title(method), *("–" if z is None else f"{z:+.1f}" for z in cells)])
     return rows
 
 
@@ -155,5 +148,5 @@ def _settings(outcome: Mapping[str, Any]) -> list[list[str]]:
     rows = [["method", "chosen", "tries on validation rows: AccDut / AccDrt"]]
     for method, chosen in outcome["settings"].items():
         tries = [f"{words(t['settings'])}: {t['AccDut']:.1%} / {t['AccDrt']:.1%}" for t in chosen["tries"]]
-        rows.append([titles().get(method, method), words(chosen["chosen"]), "; ".join(tries) or "nothing to choose"])
+        rows.append([title(method), words(chosen["chosen"]), "; ".join(tries) or "nothing to choose"])
     return rows

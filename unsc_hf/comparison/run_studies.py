@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets.utils.logging import disable_progress_bar
 from rich.console import Console
+from transformers.hf_argparser import HfArg
 
 from ..config import UNSCConfig
 from ..data.columns import read_labels
-from ..data.selection import Request, resolve_classes
-from ..errors import UNSCError
 from ..reporting.plots import save
 from ..reporting.report import Picture, Section
 from ..utils.files import write_text
 from ..utils.fingerprint import data_fingerprint
 from .arguments import ClassificationArguments
-from .experiment import Experiment, RunArguments, check_folder, check_names, options_hash, read_splits
-from .parallel import one_process
-from .plugins import load_plugins
+from .experiment import Experiment, RunArguments, check_folder, check_names, read_splits
+from .forget_set import requests_by_folder
 from .report import write_json, write_page
 from .studies import STUDIES, Lab, Point, Points, Study
 from .summary import markdown, with_interval
@@ -36,18 +34,11 @@ _UNITS = (
 class AblationArguments(RunArguments):
     """Which studies, and on how many seeds."""
 
-    studies: list[str] | None = field(default=None, metadata={"help": "Studies by name; all by default."})
+    studies: list[str] | None = HfArg(default=None, help="Studies by name; all by default.")
 
     def check(self) -> None:
-        """Refuse unknown names.
-
-        Raises:
-            UNSCError: naming the studies that exist.
-        """
-        one_process("a study")
-        load_plugins(self.plugins)
+        super().check()
         check_names("studies", self.studies, STUDIES)
-        self.check_seeds()
 
 
 def run_studies(
@@ -70,19 +61,12 @@ def run_studies(
     if config.disable_tqdm:
         disable_progress_bar()
     splits = read_splits(arguments, config)
-    request = arguments.request()
-    if request is None or request.forget_classes is None:
-        raise UNSCError("forget_classes: not given; studies forget classes.")
     present = read_labels(splits.train, config.label_column).tolist()
-    ids = resolve_classes(request.forget_classes, splits.names, present)
-    origin = {
-        "data": data_fingerprint(splits.train)[:16],
-        "classes": list(ids),
-        "options": options_hash(arguments, config),
-    }
+    (request,) = requests_by_folder(None, arguments, splits.names, present).values()
+    origin = {"data": data_fingerprint(splits.train)[:16], "classes": list(request.forget_classes or ())}
     paragraphs = {}
     for name in ablation.studies or STUDIES:
-        folder, request = Path(str(config.output_dir), name), Request(forget_classes=tuple(ids))
+        folder = Path(str(config.output_dir), name)
         models = (ablation.seeds, ablation.originals)
         experiment = Experiment(*models, arguments, config, splits, request, folder / "_runs")
         check_folder(folder, "study", {**origin, **experiment.origin()})

@@ -16,13 +16,12 @@ from .methods import METHODS
 
 ORIGINAL, RETRAINED = "original", "retrained"
 
-_MAIN = {"AccDut": "AccDut", "AccDrt": "AccDrt", "AccDf": "AccDf", "AccDr": "AccDr"}
-_COST = {"leak": "leak", "seconds": "seconds"}
+_MAIN, _COST = ("AccDut", "AccDrt", "AccDf", "AccDr"), ("leak", "seconds")
 
 
-def titles() -> dict[str, str]:
-    """Row titles by method name, in the order of tables."""
-    return {ORIGINAL: "original", **{name: method.title for name, method in METHODS.items()}, RETRAINED: "retrained"}
+def title(name: str) -> str:
+    """How tables call a method, or another model."""
+    return METHODS[name].title if name in METHODS else name
 
 
 def columns(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
@@ -30,8 +29,8 @@ def columns(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
     run = next(iter(runs.values()))[0]["audits"]
     audits = {f"{name}.{AUDITS[name].headline}": AUDITS[name].title for name in run if AUDITS[name].headline}
     more = {"collateral.change": "worst retained class", "similarity.tow": "ToW"}
-    more = {path: title for path, title in more.items() if path.split(".")[0] in run}
-    return {**_MAIN, **audits, **more, **_COST}
+    more = {path: words for path, words in more.items() if path.split(".")[0] in run}
+    return {**dict(zip(_MAIN, _MAIN, strict=True)), **audits, **more, **dict(zip(_COST, _COST, strict=True))}
 
 
 def value(record: Mapping[str, Any], path: str) -> float | None:
@@ -139,12 +138,11 @@ def cell(path: str, numbers: Mapping[str, Any]) -> str:
 
 def table(summary: Mapping[str, Any]) -> list[list[str]]:
     """Text cells of a comparison, the header first."""
-    names = titles()
     rows = [["method", *summary["columns"].values(), "UNSC's lead in AccDrt", "verdict"]]
     for name, row in summary["rows"].items():
         lead = "" if row["lead"] is None else f"{100 * row['lead'][0]:+.1f} ± {100 * row['lead'][1]:.1f}"
         cells = [cell(path, row["cells"][path]) for path in summary["columns"]]
-        rows.append([names.get(name, name), *cells, lead, row["verdict"]])
+        rows.append([title(name), *cells, lead, row["verdict"]])
     alarms = ["" if alarm is None else f"{100 * alarm:.0f} %" for alarm in summary["false_alarms"].values()]
     if any(alarms):
         rows.append(["false alarms on retrained models", *alarms, "", ""])
@@ -170,9 +168,7 @@ def latex(rows: Sequence[Sequence[str]]) -> str:
 
 def numbers(summary: Mapping[str, Any]) -> list[list[Any]]:
     """Unrounded numbers for other programs: mean, half interval and z of each column."""
-    parts = ("mean", "half", "z")
-    columns = [(path, part) for path in summary["columns"] for part in parts]
-    rows: list[list[Any]] = [["method", *(f"{path}:{part}" for path, part in columns), "verdict"]]
-    for name, row in summary["rows"].items():
-        rows.append([name, *(row["cells"][path][part] for path, part in columns), row["verdict"]])
-    return rows
+    columns = [(path, part) for path in summary["columns"] for part in ("mean", "half", "z")]
+    head: list[Any] = ["method", *(f"{path}:{part}" for path, part in columns), "verdict"]
+    rows = summary["rows"].items()
+    return [head, *([name, *(row["cells"][p][part] for p, part in columns), row["verdict"]] for name, row in rows)]

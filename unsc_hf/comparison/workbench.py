@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -46,15 +47,12 @@ class ExactPreparation(Preparation):
 
 
 class SharedPreparation(ExactPreparation):
-    """Shares the original's statistics, subspaces and outputs between the runs of a workbench."""
+    """Shares the original's statistics and subspaces between the runs of a workbench.
+
+    So it does with outputs, where the run starts `from_original`. `relabel` gives the targets of the forget rows.
+    """
 
     def __init__(self, *parts: Any, bench: Workbench, relabel: Relabel | None, from_original: bool) -> None:
-        """
-        Args:
-            parts: as of `Preparation`.
-            relabel: gives the targets of the forget rows; see `Relabel`.
-            from_original: whether the run starts from the original, so that outputs are shared.
-        """
         super().__init__(*parts)
         self._bench, self._relabel, self._from_original = bench, relabel, from_original
 
@@ -110,27 +108,21 @@ class Workbench:
         self, original: PreTrainedModel, forget: Dataset, retain: Dataset, config: UNSCConfig, processing_class: Any
     ) -> None:
         self.original, self.forget, self.retain, self.config = original, forget, retain, deepcopy(config)
-        self._processing_class = processing_class
-        self._cached: dict[str, CachedRows] = {}
+        self._processor, self._cached = processing_class, dict[str, CachedRows]()
         self.outputs: dict[tuple[str, bool], tuple[Outputs, float]] = {}
-        self.spared = 0.0
+        self.seconds = self.spared = 0.0
+        self.steps: int | None = None
+        self.stop_reason: str | None = None
         self._prepared_trainer = self._trainer(self.fresh(), {}, (), ExactPreparation)
         self.forgotten = list(self._prepared_trainer.task.forgotten_classes)
         if not self.forgotten:
             raise UNSCError(
                 "forget_classes: methods are compared on whole classes; no class disappears with these rows."
             )
-        self.seconds = 0.0
-        self.steps: int | None = None
-        self.stop_reason: str | None = None
 
     @property
     def plan(self) -> UnlearningPlan:
-        """Layers, subspaces and held-out moments that methods are measured with; collected when first asked for.
-
-        Raises:
-            UNSCError: as `UNSCTrainer.prepare_unlearning`.
-        """
+        """Layers, subspaces and held-out moments that methods are measured with; collected when first asked for."""
         return self._prepared_trainer.prepare_unlearning()
 
     @property
@@ -160,13 +152,9 @@ class Workbench:
         return deepcopy(self.original)
 
     def _trainer(
-        self,
-        model: PreTrainedModel,
-        options: dict[str, Any],
-        callbacks: Sequence[TrainerCallback],
-        make_preparation: Callable[..., Preparation],
-        statistics: ActivationStatistics | None = None,
-    ) -> UNSCTrainer:
+        self, model: PreTrainedModel, options: dict[str, Any], callbacks: Sequence[TrainerCallback],
+        make_preparation: Callable[..., Preparation], statistics: ActivationStatistics | None = None,
+    ) -> UNSCTrainer:  # fmt: skip
         config = deepcopy(self.config)
         for name, value in options.items():
             if not hasattr(config, name):
@@ -174,20 +162,15 @@ class Workbench:
             setattr(config, name, value)
         config.save_strategy, config.push_to_hub = SaveStrategy.NO, False
         config.dataloader_pin_memory &= torch.cuda.is_available()  # otherwise torch warns
-        trainer = UNSCTrainer(
-            model, config, self.forget, self.retain, processing_class=self._processing_class, statistics=statistics,
-            callbacks=list(callbacks),
-        )  # fmt: skip
+        more: dict[str, Any] = {"statistics": statistics, "callbacks": list(callbacks)}
+        trainer = UNSCTrainer(model, config, self.forget, self.retain, processing_class=self._processor, **more)
         trainer.make_preparation, trainer.reader.prepare = make_preparation, self.cached
         return trainer
 
     def unlearn(
-        self,
-        model: PreTrainedModel | None = None,
-        relabel: Relabel | None = None,
-        callbacks: Sequence[TrainerCallback] = (),
-        **options: Any,
-    ) -> PreTrainedModel:
+        self, model: PreTrainedModel | None = None, relabel: Relabel | None = None,
+        callbacks: Sequence[TrainerCallback] = (), **options: Any,
+    ) -> PreTrainedModel:  # fmt: skip
         """Run `UNSCTrainer` on a fresh copy; it stops when the held-out forget rows are no longer recognised.
 
         Args:
@@ -228,11 +211,7 @@ class Workbench:
         loader = DataLoader(
             self.cached(rows), batch_size=batch_size, shuffle=shuffle, collate_fn=self.collate, generator=generator
         )
-        seen = 0
-        for batch in loader:
-            if limit is not None and seen >= limit:
-                return
-            seen += len(batch["labels"])
+        for batch in islice(loader, None if limit is None else -(-limit // batch_size)):
             yield {name: value.to(self.original.device) for name, value in batch.items()}
 
     def layers(self, model: PreTrainedModel) -> list[ProtectedLayer]:

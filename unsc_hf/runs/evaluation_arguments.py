@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from datasets import Dataset
+from transformers.hf_argparser import HfArg
 
 from ..comparison.arguments import LanguageArguments
 from ..data.sources import config_names, load_config, load_data
@@ -18,49 +19,41 @@ _PUBLISHED = {"ra": "real_authors", "wf": "world_facts"}  # sets of TOFU beside 
 class EvaluationArguments:
     """Which language model is evaluated, and on what."""
 
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "The model, or an adapter: a Hub id or folder."}
+    model_name_or_path: str | None = HfArg(default=None, help="The model, or an adapter: a Hub id or folder.")
+    dataset_name: str | None = HfArg(
+        default=None, help="Hub id, or local folder, with configurations as TOFU is published, or splits."
     )
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Hub id, or local folder, with configurations as TOFU is published, or splits."}
+    forget_config: str | None = HfArg(
+        default=None, help="Configuration of the forgotten rows; NAME_perturbed is read where it exists."
     )
-    forget_config: str | None = field(
-        default=None, metadata={"help": "Configuration of the forgotten rows; NAME_perturbed is read where it exists."}
+    retain_config: str | None = HfArg(
+        default=None, help="Configuration of the kept rows; retain_perturbed is read where it exists."
     )
-    retain_config: str | None = field(
-        default=None, metadata={"help": "Configuration of the kept rows; retain_perturbed is read where it exists."}
+    unseen_config: str | None = HfArg(
+        default=None, help="Configuration of rows no model was trained on, for membership attacks."
     )
-    unseen_config: str | None = field(
-        default=None, metadata={"help": "Configuration of rows no model was trained on, for membership attacks."}
-    )
-    forget_split: str | None = field(default=None, metadata={"help": "Split of the forgotten rows."})
-    retain_split: str | None = field(default=None, metadata={"help": "Split of the kept rows."})
-    unseen_split: str | None = field(default=None, metadata={"help": "Split of rows no model was trained on."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Where data sets are cached."})
-    retain_logs: str | None = field(
-        default=None, metadata={"help": "TOFU_EVAL.json of a model trained without the forgotten rows."}
-    )
-    reference_model: str | None = field(
-        default=None, metadata={"help": "Model of the reference attack: a Hub id or folder."}
-    )
-    prompt_template: str | None = field(
+    forget_split: str | None = HfArg(default=None, help="Split of the forgotten rows.")
+    retain_split: str | None = HfArg(default=None, help="Split of the kept rows.")
+    unseen_split: str | None = HfArg(default=None, help="Split of rows no model was trained on.")
+    cache_dir: str | None = HfArg(default=None, help="Where data sets are cached.")
+    retain_logs: str | None = HfArg(default=None, help="TOFU_EVAL.json of a model trained without the forgotten rows.")
+    reference_model: str | None = HfArg(default=None, help="Model of the reference attack: a Hub id or folder.")
+    prompt_template: str | None = HfArg(
         default=None,
-        metadata={"help": "Prompt of a question, with {prompt}; the tokenizer's chat template is used by default."},
+        help="Prompt of a question, with {prompt}; the tokenizer's chat template is used by default.",
     )
-    system_prompt: str | None = field(default=None, metadata={"help": "First message, for chat templates."})
-    chat_template_kwargs: str | None = field(
-        default=None, metadata={"help": "More arguments of the chat template, as JSON."}
+    system_prompt: str | None = HfArg(default=None, help="First message, for chat templates.")
+    chat_template_kwargs: str | None = HfArg(default=None, help="More arguments of the chat template, as JSON.")
+    metrics: list[str] | None = HfArg(default=None, help="Metrics to compute; all of TOFU's by default.")
+    per_device_eval_batch_size: int = HfArg(default=16, help="Rows at a time, in one process.")
+    max_new_tokens: int = HfArg(default=200, help="Longest answer.")
+    model_dtype: str = HfArg(
+        default="float32", help="Precision of the models.", choices=["float32", "bfloat16", "float16"]
     )
-    metrics: list[str] | None = field(default=None, metadata={"help": "Metrics to compute; all of TOFU's by default."})
-    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Rows at a time, in one process."})
-    max_new_tokens: int = field(default=200, metadata={"help": "Longest answer."})
-    model_dtype: str = field(
-        default="float32", metadata={"help": "Precision of the models.", "choices": ["float32", "bfloat16", "float16"]}
-    )
-    use_cpu: bool = field(default=False, metadata={"help": "Do not use an accelerator."})
-    disable_tqdm: bool = field(default=False, metadata={"help": "Show no progress bars."})
-    overwrite: bool = field(default=False, metadata={"help": "Begin anew where output_dir holds an evaluation."})
-    output_dir: str = field(default="outputs/evaluation", metadata={"help": "Where the results are written."})
+    use_cpu: bool = HfArg(default=False, help="Do not use an accelerator.")
+    disable_tqdm: bool = HfArg(default=False, help="Show no progress bars.")
+    overwrite: bool = HfArg(default=False, help="Begin anew where output_dir holds an evaluation.")
+    output_dir: str = HfArg(default="outputs/evaluation", help="Where the results are written.")
 
     def __post_init__(self) -> None:
         for name in ("per_device_eval_batch_size", "max_new_tokens"):

@@ -17,8 +17,7 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from ..comparison.arguments import SharedArguments, load_original, lora_config
-from ..comparison.references.language_models import LanguagePlan
-from ..comparison.references.texts import TextPlan
+from ..comparison.references.texts import LanguagePlan, TextPlan
 from ..comparison.references.training import TrainingPlan, train_model
 from ..config import UNSCConfig
 from ..errors import UNSCError

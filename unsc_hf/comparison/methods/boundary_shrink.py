@@ -45,16 +45,9 @@ def attacked_logits(model: nn.Module, batch: dict[str, Any]) -> Tensor:
         return output + BOUND * (seen[0].max() - seen[0].min()).detach() * gradient.sign()
 
     embedding = model.get_input_embeddings()  # type: ignore[operator]
-    handle = embedding.register_forward_hook(watch)
-    try:
+    with embedding.register_forward_hook(watch):
         loss = nn.functional.cross_entropy(model(**inputs).logits.float(), batch["labels"], reduction="sum")
         (gradient,) = torch.autograd.grad(loss, seen[0])
-    finally:
-        handle.remove()
-    handle = embedding.register_forward_hook(move)
-    try:
-        with torch.no_grad():
-            logits: Tensor = model(**inputs).logits
-    finally:
-        handle.remove()
+    with embedding.register_forward_hook(move), torch.no_grad():
+        logits: Tensor = model(**inputs).logits
     return logits.float().cpu()

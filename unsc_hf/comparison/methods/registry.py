@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ..workbench import Workbench
+
 Run = Callable[..., PreTrainedModel]
 
 LEARNING_RATES = ({"learning_rate": 1e-4}, {"learning_rate": 3e-5}, {"learning_rate": 3e-4})
@@ -17,16 +19,12 @@ LEARNING_RATES = ({"learning_rate": 1e-4}, {"learning_rate": 3e-5}, {"learning_r
 class Method:
     """One way to forget.
 
-    Attributes:
-        name: the function's name.
-        title: how tables call it.
-        run: makes an unlearned model; called with a `Workbench` and one of `settings` as keywords.
-        settings: hyper-parameters to choose from on validation rows. Every method has three tries, except those that
-            have nothing to choose.
+    `run` makes an unlearned model; it is called with a `Workbench` and one of `settings` as keywords. They are chosen
+    from on validation rows: every method has three tries, except those that have nothing to choose.
     """
 
-    name: str
-    title: str
+    name: str  # the function's name
+    title: str  # how tables call it
     run: Run
     settings: tuple[Mapping[str, Any], ...] = ({},)
 
@@ -42,3 +40,14 @@ def method(title: str, settings: Sequence[Mapping[str, Any]] = ({},)) -> Callabl
         return run
 
     return register
+
+
+def trainer_method(
+    name: str, title: str, settings: Sequence[Mapping[str, Any]] = LEARNING_RATES, **options: Any
+) -> None:
+    """Register what the trainer makes with these options of `UNSCConfig`."""
+
+    def run(bench: Workbench, **chosen: Any) -> PreTrainedModel:
+        return bench.unlearn(**options, **chosen)
+
+    METHODS[name] = Method(name, title, run, tuple(settings))

@@ -5,57 +5,25 @@ Beside it the same with one part replaced: no null space, a random one of equal 
 
 from __future__ import annotations
 
-from typing import Any
+from .registry import trainer_method
 
-from transformers import PreTrainedModel
+# "unsc_retain" also rehearses retained rows.
+SETTINGS: tuple[dict[str, object], ...] = ({}, {"objective": "unsc_retain"}, {"learning_rate": 3e-4})
 
-from ..workbench import Workbench
-from .registry import method
+trainer_method("unsc", "UNSC", SETTINGS)
 
-SETTINGS: tuple[dict[str, Any], ...] = ({}, {"objective": "unsc_retain"}, {"learning_rate": 3e-4})
+# What a linear probe reads of the features is erased in closed form afterwards, at the default strength, in every layer
+# that writes the features. The construction is LEACE's (Belrose et al., arXiv 2306.03819).
+trainer_method("unsc_erased", "UNSC, features erased", SETTINGS, feature_erasure="layers")
 
+trainer_method("no_null_space", "UNSC, no projection", SETTINGS, null_space="none")
 
-@method("UNSC", SETTINGS)
-def unsc(bench: Workbench, **settings: Any) -> PreTrainedModel:
-    """Descend towards pseudo-labels inside the null space; `objective="unsc_retain"` also rehearses retained rows."""
-    return bench.unlearn(**settings)
+# A random subspace of the same rank in every layer.
+trainer_method("random_projector", "UNSC, random subspace", SETTINGS, null_space="random")
 
+# The projection, with labels drawn at random from the remaining classes.
+trainer_method("random_pseudo_labels", "UNSC, random labels", SETTINGS, pseudo_labels="random")
 
-@method("UNSC, features erased", SETTINGS)
-def unsc_erased(bench: Workbench, **settings: Any) -> PreTrainedModel:
-    """UNSC, then what a linear probe reads of the features is erased in closed form, at the default strength.
-
-    The construction is LEACE's (Belrose et al., arXiv 2306.03819), in every layer that writes the features.
-    """
-    return bench.unlearn(feature_erasure="layers", **settings)
-
-
-@method("UNSC, no projection", SETTINGS)
-def no_null_space(bench: Workbench, **settings: Any) -> PreTrainedModel:
-    """The same pseudo-labels, and no projection."""
-    return bench.unlearn(null_space="none", **settings)
-
-
-@method("UNSC, random subspace", SETTINGS)
-def random_projector(bench: Workbench, **settings: Any) -> PreTrainedModel:
-    """The same pseudo-labels under a random subspace of the same rank in every layer."""
-    return bench.unlearn(null_space="random", **settings)
-
-
-@method("UNSC, random labels", SETTINGS)
-def random_pseudo_labels(bench: Workbench, **settings: Any) -> PreTrainedModel:
-    """The projection, with labels drawn at random from the remaining classes."""
-    return bench.unlearn(pseudo_labels="random", **settings)
-
-
-@method(
-    "UNSC, true-label ascent",
-    (
-        {"objective": "gradient_ascent"},
-        {"objective": "gradient_difference"},
-        {"objective": "gradient_ascent", "learning_rate": 3e-5},
-    ),
-)
-def true_label_ascent(bench: Workbench, **settings: Any) -> PreTrainedModel:
-    """The projection, with ascent on the true labels instead of pseudo-labels."""
-    return bench.unlearn(**settings)
+# The projection, with ascent on the true labels instead of pseudo-labels.
+ascents = ({"objective": "gradient_ascent"}, {"objective": "gradient_difference"})
+trainer_method("true_label_ascent", "UNSC, true-label ascent", (*ascents, {**ascents[0], "learning_rate": 3e-5}))

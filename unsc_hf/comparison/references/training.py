@@ -8,17 +8,17 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import nn
 from transformers import BertConfig, LlamaConfig, PreTrainedModel, Trainer, TrainingArguments, ViTConfig, set_seed
 
-from ...data.inputs import CachedRows
+from ...data.inputs import CachedRows, default_collator, prepare_dataset
 from ...errors import UNSCError
 from ...models.loading import load_to_finetune
 from ...models.outputs import classify
@@ -64,14 +64,10 @@ class TrainingPlan:
     load_processor: ClassVar[Callable[[str], Any]]  # loads its image processor or tokenizer
 
     def start(self, dataset: Dataset, labels: Sequence[str] = ()) -> tuple[PreTrainedModel, Any]:
-        """The model before training, and its image processor or tokenizer.
+        """The model before training, and its image processor or tokenizer, which `dataset` serves to make for `size`.
 
-        Args:
-            dataset: rows that an image processor or tokenizer is made from, for `size`.
-            labels: names of a classifier's labels by id.
-
-        Raises:
-            UNSCError: an unknown size, or a base model that cannot be loaded.
+        `labels` are names of a classifier's labels by id. UNSCError: an unknown size, or a base model that cannot be
+        loaded.
         """
         if self.base_model is None:
             return self.untrained(dataset, labels)
@@ -90,29 +86,24 @@ class TrainingPlan:
         if labels:
             by_name = {label: i for i, label in enumerate(labels)}
             settings |= {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": by_name}
-        shape = {"hidden_size": width, "intermediate_size": 4 * width}
-        depths = {"num_hidden_layers": depth, "num_attention_heads": heads}
-        model: PreTrainedModel = self.auto_class.from_config(config_class(**shape, **depths, **settings))
+        settings |= {"num_hidden_layers": depth, "num_attention_heads": heads, "hidden_size": width}
+        model: PreTrainedModel = self.auto_class.from_config(config_class(intermediate_size=4 * width, **settings))
         return model
 
     def prepare(self, dataset: Dataset, processor: Any, model: PreTrainedModel, label_column: str | None) -> Dataset:
         """Rows ready for the model."""
-        raise NotImplementedError
+        return prepare_dataset(dataset, processor, model, label_column)
 
     def collator(self, processor: Any) -> Any:
         """Makes a training batch of prepared rows."""
-        raise NotImplementedError
+        return default_collator(processor)
 
 
 class _Trainer(Trainer):
     """Runs texts with one label each in pieces of similar length. Loss and gradient are the same, with less padding."""
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         if return_outputs or "attention_mask" not in inputs or inputs["labels"].dim() != 1:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -134,9 +125,6 @@ def train_model(
     While another process trains the same model, this one waits for it.
 
     Args:
-        dataset: training rows.
-        plan: how to train.
-        folder: where trained models are kept.
         name: start of the folder's name; an equal model is found under any name.
         labels: names of all classes by id. A retrained model has an output for the forgotten ones too.
         label_column: found by itself when None.
@@ -157,11 +145,12 @@ def train_model(
     if vocabulary is not None:
         settings["vocabulary"] = data_fingerprint(vocabulary)
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
-    trained = _trained(Path(folder), key)
+    target, trained = Path(folder) / f"{name}-{key}", _trained(Path(folder), key)
     if trained is not None:
         return trained
-    target = Path(folder) / f"{name}-{key}"
-    with _one_process(Path(folder) / key):
+    # Processes of one run train together and must not wait for each other.
+    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    with nullcontext() if together else alone(Path(folder) / key):
         trained = _trained(Path(folder), key)
         if trained is None:
             set_seed(plan.seed)
@@ -175,12 +164,6 @@ def _trained(folder: Path, key: str) -> Path | None:
     return next((path for path in sorted(folder.glob(f"*-{key}")) if (path / "config.json").is_file()), None)
 
 
-def _one_process(target: Path) -> AbstractContextManager[None]:
-    """Lock out other runs that train the same. Processes of one run train together and must not wait for each other."""
-    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return nullcontext() if together else alone(target)
-
-
 def _train(
     model: PreTrainedModel, processor: Any, rows: Dataset, plan: TrainingPlan, target: Path, settings: dict[str, Any]
 ) -> None:
@@ -188,27 +171,15 @@ def _train(
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        trainer = _Trainer(
-            model=model,
-            args=TrainingArguments(
-                output_dir=str(scratch),
-                num_train_epochs=plan.epochs,
-                learning_rate=plan.learning_rate,
-                per_device_train_batch_size=plan.batch_size,
-                weight_decay=plan.weight_decay,
-                warmup_steps=0.05,
-                save_strategy="no",
-                logging_strategy="epoch",
-                report_to="none",
-                use_cpu=not torch.accelerator.is_available(),  # explicit, so that processes on CPUs connect
-                seed=plan.seed,
-                remove_unused_columns=False,
-                dataloader_pin_memory=torch.cuda.is_available(),
-            ),
-            train_dataset=CachedRows(rows),
-            data_collator=plan.collator(processor),
-            processing_class=processor,
-        )
+        args = TrainingArguments(
+            str(scratch), num_train_epochs=plan.epochs, learning_rate=plan.learning_rate, seed=plan.seed,
+            per_device_train_batch_size=plan.batch_size, weight_decay=plan.weight_decay, warmup_steps=0.05,
+            save_strategy="no", logging_strategy="epoch", report_to="none", remove_unused_columns=False,
+            use_cpu=not torch.accelerator.is_available(),  # explicit, so that processes on CPUs connect
+            dataloader_pin_memory=torch.cuda.is_available(),
+        )  # fmt: skip
+        collator = plan.collator(processor)
+        trainer = _Trainer(model, args, collator, CachedRows(rows), processing_class=processor)
         result = trainer.train()
         if trainer.is_world_process_zero():
             model.save_pretrained(scratch)

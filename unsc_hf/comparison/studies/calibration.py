@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
-from ...data.columns import read_labels
 from ...reporting.plots import BLUE, GREEN, ORANGE
 from .study import Lab, Point, Points, Study, curves, legend, panels, register
 
@@ -23,8 +23,7 @@ class CalibrationStudy(Study):
     tags = {"batch": "rows in a step", "rows": "rows of a class in the statistics"}
 
     def measure(self, lab: Lab) -> list[Point]:
-        labels = read_labels(lab.experiment.retain, lab.experiment.config.label_column)
-        most = max(int((labels == c).sum()) for c in set(labels.tolist()))
+        most = int(np.bincount(lab.experiment.labels(lab.experiment.retain)).max())
         points = []
         for seed in lab.seeds:
             points += [lab.run({"batch": n}, seed, {"per_device_train_batch_size": n}) for n in _BATCHES]
@@ -36,10 +35,10 @@ class CalibrationStudy(Study):
     def plot(self, points: Points) -> Figure:
         figure, axes = panels(4, 3.7)
         words = {"batch": "forgotten rows in a step", "rows": "retained rows of each class in the statistics"}
+        lines = [("AccDut", points, "AccDut", ORANGE), ("leak", points, "leak", GREEN)]
         for (tag, label), (kept, lost) in zip(words.items(), (axes[:2], axes[2:]), strict=True):
             shared: dict[str, Any] = {"xscale": "log", "xlabel": label}
             curves(kept, tag, [("AccDrt", points, "AccDrt", BLUE)], ylabel="AccDrt (%)", **shared)
-            lines = [("AccDut", points, "AccDut", ORANGE), ("leak", points, "leak", GREEN)]
             curves(lost, tag, lines, ylabel="AccDut, held-out leak (%)", **shared)
             legend(lost)
         return figure

@@ -7,15 +7,12 @@ from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 from matplotlib.figure import Figure
-from transformers import PreTrainedModel
 
-from ...data.columns import read_labels
 from ...data.selection import hold_out
 from ...evaluation.diagnosis import Inputs, leading_layers, pooled_inputs, readability
 from ...models.layers import find_layers
 from ...nullspace.rules import rank_for_energy
 from ...reporting.plots import BLUE, GREEN, GREY, ORANGE
-from ..workbench import Workbench
 from .study import Lab, Point, Points, Study, legend, panels, register
 
 _ENERGIES = (0.9, 0.95, 0.99, 0.999)
@@ -35,10 +32,10 @@ class FeatureStudy(Study):
     def measure(self, lab: Lab) -> list[Point]:
         points = []
         for seed in lab.seeds:
-            points += lab.points({"model": "original", "seed": seed}, partial(_original, lab, seed))
-            points += lab.points({"model": "UNSC", "seed": seed}, partial(_unlearned, lab, seed))
-        for number, folder in enumerate(lab.experiment.references()):
-            points += lab.points({"model": "retrained", "seed": number}, partial(_retrained, lab, number, folder))
+            for name in ("original", "UNSC"):
+                points += lab.points({"model": name, "seed": seed}, partial(_read, lab, name, seed))
+        for number in range(len(lab.experiment.reference_numbers())):
+            points += lab.points({"model": "retrained", "seed": number}, partial(_read, lab, "retrained", number))
         return points
 
     def plot(self, points: Points) -> Figure:
@@ -58,10 +55,8 @@ class FeatureStudy(Study):
             if runs:
                 rows = [runs.where(layer=layer) for layer in layers]
                 means, halves = ([100 * number(row, key) for row in rows] for number in (Points.mean, Points.half))
-                axes.errorbar(
-                    range(len(layers)), means, yerr=halves, label=label, color=colour, ls=style, marker="o", ms=3,
-                    lw=1.6, elinewidth=0.6,
-                )  # fmt: skip
+                shape: dict[str, Any] = {"marker": "o", "ms": 3, "lw": 1.6, "elinewidth": 0.6}
+                axes.errorbar(range(len(layers)), means, yerr=halves, label=label, color=colour, ls=style, **shape)
         short = [".".join(layer.removesuffix(".projection").split(".")[-3:])[-22:] for layer in layers]
         axes.set_xticks(range(len(layers)), short, rotation=60, ha="right", fontsize=7)
         axes.set(ylabel="forgotten classes read by a probe (%)", ylim=(-2, 102))
@@ -91,29 +86,18 @@ class FeatureStudy(Study):
         )
 
 
-def _original(lab: Lab, seed: int) -> list[Point]:
-    bench = lab.experiment.bench(seed)
-    return _read(lab, bench, bench.original, "original", seed)
-
-
-def _unlearned(lab: Lab, seed: int) -> list[Point]:
-    bench = lab.experiment.bench(seed)
-    return _read(lab, bench, bench.unlearn(), "UNSC", seed)
-
-
-def _retrained(lab: Lab, number: int, folder: str) -> list[Point]:
-    return _read(lab, lab.experiment.bench(lab.seeds[0]), lab.experiment.load(folder), "retrained", number)
-
-
-def _read(lab: Lab, bench: Workbench, model: PreTrainedModel, name: str, seed: int) -> list[Point]:
+def _read(lab: Lab, name: str, seed: int) -> list[Point]:
     """What probes read of each layer's input; of the original's also of its parts inside and outside the span."""
-    experiment, subspace = lab.experiment, bench.plan.subspace
+    experiment = lab.experiment
+    bench = experiment.bench(lab.seeds[0] if name == "retrained" else seed)
+    model, subspace = bench.original, bench.plan.subspace
+    if name != "original":
+        model = bench.unlearn() if name == "UNSC" else experiment.load(experiment.references()[seed])
     layers = list(leading_layers(find_layers(model).layers, subspace.module_keys))
 
     def inputs(rows: Dataset) -> Inputs:
         if len(rows) > _ROWS:  # of every class its share
-            labels = read_labels(rows, experiment.config.label_column)
-            rows = hold_out(rows, _ROWS / len(rows), labels, _ROWS, 0)[1]
+            rows = hold_out(rows, _ROWS / len(rows), experiment.labels(rows), _ROWS, 0)[1]
         return pooled_inputs(model, layers, bench.batches(rows, shuffle=False))
 
     taught, asked = inputs(concatenate_datasets([experiment.forget, experiment.retain])), inputs(experiment.test)

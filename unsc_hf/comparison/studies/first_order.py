@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...data.columns import read_labels
 from ...errors import UNSCError
 from ...models.hooks import NOT_INPUTS, evaluation_mode
 from ...models.layers import ProtectedLayer
@@ -22,6 +21,7 @@ from ...nullspace.rules import build_subspace
 from ...nullspace.statistics import ActivationStatistics
 from ...nullspace.subspace import Subspace
 from ...reporting.plots import GREY
+from ...trainer.rows import cast_floats
 from ..workbench import Workbench
 from .study import Lab, Point, Points, Study, curves, legend, panels, register
 
@@ -54,9 +54,7 @@ class FirstOrderStudy(Study):
         energies = shown.by("energy")
         colours = colormaps["viridis"](np.arange(len(energies)) / max(1, len(energies) - 1))
         words = [f"energy {energy:g}" if energy else "no projection" for energy in energies]
-        lines = [
-            (*line, colour) for line, colour in zip(zip(words, energies.values(), strict=True), colours, strict=True)
-        ]
+        lines = list(zip(words, energies.values(), colours, strict=True))
         shared = {"xscale": "log", "yscale": "log"}
         label = "change of retained loss (nats; dotted: predicted)"
         changes = [(word, runs, "size_of_change", colour) for word, runs, colour in lines]
@@ -84,41 +82,37 @@ class FirstOrderStudy(Study):
             f"{free.mean('predicted'):+.2g})."
         )
         leaks = [p["leak"] for p in points.where() if abs(p["changed"]) >= _MATTERS and 0 < p["energy"] < 1]
-        if leaks:
-            text += (
-                f" The smallest leak at which a confined update changed the loss by {_MATTERS} nats or more was "
-                f"{min(leaks):.2g}."
-            )
-        return text
+        least = f" The smallest leak at which a confined update changed the loss by {_MATTERS} nats or more was "
+        return f"{text}{least}{min(leaks):.2g}." if leaks else text
 
 
 def _points(lab: Lab, seed: int) -> list[Point]:
     bench = lab.experiment.bench(seed)
     model = deepcopy(bench.original).double()
     layers = bench.layers(model)
-    start = {layer.name: layer.weight.detach().clone() for layer in layers}
-    labels = read_labels(lab.experiment.retain, lab.experiment.config.label_column)
-    rows, statistics = _few_rows(bench, model, layers, labels)
-    retained = _double(next(bench.batches(rows, len(rows), shuffle=False)))
-    forget = _double(next(bench.batches(bench.forget, _FORGET_ROWS)))
+    start = [layer.weight.detach().clone() for layer in layers]
+    rows, statistics = _few_rows(bench, model, layers, lab.experiment.labels(lab.experiment.retain))
+    retained = cast_floats(next(bench.batches(rows, len(rows), shuffle=False)), torch.double)
+    forget = cast_floats(next(bench.batches(bench.forget, _FORGET_ROWS)), torch.double)
     logits = _logits(model, forget).detach()
     logits[:, bench.forgotten] = -torch.inf
     forget["labels"] = logits.argmax(1)
     before = _loss(model, retained)
-    gradient, direction = (_gradient(loss, layers) for loss in (before, _loss(model, forget)))
+    weights = [layer.weight for layer in layers]
+    gradient, direction = (torch.autograd.grad(loss, weights) for loss in (before, _loss(model, forget)))
     points = []
     for energy in ENERGIES:
         projection = NullSpaceProjection(layers, _subspace(statistics, energy or 1.0), identity=energy == 0)
-        for layer in layers:
-            layer.weight.data.sub_(direction[layer.name])
+        for weight, downhill in zip(weights, direction, strict=True):
+            weight.data.sub_(downhill)
         projection.project_displacements()
-        step = {layer.name: layer.weight.detach() - start[layer.name] for layer in layers}
-        slope = sum(float((gradient[name] * step[name]).sum()) for name in step)
+        steps = [weight.detach() - origin for weight, origin in zip(weights, start, strict=True)]
+        slope = sum(float((part * step).sum()) for part, step in zip(gradient, steps, strict=True))
         unit = projection.relative_change()
         for size in SIZES:
             scale = size / unit
-            for layer in layers:
-                layer.weight.data.copy_(start[layer.name] + scale * step[layer.name])
+            for weight, origin, step in zip(weights, start, steps, strict=True):
+                weight.data.copy_(origin + scale * step)
             loss = float(before.detach())
             points.append(
                 {"seed": seed, "energy": energy, "size": size, "rows": len(rows), "loss": loss,
@@ -127,10 +121,6 @@ def _points(lab: Lab, seed: int) -> list[Point]:
             )  # fmt: skip
         projection.restore()
     return points
-
-
-def _double(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.double() if value.is_floating_point() else value for name, value in batch.items()}
 
 
 def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -142,11 +132,6 @@ def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 def _loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Mean cross-entropy in the model's float64."""
     return nn.functional.cross_entropy(_logits(model, batch), batch["labels"])
-
-
-def _gradient(loss: Tensor, layers: list[ProtectedLayer]) -> dict[str, Tensor]:
-    gradients = torch.autograd.grad(loss, [layer.weight for layer in layers])
-    return {layer.name: gradient for layer, gradient in zip(layers, gradients, strict=True)}
 
 
 def _subspace(statistics: ActivationStatistics, energy: float) -> Subspace:
@@ -166,7 +151,7 @@ def _few_rows(
         rows = bench.retain.select(chosen)
         statistics = ActivationStatistics.collect(
             model, bench.prepared(rows), groups=labels[chosen], layers=layers,
-            collate_fn=lambda samples: _double(bench.collate(samples)), progress=False,
+            collate_fn=lambda samples: cast_floats(bench.collate(samples), torch.double), progress=False,
         )  # fmt: skip
         if all(layer.has_capacity for layer in _subspace(statistics, 1.0).layers.values()):
             return rows, statistics

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from ...data.columns import read_labels
 from ...data.selection import Request
 from ...reporting.plots import BLUE, GREEN, GREY, ORANGE
 from .study import Lab, Point, Points, Study, curves, legend, panels, register
@@ -17,9 +17,7 @@ _WAYS = {
     "UNSC": {}, "with rehearsal": {"objective": "unsc_retain"}, "random subspace": {"null_space": "random"},
     "no projection": {"null_space": "none"},
 }  # fmt: skip
-_COLOURS = {
-    "UNSC": BLUE, "with rehearsal": "#6fb1e0", "random subspace": ORANGE, "no projection": GREY, "retrained": GREEN,
-}  # fmt: skip
+_COLOURS = dict(zip((*_WAYS, "retrained"), (BLUE, "#6fb1e0", ORANGE, GREY, GREEN), strict=True))
 
 
 @register
@@ -32,7 +30,7 @@ class ManyClassesStudy(Study):
 
     def measure(self, lab: Lab) -> list[Point]:
         experiment, points = lab.experiment, []
-        classes = sorted(set(read_labels(experiment.train, experiment.config.label_column).tolist()))
+        classes = np.unique(experiment.labels(experiment.train))
         order = np.random.default_rng(0).permutation(classes).tolist()
         for share in _SHARES:
             count = min(max(1, round(share * len(classes))), len(classes) - 1)
@@ -42,7 +40,9 @@ class ManyClassesStudy(Study):
                 for way, options in _WAYS.items():
                     points.append(inner.run({"way": way, "classes": count}, seed, options))
             if experiment.arguments.train_retrained or experiment.arguments.quickstart:
-                points += _retrained(inner, count)
+                for seed, folder in zip(lab.seeds, inner.experiment.references(), strict=True):
+                    tags = {"way": "retrained", "classes": count, "seed": seed}
+                    points.append(inner.point(tags, partial(_retrained, inner, seed, folder)))
         return points
 
     def plot(self, points: Points) -> Figure:
@@ -67,10 +67,5 @@ class ManyClassesStudy(Study):
         return text
 
 
-def _retrained(lab: Lab, count: int) -> list[Point]:
-    def accuracies(seed: int, folder: str) -> Point:
-        tags = {"way": "retrained", "classes": count, "seed": seed}
-        experiment = lab.experiment
-        return lab.point(tags, lambda: lab.accuracies(experiment.bench(seed), experiment.load(folder)))
-
-    return [accuracies(*pair) for pair in zip(lab.seeds, lab.experiment.references(), strict=True)]
+def _retrained(lab: Lab, seed: int, folder: str) -> Point:
+    return lab.accuracies(lab.experiment.bench(seed), lab.experiment.load(folder))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache, partial
+from itertools import product
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,8 +14,7 @@ from matplotlib.figure import Figure
 from PIL import ImageDraw
 from transformers import PreTrainedModel
 
-from ...data.columns import read_labels
-from ...evaluation.accuracy import macro_accuracy, per_class_accuracy
+from ...evaluation.accuracy import per_class_accuracy
 from ...reporting.plots import BLUE, GREEN, GREY, ORANGE
 from ..workbench import Relabel, Workbench
 from .study import Lab, Point, Points, Study, curves, legend, panels, register
@@ -56,23 +56,18 @@ class PoisonStudy(Study):
             "backdoor": backdoor,
         }
         points = []
-        for seed in lab.seeds:
-            for attack, prepare in attacks.items():
-                prepared = cache(partial(prepare, lab, seed))  # once for all budgets, and only when one is missing
-                for space, budget in (*(("retained", b) for b in BUDGETS), ("none", None)):
-                    tags = {"attack": attack, "space": space, "budget": budget or 0.0, "seed": seed}
-                    points.append(lab.point(tags, partial(_attacked, lab, prepared, space, budget)))
+        for seed, (attack, prepare) in product(lab.seeds, attacks.items()):
+            prepared = cache(partial(prepare, lab, seed))  # once for all budgets, and only when one is missing
+            for space, budget in (*(("retained", b) for b in BUDGETS), ("none", None)):
+                tags = {"attack": attack, "space": space, "budget": budget or 0.0, "seed": seed}
+                points.append(lab.point(tags, partial(_attacked, lab, prepared, space, budget)))
         return points
 
     def plot(self, points: Points) -> Figure:
         figure, axes = panels(3, 4.2)
         shown = Points({**p, "place": p["budget"] or _NO_BUDGET} for p in points.where(space="retained"))
-        panel = {
-            "fall": "fall of AccDrt (points)",
-            "triggered": "more triggered rows answered as asked (points)",
-            "AccDut": "AccDut (%)",
-        }
-        for one, (key, label) in zip(axes, panel.items(), strict=True):
+        panel = ("fall", "fall of AccDrt (points)"), ("triggered", "more triggered rows answered as asked (points)")
+        for one, (key, label) in zip(axes, (*panel, ("AccDut", "AccDut (%)")), strict=True):
             attacks = zip(shown.by("attack").items(), _COLOURS, strict=False)
             lines = [(attack, runs, key, colour) for (attack, runs), colour in attacks]
             heights = curves(one, "place", lines, xscale="log", xlabel="leak budget", ylabel=label)
@@ -118,7 +113,7 @@ class PoisonStudy(Study):
 # ---- attacks --------------------------------------------------------------------------------------------------------
 def _kept(lab: Lab) -> list[int]:
     """Ids of the retained classes; the first is the attacker's."""
-    return sorted(set(read_labels(lab.experiment.retain, lab.experiment.config.label_column).tolist()))
+    return np.unique(lab.experiment.labels(lab.experiment.retain)).tolist()
 
 
 def _towards(target: int) -> Relabel:
@@ -174,22 +169,18 @@ def _attacked(lab: Lab, prepared: Callable[[], Prepared], space: str, budget: fl
     bench, relabel = prepared()
     model = bench.unlearn(relabel=relabel, null_space=space, max_leak=budget)
     run, experiment, target = lab.measured(bench, model), lab.experiment, _kept(lab)[0]
-    kept = [c for c in _kept(lab) if c not in experiment.forgotten]
-    labels = read_labels(experiment.test, experiment.config.label_column)
-    others = np.flatnonzero(~np.isin(labels, [*experiment.forgotten, target]))
+    others = np.flatnonzero(~np.isin(experiment.labels(experiment.test), [*experiment.forgotten, target]))
     stamped = triggered(experiment.test.select(others))
 
-    def measured(who: PreTrainedModel) -> tuple[float, dict[int, float], float, float]:
+    def measured(who: PreTrainedModel) -> tuple[dict[int, float], dict[str, float]]:
         test = experiment.collect(bench, who, experiment.test, features=False)
         marked = experiment.collect(bench, who, stamped, features=False)
-        return (
-            macro_accuracy(test.logits, test.labels, kept) or 0.0,
-            per_class_accuracy(test.logits, test.labels),
-            float((test.logits.argmax(1).numpy()[others] == target).mean()),
-            float((marked.logits.argmax(1) == target).float().mean()),
-        )
+        return per_class_accuracy(test.logits, test.labels), {
+            "fall": -(experiment.accuracies(test)["AccDrt"] or 0.0),
+            "taken": float((test.logits.argmax(1).numpy()[others] == target).mean()),
+            "triggered": float((marked.logits.argmax(1) == target).float().mean()),
+        }
 
-    (share, classes, taken, fooled), after = measured(bench.original), measured(model)
-    worst = max(classes[c] - after[1][c] for c in kept if c in classes)
-    damage = {"fall": share - after[0], "worst": worst, "taken": after[2] - taken, "triggered": after[3] - fooled}
-    return {**run, **damage}
+    (classes, before), (left, after) = measured(bench.original), measured(model)
+    worst = max(classes[c] - left[c] for c in _kept(lab) if c in classes)
+    return {**run, "worst": worst, **{name: after[name] - before[name] for name in after}}

@@ -25,7 +25,7 @@ class PseudoLabelStudy(Study):
     name = "pseudo-labels"
     title = "Which new labels, and are they what a retrained model would say?"
     tags = {"strategy": "strategy"}
-    numbers = {"AccDut": "AccDut", "AccDrt": "AccDrt", "leak": "leak", "steps": "steps"}
+    numbers = {name: name for name in ("AccDut", "AccDrt", "leak", "steps")}
 
     def measure(self, lab: Lab) -> list[Point]:
         points = []

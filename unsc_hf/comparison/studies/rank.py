@@ -22,7 +22,7 @@ class RankStudy(Study):
     name = "rank"
     title = "How many directions must be kept?"
     tags = {"rule": "rule", "setting": "setting"}
-    numbers = {"AccDut": "AccDut", "AccDrt": "AccDrt", "leak": "leak", "steps": "steps"}
+    numbers = {name: name for name in ("AccDut", "AccDrt", "leak", "steps")}
 
     def measure(self, lab: Lab) -> list[Point]:
         points = []

@@ -69,10 +69,8 @@ class RequestStudy(Study):
         )
         batch = points.where(way="in one batch", requests=max(sequence))
         if batch:
-            text += (
-                f" The same rows in one batch take {batch.mean('seconds'):.0f} seconds and leave "
-                f"{batch.mean('accuracy'):.1%}."
-            )
+            text += f" The same rows in one batch take {batch.mean('seconds'):.0f} seconds and leave "
+            text += f"{batch.mean('accuracy'):.1%}."
         return text
 
 
@@ -85,17 +83,13 @@ def _server(lab: Lab, seed: int, serve: Callable[..., UNSCTrainer]) -> Callable[
     experiment, name = lab.experiment, lab.experiment.original(seed)
     config = experiment.seeded(seed, max_leak=None, max_rows_per_class=None, max_samples_per_class=None)
     order = np.random.default_rng(seed).permutation(len(experiment.train))
-    shared: dict[str, Any] = {
-        "args": config,
-        "processing_class": experiment.arguments.load_processor(name),
-        "unseen_dataset": experiment.validation,
-    }
-    model = experiment.load(name, "originals")
+    model, processor = experiment.load(name, "originals"), experiment.arguments.load_processor(name)
+    shared: dict[str, Any] = {"processing_class": processor, "unseen_dataset": experiment.validation}
 
     def run(start: int, stop: int) -> tuple[float, Point]:
         forget, retain = (experiment.train.select(np.sort(rows)) for rows in (order[start:stop], order[stop:]))
         started = time.perf_counter()
-        trainer = serve(model, forget_dataset=forget, retain_dataset=retain, **shared)
+        trainer = serve(model, args=config, forget_dataset=forget, retain_dataset=retain, **shared)
         seconds = time.perf_counter() - started
         rows, size = trainer.task.prepare(experiment.test), config.per_device_eval_batch_size
         test = collect_outputs(trainer.model, rows, trainer.data_collator, batch_size=size)

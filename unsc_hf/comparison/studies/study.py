@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from ...errors import UNSCError, first_line
 from ..experiment import Experiment
-from ..plots import bare
+from ..plots import legend as legend
 from ..summary import half_interval, with_interval
 from ..workbench import Workbench
 
@@ -23,12 +23,9 @@ Point: TypeAlias = dict[str, Any]  # tags and measured numbers of one run
 
 
 class Lab:
-    """Runs of one study. A stopped study goes on where it was.
+    """Runs of one study, each recorded under the study's name. A stopped study goes on where it was.
 
-    Attributes:
-        experiment: models and rows; `experiment.request` is what the study forgets, unless it makes its own requests.
-        study: name of the study; its records are kept under it.
-        seeds: one run for each.
+    `experiment` holds models and rows, and what is forgotten unless the study makes its own requests.
     """
 
     def __init__(self, experiment: Experiment, study: str, console: Console | None = None) -> None:
@@ -47,10 +44,8 @@ class Lab:
         key = hashlib.sha256(json.dumps(tags, sort_keys=True, default=str).encode()).hexdigest()[:16]
         point = self.experiment.record(f"{self.study}-{key}", measured)
         shown = {name: point[name] for name in ("AccDut", "AccDrt", "leak", "error") if point.get(name) is not None}
-        self.console.print(
-            f"{', '.join(f'{k} {v}' for k, v in tags.items())}: "
-            + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{v}" for k, v in shown.items())
-        )
+        measured_words = [f"{k} {v:.4g}" if isinstance(v, float) else f"{v}" for k, v in shown.items()]
+        self.console.print(f"{', '.join(f'{k} {v}' for k, v in tags.items())}: {', '.join(measured_words)}")
         return point
 
     def points(self, tags: Mapping[str, Any], make: Callable[[], list[Point]]) -> list[Point]:
@@ -60,11 +55,9 @@ class Lab:
         return points
 
     def run(self, tags: Mapping[str, Any], seed: int, options: Mapping[str, Any], rebuild: Sequence[str] = ()) -> Point:
-        """Unlearn with options of `UNSCConfig`, and measure.
+        """Unlearn with options of `UNSCConfig`, and measure; a point with `tags` and the seed.
 
-        Args:
-            tags: what distinguishes the point; the seed is added.
-            rebuild: those options that change what statistics are collected from.
+        `rebuild` names the options that change what statistics are collected from.
         """
 
         def make() -> dict[str, Any]:
@@ -103,8 +96,7 @@ class Points(list[Mapping[str, Any]]):
 
     def mean(self, key: str) -> float:
         """Mean over points, NaN without any."""
-        known = self.values(key)
-        return float(np.mean(known)) if known else float("nan")
+        return float(np.mean(known)) if (known := self.values(key)) else float("nan")
 
     def half(self, key: str) -> float:
         """Half the 95 % interval over points; 0 where it cannot be given."""
@@ -112,27 +104,20 @@ class Points(list[Mapping[str, Any]]):
 
     def percent(self, key: str) -> str:
         """Mean ± half interval, in percent; a dash where nothing was measured."""
-        known = self.values(key)
-        half = half_interval(known)
-        return with_interval(100 * self.mean(key), None if half is None else 100 * half) if known else "–"
+        half = half_interval(self.values(key))
+        words = with_interval(100 * self.mean(key), None if half is None else 100 * half)
+        return words if self.values(key) else "–"
 
 
 class Study(ABC):
-    """A question, and what answers it; register a subclass with `@register`.
+    """A question, and what answers it; register a subclass with `@register`."""
 
-    Attributes:
-        name: how it is asked for.
-        title: its question.
-        tags: heading by key of what tells runs apart, in the order of the table.
-        numbers: heading by key of what is averaged over seeds.
-    """
-
-    name: ClassVar[str]
-    title: ClassVar[str]
-    tags: ClassVar[Mapping[str, str]]
-    numbers: ClassVar[Mapping[str, str]] = {
-        "AccDut": "AccDut", "AccDrt": "AccDrt", "leak": "leak", "steps": "steps", "seconds": "seconds",
-    }  # fmt: skip
+    name: ClassVar[str]  # how it is asked for
+    title: ClassVar[str]  # its question
+    tags: ClassVar[Mapping[str, str]]  # heading by key of what tells runs apart, in the order of the table
+    numbers: ClassVar[Mapping[str, str]] = {  # heading by key of what is averaged over seeds
+        name: name for name in ("AccDut", "AccDrt", "leak", "steps", "seconds")
+    }
 
     @abstractmethod
     def measure(self, lab: Lab) -> list[Point]:
@@ -161,20 +146,15 @@ Line: TypeAlias = tuple[str, Points, str, Any]  # label, points, key of the heig
 
 
 def panels(count: int, width: float = 4.6, height: float = 3.6) -> tuple[Figure, list[Any]]:
-    """A figure with bare axes side by side."""
+    """A figure with axes side by side."""
     figure = Figure(figsize=(width * count, height), layout="constrained")
-    axes = list(np.atleast_1d(figure.subplots(1, count)))
-    for one in axes:
-        bare(one)
-    return figure, axes
+    return figure, list(np.atleast_1d(figure.subplots(1, count)))
 
 
 def curves(axes: Any, x: str, lines: Iterable[Line], scale: float = 100.0, **labels: Any) -> list[float]:
-    """Draw each line against the tag `x`; returns all means. Percent axes show the means (`zoom`).
+    """Draw each line against the tag `x`; returns all means. With `scale` 100, of shares, the axis shows the means.
 
-    Args:
-        scale: 100 for shares.
-        labels: for `axes.set`.
+    `labels` are for `axes.set`.
     """
     heights: list[float] = []
     for label, points, key, colour in lines:
@@ -206,8 +186,3 @@ def bars(axes: Any, groups: Mapping[str, Points], key: str, colours: Sequence[An
     axes.set_xticks(range(len(groups)), list(groups), rotation=25, ha="right", fontsize=8)
     axes.set(**labels)
     return heights
-
-
-def legend(axes: Any, **options: Any) -> None:
-    """A small legend without a frame."""
-    axes.legend(frameon=False, fontsize=8, **options)
