@@ -48,7 +48,7 @@ class EvaluationArguments:
     per_device_eval_batch_size: int = HfArg(default=16, help="Rows at a time, in one process.")
     max_new_tokens: int = HfArg(default=200, help="Longest answer.")
     model_dtype: str = HfArg(
-        default="float32", help="Precision of the models.", choices=["float32", "bfloat16", "float16"]
+        default="float32", help="Precision of the models.", metadata={"choices": ["float32", "bfloat16", "float16"]}
     )
     use_cpu: bool = HfArg(default=False, help="Do not use an accelerator.")
     disable_tqdm: bool = HfArg(default=False, help="Show no progress bars.")
