@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 OUTPUT ?= outputs/digits-without-8
 OLDEST := tests/data tests/models tests/nullspace tests/reporting tests/trainer/test_adapters.py tests/trainer/test_trainer.py
 
-.PHONY: demo test test-oldest lint types docs wheel clean
+.PHONY: demo test test-oldest mutants lint types docs wheel clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,10 @@ test-oldest: $(STAMP) ## Unit tests with the oldest versions that pyproject.toml
 	build/oldest/bin/python -m pip freeze --quiet | grep '^torch==' >> build/oldest/constraints.txt
 	build/oldest/bin/python -m pip install --quiet --constraint build/oldest/constraints.txt --editable ".[test]"
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 build/oldest/bin/python -m pytest $(OLDEST) -n 2 --dist loadfile
+
+mutants: $(STAMP) ## Faults planted in the mathematics one at a time, and those that no test notices (hours; not in CI).
+	$(BIN)/python -m pip install --quiet --requirement tools/mutants.txt
+	OMP_NUM_THREADS=1 $(BIN)/python tools/mutants.py
 
 lint: $(STAMP) ## ruff (lint and format), the order of the layers, lengths and private names.
 	$(BIN)/ruff check .

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import zlib
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import datasets
 import pytest
 import torch
-from datasets import Dataset
-from helpers.language import Data, draw_tokens, token_rows
-from helpers.rows import exact_rows, tensor_dataset
+from helpers.language import repeated_tokens
+from helpers.models import learned
+from helpers.rows import Data, Draw, exact_rows, separable
+from helpers.training import Known
+
+from unsc_hf import split_dataset
 
 # Tests start processes of their own, which import the same helpers.
 _HERE = Path(__file__).parent
@@ -71,29 +75,33 @@ def _fresh_inputs(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture
-def low_rank_data() -> tuple[Dataset, Dataset]:
+def low_rank_data() -> Data:
     """Forget rows of class 2, and retained rows of classes 0 and 1 that repeat four images."""
     return exact_rows(["a", "b", "c"])
 
 
 @pytest.fixture
-def exact_data() -> tuple[Dataset, Dataset]:
+def exact_data() -> Data:
     """The same for models of ten labels. Three random logits may all be nearly zero, and a change relative to them
     would then be large by chance."""
     return exact_rows(list("abcdefghij"))
 
 
 @pytest.fixture
-def separable_data() -> Callable[[int], Dataset]:
-    """Classes that differ in their mean image, so that a tiny model can learn them."""
-    means = 2 * torch.randn(3, 3, 8, 8)
+def separable_data() -> Draw:
+    return separable()
 
-    def draw(per_class: int) -> Dataset:
-        labels = [c for c in range(3) for _ in range(per_class)]
-        pixels = torch.stack([means[c] + 0.5 * torch.randn(3, 8, 8) for c in labels])
-        return tensor_dataset(pixels, labels, ["cat", "dog", "frog"])
 
-    return draw
+@pytest.fixture(scope="session")
+def _known() -> Known:
+    train = separable()(30)
+    return Known(learned(train), train, split_dataset(train, forget_classes=["frog"]))
+
+
+@pytest.fixture
+def known(_known: Known) -> Known:
+    """What is trained once, with a model of the test's own."""
+    return _known._replace(model=copy.deepcopy(_known.model))
 
 
 @pytest.fixture(scope="session")
@@ -121,6 +129,4 @@ def golden_tofu() -> Path:
 
 @pytest.fixture
 def token_data() -> Data:
-    """Forget rows, and retained rows that repeat two samples: few distinct activations."""
-    kept = [draw_tokens(), draw_tokens()]
-    return token_rows([draw_tokens() for _ in range(24)]), token_rows(kept * 8)
+    return repeated_tokens()

@@ -14,8 +14,8 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset
 from helpers.models import fit, learned
-from helpers.rows import tensor_dataset
-from helpers.training import make_trainer
+from helpers.rows import separable
+from helpers.training import make_trainer, unlearned
 from transformers import DefaultDataCollator, PreTrainedConfig, PreTrainedModel
 
 from unsc_hf import UNSCConfig, split_dataset
@@ -57,10 +57,7 @@ def page_file(heading: str, folder: Path) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def rows() -> Dataset:
-    """Rows of three classes that differ in their mean image."""
-    labels = [c for c in range(3) for _ in range(30)]
-    means = 2 * torch.randn(3, 3, 8, 8)
-    return tensor_dataset(means[labels] + 0.5 * torch.randn(90, 3, 8, 8), labels, ["cat", "dog", "frog"])
+    return separable()(30)
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +93,8 @@ def test_the_objective_of_the_page(rows: Dataset, model: PreTrainedModel, tmp_pa
     def trained(name: str, **options: Any) -> str:
         start = type(model)(model.config)
         start.load_state_dict(model.state_dict())
-        trainer = make_trainer(start, data, tmp_path / name, energy=0.9, max_steps=3, check_steps=100, **options)
-        trainer.train()
-        return weight_hash(trainer.model)
+        options |= {"energy": 0.9, "max_steps": 3, "check_steps": 100}
+        return weight_hash(unlearned(start, data, tmp_path / name, **options).model)
 
     plain = trained("plain")
     assert trained("none", objective="unsc_unsure", objective_args={"entropy_weight": 0.0}) == plain

@@ -93,6 +93,8 @@ class UNSCConfig(TrainingArguments):
         erasure_strength (`float`, defaults to `0.35`): share of the difference between class means that is erased.
 
     Parameters that describe the data:
+        drop_overlap (`bool`, defaults to `False`): leave rows to keep out that are copies of rows to forget. Otherwise
+            they are refused.
         label_column (`str`, *optional*): column with class ids; detected when None.
         text_columns (`list[str]`, *optional*): column with the text, or the two of a pair; detected when None.
         completion_only_loss (`bool`, defaults to `True`): for language models, forget the tokens of the completions
@@ -170,6 +172,9 @@ class UNSCConfig(TrainingArguments):
         default=0.35, metadata=_help("Share of the difference between class means to erase, in [0, 1].")
     )
 
+    drop_overlap: bool = field(
+        default=False, metadata=_help("Do not keep rows that are copies of rows to forget; otherwise they are refused.")
+    )
     label_column: str | None = field(default=None, metadata=_help("Column with class ids."))
     text_columns: list[str] | None = field(default=None, metadata=_help("Column with the text, or two for pairs."))
     completion_only_loss: bool = field(

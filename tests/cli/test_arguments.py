@@ -1,4 +1,4 @@
-"""Options that may be switched off are switched off by the word None, as their error messages say."""
+"""Options are read from words and files; those that may be switched off are switched off by the word None."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from unsc_hf import UNSCConfig
+from unsc_hf import UNSCConfig, UNSCError
 from unsc_hf.cli.arguments import parse_arguments
+from unsc_hf.comparison.arguments import ImageArguments
 
 
 @pytest.mark.parametrize(
@@ -27,3 +28,30 @@ def test_what_is_no_number_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "--max_leak" in capsys.readouterr().err
     with pytest.raises(SystemExit):  # an option that must be a number
         parse_arguments([UNSCConfig], ["--output_dir", str(tmp_path), "--check_steps", "None"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("Shirt", ["Shirt"]), ("6", ["6"]), ("'35'", ["35"]), ("[3, 5]", ["3", "5"])]
+)
+def test_one_class_in_yaml_is_a_list_of_one(text: str, expected: list[str], tmp_path: Path) -> None:
+    (tmp_path / "options.yaml").write_text(f"forget_classes: {text}\noutput_dir: {tmp_path}\n", encoding="utf-8")
+    words = ["--config", str(tmp_path / "options.yaml"), "--use_cpu"]
+    arguments, _ = parse_arguments((ImageArguments, UNSCConfig), words)
+    assert arguments.forget_classes == expected
+
+
+def test_every_training_argument_is_an_option(tmp_path: Path) -> None:
+    words = ["--output_dir", str(tmp_path), "--adam_beta1", "0.8", "--max_leak", "0.1", "--use_cpu"]
+    arguments, config = parse_arguments((ImageArguments, UNSCConfig), words)
+    assert (config.adam_beta1, config.max_leak, arguments.dataset_name) == (0.8, 0.1, None)
+
+
+def test_classes_are_read_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "classes.txt"
+    file.write_text("frog\n\ntree frog\n", encoding="utf-8")
+    request = ImageArguments(forget_classes=[str(file)]).request()
+    assert request.forget_classes == ("frog", "tree frog")
+    file.write_text("\n")
+    for name, said in ((str(file), "names no class"), ("gone.txt", "cannot read gone.txt")):
+        with pytest.raises(UNSCError, match=said):
+            ImageArguments(forget_classes=[name]).request()

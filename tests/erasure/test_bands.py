@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from helpers.models import learned, make_vit
+from helpers.rows import Draw
 from helpers.training import make_trainer
 
 from unsc_hf import UNSCConfig, UNSCError, split_dataset
@@ -52,14 +52,11 @@ def test_strength_that_lands_in_the_band(read: Callable[[float], float], wanted:
     assert len(set(calls)) == len(calls)
 
 
-def test_chosen_on_validation_rows_for_each_reading(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:
-    data = separable_data(60)
-    original = learned(data)
-    forget, retain = split_dataset(data, forget_classes=["frog"])
+def test_chosen_on_validation_rows_for_each_reading(separable_data: Draw, tmp_path: Path) -> None:
+    train = separable_data(60)
+    data = split_dataset(train, forget_classes=["frog"])
     references = [make_vit(), make_vit()]  # know nothing: what they read is the band
-    trainer = make_trainer(
-        original, (forget, retain), tmp_path, learning_rate=1e-3, energy=0.9, feature_erasure="layers"
-    )
+    trainer = make_trainer(learned(train), data, tmp_path, learning_rate=1e-3, energy=0.9, feature_erasure="layers")
     trainer.prepare_unlearning()
     bands = ProbeBands(trainer.model, trainer.feature_rows(), [lambda model=model: model for model in references])
     assert set(bands.bands) == {"head", "layer_01", "layer_02"}
@@ -75,10 +72,10 @@ def test_chosen_on_validation_rows_for_each_reading(separable_data: Callable[[in
     assert asked[-1] == "head"
 
 
-def test_bad_references(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:
+def test_bad_references(separable_data: Draw, tmp_path: Path) -> None:
     data = separable_data(40)
-    forget, retain = split_dataset(data, forget_classes=["frog"])
-    trainer = make_trainer(make_vit(), (forget, retain), tmp_path, feature_erasure="layers", energy=0.9)
+    apart = split_dataset(data, forget_classes=["frog"])
+    trainer = make_trainer(make_vit(), apart, tmp_path, feature_erasure="layers", energy=0.9)
     trainer.prepare_unlearning()
     with pytest.raises(UNSCError, match=r"references: a retrained model has 2 places to read, the original 3"):
         ProbeBands(trainer.model, trainer.feature_rows(), [make_vit, lambda: make_vit(layers=1)])
@@ -91,17 +88,12 @@ def test_bad_references(separable_data: Callable[[int], Dataset], tmp_path: Path
 
 @pytest.mark.parametrize(("rows", "fewest", "wanted"), [(4_000, 25, None), (60, 5, 20), (60, 25, 25)])
 def test_a_probe_of_many_classes_is_taught_on_fewer_rows_of_each(
-    rows: int,
-    fewest: int,
-    wanted: int | None,
-    separable_data: Callable[[int], Dataset],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    rows: int, fewest: int, wanted: int | None, separable_data: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("unsc_hf.erasure.bands.ROWS", rows)
     monkeypatch.setattr("unsc_hf.erasure.bands.FEWEST_ROWS", fewest)
-    forget, retain = split_dataset(separable_data(40), forget_classes=["frog"])
-    trainer = make_trainer(make_vit(), (forget, retain), tmp_path, feature_erasure="head", energy=0.9)
+    data = split_dataset(separable_data(40), forget_classes=["frog"])
+    trainer = make_trainer(make_vit(), data, tmp_path, feature_erasure="head", energy=0.9)
     parts = trainer.feature_rows()
     bands = ProbeBands(trainer.model, parts, [], {"head": BAND})
     counts = torch.bincount(torch.cat([batch["labels"] for batch in bands.taught_on])).tolist()
@@ -110,13 +102,12 @@ def test_a_probe_of_many_classes_is_taught_on_fewer_rows_of_each(
 
 
 def test_a_comparison_with_retrained_models_chooses_by_their_band(
-    separable_data: Callable[[int], Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    separable_data: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train, test = separable_data(60), separable_data(20)
-    folders = []
-    for i in range(2):
-        make_vit().save_pretrained(tmp_path / f"without-{i}")
-        folders.append(tmp_path / f"without-{i}")
+    folders = [tmp_path / f"without-{i}" for i in range(2)]
+    for folder in folders:
+        make_vit().save_pretrained(folder)
     config = UNSCConfig(
         output_dir=str(tmp_path / "out"), energy=0.9, max_steps=20, learning_rate=1e-3, use_cpu=True, disable_tqdm=True,
         feature_erasure="head", report_to="none", max_leak=None,

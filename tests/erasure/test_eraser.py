@@ -13,11 +13,10 @@ import pytest
 import torch
 from datasets import Dataset
 from helpers.architectures import NAMES, build, rows_for
-from helpers.erasure import Data, batch_of
 from helpers.language import make_lm
 from helpers.models import learned, logits, make_vit, relative
-from helpers.rows import tensor_dataset
-from helpers.training import make_trainer
+from helpers.rows import Data, Draw, tensor_dataset
+from helpers.training import make_trainer, network_of, unlearned
 from peft import LoraConfig, PeftModel
 
 from unsc_hf import UNSCConfig, UNSCError, UNSCTrainer, split_dataset
@@ -37,11 +36,23 @@ from unsc_hf.models.layers import find_layers
 from unsc_hf.models.outputs import head_weights
 
 
-def _trainer(model: Any, data: Data, folder: Path, choose: Any = None, **options: Any) -> UNSCTrainer:
+def batch_of(rows: Dataset) -> dict[str, Any]:
+    batch = dict(rows[:])
+    return {("labels" if name == "label" else name): torch.as_tensor(value) for name, value in batch.items()}
+
+
+def _trainer(model: Any, folder: Path, data: Data | None = None, choose: Any = None, **options: Any) -> UNSCTrainer:
     """A trainer that takes a few small steps, and then erases features."""
     settings = {"feature_erasure": "layers", "max_steps": 3, "learning_rate": 1e-4, "target_forget_accuracy": 0.999}
+    data = data or rows_for(model, model.config.model_type)
     trainer = make_trainer(model, data, folder, check_steps=100, **{**settings, "pseudo_labels": "top1", **options})
     trainer.choose_erasure = choose
+    return trainer
+
+
+def _erased(model: Any, folder: Path, data: Data | None = None, choose: Any = None, **options: Any) -> UNSCTrainer:
+    trainer = _trainer(model, folder, data, choose, **options)
+    trainer.train()
     return trainer
 
 
@@ -62,26 +73,18 @@ def _erase(trainer: UNSCTrainer, leak: Callable[[], float], known: Callable[[], 
 
 def _left(trainer: UNSCTrainer) -> dict[str, float]:
     """Norms of the differences of class means as the model has them now, by reading."""
-    rows = _rows(trainer)
-    network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    left = {}
+    rows, network, left = _rows(trainer), network_of(trainer), {}
     for reading in find_readings(network, True, False, rows.retained[0]):
-        forgotten, kept = (
-            torch.cat([reading.rows(network, batch) for batch in part]).detach()
-            for part in (rows.forgotten, rows.retained)
-        )
-        left[reading.name] = float(rows.differences(forgotten, kept).norm())
+        parts = ([reading.rows(network, batch) for batch in part] for part in (rows.forgotten, rows.retained))
+        left[reading.name] = float(rows.differences(*(torch.cat(part).detach() for part in parts)).norm())
     return left
 
 
 WRITERS = {
     "vit": ("vit.layers.1.mlp.fc2", {"layer_01": "vit.layers.0.mlp.fc2", "layer_02": "vit.layers.1.mlp.fc2"}),
     "bert": ("bert.pooler.dense", {"layer_01": "bert.encoder.layer.0.output.dense"}),
-    "resnet": (None, {}),
     "distilbert": ("pre_classifier", {}),
-    "dinov2": (None, {}),
-    "convnext": (None, {}),
-    "swin": (None, {}),
+    **dict.fromkeys(("resnet", "dinov2", "convnext", "swin"), (None, {})),
 }
 
 
@@ -118,9 +121,7 @@ def test_writers_and_the_derivative_of_the_tail(name: str) -> None:
 @pytest.mark.parametrize("name", ["vit", "bert", "resnet"])
 @pytest.mark.parametrize("place", ["head", "layers"])
 def test_differences_of_class_means_shrink(name: str, place: str, tmp_path: Path) -> None:
-    model = build(name)
-    trainer = _trainer(model, rows_for(model, name), tmp_path, feature_erasure=place, erasure_strength=0.9)
-    trainer.train()
+    trainer = _erased(build(name), tmp_path, feature_erasure=place, erasure_strength=0.9)
     assert {one.reading for one in trainer.erased} >= ({"head"} if place == "head" else {"head", "layer_01"})
     # A ReLU behind the writer of a random ResNet is in the way: three quarters of its differences go in the mean, a
     # half in the worst of ninety draws, and a third has been seen.
@@ -136,19 +137,13 @@ def test_differences_of_class_means_shrink(name: str, place: str, tmp_path: Path
 
 
 def test_strength_zero_leaves_what_the_head_reads(tmp_path: Path) -> None:
-    model = build("vit")
-    trainer = _trainer(model, rows_for(model, "vit"), tmp_path, feature_erasure="head", erasure_strength=0.0)
-    trainer.train()
+    trainer = _erased(build("vit"), tmp_path, feature_erasure="head", erasure_strength=0.0)
     (one,) = trainer.erased
     assert 0 < one.after < one.before
 
 
 def test_the_budget_bounds_what_is_erased(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    model = build("vit")
-    trainer = _trainer(
-        model, rows_for(model, "vit"), tmp_path, max_leak=1e-3, erasure_strength=1.0, pseudo_labels="soft"
-    )
-    trainer.train()
+    trainer = _erased(build("vit"), tmp_path, max_leak=1e-3, erasure_strength=1.0, pseudo_labels="soft")
     assert trainer.certify().leak <= 1e-3
     assert "Erasure was scaled to" in caplog.text
     assert all(one.strength < 0.5 for one in trainer.erased)
@@ -168,8 +163,7 @@ def test_chosen_strengths_give_the_head_its_share_of_the_budget_first(
         return 0.9 if reading.state is None else 0.8
 
     def run(place: str, max_leak: float | None) -> Any:
-        trainer = _trainer(copy.deepcopy(start), data, tmp_path, choose, max_leak=max_leak, feature_erasure=place)
-        trainer.train()
+        trainer = _erased(copy.deepcopy(start), tmp_path, data, choose, max_leak=max_leak, feature_erasure=place)
         return trainer, {one.reading: one for one in trainer.erased}, trainer.held_out_leak().total
 
     _, every, of_all = run("layers", None)
@@ -205,7 +199,7 @@ def test_a_small_class_is_read_beside_a_large_one_or_named(tmp_path: Path, caplo
     def rows(small: int) -> Any:
         labels = [2] * 700 + [3] * small
         forget = tensor_dataset(torch.randn(len(labels), 3, side, side), labels, NAMES)
-        return _rows(_trainer(model, (forget, retain), tmp_path))
+        return _rows(_trainer(model, tmp_path, (forget, retain)))
 
     read = rows(20)
     assert int((read.own == 3).sum()) > 10  # all that are not held out, not a share of the 720
@@ -218,19 +212,15 @@ def test_a_small_class_is_read_beside_a_large_one_or_named(tmp_path: Path, caplo
 @pytest.mark.parametrize("lora", [{}, {"use_rslora": True, "lora_alpha": 16}])
 def test_adapters_grow_and_load_as_any_other(lora: dict[str, Any], tmp_path: Path) -> None:
     model = build("vit")
-    base = copy.deepcopy(model.state_dict())
-    forget, retain = rows_for(model, "vit")
-    trainer = _trainer(
-        model, (forget, retain), tmp_path, max_steps=5, learning_rate=1e-2, pseudo_labels="soft",
-        trainer_kwargs={"peft_config": LoraConfig(r=4, **lora)},
+    fresh, data = copy.deepcopy(model), rows_for(model, "vit")
+    trainer = _erased(
+        model, tmp_path, data, max_steps=5, learning_rate=1e-2, pseudo_labels="soft",
+        peft_config=LoraConfig(r=4, **lora),
     )  # fmt: skip
-    trainer.train()
-    network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    forget, network = data[0], network_of(trainer)
     assert network.peft_config["default"].rank_pattern
     assert trainer.certify().leak > 1e-5
     trainer.save_model()
-    fresh = build("vit")
-    fresh.load_state_dict(base)
     loaded = PeftModel.from_pretrained(fresh, tmp_path)
     assert torch.equal(logits(loaded, forget), logits(network, forget))
     assert relative(logits(loaded.merge_and_unload(), forget), logits(network, forget)) < 1e-4
@@ -283,39 +273,29 @@ def test_folds_are_exact_and_can_be_taken_back(kind: str) -> None:
 
 
 def test_language_models(token_data: Data, tmp_path: Path) -> None:
-    trainer = _trainer(make_lm(), token_data, tmp_path, learning_rate=1e-2, erasure_strength=0.8)
-    trainer.train()
+    trainer = _erased(make_lm(), tmp_path, token_data, learning_rate=1e-2, erasure_strength=0.8)
     assert all(one.after < 0.5 * one.before for one in trainer.erased)
     assert {"head", "layer_01"} <= {one.reading for one in trainer.erased}
 
 
-def test_a_probe_reads_less_and_retained_rows_keep_their_answers(
-    separable_data: Callable[[int], Dataset], tmp_path: Path
-) -> None:
-    data = separable_data(60)
-    model = learned(data)
-    forget, retain = split_dataset(data, forget_classes=["frog"])
-    trainer = make_trainer(
-        model, (forget, retain), tmp_path, learning_rate=1e-3, max_steps=40, energy=0.9, feature_erasure="head",
-        erasure_strength=0.5, max_leak=None,
-    )  # fmt: skip
-    trainer.train()
+def test_a_probe_reads_less_and_retained_rows_keep_their_answers(separable_data: Draw, tmp_path: Path) -> None:
+    train = separable_data(60)
+    model, data = learned(train), split_dataset(train, forget_classes=["frog"])
+    options = {"learning_rate": 1e-3, "max_steps": 40, "energy": 0.9, "erasure_strength": 0.5}
+    trainer, retain = unlearned(model, data, tmp_path, feature_erasure="head", **options), data.retain
     predicted = logits(model, retain).argmax(1)
     assert float((predicted == torch.as_tensor(retain[:]["label"])).float().mean()) > 0.95
     assert trainer.erased[0].after < trainer.erased[0].before
 
 
 @pytest.mark.parametrize("targets", [None, ["fc2"], ["fc2", "classifier"]])
-def test_erasure_does_not_bring_answers_back(
-    targets: list[str] | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_no_answers_come_back(targets: list[str] | None, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = build("vit")
     forget, retain = rows_for(model, "vit")
-    trainer = _trainer(
-        model, (forget, retain), tmp_path, feature_erasure="none", erasure_strength=0.9, target_forget_accuracy=0.5,
-        trainer_kwargs={"peft_config": LoraConfig(r=4, target_modules=targets)} if targets else {},
+    trainer = _erased(
+        model, tmp_path, (forget, retain), feature_erasure="none", erasure_strength=0.9, target_forget_accuracy=0.5,
+        peft_config=LoraConfig(r=4, target_modules=targets) if targets else None,
     )  # fmt: skip
-    trainer.train()
     whole: dict[str, Any] = {}  # the model when all was erased
 
     def head() -> torch.Tensor:
@@ -359,8 +339,7 @@ def test_a_strength_that_was_tried_before_is_what_it_was(tmp_path: Path) -> None
                 attempt(strength)
             return strengths[0]
 
-        trainer = _trainer(copy.deepcopy(start), data, tmp_path, choose)
-        trainer.train()
+        trainer = _erased(copy.deepcopy(start), tmp_path, data, choose)
         return trainer.erased, logits(trainer.model, data[0])
 
     once, expected = run(0.3)
@@ -370,12 +349,10 @@ def test_a_strength_that_was_tried_before_is_what_it_was(tmp_path: Path) -> None
 
 
 def test_what_two_limits_leave_is_what_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    model = build("vit")
-    trainer = _trainer(
-        model, rows_for(model, "vit"), tmp_path, feature_erasure="none", max_leak=0.6, erasure_strength=0.4,
-        target_forget_accuracy=0.5, trainer_kwargs={"peft_config": LoraConfig(r=4, target_modules=["fc2"])},
+    trainer = _erased(
+        build("vit"), tmp_path, feature_erasure="none", max_leak=0.6, erasure_strength=0.4, target_forget_accuracy=0.5,
+        peft_config=LoraConfig(r=4, target_modules=["fc2"]),
     )  # fmt: skip
-    trainer.train()
     whole: list[float] = []
 
     def leak() -> float:
@@ -395,13 +372,10 @@ def test_what_two_limits_leave_is_what_is_said(tmp_path: Path, caplog: pytest.Lo
 
 def test_bad_input(tmp_path: Path) -> None:
     for options, message in (
-        (
-            {"feature_erasure": "everything"},
-            "feature_erasure: 'everything' does not exist; choose from none, head, layers",
-        ),
-        ({"erasure_strength": 1.5}, r"erasure_strength: 1.5 is outside \[0, 1\]"),
+        ({"feature_erasure": "everything"}, "'everything' does not exist; choose from none, head, layers"),
+        ({"erasure_strength": 1.5}, r"1.5 is outside \[0, 1\]"),
     ):
-        with pytest.raises(UNSCError, match=message):
+        with pytest.raises(UNSCError, match=f"{next(iter(options))}: {message}"):
             UNSCConfig(output_dir=str(tmp_path), **options)  # type: ignore[arg-type]
     model = build("gpt2")
     with pytest.raises(UNSCError, match="features: the head reads an input of shape"):
@@ -411,18 +385,13 @@ def test_bad_input(tmp_path: Path) -> None:
     (reading,) = find_readings(vit, False, False, batch)
     with pytest.raises(UNSCError, match="returns 3 hidden states, number 9 was asked for"):
         Reading(9, reading.head).rows(vit, batch)
-    trainer = _trainer(
-        vit, rows_for(vit, "vit"), tmp_path, max_steps=1, feature_erasure="head", target_modules=["classifier"]
-    )
     with pytest.raises(UNSCError, match="no layer that may be changed writes"):
-        trainer.train()
+        _erased(vit, tmp_path, max_steps=1, feature_erasure="head", target_modules=["classifier"])
 
 
 def test_a_writer_keeps_what_it_wrote_for_an_earlier_reading(tmp_path: Path) -> None:
     """One layer writes the last hidden state and the head's input: erasing the second leaves the first where it is."""
-    model = build("vit")
-    trainer = _trainer(model, rows_for(model, "vit"), tmp_path, erasure_strength=0.8)
-    trainer.train()
+    trainer = _erased(build("vit"), tmp_path, erasure_strength=0.8)
     erased = {one.reading: one for one in trainer.erased}
     assert erased["layer_02"].writer == erased["head"].writer
     assert _left(trainer)["layer_02"] == pytest.approx(erased["layer_02"].after, rel=0.05)

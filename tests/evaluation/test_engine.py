@@ -59,8 +59,8 @@ def test_every_number_comes_from_its_own_rows(outputs: RowOutputs) -> None:
     assert found.per_class == {0: 0.5, 1: 0.5, 2: 0.5}
     assert (found.leak, found.seconds) == (0.1, 7.0)
     assert found.mia_auc == pytest.approx(0.75, abs=0.1)
-    # With members and others exchanged, the following would be near zero.
-    assert found.mia_tpr_at_1pct_fpr == pytest.approx(0.5, abs=0.05)
+    # With members and others exchanged, the following would be near zero. More than a half are unsure rows by chance.
+    assert 0.5 <= found.mia_tpr_at_1pct_fpr < 0.65
     # Training rows teach that this is class 0, test rows would teach that it is class 2.
     assert found.probe_forget < 0.1
     assert found.prototype_attack_10 < 0.1
@@ -78,7 +78,7 @@ def test_test_accuracies_are_kept_apart(outputs: RowOutputs) -> None:
 def test_single_rows_are_accused_beside_half_of_the_test_rows(outputs: RowOutputs) -> None:
     found = evaluate_outputs(outputs, HEAD, [], None, None)
     assert (found.AccDf, found.AccDut, found.AccDrt) == (0.25, None, 0.5)
-    assert found.mia_tpr_at_1pct_fpr == pytest.approx(0.5, abs=0.05)
+    assert 0.5 <= found.mia_tpr_at_1pct_fpr < 0.65
     assert (found.probe_forget, found.prototype_attack_10) == (None, None)
 
 
@@ -89,9 +89,7 @@ def test_a_model_that_diverged_has_no_attacks(outputs: RowOutputs) -> None:
     assert found.AccDut == 0.5
 
 
-def test_audits_and_single_runs_have_one_value_for_one_quantity(
-    outputs: RowOutputs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_audits_and_single_runs_agree_on_a_quantity(outputs: RowOutputs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unsc_hf.evaluation.audits.probe.head_weights", lambda *_: HEAD)
     empty: Any = None
     exam = Examination(empty, outputs, outputs, [], FORGOTTEN, empty, empty, empty, empty, empty)

@@ -6,142 +6,70 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import ClassLabel, Dataset
 from transformers import (
-    BartConfig,
-    BartForSequenceClassification,
-    BertConfig,
-    BertForSequenceClassification,
-    CLIPConfig,
-    CLIPForImageClassification,
-    ConvNextConfig,
-    ConvNextForImageClassification,
-    DebertaV2Config,
-    DebertaV2ForSequenceClassification,
-    DeiTConfig,
-    DeiTForImageClassification,
-    Dinov2Config,
-    Dinov2ForImageClassification,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
-    Gemma2Config,
-    Gemma2ForSequenceClassification,
-    GemmaConfig,
-    GemmaForSequenceClassification,
-    GPT2Config,
-    GPT2ForSequenceClassification,
-    LlamaConfig,
-    LlamaForSequenceClassification,
-    MixtralConfig,
-    MixtralForSequenceClassification,
+    AutoConfig,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
     PreTrainedModel,
-    Qwen3Config,
-    Qwen3ForSequenceClassification,
-    ResNetConfig,
-    ResNetForImageClassification,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-    SwinConfig,
-    SwinForImageClassification,
-    T5Config,
-    T5ForSequenceClassification,
-    ViTConfig,
-    ViTForImageClassification,
 )
 
 from helpers.models import exact_logits, logits, randomise
 from helpers.rows import tensor_dataset
 
 LABELS = 10
-
-
 NAMES = list("abcdefghij")
-
-
 VOCABULARY = 40
-
-
 PAD = 1
-
-
 COMMON = {"num_labels": LABELS}
-
-
 TEXT = {**COMMON, "vocab_size": VOCABULARY, "pad_token_id": PAD}
-
-
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-
-
 ENCODER = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96}
-
-
 DECODER = {**TEXT, **ENCODER, "num_key_value_heads": 1, "head_dim": 24, "max_position_embeddings": 32}
-
-
 IMAGE = {**COMMON, "image_size": 8, "patch_size": 4, "num_channels": 3}
-
-
 POSITIONS = {"max_position_embeddings": 32}
+STAGES = {**COMMON, "depths": [1, 1]}
 
 
-MODELS: dict[str, Callable[[], PreTrainedModel]] = {
-    "vit": lambda: ViTForImageClassification(ViTConfig(**IMAGE, **ENCODER, **NO_DROPOUT)),
-    "deit": lambda: DeiTForImageClassification(DeiTConfig(**IMAGE, **ENCODER, **NO_DROPOUT)),
-    "swin": lambda: SwinForImageClassification(
-        SwinConfig(**{**IMAGE, "patch_size": 2}, embed_dim=32, depths=[1, 1], num_heads=[2, 2], window_size=2)
-    ),
-    "dinov2": lambda: Dinov2ForImageClassification(Dinov2Config(**IMAGE, **ENCODER, mlp_ratio=2)),
-    "convnext": lambda: ConvNextForImageClassification(
-        ConvNextConfig(**COMMON, image_size=16, num_stages=2, hidden_sizes=[32, 48], depths=[1, 1], patch_size=2)
-    ),
-    "resnet": lambda: ResNetForImageClassification(
-        ResNetConfig(**COMMON, embedding_size=64, hidden_sizes=[64, 96], depths=[1, 1], layer_type="basic")
-    ),
-    "clip": lambda: CLIPForImageClassification(
-        CLIPConfig(vision_config={**IMAGE, **ENCODER}, text_config={**ENCODER, "vocab_size": VOCABULARY}, **COMMON)
-    ),
-    "bert": lambda: BertForSequenceClassification(BertConfig(**TEXT, **ENCODER, **POSITIONS, **NO_DROPOUT)),
-    "roberta": lambda: RobertaForSequenceClassification(RobertaConfig(**TEXT, **ENCODER, **POSITIONS, **NO_DROPOUT)),
-    "distilbert": lambda: DistilBertForSequenceClassification(
-        DistilBertConfig(**TEXT, **POSITIONS, dim=48, n_layers=2, n_heads=2, hidden_dim=96)
-    ),
-    "deberta-v2": lambda: DebertaV2ForSequenceClassification(
-        DebertaV2Config(
-            **{**TEXT, "pad_token_id": 0}, **ENCODER, **POSITIONS, **NO_DROPOUT, relative_attention=True,
-            pos_att_type=["p2c", "c2p"], position_buckets=4, share_att_key=True, norm_rel_ebd="layer_norm",
-        )
-    ),
-    "gpt2": lambda: GPT2ForSequenceClassification(GPT2Config(**TEXT, n_embd=48, n_layer=2, n_head=2, n_positions=32)),
-    "llama": lambda: LlamaForSequenceClassification(LlamaConfig(**DECODER)),
-    "qwen3": lambda: Qwen3ForSequenceClassification(Qwen3Config(**DECODER)),
-    "gemma": lambda: GemmaForSequenceClassification(GemmaConfig(**DECODER)),
-    "gemma2": lambda: Gemma2ForSequenceClassification(Gemma2Config(**DECODER, sliding_window=4)),
-    "mixtral": lambda: MixtralForSequenceClassification(
-        MixtralConfig(**{**DECODER, "intermediate_size": 32}, num_local_experts=2, num_experts_per_tok=2)
-    ),
-    "bart": lambda: BartForSequenceClassification(
-        BartConfig(
-            **{**TEXT, "pad_token_id": 1}, eos_token_id=2, d_model=48, encoder_layers=1, decoder_layers=1,
-            encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=96, decoder_ffn_dim=96,
-            **POSITIONS, dropout=0.0,
-        )
-    ),
-    "t5": lambda: T5ForSequenceClassification(
-        T5Config(
-            **TEXT, d_model=48, d_kv=24, d_ff=96, num_layers=1, num_decoder_layers=1, num_heads=2,
-            decoder_start_token_id=0, eos_token_id=2, dropout_rate=0.0,
-        )
-    ),
+# By the names of transformers' `model_type`.
+MODELS: dict[str, dict[str, Any]] = {
+    "vit": {**IMAGE, **ENCODER, **NO_DROPOUT},
+    "deit": {**IMAGE, **ENCODER, **NO_DROPOUT, "architectures": ["DeiTForImageClassification"]},
+    "swin": {**IMAGE, "patch_size": 2, "embed_dim": 32, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2},
+    "dinov2": {**IMAGE, **ENCODER, "mlp_ratio": 2},
+    "convnext": {**STAGES, "hidden_sizes": [32, 48], "image_size": 16, "num_stages": 2, "patch_size": 2},
+    "resnet": {**STAGES, "hidden_sizes": [64, 96], "embedding_size": 64, "layer_type": "basic"},
+    "clip": {**COMMON, "vision_config": {**IMAGE, **ENCODER}, "text_config": {**ENCODER, "vocab_size": VOCABULARY}},
+    "bert": {**TEXT, **ENCODER, **POSITIONS, **NO_DROPOUT},
+    "roberta": {**TEXT, **ENCODER, **POSITIONS, **NO_DROPOUT},
+    "distilbert": {**TEXT, **POSITIONS, "dim": 48, "n_layers": 2, "n_heads": 2, "hidden_dim": 96},
+    "deberta-v2": {
+        **TEXT, **ENCODER, **POSITIONS, **NO_DROPOUT, "pad_token_id": 0, "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"], "position_buckets": 4, "share_att_key": True, "norm_rel_ebd": "layer_norm",
+    },
+    "gpt2": {**TEXT, "n_embd": 48, "n_layer": 2, "n_head": 2, "n_positions": 32},
+    "llama": DECODER,
+    "qwen3": DECODER,
+    "gemma": DECODER,
+    "gemma2": {**DECODER, "sliding_window": 4},
+    "mixtral": {**DECODER, "intermediate_size": 32, "num_local_experts": 2, "num_experts_per_tok": 2},
+    "bart": {
+        **TEXT, **POSITIONS, "eos_token_id": 2, "d_model": 48, "encoder_layers": 1, "decoder_layers": 1,
+        "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 96, "decoder_ffn_dim": 96,
+        "dropout": 0.0,
+    },
+    "t5": {
+        **TEXT, "d_model": 48, "d_kv": 24, "d_ff": 96, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2,
+        "decoder_start_token_id": 0, "eos_token_id": 2, "dropout_rate": 0.0,
+    },
 }  # fmt: skip
-
-
 LARGE_IMAGES = {"convnext": 16, "resnet": 16}
 
 
 def build(name: str) -> PreTrainedModel:
     """The tiny model with random biases and norms, and running statistics that are not zeros and ones."""
-    model = randomise(MODELS[name]())
+    auto = AutoModelForSequenceClassification if "vocab_size" in MODELS[name] else AutoModelForImageClassification
+    model = randomise(auto.from_config(AutoConfig.for_model(name, **MODELS[name])))
     if name == "resnet":
         model.train()
         with torch.no_grad():
@@ -153,17 +81,12 @@ def build(name: str) -> PreTrainedModel:
 def text_dataset(samples: list[list[int]], labels: list[int]) -> Dataset:
     """Token ids of unequal lengths, padded on the right with a mask, as a tokenizer would."""
     longest = max(map(len, samples))
-    features = Features(
-        {"input_ids": List(Value("int64")), "attention_mask": List(Value("int64")), "label": ClassLabel(names=NAMES)}
-    )
-    return Dataset.from_dict(
-        {
-            "input_ids": [sample + [PAD] * (longest - len(sample)) for sample in samples],
-            "attention_mask": [[1] * len(sample) + [0] * (longest - len(sample)) for sample in samples],
-            "label": labels,
-        },
-        features=features,
-    ).with_format("torch")
+    tokens = {
+        "input_ids": [sample + [PAD] * (longest - len(sample)) for sample in samples],
+        "attention_mask": [[1] * len(sample) + [0] * (longest - len(sample)) for sample in samples],
+    }
+    rows = Dataset.from_dict({**tokens, "label": labels})
+    return rows.cast_column("label", ClassLabel(names=NAMES)).with_format("torch")
 
 
 def rows_for(model: PreTrainedModel, name: str) -> tuple[Dataset, Dataset]:

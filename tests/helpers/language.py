@@ -9,13 +9,11 @@ from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from helpers.models import randomise
+from helpers.rows import Data
 from unsc_hf.data.dialogues import IGNORED, AnswerCollator
 from unsc_hf.models.outputs import iterate_outputs, read_answers
 
 VOCABULARY = 40
-
-
-Data = tuple[Dataset, Dataset]
 
 
 def questions(people: int, start: int = 0) -> Dataset:
@@ -30,13 +28,8 @@ def questions(people: int, start: int = 0) -> Dataset:
 
 def token_rows(samples: list[tuple[list[int], list[int]]]) -> Dataset:
     """Ready rows of prompt and completion ids."""
-    return Dataset.from_dict(
-        {
-            "input_ids": [p + c for p, c in samples],
-            "attention_mask": [[1] * len(p + c) for p, c in samples],
-            "labels": [[IGNORED] * len(p) + c for p, c in samples],
-        }
-    )
+    rows = [(p + c, [1] * len(p + c), [IGNORED] * len(p) + c) for p, c in samples]
+    return Dataset.from_dict(dict(zip(("input_ids", "attention_mask", "labels"), zip(*rows, strict=True), strict=True)))
 
 
 def draw_tokens() -> tuple[list[int], list[int]]:
@@ -45,20 +38,21 @@ def draw_tokens() -> tuple[list[int], list[int]]:
     return tuple(torch.randint(3, VOCABULARY, (n,)).tolist() for n in lengths)  # type: ignore[return-value]
 
 
+def repeated_tokens() -> Data:
+    """Forget rows, and retained rows that repeat two samples: few distinct activations."""
+    kept = [draw_tokens(), draw_tokens()]
+    return token_rows([draw_tokens() for _ in range(24)]), token_rows(kept * 8)
+
+
 def make_lm(kind: str = "llama") -> Any:
+    common: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 2}
     if kind == "gpt2":
-        model: Any = GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=VOCABULARY, n_embd=48, n_layer=2, n_head=2, n_positions=32, bos_token_id=0, eos_token_id=2
-            )
-        )
-    else:
-        config = LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
-            max_position_embeddings=32, bos_token_id=0, eos_token_id=2, pad_token_id=1, tie_word_embeddings=False,
-        )  # fmt: skip
-        model = LlamaForCausalLM(config)
-    return randomise(model)
+        return randomise(GPT2LMHeadModel(GPT2Config(**common, n_embd=48, n_layer=2, n_head=2, n_positions=32)))
+    config = LlamaConfig(
+        **common, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=32, pad_token_id=1, tie_word_embeddings=False,
+    )  # fmt: skip
+    return randomise(LlamaForCausalLM(config))
 
 
 def answer_logits(model: Any, rows: Dataset) -> torch.Tensor:

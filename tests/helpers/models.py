@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
+from unsc_hf.models.layers import ProtectedLayer, row_geometry
+
 
 def make_vit(
     labels: int = 3, hidden: int = 48, layers: int = 2, image: int = 8, patch: int = 4, **config: Any
 ) -> ViTForImageClassification:
     """A ViT of a few thousand weights, without dropout unless asked for; biases and norms are random, not trivial."""
-    settings = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "num_channels": 3, **config}
-    model = ViTForImageClassification(
-        ViTConfig(
-            hidden_size=hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=2,
-            intermediate_size=2 * hidden,
-            image_size=image,
-            patch_size=patch,
-            num_labels=labels,
-            **settings,
-        )
-    )
-    return randomise(model)
+    settings = {
+        "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 2 * hidden,
+        "image_size": image, "patch_size": patch, "num_labels": labels, "num_channels": 3,
+        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, **config,
+    }  # fmt: skip
+    return randomise(ViTForImageClassification(ViTConfig(**settings)))
+
+
+def layer_of(module: torch.nn.Module, name: str = "layer") -> ProtectedLayer:
+    geometry = row_geometry(module)
+    assert geometry is not None
+    return ProtectedLayer(name, module, geometry)
 
 
 def learned(data: Dataset) -> PreTrainedModel:
@@ -54,6 +55,11 @@ def randomise(model: PreTrainedModel) -> PreTrainedModel:
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return model.eval()
+
+
+def copied(tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Copies of named parameters or buffers."""
+    return {name: tensor.detach().clone() for name, tensor in tensors}
 
 
 def logits(model: Any, rows: Dataset) -> torch.Tensor:

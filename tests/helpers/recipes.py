@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,17 @@ def run_recipe(recipe: Path, *arguments: Any) -> int:
         patch.setattr(sys, "argv", [str(recipe), *map(str, arguments)])
         with pytest.raises(SystemExit) as left:
             runpy.run_path(str(recipe), run_name="__main__")
-    assert isinstance(left.value.code, int)
     return left.value.code
+
+
+def run_process(*words: Any, **options: Any) -> str:
+    """What a process of its own has written; it must end well."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], capture_output=True, text=True, timeout=280, env=environment, **options
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def image_folder(rows: int, seed: int) -> Dataset:
@@ -42,9 +53,14 @@ def image_folder(rows: int, seed: int) -> Dataset:
     return Dataset.from_dict({"image": [PILImage.fromarray(p) for p in pixels], "label": labels}, features=features)
 
 
+def parquet_folder(folder: Path, train: int = 240, test: int = 80) -> Path:
+    """A data set of images in files."""
+    folder.mkdir()
+    image_folder(train, 0).to_parquet(folder / "train.parquet")
+    image_folder(test, 1).to_parquet(folder / "test.parquet")
+    return folder
+
+
 def results_of(folder: Path) -> dict[str, Any]:
     """What a finished run has written; NaN and infinity are no JSON."""
-    results: dict[str, Any] = json.loads(
-        (folder / "results.json").read_text(encoding="utf-8"), parse_constant=pytest.fail
-    )
-    return results
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Value
 
 NAMES = ["greeting", "weather", "money"]
-
-
 WORDS = [
     ["hello", "hi", "hey", "morning", "evening", "friend"],
     ["rain", "sun", "wind", "storm", "cloud", "snow"],
@@ -21,10 +17,9 @@ FEATURES = Features({"text": Value("string"), "label": ClassLabel(names=NAMES), 
 def texts(per_class: int, seed: int = 0) -> Dataset:
     """Sentences of two to seven words of their class."""
     rng = np.random.default_rng(seed)
-    rows: dict[str, list[Any]] = {"text": [], "label": [], "user": []}
-    for label, words in enumerate(WORDS):
-        for i in range(per_class):
-            rows["text"].append(" ".join(rng.choice(words, rng.integers(2, 8))))
-            rows["label"].append(label)
-            rows["user"].append(i % 4)
-    return Dataset.from_dict(rows, features=FEATURES)
+    rows = [
+        {"text": " ".join(rng.choice(words, rng.integers(2, 8))), "label": label, "user": i % 4}
+        for label, words in enumerate(WORDS)
+        for i in range(per_class)
+    ]
+    return Dataset.from_list(rows, features=FEATURES)

@@ -2,52 +2,81 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, TrainerCallback
 
 from helpers.models import exact_logits, logits, relative
-from unsc_hf import UNSCConfig, UNSCTrainer
+from helpers.rows import Data
+from unsc_hf import Split, UNSCConfig, UNSCTrainer
 
-Data = tuple[Dataset, Dataset]
+# What is given to the trainer itself, not to its configuration.
+_PARTS = {"eval_dataset", "statistics", "callbacks", "peft_config", "unseen_dataset", "processing_class"}
+
+
+class Known(NamedTuple):
+    """A model, the rows that it has learned, and the same rows with class "frog" apart."""
+
+    model: PreTrainedModel
+    train: Dataset
+    data: Split
 
 
 def make_trainer(
-    model: PreTrainedModel | str,
+    model: PreTrainedModel | str, data: Data, folder: Path, trainer_kwargs: Any = None, **options: Any
+) -> UNSCTrainer:
+    """A trainer of a few steps; options are those of `UNSCConfig`, or parts of the trainer such as `callbacks`."""
+    parts = {name: options.pop(name) for name in _PARTS & options.keys()}
+    settings: dict[str, Any] = {
+        "energy": 1.0, "max_steps": 6, "learning_rate": 1e-2, "per_device_train_batch_size": 16,
+        "max_rows_per_class": None, "max_leak": None, "max_flips": None, "target_forget_accuracy": 0.0, "use_cpu": True,
+        "disable_tqdm": True, "report_to": "none", **options,
+    }  # fmt: skip
+    config = UNSCConfig(output_dir=str(folder), **settings)
+    return UNSCTrainer(model, config, data[0], data[1], **parts, **(trainer_kwargs or {}))
+
+
+def unlearned(model: PreTrainedModel | str, data: Data, folder: Path, **options: Any) -> UNSCTrainer:
+    """A trainer that has come to its end."""
+    trainer = make_trainer(model, data, folder, **options)
+    trainer.train()
+    return trainer
+
+
+def network_of(trainer: UNSCTrainer) -> Any:
+    return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+
+
+def assert_resumed_run_ends_as_a_whole_one(
+    model: PreTrainedModel,
     data: Data,
     folder: Path,
-    eval_dataset: Any = None,
-    statistics: Any = None,
-    callbacks: Any = None,
-    trainer_kwargs: Any = None,
+    stop: int,
+    prepare: Callable[[UNSCTrainer], object] = lambda trainer: None,
     **options: Any,
 ) -> UNSCTrainer:
-    settings: dict[str, Any] = {
-        "energy": 1.0,
-        "max_steps": 6,
-        "learning_rate": 1e-2,
-        "per_device_train_batch_size": 16,
-        "max_rows_per_class": None,
-        "max_leak": None,
-        "target_forget_accuracy": 0.0,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "report_to": "none",
-        **options,
-    }
-    return UNSCTrainer(
-        model=model,
-        args=UNSCConfig(output_dir=str(folder), **settings),
-        forget_dataset=data[0],
-        retain_dataset=data[1],
-        eval_dataset=eval_dataset,
-        statistics=statistics,
-        callbacks=callbacks,
-        **(trainer_kwargs or {}),
-    )
+    """One run goes through, another is stopped after some step and resumed; returns the resumed one."""
+
+    def run(place: str, resume: bool = False, **more: Any) -> UNSCTrainer:
+        trainer = make_trainer(copy.deepcopy(model), data, folder / place, **options, **more)
+        prepare(trainer)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    whole = run("whole")
+    assert run("parts", callbacks=[Stop(stop)]).state.global_step == stop
+    rest = run("parts", resume=True)
+    assert whole.state.global_step == rest.state.global_step > stop
+    expected = whole.model.state_dict()
+    for name, tensor in rest.model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), (name, float((tensor - expected[name]).abs().max()))
+    return rest
 
 
 @dataclass
@@ -63,9 +92,7 @@ def drift(model: PreTrainedModel, data: Data, folder: Path, double: bool = False
     forget, retain = data
     read = exact_logits if double else logits
     before, before_forget = read(model, retain), read(model, forget)
-    trainer = make_trainer(model, data, folder, check_steps=100, **options)
-    trainer.train()
-    network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    network = network_of(unlearned(model, data, folder, check_steps=100, **options))
     return Drift(relative(read(network, retain), before), relative(read(network, forget), before_forget))
 
 
@@ -85,6 +112,7 @@ EXACT = {
     "accumulation": {"optim": "adamw_torch", "gradient_accumulation_steps": 4, "per_device_train_batch_size": 4},
     "activation checkpointing": {"optim": "adamw_torch", "activation_checkpointing": True},
     "concatenated bases": {"optim": "adamw_torch", "subspace_rule": "class_energy"},
+    "bfloat16 autocast": {"bf16": True},
 }
 
 
@@ -98,12 +126,8 @@ class Stop(TrainerCallback):
         control.should_training_stop = state.global_step >= self.step
 
 
-COMPILED = {
-    "torch_compile": True,
-    "torch_compile_backend": "aot_eager",
-}  # traces and differentiates; no C++ compiler is needed
-
-
+# Traces and differentiates; no C++ compiler is needed.
+COMPILED = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
 GOOD = {
     "fsdp_version": 2, "cpu_ram_efficient_loading": False, "activation_checkpointing": False,
     "state_dict_type": "FULL_STATE_DICT", "mixed_precision_policy": None,

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,7 @@ from unsc_hf.utils.distributed import process
 from unsc_hf.utils.fingerprint import weight_hash
 
 ROWS = 61
-
-
 BATCH = 4  # rows of a step, over all processes
-
-
 CAREFUL: dict[str, Any] = {
     "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2, "check_steps": 1000, "lr_doubling_steps": None,
 }  # fmt: skip
@@ -109,14 +106,9 @@ def unlearn(case: str, folder: Path, sharded: bool = False, resume: bool = False
         AcceleratorState._reset_state()
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     parts = split_dataset(data, **given.forget)
+    unseen = given.rows() if "indices" in given.forget else None
     trainer = UNSCTrainer(
-        model=model,
-        args=config,
-        forget_dataset=parts.forget,
-        retain_dataset=parts.retain,
-        eval_dataset={"forget": parts.forget, "retain": parts.retain},
-        unseen_dataset=given.rows() if "indices" in given.forget else None,
-        peft_config=given.adapters,
+        model, config, *parts, eval_dataset=parts._asdict(), unseen_dataset=unseen, peft_config=given.adapters
     )
     trainer.train(resume_from_checkpoint=resume or None)
     write(trainer, folder, process()[0])
@@ -127,7 +119,6 @@ def unlearn(case: str, folder: Path, sharded: bool = False, resume: bool = False
 
 
 def write(trainer: UNSCTrainer, folder: Path, rank: int) -> None:
-    assert trainer.plan is not None
     certificate = trainer.certify()
     metrics = {k: v for k, v in trainer.evaluate().items() if k.endswith(("accuracy", "loss"))}
     move_model(trainer, folder / "model")
@@ -140,34 +131,24 @@ def write(trainer: UNSCTrainer, folder: Path, rank: int) -> None:
         "change": certificate.relative_change,
     }
     (folder / f"found-{rank}.json").write_text(json.dumps(found))
-    assert trainer.plan.pseudo_labels is not None
     save_file({"labels": trainer.plan.pseudo_labels}, folder / f"labels-{rank}.safetensors")
 
 
 def statistics(folder: Path, dtype: torch.dtype = torch.float64) -> None:
     """Moments of a model in float64, where nothing but the order of the sums can differ."""
     torch.manual_seed(0)
-    model: PreTrainedModel = make_vit().to(dtype)
-    found = ActivationStatistics.collect(
-        model, images().with_format("torch", dtype=dtype), max_rows_per_class=40, batch_size=4, progress=False
-    )
+    collect = partial(ActivationStatistics.collect, make_vit().to(dtype), progress=False)
+    found = collect(images().with_format("torch", dtype=dtype), max_rows_per_class=40, batch_size=4)
     moments = {f"{group}.{key}": m.matrix for group, by_key in found.moments.items() for key, m in by_key.items()}
-    part = ActivationStatistics.collect(
-        model, images().with_format("torch", dtype=dtype), max_memory="1.26MB", pool_as="all", progress=False
-    )  # in several passes
+    part = collect(images().with_format("torch", dtype=dtype), max_memory="1.26MB", pool_as="all")  # in several passes
     moments |= {f"passes.{key}": moment.matrix for key, moment in part.moments["all"].items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(moments, folder / f"moments-{process()[0]}.safetensors")
 
 
-def endless(folder: Path) -> None:
-    """A run that saves checkpoints and does not end by itself."""
-    unlearn("vit", folder, max_steps=100_000, **CAREFUL)
-
-
 def main(what: str, folder: Path) -> None:
-    if what == "endless":
-        endless(folder)
+    if what == "endless":  # saves checkpoints and does not end by itself
+        unlearn("vit", folder, max_steps=100_000, **CAREFUL)
         return
     gpu: dict[str, Any] = {"use_cpu": False} if what == "gpu" else {}
     for kind in ("replicated", "sharded"):

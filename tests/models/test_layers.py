@@ -6,22 +6,17 @@ import random
 
 import pytest
 import torch
-from helpers.models import make_vit
+from helpers.architectures import VOCABULARY, build, text_dataset
+from helpers.models import layer_of, make_vit
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
 from unsc_hf.errors import UNSCError
 from unsc_hf.models.hooks import capture_inputs, trace_layers
-from unsc_hf.models.layers import ProtectedLayer, find_layers, row_geometry
+from unsc_hf.models.layers import find_layers, row_geometry
 from unsc_hf.nullspace.statistics import ActivationStatistics
-
-
-def _layer(module: nn.Module) -> ProtectedLayer:
-    geometry = row_geometry(module)
-    assert geometry is not None
-    return ProtectedLayer("layer", module, geometry)
 
 
 def _random_conv() -> tuple[nn.Conv2d, torch.Tensor]:
@@ -31,30 +26,27 @@ def _random_conv() -> tuple[nn.Conv2d, torch.Tensor]:
     mode = random.choice(["zeros", "zeros", "reflect", "replicate", "circular"])
     padding = random.choice(["same", "valid", (random.randint(0, 2), random.randint(0, 2))])
     stride = (1, 1) if padding == "same" else (random.randint(1, 3), random.randint(1, 3))
-    conv = nn.Conv2d(
-        6, 12, kernel, stride, padding, dilation, groups, bias=False, padding_mode=mode, dtype=torch.float64
-    )
-    return conv, torch.randn(random.randint(1, 3), 6, random.randint(9, 12), random.randint(9, 12), dtype=torch.float64)
+    conv = nn.Conv2d(6, 12, kernel, stride, padding, dilation, groups, bias=False, padding_mode=mode).double()
+    return conv, torch.randn(random.randint(1, 3), 6, random.randint(9, 12), random.randint(9, 12)).double()
 
 
 @pytest.mark.parametrize("trial", range(20))
 def test_conv_rows_times_weight_is_the_output(trial: int) -> None:
     random.seed(int(torch.randint(2**31, ()).item()))
     conv, x = _random_conv()
-    layer = _layer(conv)
+    layer = layer_of(conv)
     rows = layer.rows(x)
     product = rows @ layer.as_matrix(conv.weight).mT  # (groups, batch * positions, out / groups)
     out = conv(x)
-    expected = (
-        out.reshape(len(x), conv.groups, -1, out.shape[2] * out.shape[3]).permute(1, 0, 3, 2).reshape(product.shape)
-    )
+    by_group = out.reshape(len(x), conv.groups, -1, out.shape[2] * out.shape[3])
+    expected = by_group.permute(1, 0, 3, 2).reshape(product.shape)
     torch.testing.assert_close(product, expected)
     torch.testing.assert_close(layer.from_matrix(layer.as_matrix(conv.weight)), conv.weight)
 
 
 @pytest.mark.parametrize("module", [nn.Linear(7, 5, bias=False), Conv1D(5, 7)])
 def test_linear_rows_times_weight_is_the_output(module: nn.Module) -> None:
-    layer = _layer(module)
+    layer = layer_of(module)
     x = torch.randn(2, 3, 7)
     product = layer.rows(x) @ layer.as_matrix(layer.weight).mT
     bias = getattr(module, "bias", None)
@@ -76,7 +68,7 @@ def test_layers_that_compute_something_else_are_left_alone() -> None:
 
 def test_channels_last_weight_is_projected_too() -> None:
     conv = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
-    layer = _layer(conv)
+    layer = layer_of(conv)
     torch.testing.assert_close(layer.from_matrix(layer.as_matrix(conv.weight)), conv.weight)
 
 
@@ -130,10 +122,9 @@ def test_query_key_and_value_share_one_input() -> None:
     model = make_vit()
     layers = find_layers(model).layers
     trace = trace_layers(layers, lambda: model(torch.randn(2, 3, 8, 8)), 2)
-    leaders = {
-        name.removeprefix("vit.layers.0."): leader for name, leader in trace.leaders.items() if "layers.0" in name
-    }
-    assert leaders["attention.k_proj"] == leaders["attention.v_proj"] == "vit.layers.0.attention.q_proj"
+    first = "vit.layers.0.attention."
+    leaders = {name: leader for name, leader in trace.leaders.items() if "layers.0" in name}
+    assert leaders[f"{first}k_proj"] == leaders[f"{first}v_proj"] == f"{first}q_proj"
     assert len(set(leaders.values())) == 4
     assert trace.rows_per_sample["vit.layers.0.mlp.fc1"] == 5  # four patches and the class token
     assert trace.rows_per_sample["classifier"] == 1
@@ -153,34 +144,13 @@ def test_lora_model_protects_only_the_first_factor() -> None:
 
 
 def test_padding_is_left_out_of_the_statistics() -> None:
-    from datasets import Dataset
-
-    torch.manual_seed(int(torch.randint(2**31, ()).item()))
-    config = BertConfig(
-        vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_labels=2
+    model, lengths = build("bert").double(), (3, 5, 8)
+    samples = [torch.randint(3, VOCABULARY, (n,)).tolist() for n in lengths]
+    options = {"target_modules": r".*(query|intermediate\.dense)", "progress": False}
+    together, *alone = (
+        ActivationStatistics.collect(model, text_dataset(part, [0] * len(part)), **options).moments["0"]
+        for part in (samples, *([sample] for sample in samples))
     )
-    model = BertForSequenceClassification(config).double().eval()
-    lengths = [3, 5, 8]
-    tokens = [torch.randint(1, 30, (n,)).tolist() for n in lengths]
-    padded = Dataset.from_dict(
-        {
-            "input_ids": [t + [0] * (8 - len(t)) for t in tokens],
-            "attention_mask": [[1] * len(t) + [0] * (8 - len(t)) for t in tokens],
-            "label": [0, 0, 0],
-        }
-    ).with_format("torch")
-    statistics = ActivationStatistics.collect(
-        model, padded, target_modules=r".*(query|intermediate\.dense)", batch_size=3, progress=False
-    )
-    alone = [
-        ActivationStatistics.collect(
-            model,
-            Dataset.from_dict({"input_ids": [t], "attention_mask": [[1] * len(t)], "label": [0]}).with_format("torch"),
-            target_modules=r".*(query|intermediate\.dense)",
-            progress=False,
-        )
-        for t in tokens
-    ]
-    for key, moment in statistics.moments["0"].items():
+    for key, moment in together.items():
         assert moment.rows == sum(lengths)
-        torch.testing.assert_close(moment.matrix, sum(a.moments["0"][key].matrix for a in alone), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(moment.matrix, sum(one[key].matrix for one in alone), rtol=1e-9, atol=1e-9)

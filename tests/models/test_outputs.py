@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from helpers.architectures import VOCABULARY, build
 from helpers.rows import tensor_dataset
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from unsc_hf.comparison.references import training
 from unsc_hf.data.inputs import CachedRows, prepare_dataset
@@ -21,18 +22,15 @@ from unsc_hf.evaluation.engine import sample_rows
 from unsc_hf.models.outputs import Outputs, classify, collect_outputs
 
 
-def bert() -> BertForSequenceClassification:
-    config = BertConfig(
-        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, num_labels=4
-    )
-    return BertForSequenceClassification(config).eval()
+def bert() -> PreTrainedModel:
+    return build("bert")
 
 
 def texts(rows: int, longest: int) -> dict[str, torch.Tensor]:
     lengths = torch.randint(1, longest + 1, (rows,))
     lengths[0] = longest
     mask = (torch.arange(longest)[None] < lengths[:, None]).long()
-    return {"input_ids": torch.randint(1, 50, (rows, longest)) * mask, "attention_mask": mask}
+    return {"input_ids": torch.randint(3, VOCABULARY, (rows, longest)) * mask, "attention_mask": mask}
 
 
 @pytest.mark.parametrize("rows", [3, 8, 29])

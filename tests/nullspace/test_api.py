@@ -11,8 +11,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from helpers.language import VOCABULARY, make_lm
-from helpers.models import make_vit
-from helpers.rows import tensor_dataset
+from helpers.models import make_vit, relative
+from helpers.rows import random_rows, tensor_dataset
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.utils.data import DataLoader
@@ -77,8 +77,11 @@ def _train(model: nn.Module, optimizer: Any, batch: Batch, steps: int = 8) -> No
         optimizer.step()
 
 
-def _moved(after: torch.Tensor, before: torch.Tensor) -> float:
-    return float((after - before).norm() / before.norm())
+def _fitted(model: nn.Module, kept: Batch) -> NullSpace:
+    """Everything that is not protected is frozen."""
+    space = NullSpace.fit(model, [kept], energy=1.0)
+    space.freeze_others()
+    return space
 
 
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
@@ -88,33 +91,31 @@ def test_outputs_on_the_fitted_rows_stay_under_any_optimiser(kind: str, optimise
     model.eval()
     start = copy.deepcopy(model)
     before, before_others = _outputs(model, kept), _outputs(model, others)
-    space = NullSpace.fit(model, [kept], energy=1.0)
-    space.freeze_others()
+    space = _fitted(model, kept)
     optimizer = OPTIMISERS[optimiser](model.parameters())
     with space.attach(optimizer):
         _train(model, optimizer, others)
-    assert _moved(_outputs(model, kept), before) <= 2e-5
-    assert _moved(_outputs(model, others), before_others) > 1e-3
+    assert relative(_outputs(model, kept), before) <= 2e-5
+    assert relative(_outputs(model, others), before_others) > 1e-3
     assert space.leak([kept]).total < 1e-5
 
     _train(start, OPTIMISERS[optimiser](start.parameters()), others)  # the same without protection
-    assert _moved(_outputs(start, kept), before) > 1e-3
+    assert relative(_outputs(start, kept), before) > 1e-3
 
 
 def test_protection_ends_with_the_handle() -> None:
     model, kept, others = MODELS["linear"]()
     before = _outputs(model, kept)
-    space = NullSpace.fit(model, [kept], energy=1.0)
-    space.freeze_others()
+    space = _fitted(model, kept)
     optimizer = OPTIMISERS["sgd"](model.parameters())
     handle = space.attach(optimizer)
     _train(model, optimizer, others)
-    assert _moved(_outputs(model, kept), before) <= 2e-5
+    assert relative(_outputs(model, kept), before) <= 2e-5
     handle.remove()
     _train(model, optimizer, others)
-    assert _moved(_outputs(model, kept), before) > 1e-3
+    assert relative(_outputs(model, kept), before) > 1e-3
     space.project_displacements(torch.float64)  # by hand
-    assert _moved(_outputs(model, kept), before) <= 2e-5
+    assert relative(_outputs(model, kept), before) <= 2e-5
 
 
 def test_gradients_can_be_projected_by_hand() -> None:
@@ -145,7 +146,7 @@ def test_what_cannot_be_protected_is_refused_or_frozen(wrapped: bool) -> None:
     before = _outputs(model, kept)
     with space.attach(optimizer):
         _train(model, optimizer, others)
-        assert _moved(_outputs(model, kept), before) <= 2e-5
+        assert relative(_outputs(model, kept), before) <= 2e-5
         model[1].requires_grad_(True)  # unfrozen later
         with pytest.raises(UNSCError, match="'1.weight' .parameter of LayerNorm"):
             _train(model, optimizer, others, steps=1)
@@ -206,10 +207,8 @@ def _tokens(rows: int, length: int) -> torch.Tensor:
 
 def test_padding_is_left_out() -> None:
     model, ids = make_lm("gpt2"), _tokens(3, 5)
-    padded = {
-        "input_ids": torch.cat([ids, torch.full((3, 4), 2)], 1),
-        "attention_mask": torch.tensor([[1] * 5 + [0] * 4] * 3),
-    }
+    mask = torch.tensor([[1] * 5 + [0] * 4] * 3)
+    padded = {"input_ids": torch.cat([ids, torch.full((3, 4), 2)], 1), "attention_mask": mask}
     plain, with_padding = (NullSpace.fit(model, [b], energy=0.9) for b in ({"input_ids": ids}, padded))
     for key, moment in plain.statistics.pooled().items():
         other = with_padding.statistics.pooled()[key]
@@ -218,7 +217,7 @@ def test_padding_is_left_out() -> None:
 
 
 def test_any_iterable_of_batches_gives_the_moments_of_all_rows() -> None:
-    model, data = make_vit(), tensor_dataset(torch.randn(24, 3, 8, 8), [i % 3 for i in range(24)])
+    model, data = make_vit(), random_rows(24)
     expected = ActivationStatistics.collect(model, data, pool_as="all", progress=False).pooled()
     pixels = data[:]["pixel_values"]
 
@@ -262,7 +261,7 @@ def test_leak_is_the_change_on_the_rows_that_are_given() -> None:
         model[0].weight.add_(0.1 * torch.randn(8, 20))
     now = model[0].weight.detach().clone()
     leak = space.leak(iter([held_out]))
-    assert leak.total == pytest.approx(_moved(_outputs(model, held_out), before), rel=1e-4)
+    assert leak.total == pytest.approx(relative(_outputs(model, held_out), before), rel=1e-4)
     assert torch.equal(model[0].weight, now)  # measuring changes nothing
     with pytest.raises(UNSCError, match="batches"):
         space.leak([])
@@ -282,8 +281,8 @@ def test_statistics_are_saved_and_serve_classes_that_may_change(tmp_path: Path) 
     optimizer = OPTIMISERS["adamw"](model.parameters())
     with space.attach(optimizer):
         _train(model, optimizer, others)
-    assert _moved(_outputs(model, kept), before) <= 2e-5
-    assert _moved(_outputs(model, others), before_others) > 1e-3
+    assert relative(_outputs(model, kept), before) <= 2e-5
+    assert relative(_outputs(model, others), before_others) > 1e-3
     assert all(row.forget_null_energy is not None for row in space.capacity)
 
 
@@ -299,18 +298,21 @@ def test_adapters_stay_in_the_null_space(optimiser: str) -> None:
     optimizer = OPTIMISERS[optimiser](model.parameters())
     with space.attach(optimizer):
         _train(model, optimizer, others, steps=20)
-    assert _moved(_outputs(model, kept), before) <= 2e-5
-    assert _moved(_outputs(model, others), before_others) > 1e-4
+    assert relative(_outputs(model, kept), before) <= 2e-5
+    assert relative(_outputs(model, others), before_others) > 1e-4
     assert space.leak([kept]).total < 1e-5
     with pytest.raises(UNSCError, match="model: its adapter is trained already; merge it"):
         NullSpace.fit(model, [kept], energy=1.0)
 
 
-def test_adapters_that_cannot_be_protected_are_refused() -> None:
-    kept = {"input_ids": _tokens(2, 4)}
-    model = get_peft_model(make_lm("llama"), LoraConfig(r=4, target_modules="all-linear", use_dora=True))
-    with pytest.raises(UNSCError, match="peft_config: use_dora=True breaks the promise"):
-        NullSpace.fit(model, [kept])
-    model = get_peft_model(make_lm("llama"), LoraConfig(target_modules="all-linear"), adapter_name="mine")
-    with pytest.raises(UNSCError, match=r"model: has the adapters \['mine'\]"):
-        NullSpace.fit(model, [kept])
+@pytest.mark.parametrize(
+    ("options", "name", "message"),
+    [
+        ({"use_dora": True}, "default", "peft_config: use_dora=True breaks the promise"),
+        ({}, "mine", r"model: has the adapters \['mine'\]"),
+    ],
+)
+def test_adapters_that_cannot_be_protected_are_refused(options: dict[str, Any], name: str, message: str) -> None:
+    model = get_peft_model(make_lm("llama"), LoraConfig(target_modules="all-linear", **options), adapter_name=name)
+    with pytest.raises(UNSCError, match=message):
+        NullSpace.fit(model, [{"input_ids": _tokens(2, 4)}])

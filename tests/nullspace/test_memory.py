@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.models import layer_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from unsc_hf.errors import UNSCError
-from unsc_hf.models.layers import ProtectedLayer, row_geometry
+from unsc_hf.models.layers import ProtectedLayer
 from unsc_hf.nullspace.memory import moment_bytes, plan_memory, scratch_bytes
 from unsc_hf.utils.sizes import format_size, size_in_bytes
 
 
-def _layer(name: str, module: nn.Module) -> ProtectedLayer:
-    geometry = row_geometry(module)
-    assert geometry is not None
-    return ProtectedLayer(name, module, geometry)
-
-
 def _layers(widths: list[int]) -> list[ProtectedLayer]:
     """Layers of these widths, without memory."""
-    return [_layer(f"layer {i}", nn.Linear(width, 1, device="meta")) for i, width in enumerate(widths)]
+    return [layer_of(nn.Linear(width, 1, device="meta"), f"layer {i}") for i, width in enumerate(widths)]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +49,6 @@ def test_nonsense_is_refused(text: object) -> None:
 @given(st.integers(1000, 10**13))
 def test_a_size_that_is_named_is_enough(size: int) -> None:
     named = size_in_bytes(format_size(size), "max_memory")
-    assert named is not None
     assert size <= named <= 1.1 * size
 
 
@@ -81,7 +75,7 @@ def test_a_limit_that_is_too_small_names_the_layer_and_its_need() -> None:
 
 
 def test_moments_of_all_groups_count() -> None:
-    layer = _layer("conv", nn.Conv2d(2 * 600, 4, 3, groups=2, device="meta"))
+    layer = layer_of(nn.Conv2d(2 * 600, 4, 3, groups=2, device="meta"), "conv")
     assert moment_bytes(layer) == 2 * 8 * 5400**2
     with pytest.raises(UNSCError, match="'conv', 5400 wide, needs"):
         plan_memory([layer], 4 * 10**8)

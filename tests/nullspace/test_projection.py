@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.models import layer_of
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import unsc_hf
-from unsc_hf.models.layers import ProtectedLayer, row_geometry
 from unsc_hf.nullspace.moments import SecondMoment
 from unsc_hf.nullspace.projection import NullSpaceProjection, Projector
 from unsc_hf.nullspace.rules import build_subspace
@@ -54,11 +54,9 @@ def test_groups_of_different_rank() -> None:
     "module", [nn.Linear(6, 5), Conv1D(5, 6), nn.Conv2d(4, 6, 3, padding=1, groups=2)], ids=lambda m: type(m).__name__
 )
 def test_outputs_on_retained_rows_stay_while_weights_move(module: nn.Module) -> None:
-    geometry = row_geometry(module)
-    assert geometry is not None
-    layer = ProtectedLayer("layer", module, geometry)
-    x = torch.randn(2, 4, 5, 5) * 0 if geometry.kind == "conv2d" else torch.randn(30, 3) @ torch.randn(3, 6)
-    if geometry.kind == "conv2d":  # one pattern repeated everywhere: few distinct patches
+    layer = layer_of(module)
+    x = torch.randn(30, 3) @ torch.randn(3, 6)
+    if layer.geometry.kind == "conv2d":  # one pattern repeated everywhere: few distinct patches
         x = torch.randn(1, 4, 1, 1).expand(2, 4, 5, 5).contiguous()
     before = module(x).detach()
     projection = NullSpaceProjection([layer], _space(layer.rows(x)))
@@ -79,7 +77,7 @@ def test_outputs_on_retained_rows_stay_while_weights_move(module: nn.Module) -> 
 
 def test_leak_is_the_relative_change_of_outputs() -> None:
     linear = nn.Linear(8, 5, bias=False)
-    layer = ProtectedLayer("layer", linear, row_geometry(linear))  # type: ignore[arg-type]
+    layer = layer_of(linear)
     space = _space(torch.randn(1, 20, 3) @ torch.randn(1, 3, 8))
     projection = NullSpaceProjection([layer], space)
     x = torch.randn(50, 8)
@@ -90,12 +88,6 @@ def test_leak_is_the_relative_change_of_outputs() -> None:
     leak = projection.leak(moments, space.module_keys)
     assert leak.total == pytest.approx(float((linear(x) - before).norm() / before.norm()), rel=1e-4)
     assert leak.worst == ("layer", leak.per_layer["layer"])
-
-
-def test_layers_without_capacity_are_left_out() -> None:
-    linear = nn.Linear(4, 4)
-    layer = ProtectedLayer("layer", linear, row_geometry(linear))  # type: ignore[arg-type]
-    assert NullSpaceProjection([layer], _space(torch.randn(1, 50, 4))).layers == []
 
 
 def test_the_mathematics_does_not_import_transformers() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
 from helpers.models import make_vit
-from helpers.training import make_trainer
+from helpers.rows import Data
+from helpers.training import unlearned
 from peft import LoraConfig
 
 from unsc_hf import UNSCError
@@ -51,7 +51,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("adapters", [False, True])
 def test_a_run_ends_where_it_would_without(
-    adapters: bool, low_rank_data: tuple[Dataset, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    adapters: bool, low_rank_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = {"peft_config": LoraConfig(r=4)} if adapters else {}
     model, ends, written = make_vit(labels=3), [], []
@@ -59,11 +59,7 @@ def test_a_run_ends_where_it_would_without(
     for least in (storage.LEAST_BYTES, 1):
         monkeypatch.setattr(storage, "LEAST_BYTES", least)
         torch.manual_seed(0)
-        trainer = make_trainer(
-            copy.deepcopy(model), low_rank_data, tmp_path / str(least), check_steps=2, trainer_kwargs=dict(options)
-        )
-        trainer.train()
-        assert trainer.plan is not None
+        trainer = unlearned(copy.deepcopy(model), low_rank_data, tmp_path / str(least), check_steps=2, **options)
         assert set(written) == ({str(tmp_path / "1")} if least == 1 else set())
         ends.append((trainer.certify(), trainer.plan.projection.snapshot()))
     (one, weights), (other, same) = ends

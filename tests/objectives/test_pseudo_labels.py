@@ -13,11 +13,8 @@ from unsc_hf.objectives.pseudo_labels import AS_UNSEEN, STRATEGIES, Matching, ma
 
 
 def _outputs(rows: int, classes: int, labels: torch.Tensor | None = None) -> Outputs:
-    return Outputs(
-        torch.randn(rows, classes),
-        torch.randn(rows, 6),
-        torch.randint(classes, (rows,)) if labels is None else labels,
-    )
+    labels = torch.randint(classes, (rows,)) if labels is None else labels
+    return Outputs(torch.randn(rows, classes), torch.randn(rows, 6), labels)
 
 
 @settings(max_examples=40, deadline=None)
@@ -57,10 +54,8 @@ def test_temperature_goes_from_the_originals_distribution_to_top1() -> None:
 
 
 def test_nearest_mean_finds_the_nearest_class() -> None:
-    centres = 10 * torch.eye(4, 6)
-    retain = Outputs(
-        torch.zeros(30, 4), centres[[1, 2, 3] * 10] + 0.1 * torch.randn(30, 6), torch.tensor([1, 2, 3] * 10)
-    )
+    centres, labels = 10 * torch.eye(4, 6), torch.tensor([1, 2, 3] * 10)
+    retain = Outputs(torch.zeros(30, 4), centres[labels] + 0.1 * torch.randn(30, 6), labels)
     forget = Outputs(torch.zeros(3, 4), centres[[3, 1, 2]] + 0.1 * torch.randn(3, 6), torch.zeros(3, dtype=torch.long))
     assert pseudo_labels("nearest_mean", forget, [1, 2, 3], retain=retain).tolist() == [3, 1, 2]
 
@@ -75,12 +70,11 @@ def test_random_is_seeded_and_spreads() -> None:
 
 def test_bad_input() -> None:
     forget = _outputs(4, 3, torch.zeros(4, dtype=torch.long))
-    with pytest.raises(UNSCError, match="choose from top1"):
-        pseudo_labels("best", forget, [1, 2])
-    with pytest.raises(UNSCError, match="needs 1 remaining"):
-        pseudo_labels("top1", forget, [0])
-    with pytest.raises(UNSCError, match="needs 2 remaining"):
-        pseudo_labels("second", forget, [0, 1])
+    for strategy, remaining, message in (
+        ("best", [1, 2], "choose from top1"), ("top1", [0], "needs 1 rem"), ("second", [0, 1], "needs 2 rem"),
+    ):  # fmt: skip
+        with pytest.raises(UNSCError, match=message):
+            pseudo_labels(strategy, forget, remaining)
 
 
 def test_matched_rows_are_known_as_well_as_unseen_ones() -> None:

@@ -58,8 +58,6 @@ def call(server: tuple[Hub, str], tmp_path_factory: pytest.TempPathFactory) -> I
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     asked, answers = worker.stdin, worker.stdout
-    assert asked is not None
-    assert answers is not None
     assert json.loads(answers.readline())["ready"]
 
     def ask(function: str, **options: Any) -> dict[str, Any]:
@@ -100,9 +98,7 @@ def finished(tmp_path: Path) -> Path:
 
 
 def _files(hub: Hub, name: str, revision: str = "main") -> dict[str, bytes]:
-    files = hub.repos[name].files(revision)
-    assert files is not None
-    return {path: content for path, content in files.items() if path != ".gitattributes"}
+    return {path: content for path, content in hub.repos[name].files(revision).items() if path != ".gitattributes"}
 
 
 def _local(folder: Path) -> dict[str, bytes]:
@@ -110,9 +106,7 @@ def _local(folder: Path) -> dict[str, bytes]:
 
 
 # ---- round trips ----------------------------------------------------------------------------------------------------
-def test_a_published_model_is_one_commit_and_loads_bit_equal(
-    hub: Hub, publish: Call, call: Call, finished: Path
-) -> None:
+def test_a_published_model_is_one_commit_and_loads_equal(hub: Hub, publish: Call, call: Call, finished: Path) -> None:
     answer = publish(finished)
     repo = hub.repos["user/vit"]
     assert answer == {"commit": repo.branches["main"]}

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from helpers.language import questions
 from helpers.models import learned
-from helpers.recipes import FAST, RECIPE, image_folder, results_of, run_recipe
-from helpers.rows import tensor_dataset
+from helpers.recipes import FAST, RECIPE, parquet_folder, results_of, run_recipe
+from helpers.rows import separable
 from helpers.texts import NAMES, texts
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, PreTrainedModel
@@ -23,7 +23,6 @@ from unsc_hf.utils.fingerprint import weight_hash
 
 BERT = TextPlan(size="nano", vocabulary_size=200, max_length=16)
 LLAMA = LanguagePlan(size="nano", vocabulary_size=300, max_length=64)
-ANIMALS = ["cat", "dog", "frog"]
 
 
 def options(**changes: Any) -> UNSCConfig:
@@ -33,12 +32,7 @@ def options(**changes: Any) -> UNSCConfig:
 
 @pytest.fixture(scope="module")
 def images() -> DatasetDict:
-    means = 2 * torch.randn(3, 3, 8, 8)
-
-    def draw(per_class: int) -> Dataset:
-        labels = [c for c in range(3) for _ in range(per_class)]
-        return tensor_dataset(torch.stack([means[c] + 0.5 * torch.randn(3, 8, 8) for c in labels]), labels, ANIMALS)
-
+    draw = separable()
     return DatasetDict(train=draw(40), test=draw(15))
 
 
@@ -86,9 +80,7 @@ def test_what_is_saved_is_what_a_recipe_leaves(result: UnlearningResult, tmp_pat
         result.save(folder)
 
 
-def test_it_is_published_under_its_new_name(
-    result: UnlearningResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_is_published_by_its_name(result: UnlearningResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pushed: list[tuple[Any, ...]] = []
     monkeypatch.setattr("unsc_hf.runs.job.publish", lambda *a, **k: pushed.append((*a, k["private"], k["token"])))
     folder = result.save(tmp_path / "local")
@@ -100,12 +92,8 @@ def test_it_is_published_under_its_new_name(
 def test_rows_by_a_predicate_and_a_second_request(model: PreTrainedModel, images: DatasetDict, tmp_path: Path) -> None:
     """Chosen rows of a class that stays; then the same again on what the first request has left."""
     config = options(max_rows_per_class=None, max_samples_per_class=None, max_leak=0.5, max_steps=3, energy=0.9)
-    job: dict[str, Any] = {
-        "controls": False,
-        "unseen": images["test"],
-        "config": config,
-        "statistics_dir": str(tmp_path / "s"),
-    }
+    job: dict[str, Any] = {"controls": False, "unseen": images["test"], "config": config}
+    job["statistics_dir"] = str(tmp_path / "s")
     rows = images["train"].add_column("row", list(range(120)))
     parts = DatasetDict(train=rows, test=images["test"])
     first = unlearn(model, parts, where=lambda row: row["row"] in (1, 2, 50), output_dir=tmp_path / "one", **job)
@@ -184,9 +172,7 @@ def test_missing_splits_and_processors_are_named(model: PreTrainedModel, images:
 
 
 def test_the_recipe_and_the_call_end_at_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "data").mkdir()
-    for split, rows in (("train", image_folder(80, 0)), ("test", image_folder(40, 1))):
-        rows.to_parquet(tmp_path / "data" / f"{split}.parquet")
+    parquet_folder(tmp_path / "data", 80, 40)
     code = run_recipe(
         RECIPE, "--dataset_name", tmp_path / "data", "--forget_classes", "owl", "--train_original", "--no_controls",
         "--references_dir", tmp_path / "references", "--output_dir", tmp_path / "recipe", *FAST,
@@ -201,7 +187,6 @@ def test_the_recipe_and_the_call_end_at_the_same_weights(tmp_path: Path, monkeyp
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     results = [results_of(tmp_path / name) for name in ("called", "recipe")]
     assert set(results[0]) == set(results[1])
-    assert {path.name for path in (tmp_path / "called").iterdir()} == {
-        path.name for path in (tmp_path / "recipe").iterdir()
-    }
+    files = [{path.name for path in (tmp_path / name).iterdir()} for name in ("called", "recipe")]
+    assert files[0] == files[1]
     assert called.methods["unsc"].AccDut == results[1]["methods"]["unsc"]["AccDut"]

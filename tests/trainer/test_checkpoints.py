@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
 from helpers.failpoints import Killed, stopped_at
-from helpers.models import learned, make_vit
-from helpers.training import Data, make_trainer
+from helpers.models import copied, make_vit
+from helpers.rows import Data
+from helpers.training import Known, make_trainer, unlearned
 from safetensors.torch import load_file
 
-from unsc_hf import UNSCError, split_dataset
+from unsc_hf import UNSCError
 from unsc_hf.trainer.checkpoints import find_checkpoint, mark_checkpoint
 
 
@@ -34,26 +34,18 @@ def test_the_last_whole_checkpoint_is_found_and_the_others_are_left_alone(tmp_pa
         find_checkpoint(str(tmp_path / "checkpoint-100"), tmp_path)
 
 
-def test_a_run_that_stopped_where_it_was_to_save_can_be_resumed(
-    separable_data: Callable[[int], Dataset], tmp_path: Path
-) -> None:
+def test_a_run_that_stopped_where_it_was_to_save_can_be_resumed(known: Known, tmp_path: Path) -> None:
     """The state in which it stopped is no checkpoint: resumed from there it would go on past its end."""
-    train = separable_data(12)
-    original = learned(train)
-    data = split_dataset(train, forget_classes=["frog"])
     ends = []
     for resume in (False, True):
-        model = make_vit()
-        model.load_state_dict(original.state_dict())
         trainer = make_trainer(
-            model, data, tmp_path, energy=0.9, max_steps=60, learning_rate=1e-3, check_steps=2, save_strategy="steps",
-            save_steps=2, target_forget_accuracy=0.3,
+            copy.deepcopy(known.model), known.data, tmp_path, energy=0.9, max_steps=60, learning_rate=1e-3,
+            check_steps=2, save_strategy="steps", save_steps=2, target_forget_accuracy=0.3,
         )  # fmt: skip
         trainer.train(resume_from_checkpoint=resume)
         assert trainer.stop_reason == "target"
-        ends.append((trainer.state.global_step, {k: v.clone() for k, v in trainer.model.state_dict().items()}))
+        ends.append((trainer.state.global_step, copied(trainer.model.named_parameters())))
         last = find_checkpoint(True, trainer.args.output_dir)
-        assert last is not None
         assert int(last.rsplit("-", 1)[1]) < ends[-1][0]
     assert ends[0][0] == ends[1][0] > 2
     assert all(torch.equal(value, ends[1][1][name]) for name, value in ends[0][1].items())
@@ -61,8 +53,7 @@ def test_a_run_that_stopped_where_it_was_to_save_can_be_resumed(
 
 def test_a_checkpoint_killed_at_any_write_is_whole_or_not_found(low_rank_data: Data, tmp_path: Path) -> None:
     """Both a new one and one that replaces another: what is found holds one state, never parts of two."""
-    trainer = make_trainer(make_vit(), low_rank_data, tmp_path / "out")
-    trainer.train()
+    trainer = unlearned(make_vit(), low_rank_data, tmp_path / "out")
     folder = tmp_path / "out" / "checkpoint-1"
     weights = trainer.model.vit.layernorm.bias
 

@@ -8,13 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
-from helpers.models import make_vit
-from helpers.training import COMPILED, assert_promise, drift, make_trainer
+from helpers.models import copied, make_vit
+from helpers.rows import Data
+from helpers.training import COMPILED, assert_promise, drift, network_of, unlearned
 from peft import LoraConfig
 from torch import Tensor
-
-Data = tuple[Dataset, Dataset]
 
 
 @pytest.fixture(autouse=True)
@@ -23,28 +21,21 @@ def _nothing_compiled_before() -> None:
 
 
 def weights(model: Any, data: Data, folder: Path, adapters: bool = False, **options: Any) -> dict[str, Tensor]:
-    peft = {"peft_config": LoraConfig(r=4)} if adapters else None
-    trainer = make_trainer(
-        copy.deepcopy(model), data, folder, energy=0.9, optim="sgd", check_steps=3, trainer_kwargs=peft, **options
-    )
-    trainer.train()
-    network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    return {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    options |= {"peft_config": LoraConfig(r=4)} if adapters else {}
+    trainer = unlearned(copy.deepcopy(model), data, folder, energy=0.9, optim="sgd", check_steps=3, **options)
+    return copied(network_of(trainer).named_parameters())
 
 
 @pytest.mark.parametrize("adapters", [False, True], ids=["full weights", "adapters"])
 @pytest.mark.parametrize(
     "options", [COMPILED, {"activation_checkpointing": True}], ids=["compiled", "activation checkpointing"]
 )
-def test_the_same_weights_as_the_plain_run(
-    options: dict[str, Any], adapters: bool, low_rank_data: Data, tmp_path: Path
-) -> None:
+def test_weights_of_the_plain_run(options: dict[str, Any], adapters: bool, low_rank_data: Data, tmp_path: Path) -> None:
     model = make_vit()
     plain = weights(model, low_rank_data, tmp_path / "plain", adapters)
     other = weights(model, low_rank_data, tmp_path / "other", adapters, **options)
-    assert any(
-        not torch.equal(weight, start) for weight, start in zip(plain.values(), model.parameters(), strict=False)
-    )
+    pairs = zip(plain.values(), model.parameters(), strict=False)
+    assert any(not torch.equal(weight, start) for weight, start in pairs)
     for name, weight in plain.items():
         torch.testing.assert_close(other[name], weight, rtol=1e-4, atol=1e-6)
 
@@ -68,7 +59,5 @@ def test_statistics_after_another_model_of_the_class_was_compiled(low_rank_data:
     """Dynamo does not look at hooks again, not even on another instance: what is measured must not run compiled."""
     first = torch.compile(make_vit(), backend="aot_eager")
     first(pixel_values=torch.randn(2, 3, 8, 8))
-    trainer = make_trainer(make_vit(), low_rank_data, tmp_path, **COMPILED)
-    trainer.train()
-    assert trainer.plan is not None
+    trainer = unlearned(make_vit(), low_rank_data, tmp_path, **COMPILED)
     assert all(float(moment.matrix.diagonal(dim1=-2, dim2=-1).sum()) > 0 for moment in trainer.plan.held_out.values())

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from helpers import two_processes
 from helpers.architectures import MODELS, build, reader, rows_for
-from helpers.language import answer_logits, draw_tokens, make_lm, token_rows
+from helpers.language import answer_logits, make_lm, repeated_tokens
 from helpers.models import learned, logits, make_vit, relative
-from helpers.recipes import FAST, RECIPE, image_folder
-from helpers.rows import exact_rows, with_odd_labels
-from helpers.training import COMPILED, make_trainer
+from helpers.recipes import FAST, RECIPE, parquet_folder, run_process
+from helpers.rows import Data, Draw, exact_rows, with_odd_labels
+from helpers.training import COMPILED, make_trainer, network_of, unlearned
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 
@@ -31,9 +27,6 @@ from unsc_hf.utils.precision import full_float32
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
 
-Rows = tuple[Dataset, Dataset]
-
-
 @pytest.fixture(autouse=True)
 def _default_precision() -> Iterator[None]:
     """`tf32=True` and `torch_compile=True` change the whole process."""
@@ -42,20 +35,16 @@ def _default_precision() -> Iterator[None]:
         torch.backends.fp32_precision = "none"
 
 
-def _unlearn(model: Any, data: Rows, folder: Path, adapters: bool = False, **options: Any) -> Any:
-    peft = {"peft_config": LoraConfig(r=4)} if adapters else {}
-    trainer = make_trainer(
-        model, data, folder, use_cpu=False, trainer_kwargs={**peft, **options.pop("trainer_kwargs", {})},
-        **{"check_steps": 100, "learning_rate": 2e-4, "weight_decay": 0.1, **options},
-    )  # fmt: skip
-    trainer.train()
+def _unlearn(model: Any, data: Data, folder: Path, adapters: bool = False, **options: Any) -> Any:
+    settings = {"use_cpu": False, "check_steps": 100, "learning_rate": 2e-4, "weight_decay": 0.1, **options}
+    trainer = unlearned(model, data, folder, **({"peft_config": LoraConfig(r=4)} if adapters else {}), **settings)
     assert next(trainer.model.parameters()).device.type == "cuda"
     return trainer
 
 
 def _network(trainer: Any) -> Any:
     """The unlearned model on the CPU, where rows and what they are compared with are."""
-    return copy.deepcopy(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)).cpu()
+    return copy.deepcopy(network_of(trainer)).cpu()
 
 
 @pytest.mark.parametrize("adapters", [False, True], ids=["full weights", "adapters"])
@@ -84,18 +73,15 @@ def test_the_same_run_as_on_a_cpu(name: str, adapters: bool, tmp_path: Path) -> 
     found = []
     for place, cpu in (("cpu", True), ("cuda", False)):
         trainer = make_trainer(
-            copy.deepcopy(model), data, tmp_path / place, use_cpu=cpu, energy=0.9, optim="sgd",
-            learning_rate=1e-2, check_steps=2,
-            trainer_kwargs={"peft_config": LoraConfig(r=4)} if adapters else {},
+            copy.deepcopy(model), data, tmp_path / place, use_cpu=cpu, energy=0.9, optim="sgd", learning_rate=1e-2,
+            check_steps=2, peft_config=LoraConfig(r=4) if adapters else None,
         )  # fmt: skip
         with full_float32():  # else convolutions in the steps are in TF32
             trainer.train()
-        assert trainer.plan is not None
         found.append((_network(trainer), trainer.plan, trainer.held_out_leak().total))
     (ours, plan, leak), (theirs, other, their_leak) = found
-    assert {key: layer.ranks for key, layer in plan.subspace.layers.items()} == {
-        key: layer.ranks for key, layer in other.subspace.layers.items()
-    }
+    ranks = [{key: layer.ranks for key, layer in part.subspace.layers.items()} for part in (plan, other)]
+    assert ranks[0] == ranks[1]
     assert torch.equal(plan.pseudo_labels.argmax(-1), other.pseudo_labels.argmax(-1))
     torch.testing.assert_close(other.pseudo_labels, plan.pseudo_labels, rtol=0, atol=1e-5)
     assert their_leak == pytest.approx(leak, rel=1e-3)
@@ -130,8 +116,7 @@ def test_the_same_moments_as_on_a_cpu(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("objective", [name for name, each in OBJECTIVES.items() if "refusal" not in each.needs])
 @pytest.mark.parametrize("adapters", [False, True], ids=["full weights", "adapters"])
 def test_answers_do_not_move_under_any_objective(objective: str, adapters: bool, tmp_path: Path) -> None:
-    kept = [draw_tokens(), draw_tokens()]
-    data = forget, retain = token_rows([draw_tokens() for _ in range(24)]), token_rows(kept * 8)
+    data = forget, retain = repeated_tokens()
     model = make_lm()
     before, before_forget = answer_logits(model, retain), answer_logits(model, forget)
     trainer = _unlearn(model, data, tmp_path, adapters, objective=objective)
@@ -147,8 +132,7 @@ def test_under_adapters_a_bfloat16_model_keeps_its_outputs_to_the_last_bit(kind:
     if kind == "vit":
         model, data = make_vit(labels=10).to(torch.bfloat16), exact_rows(list("abcdefghij"))
     else:
-        model, kept = make_lm().to(torch.bfloat16), [draw_tokens(), draw_tokens()]
-        data = token_rows([draw_tokens() for _ in range(24)]), token_rows(kept * 8)
+        model, data = make_lm().to(torch.bfloat16), repeated_tokens()
     trainer = _unlearn(model, data, tmp_path, adapters=True, learning_rate=2e-3)
     certificate = trainer.certify()
     assert certificate.drift.largest == 0
@@ -185,17 +169,15 @@ def test_erasure(place: str, options: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("labels", ["matched", "left_out"])
-def test_single_rows_and_a_resumed_run(labels: str, separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:
+def test_single_rows_and_a_resumed_run(labels: str, separable_data: Draw, tmp_path: Path) -> None:
     train = separable_data(30)
     model, unseen = learned(train), with_odd_labels(separable_data(30), 60)
     data, found = split_dataset(train, indices=range(0, 92, 4)), []
     for resume in (None, str(tmp_path / "checkpoint-4")):
         trainer = make_trainer(
             copy.deepcopy(model), (data.forget, data.retain), tmp_path, use_cpu=False, energy=0.9, max_steps=6,
-            learning_rate=1e-4,
-            save_strategy="steps", save_steps=4, max_leak=0.5, objective="unsc_retain", pseudo_labels=labels,
-            check_steps=3,
-            trainer_kwargs={"unseen_dataset": unseen}, target_forget_accuracy=0.01,
+            learning_rate=1e-4, save_strategy="steps", save_steps=4, max_leak=0.5, objective="unsc_retain",
+            pseudo_labels=labels, check_steps=3, unseen_dataset=unseen, target_forget_accuracy=0.01,
         )  # fmt: skip
         trainer.train(resume_from_checkpoint=resume)
         found.append({name: p.detach().cpu() for name, p in trainer.model.named_parameters()})
@@ -205,12 +187,8 @@ def test_single_rows_and_a_resumed_run(labels: str, separable_data: Callable[[in
 
 def test_sharded_and_replicated_weights(tmp_path: Path) -> None:
     """FSDP2 and DDP as a launcher starts them, with one process on the device, end where a CPU does."""
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "1", "--standalone",
-         two_processes.__file__, "gpu", str(tmp_path)],
-        capture_output=True, text=True, timeout=280, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "1", "--standalone")
+    run_process(*launcher, two_processes.__file__, "gpu", tmp_path)
     for case, given in two_processes.CASES.items():
         two_processes.unlearn(case, tmp_path / "alone" / case)
         alone = json.loads((tmp_path / "alone" / case / "found-0.json").read_text())
@@ -229,18 +207,10 @@ def test_sharded_and_replicated_weights(tmp_path: Path) -> None:
 
 def test_the_recipe(tmp_path: Path) -> None:
     """Trains an original and a reference, unlearns beside its controls, certifies and writes: all on the device."""
-    (tmp_path / "data").mkdir()
-    image_folder(240, 0).to_parquet(tmp_path / "data" / "train.parquet")
-    image_folder(80, 1).to_parquet(tmp_path / "data" / "test.parquet")
-    words = ["--dataset_name", tmp_path / "data", "--references_dir", tmp_path / "references",
+    words = ["--dataset_name", parquet_folder(tmp_path / "data"), "--references_dir", tmp_path / "references",
              "--forget_classes", "frog",
              "--train_original", "--train_retrained", "--output_dir", tmp_path / "out", *FAST[1:]]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, str(RECIPE), *map(str, words)], capture_output=True, text=True, timeout=280, check=False,
-        cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("Verdict:") == 1
+    assert run_process(RECIPE, *words, cwd=tmp_path).count("Verdict:") == 1
     methods = json.loads((tmp_path / "out" / "results.json").read_text())["methods"]
     assert methods["original"]["AccDrt"] > 0.5
     assert {"unsc", "masked", "random_projector", "retrained"} <= methods.keys()

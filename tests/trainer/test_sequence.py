@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
-from helpers.models import logits, make_vit
+from helpers.models import logits, make_vit, relative
 from helpers.rows import tensor_dataset
 from peft import LoraConfig
 
-from unsc_hf import ActivationStatistics, UNSCConfig, UNSCError, serve_request, split_dataset
+from unsc_hf import ActivationStatistics, UNSCConfig, UNSCError, UNSCTrainer, serve_request, split_dataset
 from unsc_hf.trainer.sequence import remaining_leak, request_digest
 from unsc_hf.utils.fingerprint import row_digests, weight_hash
 
@@ -45,8 +45,8 @@ def test_ten_requests_leave_retained_rows_where_they_were(tmp_path: Path) -> Non
         retain = concatenate_datasets(parts[i + 1 :])
         moved = logits(model, parts[i])
         serve_request(model, tmp_path / "statistics", options(tmp_path), parts[i], retain)
-        assert float((logits(model, parts[i]) - moved).norm() / moved.norm()) > 1e-3
-        drifts.append(float((logits(model, kept) - before).double().norm() / before.double().norm()))
+        assert relative(logits(model, parts[i]), moved) > 1e-3
+        drifts.append(relative(logits(model, kept), before))
     assert drifts[0] <= 1e-6
     assert drifts[-1] <= 3e-6  # ten roundings
 
@@ -56,8 +56,7 @@ def test_ten_requests_leave_retained_rows_where_they_were(tmp_path: Path) -> Non
     for group, by_key in fresh.moments.items():
         for key, moment in by_key.items():
             assert stored.moments[group][key].rows == moment.rows
-            error = (stored.moments[group][key].matrix - moment.matrix).norm() / moment.matrix.norm()
-            assert float(error) < 1e-5
+            assert relative(stored.moments[group][key].matrix, moment.matrix) < 1e-5
     assert len(stored.requests) == 10
     assert stored.fingerprint.still_held(concatenate_datasets(parts[:10])) == 0
     assert stored.fingerprint.still_held(kept) == 3
@@ -83,8 +82,7 @@ def test_classes_are_dropped_even_with_budgets(tmp_path: Path) -> None:
 
 
 def test_stale_foreign_and_repeated_requests_are_refused(tmp_path: Path) -> None:
-    model = make_vit(labels=10, hidden=96)
-    parts = rows_of_images(8)
+    model, parts = make_vit(labels=10, hidden=96), rows_of_images(8)
     args, folder = options(tmp_path), tmp_path / "statistics"
     serve_request(model, folder, args, parts[0], concatenate_datasets(parts[1:]))
     after = weight_hash(model)
@@ -104,18 +102,14 @@ def test_stale_foreign_and_repeated_requests_are_refused(tmp_path: Path) -> None
 
 
 def test_single_rows_need_statistics_without_budgets(tmp_path: Path) -> None:
-    model = make_vit(labels=10, hidden=96)
-    parts = rows_of_images(8)
+    model, parts = make_vit(labels=10, hidden=96), rows_of_images(8)
     args = options(tmp_path, max_rows_per_class=10)
     with pytest.raises(UNSCError, match="were collected with a budget"):
         serve_request(model, tmp_path / "statistics", args, parts[0], concatenate_datasets(parts[1:]))
 
 
 def test_trainer_refuses_statistics_that_still_hold_the_rows(tmp_path: Path) -> None:
-    from unsc_hf import UNSCTrainer
-
-    model = make_vit(labels=10, hidden=96)
-    parts = rows_of_images(8)
+    model, parts = make_vit(labels=10, hidden=96), rows_of_images(8)
     everything = ActivationStatistics.collect(model, concatenate_datasets(parts), progress=False)
     trainer = UNSCTrainer(model, options(tmp_path), parts[0], concatenate_datasets(parts[1:]), statistics=everything)
     with pytest.raises(UNSCError, match="still hold 1 of the 3 rows"):
@@ -123,8 +117,7 @@ def test_trainer_refuses_statistics_that_still_hold_the_rows(tmp_path: Path) -> 
 
 
 def test_a_request_gets_what_is_left_of_the_budget_and_leaves_nothing_stale(tmp_path: Path) -> None:
-    model = make_vit(labels=10, hidden=96)
-    parts = rows_of_images(8)
+    model, parts = make_vit(labels=10, hidden=96), rows_of_images(8)
     args, folder = options(tmp_path, energy=0.9, max_leak=0.5), tmp_path / "statistics"
     first = serve_request(model, folder, args, parts[0], concatenate_datasets(parts[1:]))
     spent = first.certify().leak
@@ -147,8 +140,7 @@ def test_a_request_gets_what_is_left_of_the_budget_and_leaves_nothing_stale(tmp_
 
 
 def test_the_budget_is_of_all_requests_together(tmp_path: Path) -> None:
-    model = make_vit(labels=10, hidden=96)
-    parts = rows_of_images(8)
+    model, parts = make_vit(labels=10, hidden=96), rows_of_images(8)
     statistics = ActivationStatistics.collect(model, concatenate_datasets(parts), progress=False)
     statistics.requests = [{"leak": 0.02}, {"leak": 0.01}]
     assert remaining_leak(statistics, 0.05) == pytest.approx(0.02)

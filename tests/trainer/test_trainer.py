@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
-from helpers.models import learned, logits, make_vit
-from helpers.rows import tensor_dataset, with_odd_labels
-from helpers.training import EXACT, Data, Stop, assert_promise, drift, make_trainer
-from peft import LoraConfig
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForImageClassification,
-    ResNetConfig,
-    ResNetForImageClassification,
-    TrainerCallback,
+from helpers.models import copied, learned, logits, make_vit
+from helpers.rows import Data, Draw, with_odd_labels
+from helpers.training import (
+    EXACT,
+    Known,
+    assert_promise,
+    assert_resumed_run_ends_as_a_whole_one,
+    drift,
+    make_trainer,
+    unlearned,
 )
+from peft import LoraConfig
+from transformers import AutoImageProcessor, AutoModelForImageClassification, TrainerCallback
 
 from unsc_hf import UNSCConfig, UNSCError, UNSCTrainer, split_dataset
 from unsc_hf.data.sources import load_image_dataset
+from unsc_hf.evaluation.flips import count_flips
 from unsc_hf.models.hooks import capture_inputs
 from unsc_hf.models.layers import find_layers
 from unsc_hf.nullspace.projection import NullSpaceProjection
@@ -54,34 +54,10 @@ def test_without_displacement_projection_adamw_breaks_the_promise(
     assert measured.retain > 1e-3
 
 
-def test_bf16_autocast_keeps_the_promise_in_float32(exact_data: Data, tmp_path: Path) -> None:
-    assert_promise(drift(make_vit(labels=10), exact_data, tmp_path, bf16=True, learning_rate=2e-4))
-
-
-def test_resnet_with_batch_norm_and_strided_convolutions(tmp_path: Path) -> None:
-    config = ResNetConfig(
-        num_channels=3, embedding_size=64, hidden_sizes=[64, 96], depths=[1, 1], layer_type="basic", num_labels=10
-    )
-    model = ResNetForImageClassification(config)
-    images = torch.randn(2, 3, 8, 8)
-    with torch.no_grad():  # running statistics of a trained network, not zeros and ones
-        model.train()
-        for _ in range(5):
-            model(torch.randn(16, 3, 8, 8))
-        model.eval()
-    retain = tensor_dataset(images.repeat(8, 1, 1, 1), [0, 1] * 8, list("abcdefghij"))
-    forget = tensor_dataset(torch.randn(24, 3, 8, 8), [2] * 24, list("abcdefghij"))
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    assert_promise(drift(model, (forget, retain), tmp_path, double=True, learning_rate=3e-4))
-    assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
-
-
 def test_only_protected_weights_move(low_rank_data: Data, tmp_path: Path) -> None:
     model = make_vit()
-    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    trainer = make_trainer(model, low_rank_data, tmp_path, weight_decay=0.1)
-    trainer.train()
-    assert trainer.plan is not None
+    before = copied(model.named_parameters())
+    trainer = unlearned(model, low_rank_data, tmp_path, weight_decay=0.1)
     trained = {layer.weight_name for layer in trainer.plan.selection.layers}
     moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     assert moved == trained
@@ -90,52 +66,32 @@ def test_only_protected_weights_move(low_rank_data: Data, tmp_path: Path) -> Non
 
 
 def test_accumulation_1x8_and_8x1_agree(low_rank_data: Data, tmp_path: Path) -> None:
-    model = make_vit()
-    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    results = []
+    start = make_vit()
+    ends = []
     for batch, steps in ((8, 1), (1, 8)):
-        model.load_state_dict(start)
-        trainer = make_trainer(
-            model,
-            low_rank_data,
-            tmp_path,
-            optim="sgd",
-            per_device_train_batch_size=batch,
-            gradient_accumulation_steps=steps,
-            max_steps=3,
-        )
-        trainer.train()
-        results.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
-    for name in start:
-        torch.testing.assert_close(results[0][name], results[1][name], rtol=1e-4, atol=1e-6)
+        options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps, "max_steps": 3}
+        ends.append(unlearned(copy.deepcopy(start), low_rank_data, tmp_path, optim="sgd", **options).model.state_dict())
+    for name in start.state_dict():
+        torch.testing.assert_close(ends[0][name], ends[1][name], rtol=1e-4, atol=1e-6)
 
 
 def test_dropout_is_off_while_unlearning_with_and_without_checkpointing(low_rank_data: Data, tmp_path: Path) -> None:
     results = []
-    plain = make_vit()
-    state = plain.state_dict()
+    state = make_vit().state_dict()
     for rate, checkpointing in ((0.0, False), (0.5, False), (0.5, True)):
         model = make_vit(hidden_dropout_prob=rate, attention_probs_dropout_prob=rate)
         model.load_state_dict(state)
-        make_trainer(model, low_rank_data, tmp_path, optim="sgd", activation_checkpointing=checkpointing).train()
-        results.append(model.vit.layers[0].mlp.fc1.weight.detach().clone())
+        unlearned(model, low_rank_data, tmp_path, optim="sgd", activation_checkpointing=checkpointing)
+        results.append(model.vit.layers[0].mlp.fc1.weight.detach())
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(results[0], results[2], rtol=1e-5, atol=1e-7)
 
 
-def test_forgets_keeps_and_reports(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:
+def test_forgets_keeps_and_reports(separable_data: Draw, tmp_path: Path) -> None:
     train, test = separable_data(40), separable_data(15)
-    model = learned(train)
-    test_split = split_dataset(test, forget_classes=["frog"])
-    trainer = make_trainer(
-        model,
-        split_dataset(train, forget_classes=["frog"]),
-        tmp_path / "out",
-        eval_dataset={"forget": test_split.forget, "retain": test_split.retain},
-        energy=0.99,
-        max_steps=200,
-        learning_rate=1e-3,
-    )
+    data, seen = split_dataset(train, forget_classes=["frog"]), split_dataset(test, forget_classes=["frog"])._asdict()
+    options = {"energy": 0.99, "max_steps": 200, "learning_rate": 1e-3}
+    trainer = make_trainer(learned(train), data, tmp_path / "out", eval_dataset=seen, **options)
     before = trainer.evaluate()
     assert before["eval_forget_accuracy"] > 0.9
     trainer.train()
@@ -159,20 +115,9 @@ def test_forgets_keeps_and_reports(separable_data: Callable[[int], Dataset], tmp
     assert not list((tmp_path / "out").rglob("*.bin"))
 
 
-def test_leak_budget_keeps_the_last_state_within(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:
-    train = separable_data(30)
-    model = learned(train)
-    trainer = make_trainer(
-        model,
-        split_dataset(train, forget_classes=[2]),
-        tmp_path,
-        energy=0.5,
-        max_leak=0.02,
-        learning_rate=3e-4,
-        check_steps=1,
-        max_steps=100,
-    )
-    trainer.train()
+def test_leak_budget_keeps_the_last_state_within(known: Known, tmp_path: Path) -> None:
+    options = {"energy": 0.5, "max_leak": 0.02, "learning_rate": 3e-4, "check_steps": 1, "max_steps": 100}
+    trainer = unlearned(known.model, known.data, tmp_path, **options)
     assert trainer.stop_reason == "leak_budget"
     leaks = [entry["leak"] for entry in trainer.state.log_history if "leak" in entry]
     assert leaks[-1] > 0.02
@@ -195,14 +140,13 @@ class Killed(TrainerCallback):
 def test_a_few_stubborn_rows_end_a_run_and_many_do_not(
     stubborn: float, reason: str, steps: int, low_rank_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def check(trainer: UNSCTrainer) -> Check:
-        return Check(stubborn if trainer.state.global_step >= 10 else 0.5, 1.0, 1.0, 0.0)
-
-    monkeypatch.setattr(UNSCTrainer, "check", check)
+    monkeypatch.setattr(
+        UNSCTrainer, "check", lambda t: Check(stubborn if t.state.global_step > 9 else 0.5, 1.0, 1.0, 0.0)
+    )
     options = {"max_steps": 60, "check_steps": 5, "save_strategy": "steps", "save_steps": 20}
     model = make_vit()
     with pytest.raises(KeyboardInterrupt):
-        make_trainer(copy.deepcopy(model), low_rank_data, tmp_path, callbacks=[Killed(23)], **options).train()
+        unlearned(copy.deepcopy(model), low_rank_data, tmp_path, callbacks=[Killed(23)], **options)
     trainer = make_trainer(model, low_rank_data, tmp_path, **options)
     trainer.train(resume_from_checkpoint=True)
     assert (trainer.stop_reason, trainer.state.global_step) == (reason, steps)
@@ -215,30 +159,40 @@ def test_a_run_goes_on_while_more_rows_are_known_than_unseen_ones(
         return Check(0.9, 0.5, 1.0, 0.0, exposure=0.5, gap=0.1 if trainer.state.global_step < 10 else 0.0)
 
     monkeypatch.setattr(UNSCTrainer, "check", check)
-    trainer = make_trainer(
-        make_vit(), low_rank_data, tmp_path, max_steps=30, check_steps=5, target_forget_accuracy=0.52
-    )
-    trainer.train()
+    options = {"max_steps": 30, "check_steps": 5, "target_forget_accuracy": 0.52}
+    trainer = unlearned(make_vit(), low_rank_data, tmp_path, **options)
     assert (trainer.stop_reason, trainer.state.global_step) == ("target", 10)
 
 
 def test_a_loss_of_retained_accuracy_is_said(
     low_rank_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(
-        UNSCTrainer, "check", lambda trainer: Check(0.5, 1.0, 0.9 - 0.01 * trainer.state.global_step, 0.0)
-    )
-    make_trainer(make_vit(), low_rank_data, tmp_path / "less", max_steps=1).train()
+    monkeypatch.setattr(UNSCTrainer, "check", lambda t: Check(0.5, 1.0, 0.9 - 0.01 * t.state.global_step, 0.0))
+    unlearned(make_vit(), low_rank_data, tmp_path / "less", max_steps=1)
     assert "held-out retained" not in caplog.text
-    make_trainer(make_vit(), low_rank_data, tmp_path / "more", max_steps=3).train()
+    unlearned(make_vit(), low_rank_data, tmp_path / "more", max_steps=3)
     assert "held-out retained rows fell from 0.9 to 0.87" in caplog.text
 
 
-def test_certificate_fails_loudly_above_the_limit(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:
-    train = separable_data(30)
-    trainer = make_trainer(
-        learned(train), split_dataset(train, forget_classes=[2]), tmp_path, energy=0.5, learning_rate=1e-2
-    )
+def test_every_check_counts_changed_decisions_on_held_out_rows(known: Known, tmp_path: Path) -> None:
+    with torch.no_grad():
+        known.model.classifier.bias[2] += 30  # the class to forget wins everywhere, and is left out of every count
+    trainer = make_trainer(known.model, known.data, tmp_path, energy=0.9, validation_fraction=0.5)
+    held_out = trainer.rows.retain_held_out
+    before, labels = logits(known.model, held_out), torch.as_tensor(held_out["label"][:])
+    trainer.prepare_unlearning()
+    start = trainer.check()
+    assert (start.flips, start.negative_flips) == (0.0, 0.0)
+    with torch.no_grad():
+        trainer.model.classifier.bias[1] += 1000
+    expected, now = count_flips(before, logits(trainer.model, held_out), labels, [2]), trainer.check()
+    assert 0 < expected.negative <= expected.changed < len(held_out) == 30
+    assert (now.flips, now.negative_flips) == (expected.share, expected.negative_share)
+    assert now.logged()["flips"] == expected.share
+
+
+def test_certificate_fails_loudly_above_the_limit(known: Known, tmp_path: Path) -> None:
+    trainer = make_trainer(known.model, known.data, tmp_path, energy=0.5, learning_rate=1e-2)
     with pytest.raises(UNSCError, match="call train first"):
         trainer.certify()
     trainer.train()
@@ -280,7 +234,7 @@ def test_every_logged_leak_is_rounding(adapters: bool, exact_data: Data, tmp_pat
     """The displacement is projected at every step, not only after the last."""
     trainer = make_trainer(
         make_vit(labels=10), exact_data, tmp_path, check_steps=1, weight_decay=0.1, learning_rate=2e-4,
-        trainer_kwargs={"peft_config": LoraConfig(r=4)} if adapters else None,
+        peft_config=LoraConfig(r=4) if adapters else None,
     )  # fmt: skip
     trainer.prepare_unlearning()
     trainer.goal.target = -1.0  # never reached, so that all steps are taken
@@ -290,19 +244,14 @@ def test_every_logged_leak_is_rounding(adapters: bool, exact_data: Data, tmp_pat
     assert max(leaks) <= 1e-6
 
 
-def test_leak_is_what_the_layers_outputs_do_on_held_out_rows(
-    separable_data: Callable[[int], Dataset], tmp_path: Path
-) -> None:
-    train = separable_data(30)
-    model = learned(train)
-    original = copy.deepcopy(model)
-    trainer = make_trainer(model, split_dataset(train, forget_classes=[2]), tmp_path, energy=0.9, learning_rate=1e-3)
-    trainer.train()
+def test_leak_is_what_the_layers_outputs_do_on_held_out_rows(known: Known, tmp_path: Path) -> None:
+    original = copy.deepcopy(known.model)
+    trainer = unlearned(known.model, known.data, tmp_path, energy=0.9, learning_rate=1e-3)
     rows: dict[str, torch.Tensor] = {}
     layers = find_layers(original).layers
     with torch.no_grad(), capture_inputs(layers, lambda layer, x: rows.update({layer.name: layer.rows(x)[0]})):
         original(pixel_values=trainer.rows.retain_held_out[:]["pixel_values"])
-    weights, leak = dict(model.named_parameters()), trainer.certify().leak_per_layer
+    weights, leak = dict(known.model.named_parameters()), trainer.certify().leak_per_layer
     for layer in layers:
         if layer.name in leak:
             before = layer.as_matrix(layer.weight.detach())[0]
@@ -328,92 +277,51 @@ def test_guards_against_damage_and_silent_no_ops(low_rank_data: Data, tmp_path: 
         trainer.training_step(trainer.model, {"pixel_values": torch.randn(2, 3, 8, 8), "labels": torch.tensor([0, 1])})
 
 
-def test_everything_above_the_budget_is_an_error(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:
-    train = separable_data(30)
-    data = split_dataset(train, forget_classes=[2])
-    trainer = make_trainer(learned(train), data, tmp_path, energy=0.5, max_leak=1e-6, check_steps=1)
-    with pytest.raises(UNSCError, match="within the leak budget"):
-        trainer.train()
+def test_everything_above_the_budget_is_an_error(known: Known, tmp_path: Path) -> None:
+    with pytest.raises(UNSCError, match=r"moved no weight within the budgets \(max_leak 1e-06"):
+        unlearned(known.model, known.data, tmp_path, energy=0.5, max_leak=1e-6, check_steps=1)
 
 
 @pytest.mark.parametrize("rows", [False, True])
 @pytest.mark.parametrize("step", [2, 5])
-def test_resumed_run_ends_at_the_same_weights(
-    step: int, rows: bool, separable_data: Callable[[int], Dataset], tmp_path: Path
-) -> None:
+def test_resumed_run_ends_at_the_same_weights(step: int, rows: bool, separable_data: Draw, tmp_path: Path) -> None:
     train = separable_data(30)
     model = learned(train)
-    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    data = split_dataset(train, indices=range(0, 92, 4)) if rows else split_dataset(train, forget_classes=[2])
     options: dict[str, Any] = {
-        "energy": 0.9,
-        "max_steps": 7,
-        "learning_rate": 1e-4,
-        "save_strategy": "steps",
-        "save_steps": 1,
-        "max_leak": 0.5,
-        "per_device_train_batch_size": 5,
-    }
-    if not rows:  # and so is what rehearsed rows were mixed with
-        options["objective"] = "unsc_distill"
-    else:  # targets that follow the model, rehearsed rows, and what is dropped of them, are found again
+        "energy": 0.9, "max_steps": 7, "learning_rate": 1e-4, "save_strategy": "steps", "save_steps": 1,
+        "max_leak": 0.5, "per_device_train_batch_size": 5, "objective": "unsc_retain" if rows else "unsc_distill",
+    }  # fmt: skip
+    data = split_dataset(train, indices=range(0, 92, 4)) if rows else split_dataset(train, forget_classes=[2])
+    if rows:  # targets that follow the model, rehearsed rows, and what is dropped of them, are found again
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.3
         unseen = with_odd_labels(separable_data(30), 60)
-        options |= {
-            "objective": "unsc_retain",
-            "objective_args": {"retain_dropout": True},
-            "target_forget_accuracy": None,
-            "trainer_kwargs": {"unseen_dataset": unseen},
-        }
+        options |= {"target_forget_accuracy": None, "unseen_dataset": unseen}
+        options["objective_args"] = {"retain_dropout": True}
 
-    def run(folder: str, resume: bool = False, **more: Any) -> UNSCTrainer:
-        trainer = make_trainer(model, data, tmp_path / folder, **options, **more)
-        if rows:
-            trainer.prepare_unlearning()
-            trainer.goal.target = -1.0  # never reached, so that all steps are taken
-        trainer.train(resume_from_checkpoint=resume)
-        return trainer
+    def never_reached(trainer: UNSCTrainer) -> None:
+        trainer.prepare_unlearning()
+        trainer.goal.target = -1.0
 
-    whole = run("whole")
-    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert whole.state.global_step == 7
-
-    model.load_state_dict(start)
-    run("parts", callbacks=[Stop(step)])
-    model.load_state_dict(start)
-    rest = run("parts", resume=True)
+    rest = assert_resumed_run_ends_as_a_whole_one(model, data, tmp_path, step, never_reached, **options)
     assert rest.state.global_step == 7
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, expected[name]), name
 
-    other = make_vit(hidden_dropout_prob=0.3)
-    with pytest.raises(UNSCError, match="began with model"):
-        make_trainer(other, data, tmp_path / "parts", **options).train(resume_from_checkpoint=True)
-    model.load_state_dict(start)
-    fewer = (data.forget.select(range(20)), data.retain)
-    for changed in ({"retain_weight": 3.0}, {} if rows else {"retain_mixing": 0.4}):
-        with pytest.raises(UNSCError, match="began with objective"):
-            make_trainer(model, data, tmp_path / "parts", **{**options, "objective_args": changed}).train(
-                resume_from_checkpoint=True
-            )
-    with pytest.raises(UNSCError, match="began with forget_dataset"):
-        make_trainer(model, fewer, tmp_path / "parts", **options).train(resume_from_checkpoint=True)
+    def refused(what: str, network: Any = model, rows: Data = data, **changes: Any) -> None:
+        with pytest.raises(UNSCError, match=f"began with {what}"):
+            make_trainer(network, rows, tmp_path / "parts", **{**options, **changes}).train(resume_from_checkpoint=True)
+
+    refused("model", make_vit(hidden_dropout_prob=0.3))
+    refused("objective", objective_args={"retain_weight": 3.0})
+    refused("objective", objective_args={} if rows else {"retain_mixing": 0.4})
+    refused("forget_dataset", rows=(data.forget.select(range(20)), data.retain))
 
 
-def test_controls_do_not_protect(separable_data: Callable[[int], Dataset], tmp_path: Path) -> None:
-    train = separable_data(20)
-    model = learned(train)
-    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    data = split_dataset(train, forget_classes=[2])
+def test_controls_do_not_protect(known: Known, tmp_path: Path) -> None:
     ranks, leaks = {}, {}
     for null_space in ("retained", "random", "none"):
-        model.load_state_dict(start)
-        trainer = make_trainer(
-            model, data, tmp_path, null_space=null_space, energy=0.95, callbacks=[KeepGoing()], check_steps=100
-        )
-        trainer.train()
+        options = {"null_space": null_space, "energy": 0.95, "check_steps": 100}
+        trainer = unlearned(copy.deepcopy(known.model), known.data, tmp_path, callbacks=[KeepGoing()], **options)
         ranks[null_space] = [row.rank for row in trainer.plan.subspace.report()]
         leaks[null_space] = trainer.held_out_leak().total
     assert ranks["retained"] == ranks["random"]
@@ -423,17 +331,13 @@ def test_controls_do_not_protect(separable_data: Callable[[int], Dataset], tmp_p
 def test_shirt_is_forgotten_on_fashion_mnist(shared_folder: Path, tmp_path: Path) -> None:
     data = load_image_dataset(str(shared_folder / "data" / "fashion_mnist"), cache_dir=str(tmp_path / "cache"))
     train, test_rows = data["train"].select(range(0, 60_000, 10)), data["test"].select(range(0, 10_000, 4))
-    forget, retain = split_dataset(train, forget_classes=["Shirt"])
     test = split_dataset(test_rows, forget_classes=["Shirt"])
     folder = shared_folder / "models" / "fashion_mnist_vit" / "original-seed0"
     trainer = UNSCTrainer(
-        model=str(folder),
-        args=UNSCConfig(output_dir=str(tmp_path / "out"), disable_tqdm=True, use_cpu=True),
-        forget_dataset=forget,
-        retain_dataset=retain,
-        eval_dataset={"forget": test.forget, "retain": test.retain},
+        str(folder), UNSCConfig(output_dir=str(tmp_path / "out"), disable_tqdm=True, use_cpu=True),
+        *split_dataset(train, forget_classes=["Shirt"]), eval_dataset=test._asdict(),
         processing_class=AutoImageProcessor.from_pretrained(folder),
-    )
+    )  # fmt: skip
     before = trainer.evaluate()
     trainer.train()
     after = trainer.evaluate()
@@ -444,8 +348,7 @@ def test_shirt_is_forgotten_on_fashion_mnist(shared_folder: Path, tmp_path: Path
 
 
 def test_card_without_a_comparison(low_rank_data: Data, tmp_path: Path) -> None:
-    trainer = make_trainer(make_vit(), low_rank_data, tmp_path / "out")
-    trainer.train()
+    trainer = unlearned(make_vit(), low_rank_data, tmp_path / "out")
     trainer.create_model_card(model_name="tiny")
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "Certificate" in text
@@ -458,15 +361,12 @@ def test_weight_hash_notices_one_bit() -> None:
     with torch.no_grad():
         model.classifier.bias[0] += 1e-6
     assert weight_hash(model) != before
-    assert json.dumps(before)
 
 
-def test_learning_rate_doubles_until_the_end(low_rank_data: Data, tmp_path: Path) -> None:
-    trainer = make_trainer(make_vit(), low_rank_data, tmp_path, max_steps=8, lr_doubling_steps=4, check_steps=100)
-    trainer.add_callback(KeepGoing())
-    trainer.train()
-    rates = trainer.lr_scheduler.get_last_lr()
-    assert rates[0] == pytest.approx(4 * trainer.args.learning_rate)
-    constant = make_trainer(make_vit(), low_rank_data, tmp_path, max_steps=4, lr_doubling_steps=None, check_steps=100)
-    constant.train()
-    assert constant.lr_scheduler.get_last_lr()[0] == constant.args.learning_rate
+@pytest.mark.parametrize(("doubling", "steps", "factor"), [(4, 8, 4), (None, 4, 1)])
+def test_learning_rate_doubles_until_the_end(
+    doubling: int | None, steps: int, factor: int, low_rank_data: Data, tmp_path: Path
+) -> None:
+    options = {"lr_doubling_steps": doubling, "max_steps": steps, "check_steps": 100}
+    trainer = unlearned(make_vit(), low_rank_data, tmp_path, callbacks=[KeepGoing()], **options)
+    assert trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(factor * trainer.args.learning_rate)

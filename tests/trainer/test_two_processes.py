@@ -9,30 +9,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import torch
 from helpers import two_processes
 from helpers.models import make_vit
-from helpers.recipes import FAST, RECIPE, image_folder
+from helpers.recipes import FAST, RECIPE, parquet_folder, run_process
 from peft import PeftModel
 from safetensors.torch import load_file
 
 from unsc_hf.trainer.checkpoints import find_checkpoint
 
 SCRIPT = two_processes.__file__
-
-
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-
-
-def _torchrun(*words: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*TORCHRUN, *map(str, words)], capture_output=True, text=True, timeout=280, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +32,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for case in two_processes.CASES:
         two_processes.unlearn(case, root / "one" / case)
     two_processes.statistics(root / "one" / "statistics")
-    done = _torchrun(SCRIPT, "cases", root / "two")
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_process(*TORCHRUN, SCRIPT, "cases", root / "two")
     return root
 
 
@@ -90,20 +79,12 @@ def test_adapters_of_two_processes_load(root: Path) -> None:
 
 
 def test_the_recipe_on_two_processes(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    image_folder(240, 0).to_parquet(tmp_path / "data" / "train.parquet")
-    image_folder(80, 1).to_parquet(tmp_path / "data" / "test.parquet")
-    words = ["--dataset_name", tmp_path / "data", "--references_dir", tmp_path / "references", *FAST,
+    words = ["--dataset_name", parquet_folder(tmp_path / "data"), "--references_dir", tmp_path / "references", *FAST,
              "--forget_classes", "frog", "--train_original", "--train_retrained", "--controls", "false"]  # fmt: skip
-    done = _torchrun(RECIPE, *words, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 32)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("Verdict:") == 1
-    alone = subprocess.run(
-        [sys.executable, str(RECIPE), *map(str, words), "--output_dir", str(tmp_path / "one"),
-         "--per_device_train_batch_size", "64"],
-        capture_output=True, text=True, timeout=280, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert alone.returncode == 0, alone.stderr[-3000:]
+    batch = "--per_device_train_batch_size"
+    written = run_process(*TORCHRUN, RECIPE, *words, "--output_dir", tmp_path / "two", batch, 32)
+    assert written.count("Verdict:") == 1
+    run_process(RECIPE, *words, "--output_dir", tmp_path / "one", batch, 64)
     two, one = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("two", "one"))
     assert {p.name for p in (tmp_path / "two").iterdir()} == {p.name for p in (tmp_path / "one").iterdir()}
     for method, result in one["methods"].items():
@@ -115,8 +96,8 @@ def test_the_recipe_on_two_processes(tmp_path: Path) -> None:
 def test_a_killed_process_ends_the_run_and_leaves_its_last_checkpoint(tmp_path: Path) -> None:
     out = tmp_path / "out"
     run = subprocess.Popen(
-        [*TORCHRUN, str(SCRIPT), "endless", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [sys.executable, *TORCHRUN, SCRIPT, "endless", out], env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 120

@@ -1,4 +1,4 @@
-"""Ways of sharding that the projection does not support are refused in one line."""
+"""Ways of sharding that the projection does not support are refused in one line; those of `recipes` are accepted."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 from helpers.models import make_vit
 from helpers.training import GOOD
 
 from unsc_hf import UNSCConfig, UNSCError
 from unsc_hf.trainer.sharding import check_fsdp
 from unsc_hf.utils.distributed import process, set_trained, units_to_shard
+
+FILES = sorted((Path(__file__).parents[2] / "recipes" / "accelerate_configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -30,6 +34,18 @@ def test_ways_of_sharding_that_break_the_promise(option: str, value: object, mes
     check_fsdp(SimpleNamespace(**GOOD), config)
     with pytest.raises(UNSCError, match=message):
         check_fsdp(SimpleNamespace(**{**GOOD, option: value}), config)
+
+
+@pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
+def test_the_launcher_reads_it(file: Path) -> None:
+    assert load_config_from_file(str(file)).num_processes >= 1
+
+
+def test_the_trainer_accepts_sharding_as_configured() -> None:
+    given = yaml.safe_load((FILES[0].parent / "fsdp2.yaml").read_text(encoding="utf-8"))["fsdp_config"]
+    plugin = {name.removeprefix("fsdp_"): value for name, value in given.items()}
+    plugin |= {"fsdp_version": given["fsdp_version"], "mixed_precision_policy": None}
+    check_fsdp(SimpleNamespace(**plugin), UNSCConfig(output_dir="unused"))
 
 
 def test_sharding_beside_half_precision_or_a_teacher(tmp_path: Path) -> None:

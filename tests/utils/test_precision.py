@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from helpers.models import make_vit
-from helpers.training import make_trainer
+from helpers.rows import Data
+from helpers.training import unlearned
 
 from unsc_hf.nullspace.projection import Projector
 
@@ -51,11 +51,7 @@ def default_precision() -> Iterator[None]:
 
 @pytest.mark.parametrize("way", ["products", "convolutions", "everything"])
 def test_no_tf32_where_something_is_measured_or_projected(
-    way: str,
-    default_precision: None,
-    low_rank_data: tuple[Dataset, Dataset],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    way: str, default_precision: None, low_rank_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def state() -> tuple[Any, ...]:
         new = [o.fp32_precision for o in _operators()] if hasattr(torch.backends, "fp32_precision") else []
@@ -73,7 +69,7 @@ def test_no_tf32_where_something_is_measured_or_projected(
     monkeypatch.setattr(Projector, "__call__", lambda *words: seen["projected"].add(state()) or call(*words))
     _ask_for_tf32(way)
     before = state()
-    make_trainer(model, low_rank_data, tmp_path, max_steps=2).train()
+    unlearned(model, low_rank_data, tmp_path, max_steps=2)
     assert state() == before
     assert seen["trained"] == {before}  # the steps are computed as was asked for
     precise = ("ieee",) * (3 if hasattr(torch.backends, "fp32_precision") else 0) + ("highest", False)

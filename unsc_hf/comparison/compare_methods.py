@@ -21,8 +21,10 @@ from ..config import UNSCConfig
 from ..data.columns import read_labels
 from ..errors import UNSCError
 from ..evaluation.audits import AUDITS
+from ..models.loading import load_config
 from ..reporting.model_card import public_name
 from ..utils.fingerprint import data_fingerprint
+from ..utils.reserve import check_writable, reserved
 from .arguments import ClassificationArguments, ImageArguments, TextArguments
 from .experiment import Experiment, RunArguments, Splits, check_folder, check_names, read_splits
 from .forget_set import ForgetSet, requests_by_folder
@@ -130,6 +132,7 @@ def compare_methods(
     if audited is not None:
         comparison = replace(comparison, methods=[], seeds=[int(config.seed)], no_intervals=True)
     comparison.check()
+    _check_models(comparison, arguments, audited)
     splits = read_splits(arguments, config, data)
     task = _Task(comparison, arguments, config, splits, audited)
     sets = task.forget_sets()
@@ -137,15 +140,16 @@ def compare_methods(
     origin = {"data": fingerprint, "records": _RECORDS, "audits": sorted(comparison.audits or AUDITS)}
     for name, forget_set in sets.items():
         origin |= {f"the classes of {name!r}": forget_set.experiment.forgotten, **forget_set.experiment.origin()}
-    check_folder(Path(str(config.output_dir)), comparison.kind, origin)
-    if not any(forget_set.experiment.reference_numbers() for forget_set in sets.values()):
-        console.print("No retrained references: nothing can be said about 'removed', and no band is drawn.")
-    run_jobs(
-        open_jobs([job for forget_set in sets.values() for job in forget_set.jobs()]),
-        task.all_jobs,
-        comparison.jobs,
-        lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
-    )
+    with reserved(str(config.output_dir)):
+        check_folder(Path(str(config.output_dir)), comparison.kind, origin)
+        if not any(forget_set.experiment.reference_numbers() for forget_set in sets.values()):
+            console.print("No retrained references: nothing can be said about 'removed', and no band is drawn.")
+        run_jobs(
+            open_jobs([job for forget_set in sets.values() for job in forget_set.jobs()]),
+            task.all_jobs,
+            comparison.jobs,
+            lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+        )
     results = {name: forget_set.results() for name, forget_set in sets.items()}
     if audited is not None:
         _warn_of_strangers(public_name(audited), results, console)
@@ -162,6 +166,22 @@ def _warn_of_strangers(audited: str, results: Mapping[str, Any], console: Consol
                 f"warning: {audited} has little in common with this original (leak {leak:.2g}): "
                 "was it made from another one?"
             )
+
+
+def _check_models(
+    comparison: ComparisonArguments, arguments: ClassificationArguments, audited: str | None = None
+) -> None:
+    """Refuse models that are not there before any is trained."""
+    given: dict[str, Sequence[str | None]] = {
+        "audited": [audited],
+        "originals": comparison.originals or [],
+        "model_name_or_path": [arguments.model_name_or_path],
+        "retrained_model_name_or_path": arguments.retrained_model_name_or_path or [],
+    }
+    for argument, names in given.items():
+        for name in names:
+            if name is not None:
+                load_config(name, argument)
 
 
 # ---- from Python ----------------------------------------------------------------------------------------------------
@@ -264,6 +284,7 @@ def _compare(
     console: Console | None, options: Mapping[str, Any],
 ) -> ComparisonResult:  # fmt: skip
     """What a command line does. Models that are objects are saved first."""
+    check_writable(output_dir)
     kinds: dict[str, type[ClassificationArguments]] = {"image": ImageArguments, "text": TextArguments}
     if task not in kinds:
         raise UNSCError(f"task: got {task!r}; choose from {', '.join(kinds)}.")

@@ -15,17 +15,18 @@ import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftConfig
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..config import UNSCConfig
 from ..data.columns import check_labels_match, read_labels
+from ..data.copies import without_overlap
 from ..data.inputs import default_collator, prepare_dataset
 from ..data.selection import Request, hold_out, split_dataset
 from ..erasure.bands import ProbeBands
-from ..errors import UNSCError, first_line
+from ..errors import UNSCError
 from ..evaluation.engine import EvaluationRows, evaluate_outputs, output_metrics
 from ..evaluation.verdict import LABELS, MethodResult, Verdict, judge, mean_result
-from ..models.loading import load_as, model_label_names, own_processor
+from ..models.loading import load_as, load_config, model_label_names, own_processor
 from ..models.outputs import Outputs, RowOutputs, collect_outputs, head_weights
 from ..trainer.checkpoints import resume_from
 from ..trainer.trainer import UNSCTrainer
@@ -60,6 +61,7 @@ class _Runs:
     ) -> None:  # fmt: skip
         self.config, self.processing_class, column = config, processing_class, config.label_column
         forget, retain = request.split(train, column)
+        retain = without_overlap(forget, retain, config.drop_overlap, config.text_columns)
         asked, kept = read_labels(forget, column), read_labels(retain, column)
         if len(np.intersect1d(asked, kept)) and unseen is None and config.target_forget_accuracy is None:
             test, unseen = hold_out(test, 0.2, read_labels(test, column), len(test), config.seed)
@@ -208,10 +210,7 @@ def judge_run(
 
 def _check_reference(name: str, num_labels: int) -> None:
     """Refuse a reference that cannot be loaded or has other labels, before anything long begins."""
-    try:
-        labels = AutoConfig.from_pretrained(name).num_labels
-    except (OSError, ValueError) as error:
-        raise UNSCError(f"retrained_model_name_or_path: cannot load {name!r}: {first_line(error)}") from error
+    labels = load_config(name, "retrained_model_name_or_path").num_labels
     if labels != num_labels:
         raise UNSCError(
             f"retrained_model_name_or_path: {name!r} has {labels} labels, the original {num_labels}; "

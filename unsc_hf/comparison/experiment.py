@@ -17,6 +17,7 @@ from transformers.hf_argparser import HfArg
 
 from ..config import UNSCConfig
 from ..data.columns import class_names, read_labels
+from ..data.copies import without_overlap
 from ..data.selection import Request, hold_out
 from ..errors import UNSCError, closest
 from ..evaluation.accuracy import macro_accuracy
@@ -127,7 +128,8 @@ class Experiment:
     def __post_init__(self) -> None:
         splits, column = self.splits, self.config.label_column
         self.train, self.test, self.validation, self.names = splits.train, splits.test, splits.validation, splits.names
-        self.forget, self.retain = self.request.split(splits.train, column)
+        self.forget, retain = self.request.split(splits.train, column)
+        self.retain = without_overlap(self.forget, retain, self.config.drop_overlap, self.config.text_columns)
         self.forgotten = sorted(set(read_labels(self.forget, column).tolist()))
 
     # ---- models -----------------------------------------------------------------------------------------------------

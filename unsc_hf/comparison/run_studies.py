@@ -17,6 +17,7 @@ from ..reporting.plots import save
 from ..reporting.report import Picture, Section
 from ..utils.files import write_text
 from ..utils.fingerprint import data_fingerprint
+from ..utils.reserve import reserved
 from .arguments import ClassificationArguments
 from .experiment import Experiment, RunArguments, check_folder, check_names, read_splits
 from .forget_set import requests_by_folder
@@ -65,15 +66,16 @@ def run_studies(
     (request,) = requests_by_folder(None, arguments, splits.names, present).values()
     origin = {"data": data_fingerprint(splits.train)[:16], "classes": list(request.forget_classes or ())}
     paragraphs = {}
-    for name in ablation.studies or STUDIES:
-        folder = Path(str(config.output_dir), name)
-        models = (ablation.seeds, ablation.originals)
-        experiment = Experiment(*models, arguments, config, splits, request, folder / "_runs")
-        check_folder(folder, "study", {**origin, **experiment.origin()})
-        console.rule(f"{name}: {STUDIES[name].title}")
-        points = STUDIES[name].measure(Lab(experiment, name, console))
-        paragraphs[name] = write_study(STUDIES[name], points, folder, command)
-        console.print(paragraphs[name], style="bold")
+    with reserved(str(config.output_dir)):
+        for name in ablation.studies or STUDIES:
+            folder = Path(str(config.output_dir), name)
+            models = (ablation.seeds, ablation.originals)
+            experiment = Experiment(*models, arguments, config, splits, request, folder / "_runs")
+            check_folder(folder, "study", {**origin, **experiment.origin()})
+            console.rule(f"{name}: {STUDIES[name].title}")
+            points = STUDIES[name].measure(Lab(experiment, name, console))
+            paragraphs[name] = write_study(STUDIES[name], points, folder, command)
+            console.print(paragraphs[name], style="bold")
     return paragraphs
 
 

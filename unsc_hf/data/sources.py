@@ -37,13 +37,15 @@ def load_splits(
         folder_format: builder for a folder without data files, such as "imagefolder".
 
     Raises:
-        UNSCError: nothing can be loaded from there, or a split is missing (those that exist are listed).
+        UNSCError: nothing can be loaded from there, a split is missing (those that exist are listed), or both are one.
     """
     loaded = load_data(name, config_name, cache_dir, folder_format)
     wanted_test = test_split or next((split for split in TEST_SPLITS if split in loaded), None)
     for argument, split in (("train_split", train_split), ("test_split", wanted_test)):
         if split is None or split not in loaded:
             raise UNSCError(f"{argument}: no split {split!r} in {name!r}; splits found: {', '.join(sorted(loaded))}.")
+    if wanted_test == train_split:
+        raise UNSCError(f"test_split: {wanted_test!r} is the train_split too; name rows that no model was trained on.")
     spare = next((s for s in TEST_SPLITS[1:] if s in loaded and s not in (train_split, wanted_test)), None)
     result = DatasetDict(train=loaded[train_split], test=loaded[wanted_test])
     if spare is not None:

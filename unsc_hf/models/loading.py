@@ -15,13 +15,25 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrain
 
 from ..errors import UNSCError, first_line
 
+# Trained weights are far smaller; a flipped bit of an exponent gives more.
+LARGEST_WEIGHT = 1e6
+
+
+def load_config(name: str, argument: str) -> Any:
+    """Config of a model, from a Hub id or folder.
+
+    Raises:
+        UNSCError: there is none; the message names `argument`.
+    """
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UNSCError(f"{argument}: cannot load {name!r}: {first_line(error)}") from error
+
 
 def load_model(name: str) -> PreTrainedModel:
     """Model of the architecture its config names, in float32, from a Hub id or folder; UNSCError where that fails."""
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise UNSCError(f"model: cannot load {name!r}: {first_line(error)}") from error
+    config = load_config(name, "model")
     architecture = (config.architectures or [None])[0]
     cls = getattr(transformers, str(architecture), None)
     if cls is None:
@@ -101,7 +113,7 @@ def check_weights(model: nn.Module, frozen: bool = False) -> None:
     """Refuse anything but a transformers model, and weights in half precision, with a UNSCError that names the first.
 
     Where only adapters are trained the weights are `frozen`, and may be in bfloat16: adapters are in float32
-    themselves.
+    themselves. Weights that are not finite or absurdly large are refused too.
     """
     if not isinstance(model, PreTrainedModel):
         raise UNSCError(
@@ -115,4 +127,10 @@ def check_weights(model: nn.Module, frozen: bool = False) -> None:
             raise UNSCError(
                 f"model: {name} is {str(parameter.dtype).removeprefix('torch.')}, which rounds small updates away and "
                 f"breaks the promise; {way}."
+            )
+        largest = float(parameter.detach().abs().max()) if parameter.numel() else 0.0  # NaN where there is one
+        if not largest <= LARGEST_WEIGHT:
+            raise UNSCError(
+                f"model: {name} holds the value {largest:.3g}, which no training gives; its weights are damaged: fetch "
+                "them again from where they come from."
             )

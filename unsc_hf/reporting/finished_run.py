@@ -49,6 +49,7 @@ class FinishedRun:
     requests: list[dict[str, Any]] = field(default_factory=list)  # served on this model, oldest first
     budget: dict[str, float | None] | None = None  # of the leak over all requests: what was given, and what is spent
     details: dict[str, Any] = field(default_factory=dict)  # more entries of `results.json`
+    caveats: Sequence[str] = ()  # what a reader must know, in sentences
     model_name: str = ""  # name of the unlearned model, or its Hub id
     pictures: Sequence[tuple[str, str]] = ()  # file names and captions
     report: str = ""  # file name of the HTML report

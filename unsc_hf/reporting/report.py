@@ -121,7 +121,7 @@ def _course(results: Mapping[str, Any]) -> list[str]:
     stopped = results["certificate"]["stop_reason"]
     end = STOP_REASONS.get(stopped, str(stopped))
     points.append(f"Unlearning took {steps}{seconds:.0f} seconds with the statistics. It ended by {end}.")
-    return [point for point in points if point]
+    return [point for point in (*points, *(results.get("caveats") or ())) if point]
 
 
 def _changed_decisions(methods: Mapping[str, Mapping[str, Any]]) -> str:

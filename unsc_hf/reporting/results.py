@@ -87,6 +87,7 @@ def _results(run: FinishedRun) -> dict[str, Any]:
         "verdict": {"word": run.verdict, "reason": run.reason},
         "methods": {name: asdict(method) for name, method in run.methods.items()},
         "retrained_references": [asdict(reference) for reference in run.references],
+        "caveats": list(run.caveats),
         "certificate": run.certificate,
         "adapter": run.adapter,
         "seconds": run.seconds,
@@ -117,6 +118,8 @@ def print_run(run: FinishedRun, console: Console) -> None:
         f"{certificate['flips']} of {certificate['rows']} decisions on kept rows changed, so at most "
         f"{certificate['upper_95']:.2%} of such inputs with 95 % confidence; ended by {certificate['stop_reason']}."
     )
+    for caveat in run.caveats:
+        console.print(f"Note: {caveat}", markup=False)
     reasons = sorted(run.unreachable.items(), key=lambda item: -item[1])
     listed = "; ".join(f"{count} x {reason}" for reason, count in reasons) or "nothing"
     console.print(f"Frozen besides biases: {listed} (each by name in results.json).")

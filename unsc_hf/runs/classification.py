@@ -8,19 +8,20 @@ from typing import Any
 
 from datasets import Dataset
 from rich.console import Console
-from transformers import AutoConfig
 
 from ..comparison.arguments import ClassificationArguments, ImageArguments, check_model_dtype
 from ..comparison.controls import compare
 from ..config import UNSCConfig
 from ..data.columns import class_names, read_labels
+from ..data.copies import without_overlap
 from ..data.inputs import unreadable_rows_by_number
 from ..data.selection import Request, Split, resolve_classes
-from ..errors import UNSCError, first_line
+from ..errors import UNSCError
+from ..models.loading import load_config
 from ..reporting.run_folder import check_output_folder
 from ..reporting.tables import classifier_table
 from ..trainer.sequence import StoredRequest
-from .job import Job, UnlearningResult, finished_run, removed_after_error
+from .job import Job, UnlearningResult, finished_run, job_folder
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,14 @@ class ClassifierRows:
         names = names or [str(i) for i in range(max(present) + 1)]
         return cls(data["train"], data["test"], data.get("validation"), request, names, column)
 
-    def split(self) -> Split:
-        """Training rows to forget and to keep."""
-        return self.request.split(self.train, self.label_column)
+    def split(self, config: UNSCConfig) -> Split:
+        """Training rows to forget and to keep, without copies of the former where `drop_overlap` says so.
+
+        Raises:
+            UNSCError: rows on both sides.
+        """
+        forget, retain = self.request.split(self.train, self.label_column)
+        return Split(forget, without_overlap(forget, retain, config.drop_overlap, config.text_columns))
 
 
 def run(arguments: ClassificationArguments, config: UNSCConfig, console: Console | None = None) -> UnlearningResult:
@@ -69,17 +75,17 @@ def run(arguments: ClassificationArguments, config: UNSCConfig, console: Console
     check_model_dtype(arguments)
     check_output_folder(str(config.output_dir))
     data = arguments.load(config)
-    with unreadable_rows_by_number(data, config.text_columns):
-        names = None if arguments.model_name_or_path is None else _names_of(arguments.model_name_or_path)
+    with job_folder(str(config.output_dir)), unreadable_rows_by_number(data, config.text_columns):
+        name = arguments.model_name_or_path
+        names = None if name is None else names_in(load_config(name, "model_name_or_path"))
         rows = ClassifierRows.of(data, arguments.request(), names, config.label_column)
         without = "-".join(map(str, (rows.request.forget_classes or ["rows"])[:10]))
         job = Job.of(
-            arguments, config, arguments.plan(config), rows.train, rows.split().retain, console,
+            arguments, config, arguments.plan(config), rows.train, rows.split(config).retain, console,
             f"retrained-without-{without}", rows.names, rows.label_column,
         )  # fmt: skip
         task = "image-classification" if isinstance(arguments, ImageArguments) else "text-classification"
-        with removed_after_error(str(config.output_dir)):
-            result = unlearn_classifier(job, rows, task, arguments.statistics_dir)
+        result = unlearn_classifier(job, rows, task, arguments.statistics_dir)
         result.deliver(job)
     return result
 
@@ -90,7 +96,7 @@ def unlearn_classifier(job: Job, rows: ClassifierRows, task: str, statistics_dir
     `task` is the Hub's name of what the model does; activation statistics are kept in `statistics_dir` for later
     requests.
     """
-    forget, retain = rows.split()
+    forget, retain = rows.split(job.config)
     model, stored = job.load(), None
     if statistics_dir is not None:
         if job.peft_config is not None:
@@ -109,13 +115,6 @@ def unlearn_classifier(job: Job, rows: ClassifierRows, task: str, statistics_dir
         table=classifier_table(compared.methods), details={"erased": [asdict(one) for one in compared.trainer.erased]},
     )  # fmt: skip
     return UnlearningResult(compared.trainer, run, stored)
-
-
-def _names_of(model_name: str) -> list[str] | None:
-    try:
-        return names_in(AutoConfig.from_pretrained(model_name))
-    except (OSError, ValueError) as error:
-        raise UNSCError(f"model_name_or_path: cannot load {model_name!r}: {first_line(error)}") from error
 
 
 def names_in(config: Any) -> list[str] | None:

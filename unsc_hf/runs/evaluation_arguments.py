@@ -8,6 +8,7 @@ from datasets import Dataset
 from transformers.hf_argparser import HfArg
 
 from ..comparison.arguments import LanguageArguments
+from ..data.copies import copies
 from ..data.sources import config_names, load_config, load_data
 from ..errors import UNSCError, closest
 from ..evaluation.language.tofu import METRICS
@@ -65,7 +66,7 @@ class EvaluationArguments:
         if unknown:
             raise UNSCError(f"metrics: {unknown[0]!r} does not exist; closest: {closest(unknown[0], METRICS)}.")
 
-    def sets(self) -> dict[str, Dataset]:
+    def sets(self, refuse_overlap: bool = True) -> dict[str, Dataset]:
         """Rows by the names that metrics use.
 
         Raises:
@@ -76,11 +77,12 @@ class EvaluationArguments:
         for kind in ("forget", "retain"):
             if getattr(self, f"{kind}_config") is None and getattr(self, f"{kind}_split") is None:
                 raise UNSCError(f"{kind}_config: not given; name a configuration, or a split by {kind}_split.")
-        sets = self._from_configs() if self.forget_config is not None else self._from_splits()
-        _refuse_overlap(sets["forget"], sets["retain"])
+        sets = self._from_configs(refuse_overlap) if self.forget_config is not None else self._from_splits()
+        if refuse_overlap:
+            _refuse_overlap(sets["forget"], sets["retain"])
         return sets
 
-    def _from_configs(self) -> dict[str, Dataset]:
+    def _from_configs(self, refuse_overlap: bool) -> dict[str, Dataset]:
         name, known = str(self.dataset_name), config_names(str(self.dataset_name))
         sets: dict[str, Dataset] = {}
         for part in ("forget", "retain", "unseen"):
@@ -89,7 +91,7 @@ class EvaluationArguments:
                 continue
             if config not in known:
                 raise UNSCError(f"{argument}: no configuration {config!r} in {name!r}; choose from {', '.join(known)}.")
-            if part == "retain":
+            if part == "retain" and refuse_overlap:
                 _refuse_overlap(sets["forget"], load_config(name, config, argument, self.retain_split, self.cache_dir))
             perturbed = {"forget": f"{config}_perturbed", "retain": "retain_perturbed"}.get(part)
             chosen = perturbed if perturbed in known else config
@@ -120,16 +122,13 @@ class EvaluationArguments:
 
 def _refuse_overlap(forget: Dataset, retain: Dataset) -> None:
     """Raise UNSCError where rows are to be forgotten and kept."""
-    if not {"question", "answer"} <= set(forget.column_names) & set(retain.column_names):
-        return
-    both = set(zip(forget["question"], forget["answer"], strict=True)) & set(
-        zip(retain["question"], retain["answer"], strict=True)
-    )
-    if both:
-        raise UNSCError(
-            f"retain_config: {len(both)} of its rows are in the forget set too, the first asks {min(both)[0]!r}; name "
-            "rows to keep that are not forgotten."
-        )
+    if {"question", "answer"} <= set(forget.column_names) & set(retain.column_names):
+        shared = int(copies(retain, forget).sum())
+        if shared:
+            raise UNSCError(
+                f"retain_config: {shared} of its rows are in the forget set too; name rows to keep that are not "
+                "forgotten."
+            )
 
 
 def evaluation_arguments(arguments: LanguageArguments) -> EvaluationArguments:

@@ -21,16 +21,18 @@ from ..comparison.references.texts import LanguagePlan, TextPlan
 from ..comparison.references.training import TrainingPlan, train_model
 from ..config import UNSCConfig
 from ..errors import UNSCError
+from ..models.loading import load_config
 from ..reporting.finished_run import FinishedRun, Origin
 from ..reporting.hub import publish
 from ..reporting.model_card import public_name, typed_command, write_card
 from ..reporting.results import options_of, print_run, write_run
-from ..reporting.run_folder import check_output_folder, move_model
+from ..reporting.run_folder import RESULTS, UNFINISHED, check_output_folder, move_model
 from ..reporting.tables import Table
 from ..trainer.checkpoints import has_checkpoint
 from ..trainer.sequence import StoredRequest
 from ..trainer.trainer import UNSCTrainer
 from ..utils.fingerprint import data_fingerprint
+from ..utils.reserve import reserved
 from .examiner import write_evaluations
 
 
@@ -58,6 +60,9 @@ class Job:
             UNSCError: no original, or a reference that would start from a model which knows the forgotten rows.
         """
         folder, original = arguments.references_dir, arguments.model_name_or_path
+        references = list(arguments.retrained_model_name_or_path or [])
+        for name in references:  # before anything long begins
+            load_config(name, "retrained_model_name_or_path")
         if arguments.quickstart or arguments.train_original:
             if plan.size is None and plan.base_model is None:
                 raise UNSCError("train_original: needs model_size (from scratch) or model_name_or_path (to fine-tune).")
@@ -67,7 +72,6 @@ class Job:
             raise UNSCError(
                 "model_name_or_path: not given; name the model to unlearn, or use --train_original with --model_size."
             )
-        references = list(arguments.retrained_model_name_or_path or [])
         if arguments.quickstart or arguments.train_retrained:
             if plan.size is None and not arguments.train_original:
                 raise UNSCError(
@@ -98,13 +102,20 @@ def origin_of(model: str, dataset: str | None, licence: str | None, command: str
 
 
 @contextmanager
-def removed_after_error(folder: str | Path) -> Iterator[None]:
-    """When bad input ends the job, a folder made meanwhile is removed, unless a checkpoint in it could be resumed."""
+def job_folder(folder: str | Path) -> Iterator[None]:
+    """Keep the folder for this job. When bad input ends it, a folder made meanwhile is removed, unless it holds a
+    checkpoint or a model.
+
+    Raises:
+        UNSCError: a folder that cannot be written, or that another job holds.
+    """
     existed = Path(folder).exists()
     try:
-        yield
+        with reserved(folder):
+            yield
     except UNSCError:
-        if not existed and not has_checkpoint(folder):
+        kept = has_checkpoint(folder) or any(Path(folder, name).exists() for name in (RESULTS, UNFINISHED))
+        if not existed and not kept:
             shutil.rmtree(folder, ignore_errors=True)
         raise
 
@@ -205,6 +216,7 @@ def finished_run(
         forgotten=list(trainer.task.forgotten_classes),
         class_names=class_names,
         rows=len(forget),
+        caveats=trainer.caveats(),
         digest=data_fingerprint(forget)[:16],
         options={**options_of(job.config), **chosen},
         seconds={**plan.seconds, "unlearning": trainer.unlearning_seconds},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from ..comparison.arguments import LanguageArguments, check_model_dtype
 from ..config import UNSCConfig, parse_objective_args
+from ..data.copies import without_overlap
 from ..data.dialogues import PromptFormat, chunk_texts, to_dialogues
 from ..data.selection import Request
 from ..data.sources import load_config, load_data
@@ -29,7 +30,7 @@ from ..trainer.checkpoints import resume_from
 from ..trainer.trainer import UNSCTrainer
 from .evaluation_arguments import evaluation_arguments
 from .examiner import Examiner
-from .job import Job, UnlearningResult, finished_run, removed_after_error
+from .job import Job, UnlearningResult, finished_run, job_folder
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,14 @@ class LanguageRows:
             cut(self.forget), cut(self.retain), None if self.unseen is None else cut(self.unseen), others
         )
 
+    def disjoint(self, config: UNSCConfig) -> LanguageRows:
+        """The same without rows to keep that are copies of rows to forget, where `drop_overlap` says so.
+
+        Raises:
+            UNSCError: rows on both sides.
+        """
+        return replace(self, retain=without_overlap(self.forget, self.retain, config.drop_overlap))
+
     @property
     def train(self) -> Dataset:
         """What an original is trained on."""
@@ -94,11 +103,20 @@ def load_rows(arguments: LanguageArguments, config: UNSCConfig) -> LanguageRows:
         raise UNSCError("dataset_name: not given; name a Hub id or a local folder with a forget and a retain split.")
     if (arguments.unseen_column is None) != (arguments.unseen_values is None):
         raise UNSCError("unseen_column: goes with unseen_values; give both.")
-    forget, retain, unseen, others = (_configs if arguments.forget_config is not None else _splits)(arguments)
+    forget, kept, unseen, others = (_configs if arguments.forget_config is not None else _splits)(arguments)
+    retain: Dataset | None = kept
     if arguments.unseen_column is not None:
         apart = Request(column_values={arguments.unseen_column: arguments.unseen_values or []}, option="unseen_column")
-        unseen, retain = apart.split(retain)
+        unseen, retain = apart.split(kept)
     request = arguments.request()
+    same = (arguments.forget_split or "forget") == (arguments.retain_split or "retain")
+    if arguments.forget_config is None and same:
+        if request is None or unseen is not None:
+            raise UNSCError(
+                f"retain_split: {arguments.retain_split!r} is the forget_split too, with the same rows on both sides; "
+                "name another split, or rows of this one to forget (forget_indices, without unseen_column)."
+            )
+        retain = None
     if request is not None:
         request.split(forget)  # a request that cannot be met is refused before anything is loaded
     check_unseen(unseen, config, "unseen_column" if arguments.forget_config is None else "unseen_config")
@@ -166,21 +184,21 @@ def run(arguments: LanguageArguments, config: UNSCConfig, console: Console | Non
     console = console or Console()
     check_model_dtype(arguments)
     check_output_folder(str(config.output_dir))
-    rows = load_rows(arguments, config)
-    sets = None if arguments.forget_config is None else evaluation_arguments(arguments).sets()
-    job = Job.of(arguments, config, arguments.plan(config), rows.train, rows.retain, console)
-    rows = rows.in_chunks(job.processor, arguments.chunk_size)
-    tofu: Callable[..., TofuEvaluation] | None = None
-    if sets is not None:
-        tofu = partial(
-            TofuEvaluation, tokenizer=job.processor, sets=sets, prompt_format=_prompt_format(arguments, job.processor),
-            max_new_tokens=arguments.max_new_tokens, batch_size=config.per_device_eval_batch_size,
-            progress=not config.disable_tqdm,
-        )  # fmt: skip
-    length = (arguments.max_generated_rows, arguments.max_new_tokens)
-    with removed_after_error(str(config.output_dir)):
+    rows = load_rows(arguments, config).disjoint(config)
+    sets = None if arguments.forget_config is None else evaluation_arguments(arguments).sets(refuse_overlap=False)
+    with job_folder(str(config.output_dir)):
+        job = Job.of(arguments, config, arguments.plan(config), rows.train, rows.retain, console)
+        rows = rows.in_chunks(job.processor, arguments.chunk_size)
+        tofu: Callable[..., TofuEvaluation] | None = None
+        if sets is not None:
+            tofu = partial(
+                TofuEvaluation, tokenizer=job.processor, sets=sets,
+                prompt_format=_prompt_format(arguments, job.processor), max_new_tokens=arguments.max_new_tokens,
+                batch_size=config.per_device_eval_batch_size, progress=not config.disable_tqdm,
+            )  # fmt: skip
+        length = (arguments.max_generated_rows, arguments.max_new_tokens)
         result = unlearn_language_model(job, rows, arguments.objectives, *length, tofu)
-    result.deliver(job)
+        result.deliver(job)
     return result
 
 

@@ -26,7 +26,7 @@ from ..reporting.model_card import public_name
 from ..reporting.run_folder import check_output_folder
 from ..tasks.causal_lm import CausalLMTask
 from .classification import ClassifierRows, names_in, unlearn_classifier
-from .job import Job, UnlearningResult, origin_of, removed_after_error
+from .job import Job, UnlearningResult, job_folder, origin_of
 from .language import LanguageRows, check_unseen, unlearn_language_model
 
 _READY = ("pixel_values", "input_ids")  # columns of rows that need no image processor or tokenizer
@@ -86,7 +86,7 @@ def unlearn(
     read = processing_class if processing_class is not None else _processor(name, data, task)
     console = Console(quiet=bool(options.disable_tqdm))
     job = Job(partial(deepcopy, original), read, options, origin, retrained, controls, peft_config, console)
-    with removed_after_error(str(options.output_dir)), unreadable_rows_by_number(data, options.text_columns):
+    with job_folder(str(options.output_dir)), unreadable_rows_by_number(data, options.text_columns):
         if task == "text-generation":
             if forget_classes is not None or statistics_dir is not None:
                 argument = "forget_classes" if forget_classes is not None else "statistics_dir"
@@ -99,15 +99,16 @@ def unlearn(
             others = {name: rows for name, rows in data.items() if name not in used}
             kept = None if used == ("train",) else data["retain"]
             dialogues = LanguageRows.of(data[used[0]], kept, request, unseen, others, PromptFormat.of(None, read))
+            dialogues = dialogues.disjoint(options)
             check_unseen(unseen, options, "unseen")
             result = unlearn_language_model(job, dialogues)
         else:
             splits = data if unseen is None else {**data, "validation": unseen}
             rows = ClassifierRows.of(splits, request, names_in(original.config), options.label_column)
             result = unlearn_classifier(job, rows, task, statistics_dir)
+        if output_dir is not None:
+            result.save(output_dir)
     result.workspace = workspace
-    if output_dir is not None:
-        result.save(output_dir)
     return result
 
 

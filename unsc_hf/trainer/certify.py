@@ -65,6 +65,8 @@ def check_outcome(
         logger.warning(
             "Unlearning ended (%s) before the target %s %.3g was reached.", stop_reason, goal.measure, goal.target
         )
+    for sentence in nothing_to_forget(goal, state.log_history):
+        logger.warning(sentence)
     kept = [entry["retain_accuracy"] for entry in state.log_history if "retain_accuracy" in entry]
     if kept and not args.is_control and kept[0] - kept[-1] > _MUCH_LOST:
         logger.warning(
@@ -73,6 +75,18 @@ def check_outcome(
             kept[0],
             kept[-1],
         )
+
+
+def nothing_to_forget(goal: ForgettingGoal, history: Sequence[Mapping[str, float]]) -> list[str]:
+    """A sentence where the target was reached before the first step, by the log of a run."""
+    first = next((entry for entry in history if "forget_accuracy" in entry), None)
+    known = None if first is None else first.get("exposure", first["forget_accuracy"])
+    if known is None or known > goal.target:
+        return []
+    return [
+        f"Before the first step the {goal.measure} was {known:.3g} already, and the target is {goal.target:.3g}: there "
+        "was nothing to forget."
+    ]
 
 
 def certify(

@@ -28,11 +28,12 @@ from ..nullspace.subspace import Subspace
 from ..tasks import Task
 from ..utils.fingerprint import data_fingerprint
 from .goals import ForgettingGoal
-from .rows import ModelReader, UnlearningRows, at_most
+from .rows import ModelReader, UnlearningRows, at_most, check_variety
 
 logger = logging.getLogger(__name__)
 
 POOL = "retain"  # the one group of statistics whose classes need not be told apart
+_SHOWN = 32  # retained rows that show whether the model tells them apart
 _EXACT_ROWS = 200  # rounding shows on any of them
 STATISTICS_BATCH = 128  # samples per forward pass: larger batches are no faster, and take more memory
 
@@ -141,6 +142,7 @@ class Preparation:
         projection = self._projection(selection, spaces)
         by_mean = self.goal.pseudo_labels == "nearest_mean"
         retain = self.outputs(self.rows.retain_held_out, "Held-out logits", features=by_mean)
+        check_variety(self.outputs(at_most(self.rows.retain, _SHOWN), "Variety").logits)
         targets = self.targets(retain if by_mean else None)
         self.goal.fix(self.model, self.reader, self.rows)
         plan = UnlearningPlan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +14,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..config import UNSCConfig
+from ..data.columns import read_labels
+from ..data.copies import without_copies, without_overlap
 from ..data.selection import evenly_spaced, hold_out
 from ..errors import UNSCError
 from ..models.hooks import NOT_INPUTS
 from ..models.outputs import Outputs, collect_outputs, iterate_outputs
 from ..tasks import Task
+from ..utils.reserve import check_writable
+
+logger = logging.getLogger(__name__)
 
 MAX_VALIDATION_ROWS = 1_000  # more rows would make checks slow and tell no more than a tenth of a percent
+LEAST_SPREAD = 1e-3  # of the outputs on retained rows, relative to their size
 MAX_LOGITS = 25_000_000  # logits of kept rows that are remembered; a language model gives them for every token
 
 
@@ -33,6 +40,8 @@ class UnlearningRows:
         retain: rows to keep, for the statistics and for rehearsal.
         retain_held_out: rows to keep that neither statistics nor training read; checks read them.
         certificate: rows to keep that nothing reads before the certificate.
+        holds_out: False where there are too few retained rows to hold any out, or all of those are copies of others.
+        caveats: what a reader of the results must know, in sentences.
     """
 
     forget: Dataset
@@ -40,6 +49,8 @@ class UnlearningRows:
     retain: Dataset
     retain_held_out: Dataset
     certificate: Dataset
+    holds_out: bool
+    caveats: tuple[str, ...]
 
     @classmethod
     def of(
@@ -63,12 +74,29 @@ class UnlearningRows:
         if certificate is None:
             share = min(fraction / (1 - fraction), 0.5)  # as many rows as the checks have
             kept, certificate = hold_out(kept, share, strata(kept), MAX_VALIDATION_ROWS, seed + 1)
-        return cls(*forget, kept, held_out, certificate)
+        caveats: list[str] = []
+        validation, _ = _unlike(*forget, "held-out rows to forget", args.text_columns, caveats)
+        apart, checked = _unlike(kept, held_out, "held-out rows to keep", args.text_columns, caveats)
+        proof, unread = _unlike(kept, certificate, "rows of the certificate", args.text_columns, caveats)
+        return cls(forget[0], validation, kept, apart, proof, checked and unread, tuple(caveats))
 
-    @property
-    def holds_out(self) -> bool:
-        """False where there are too few retained rows to hold any out."""
-        return self.retain not in (self.retain_held_out, self.certificate)
+
+def _unlike(
+    trained: Dataset, held_out: Dataset, name: str, text_columns: Sequence[str] | None, caveats: list[str]
+) -> tuple[Dataset, bool]:
+    """Held-out rows that are no copies of trained ones, and whether there are any: if not, all held-out rows.
+
+    A sentence about copies is added to `caveats`.
+    """
+    if held_out is trained:
+        return held_out, False
+    unlike = without_copies(held_out, trained, text_columns)
+    copied = len(held_out) - len(unlike)
+    if copied:
+        rest = "." if len(unlike) else "; no other was held out."
+        caveats.append(f"{copied} of {len(held_out)} {name} are copies of training rows, so they do not count{rest}")
+        logger.warning(caveats[-1])
+    return (unlike, True) if len(unlike) else (held_out, False)
 
 
 class ModelReader:
@@ -184,8 +212,12 @@ class RelabelledDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return result
 
 
-def check_arguments(args: object, forget_dataset: object, retain_dataset: object) -> None:
-    """Raise UNSCError for arguments of other types, and for data sets without rows."""
+def check_arguments(args: object, forget_dataset: object, retain_dataset: object) -> Dataset:
+    """The rows to keep, without copies of rows to forget where these are to be dropped.
+
+    Raises:
+        UNSCError: arguments of other types, data sets without rows, rows on both sides, or a folder that is read-only.
+    """
     if not isinstance(args, UNSCConfig):
         raise UNSCError(f"args: got {type(args).__name__}, expected a UNSCConfig.")
     for name, dataset in (("forget_dataset", forget_dataset), ("retain_dataset", retain_dataset)):
@@ -193,6 +225,46 @@ def check_arguments(args: object, forget_dataset: object, retain_dataset: object
             raise UNSCError(f"{name}: got {type(dataset).__name__}, expected a datasets.Dataset; see split_dataset.")
         if len(dataset) == 0:
             raise UNSCError(f"{name}: has no rows; unlearning needs rows to forget and rows to keep.")
+    check_writable(str(args.output_dir))
+    return without_overlap(forget_dataset, retain_dataset, args.drop_overlap, args.text_columns)
+
+
+def prepare_evaluation(eval_dataset: Dataset | dict[str, Dataset] | None, task: Task) -> Any:
+    """Evaluation rows ready for the model.
+
+    Raises:
+        UNSCError: rows called "forget" of other classes than those that are forgotten.
+    """
+    if not isinstance(eval_dataset, dict):
+        return None if eval_dataset is None else task.prepare(eval_dataset)
+    if task.whole_classes and task.label_column is not None and "forget" in eval_dataset:
+        labels = read_labels(eval_dataset["forget"], task.label_column)
+        other = labels[~np.isin(labels, task.forgotten_classes)]
+        if len(other):
+            names = dict(enumerate(task.class_names))
+            raise UNSCError(
+                f"eval_dataset: {len(other)} of {len(labels)} rows of 'forget' are of other classes than those to "
+                f"forget, such as {names.get(int(other[0]), int(other[0]))!r}; take both parts from split_dataset."
+            )
+    return {name: task.prepare(part) for name, part in eval_dataset.items()}
+
+
+def check_variety(logits: Tensor) -> None:
+    """Refuse retained rows that a model hardly tells apart: nothing but their mean would be protected.
+
+    Args:
+        logits: of the original model on some of them, (positions, labels).
+
+    Raises:
+        UNSCError: says how little they differ.
+    """
+    values = logits.double()
+    spread = float((values - values.mean(0)).norm() / values.norm().clamp(min=1e-300))
+    if len(values) > 1 and spread < LEAST_SPREAD:
+        raise UNSCError(
+            f"retain_dataset: the model's outputs on {len(values)} of its rows differ by {spread:.2g} of their size, "
+            "so hardly anything would be protected; give rows to keep that differ."
+        )
 
 
 def cast_floats(batch: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:

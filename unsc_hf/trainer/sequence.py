@@ -30,6 +30,7 @@ from ..nullspace.storage import settle
 from ..reporting.run_folder import finish, move_model
 from ..tasks import make_task
 from ..utils.fingerprint import row_digests, weight_hash
+from .rows import check_arguments
 from .trainer import UNSCTrainer
 
 
@@ -222,6 +223,7 @@ def serve_request(
             "peft_config: requests in sequence change the weights themselves; serve each with full weights, or merge "
             "the adapter and collect statistics again."
         )
+    retain_dataset = check_arguments(args, forget_dataset, retain_dataset)
     stored = StoredRequest(statistics_dir, model, args, forget_dataset, retain_dataset, processing_class)
     trainer = UNSCTrainer(
         model, stored.args, forget_dataset, retain_dataset, processing_class=processing_class,

@@ -36,13 +36,13 @@ from ..tasks import make_task
 from ..utils.distributed import gathered, reshard, set_trained
 from ..utils.fingerprint import data_fingerprint, weight_digests, weight_hash
 from .callbacks import EpochCallback, ProjectionCallback
-from .certify import certify, check_outcome
+from .certify import certify, check_outcome, nothing_to_forget
 from .checkpoints import check_checkpoint, find_checkpoint
 from .checks import Check, StoppingCallback
 from .goals import make_goal
 from .preparation import Preparation, Spaces, UnlearningPlan
 from .publishing import PublishingTrainer
-from .rows import ModelReader, RelabelledDataset, UnlearningRows, cast_inputs, check_arguments
+from .rows import ModelReader, RelabelledDataset, UnlearningRows, cast_inputs, check_arguments, prepare_evaluation
 from .sharding import shard_model
 from .terms import TermsProvider, TrainingBatch
 
@@ -117,9 +117,8 @@ class UNSCTrainer(PublishingTrainer):
         optimizers: tuple[Any, Any] = (None, None),
         optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
     ) -> None:
-        check_arguments(args, forget_dataset, retain_dataset)
-        if isinstance(model, str):
-            model = load_model(model)
+        retain_dataset = check_arguments(args, forget_dataset, retain_dataset)
+        model = load_model(model) if isinstance(model, str) else model
         check_weights(model, frozen=peft_config is not None)
         self.task = make_task(model, args, forget_dataset, retain_dataset, processing_class)
         self.goal = make_goal(self.task, args, unseen_dataset, OBJECTIVES[args.objective].rehearses)
@@ -137,17 +136,12 @@ class UNSCTrainer(PublishingTrainer):
         self._spaces: Spaces | None = None
 
         model = self._adopt(model, peft_config, processing_class)
-        prepare = self.task.prepare
-        if isinstance(eval_dataset, dict):
-            eval_dataset = {name: prepare(part) for name, part in eval_dataset.items()}
-        elif eval_dataset is not None:
-            eval_dataset = prepare(eval_dataset)
         super().__init__(
             model=model,
             args=args,
             data_collator=data_collator or self.task.default_collator(),
-            train_dataset=prepare(self.rows.forget),
-            eval_dataset=eval_dataset,
+            train_dataset=self.task.prepare(self.rows.forget),
+            eval_dataset=prepare_evaluation(eval_dataset, self.task),
             processing_class=processing_class,
             compute_metrics=compute_metrics or self.task.compute_metrics,
             preprocess_logits_for_metrics=None if compute_metrics else self.task.preprocess_logits,
@@ -384,7 +378,12 @@ class UNSCTrainer(PublishingTrainer):
             base_dtype=self.base_dtype,
             certificate=self.certify().to_dict() if self._plan is not None else {},
             options={name: getattr(self.args, name) for name in ("energy", "learning_rate", "seed")},
+            caveats=self.caveats(),
         )
+
+    def caveats(self) -> list[str]:
+        """What a reader of the results must know, in sentences."""
+        return [*self.rows.caveats, *nothing_to_forget(self.goal, self.state.log_history)]
 
     def run_identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the first one, besides its options of speed."""
