@@ -113,6 +113,20 @@ def shared_folder() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def golden_tofu() -> Path:
+    """Small copies of TOFU, two models, and what open-unlearning's evaluator gave for them.
+
+    They are beside the repository, or where UNSC_GOLDEN_TOFU says; tests that need them are skipped where they are
+    absent.
+    """
+    beside = Path(__file__).parents[2] / "shared" / "golden" / "tofu"
+    folder = Path(os.environ.get("UNSC_GOLDEN_TOFU", beside))
+    if not (folder / "open-unlearning").is_dir():
+        pytest.skip("open-unlearning's numbers and the models they are of are not here")
+    return folder
+
+
 @pytest.fixture
 def token_data() -> Data:
     return repeated_tokens()

@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset
 from helpers.language import VOCABULARY, Data, answer_logits, make_lm, questions
 from helpers.models import fit, relative
+from helpers.tofu import write_tofu
 from helpers.training import make_trainer
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel
@@ -22,21 +23,14 @@ from unsc_hf import UNSCConfig, UNSCError
 from unsc_hf.comparison.arguments import LanguageArguments
 from unsc_hf.comparison.references.texts import LanguagePlan
 from unsc_hf.comparison.references.training import train_model
-from unsc_hf.data.dialogues import IGNORED, AnswerCollator, prepare_dialogues, to_dialogues
+from unsc_hf.data.dialogues import IGNORED, AnswerCollator, DialogueTransform, prepare_dialogues, to_dialogues
 from unsc_hf.evaluation.answers import evaluate_answers
-from unsc_hf.evaluation.generation import (
-    extraction_strength,
-    generate_answers,
-    perplexity,
-    rouge_l,
-    token_metrics,
-    truth_ratio,
-)
-from unsc_hf.models.outputs import Outputs, iterate_outputs, read_answers
+from unsc_hf.evaluation.language.answering import generate
+from unsc_hf.models.outputs import Outputs, read_answers
 from unsc_hf.nullspace.projection import NullSpaceProjection
 from unsc_hf.objectives import OBJECTIVES, Terms
-from unsc_hf.runs.language import run
-from unsc_hf.tasks.causal_lm import SOFT_TOKENS, CausalLMTask
+from unsc_hf.runs.language import load_rows, run
+from unsc_hf.tasks.causal_lm import REFUSALS, SOFT_TOKENS, CausalLMTask
 
 PLAN = LanguagePlan(size="nano", vocabulary_size=300, max_length=64)
 
@@ -60,7 +54,7 @@ def test_only_the_completion_is_labelled_and_nothing_is_lost() -> None:
 
 def test_bad_rows(token_data: Data, tmp_path: Path) -> None:
     model = make_lm()
-    with pytest.raises(UNSCError, match="needs prompt and completion, or text"):
+    with pytest.raises(UNSCError, match="needs prompt and completion, messages, or text"):
         prepare_dialogues(Dataset.from_dict({"a": ["x"]}), None, True)
     with pytest.raises(UNSCError, match="a tokenizer is needed"):
         prepare_dialogues(Dataset.from_dict({"text": ["x"]}), None, True)
@@ -82,44 +76,14 @@ def test_bad_rows(token_data: Data, tmp_path: Path) -> None:
         UNSCConfig(output_dir=str(tmp_path), objective="oblivion")
 
 
-# ---- metrics --------------------------------------------------------------------------------------------------------
-def test_rouge_l() -> None:
-    assert rouge_l("The cat sat.", "the CAT sat") == 1.0
-    assert rouge_l("sat the cat", "the cat sat") == pytest.approx(2 / 3)
-    assert rouge_l("a dog", "the cat") == 0.0
-    assert rouge_l("one two three four", "two four six eight") == 0.5
-    assert rouge_l("", "") == 1.0
-    assert rouge_l("a", "") == 0.0
-
-
-def test_extraction_strength_and_perplexity() -> None:
-    assert extraction_strength([1, 2, 3, 4], [1, 2, 3, 4]) == 1.0
-    assert extraction_strength([9, 2, 3, 4], [1, 2, 3, 4]) == 0.75
-    assert extraction_strength([1, 2, 3, 9], [1, 2, 3, 4]) == 0.0
-    assert perplexity(0.0) == 1.0
-    assert perplexity(1e6) == math.inf
-
-
-def test_truth_ratio() -> None:
-    assert truth_ratio([-1.0], [[-1.0, -1.0]]) == pytest.approx(1.0)
-    assert truth_ratio([-1.0, -1.0], [[-2.0], [0.0]]) == pytest.approx(math.exp(-1))
-
-
-def test_token_metrics_agree_with_the_models_own_loss(token_data: Data) -> None:
-    model, rows = make_lm(), token_data[0]
-    parts = list(iterate_outputs(model, rows.with_format("torch"), AnswerCollator(1), batch_size=24, read=read_answers))
-    batch = AnswerCollator(1)(list(rows))
-    with torch.no_grad():
-        expected = float(model(**batch).loss)
-    assert token_metrics(parts)["loss"] == pytest.approx(expected, rel=1e-5)
-    assert token_metrics(parts)["perplexity"] == pytest.approx(math.exp(expected), rel=1e-4)
-
-
+# ---- answers --------------------------------------------------------------------------------------------------------
 def test_answers_do_not_depend_on_the_batch(tmp_path: Path) -> None:
     rows = to_dialogues(questions(5))
     model, tokenizer = PLAN.start(rows)
-    together = generate_answers(model, tokenizer, rows["prompt"][:], 8, batch_size=10)
-    alone = generate_answers(model, tokenizer, rows["prompt"][:], 8, batch_size=1)
+    prompts = [DialogueTransform(tokenizer).encode(row)[0] for row in rows]
+    together, alone = (
+        generate(model, prompts, tokenizer.pad_token_id, tokenizer.eos_token_id, 8, batch_size=n) for n in (10, 1)
+    )
     assert together == alone
 
 
@@ -137,7 +101,7 @@ def _gradient(loss: torch.Tensor, terms: Terms) -> torch.Tensor:
 
 def test_npo_starts_as_ascent_on_each_samples_likelihood() -> None:
     terms = _terms()
-    loss = OBJECTIVES["npo"].loss(terms, {"beta": 0.3})
+    loss = OBJECTIVES["npo_forget"].loss(terms, {"beta": 0.3})
     assert float(loss) == pytest.approx(2 / 0.3 * math.log(2), rel=1e-5)
     torch.testing.assert_close(_gradient(loss, terms), _gradient(terms.log_likelihood().mean(), terms))
 
@@ -146,8 +110,8 @@ def test_simnpo_is_bounded_below_and_uses_the_mean_token() -> None:
     terms, options = _terms(), {"beta": 2.0, "gamma": 0.5}
     mean = terms.log_likelihood() / terms.lengths()
     expected = -(2 / 2.0) * torch.nn.functional.logsigmoid(-2.0 * mean - 0.5).mean()
-    assert float(OBJECTIVES["simnpo"].loss(terms, options)) == pytest.approx(float(expected), rel=1e-5)
-    assert float(OBJECTIVES["simnpo"].loss(terms, options)) > 0
+    assert float(OBJECTIVES["simnpo_forget"].loss(terms, options)) == pytest.approx(float(expected), rel=1e-5)
+    assert float(OBJECTIVES["simnpo_forget"].loss(terms, options)) > 0
 
 
 def test_ascent_and_difference() -> None:
@@ -191,19 +155,45 @@ def test_random_labels_do_not_depend_on_how_batches_are_cut(token_data: Data, tm
 
 
 # ---- the promise ----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", [name for name, each in OBJECTIVES.items() if "refusal" not in each.needs])
 def test_retained_answers_do_not_move_under_any_objective(objective: str, token_data: Data, tmp_path: Path) -> None:
     model = make_lm()
     forget, retain = token_data
     before, before_forget = answer_logits(model, retain), answer_logits(model, forget)
+    # SimNPO's own margin is so wide that answers of an untrained model count as forgotten.
+    more = {"objective_args": {"beta": 0.1}} if objective == "simnpo" else {}
     trainer = make_trainer(
-        model, token_data, tmp_path, check_steps=100, objective=objective, learning_rate=2e-4, weight_decay=0.1
+        model, token_data, tmp_path, check_steps=100, objective=objective, learning_rate=2e-4, weight_decay=0.1, **more
     )
     trainer.train()
     assert relative(answer_logits(trainer.model, retain), before) <= 1e-6
     if objective != "fine_tune":  # its gradient comes from retained rows alone: nothing of it lies in the null space
         assert relative(answer_logits(trainer.model, forget), before_forget) > 1e-3
     assert trainer.certify().leak < 1e-5
+
+
+def test_refusals_take_the_place_of_answers(token_data: Data, tmp_path: Path) -> None:
+    """IdkDPO makes them likelier than the answers were, and needs a tokenizer to write them."""
+    rows, kept = to_dialogues(questions(2)), to_dialogues(questions(6, start=20))
+    model, tokenizer = PLAN.start(to_dialogues(questions(26)))
+    trainer = make_trainer(
+        model, (rows, kept), tmp_path, objective="idk_dpo", check_steps=100, max_steps=30, learning_rate=3e-3,
+        energy=0.9, trainer_kwargs={"processing_class": tokenizer},
+    )  # fmt: skip
+    batch = AnswerCollator.of(tokenizer)(list(prepare_dialogues(rows, tokenizer, True)))
+    labels = batch.pop("labels")
+    inputs, refused = trainer.task.refusals(batch, labels)
+    for before, after, true in zip(batch["input_ids"], inputs["input_ids"], refused, strict=True):
+        answer = tokenizer.decode([token for token in true.tolist() if token != IGNORED], skip_special_tokens=True)
+        assert answer.removeprefix(" ") in REFUSALS
+        start = int((true != IGNORED).nonzero()[0])
+        assert torch.equal(before[:start], after[:start])
+    likelihood = [float(model(**inputs, labels=refused).loss)]
+    trainer.train()
+    likelihood.append(float(trainer.model(**inputs, labels=refused).loss))
+    assert likelihood[1] < likelihood[0]
+    with pytest.raises(UNSCError, match="^processing_class: not given; objective 'idk_dpo' writes refusals"):
+        make_trainer(make_lm(), token_data, tmp_path, objective="idk_dpo").train()
 
 
 def test_without_displacement_projection_the_promise_breaks(
@@ -298,6 +288,10 @@ def test_everything_is_written_and_loads(tmp_path: Path) -> None:
     }  # fmt: skip
     assert set(results["methods"]["unsc"]["sets"]) == {"forget", "retain", "unseen", "world"}
     assert results["request"]["rows"] == 4
+    assert results["methods"]["original"]["flips"] == results["methods"]["original"]["drift"] == 0.0
+    flips = results["methods"]["npo unprojected"]
+    assert 0 < flips["flips"] < flips["flips_upper_95"] < 1
+    assert flips["drift"] > results["methods"]["npo"]["drift"] > 0
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.pipeline_tag == "text-generation"
     assert "AutoTokenizer" in card.text
@@ -343,6 +337,41 @@ def test_bad_requests(tmp_path: Path) -> None:
         with pytest.raises(UNSCError, match=message):
             run(LanguageArguments(**{**base, **options}), config)
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_come_from_configurations(tmp_path: Path) -> None:
+    """TOFU's, with one split each, or MUSE's, with several; long texts are cut where they are asked to be."""
+    arguments = LanguageArguments(
+        dataset_name=str(write_tofu(tmp_path / "tofu")), forget_config="forget10", retain_config="retain90",
+        unseen_config="holdout10", eval_splits=["world_facts_perturbed"], cache_dir=str(tmp_path / "cache"),
+    )  # fmt: skip
+    config = UNSCConfig(output_dir=str(tmp_path / "out"))
+    rows = load_rows(arguments, config)
+    assert {name: len(part) for name, part in rows.sets().items()} == {
+        "forget": 6, "retain": 10, "unseen": 6, "world_facts_perturbed": 4,
+    }  # fmt: skip
+    assert rows.forget["prompt"][0] == "Question: Where does P0 live?\nAnswer:"
+    with pytest.raises(UNSCError, match="^retain_config: not given"):
+        load_rows(replace(arguments, retain_config=None), config)
+    with pytest.raises(UNSCError, match="^unseen_config: not given; unlearning stops when"):
+        load_rows(replace(arguments, unseen_config=None), config)
+    with pytest.raises(UNSCError, match="^eval_splits: no configuration 'facts'"):
+        load_rows(replace(arguments, eval_splits=["facts"]), config)
+
+    (tmp_path / "muse" / "raw").mkdir(parents=True)
+    for split in ("forget", "retain1"):
+        Dataset.from_dict({"text": [f"{split} is news. " * 30]}).to_parquet(
+            tmp_path / "muse" / "raw" / f"{split}.parquet"
+        )
+    muse = replace(
+        arguments, dataset_name=str(tmp_path / "muse"), forget_config="raw", forget_split="forget", retain_config="raw",
+        retain_split="retain1", unseen_config=None, eval_splits=None,
+    )  # fmt: skip
+    config.target_forget_accuracy = 0.5
+    _, tokenizer = PLAN.start(rows.forget)
+    cut = load_rows(muse, config).in_chunks(tokenizer, 32)
+    assert "".join(cut.retain["text"]) == "retain1 is news. " * 30
+    assert len(cut.forget) > 3
 
 
 def test_truth_ratio_where_paraphrases_exist(tmp_path: Path) -> None:

@@ -167,9 +167,15 @@ def test_every_architecture_in_bfloat16_keeps_its_outputs_to_the_last_bit(name: 
 
 
 @pytest.mark.parametrize("kind", ["vit", "llama"])
-@pytest.mark.parametrize("objective", list(OBJECTIVES))
+@pytest.mark.parametrize("objective", [name for name, each in OBJECTIVES.items() if "refusal" not in each.needs])
 def test_every_objective_in_bfloat16(objective: str, kind: str, tmp_path: Path) -> None:
     model, rows, _ = _bfloat16(kind)
+    if kind == "vit" and "hidden" in OBJECTIVES[objective].needs:
+        with pytest.raises(
+            UNSCError, match="^objective: 'rmu' reads hidden states of answer tokens, which a classifier"
+        ):
+            _unlearn(model, rows, tmp_path, learning_rate=2e-3, objective=objective)
+        return
     trainer = _unlearn(model, rows, tmp_path, learning_rate=2e-3, objective=objective)
     assert trainer.certify().drift.largest == 0
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -1,4 +1,4 @@
-"""The command `unsc`: unlearn, compare, ablate, audit, push and report.
+"""The command `unsc`: unlearn, evaluate, compare, ablate, audit, push and report.
 
     unsc unlearn image                                  the embedded quickstart: handwritten digits without the 8
     unsc unlearn image --model_name_or_path user/vit --dataset_name user/fashion --forget_classes Shirt --output_dir out
@@ -6,6 +6,8 @@
     unsc unlearn lm    ...                              a language model
     unsc audit image   --audited user/unlearned --originals user/vit --dataset_name user/fashion \\
                        --forget_classes Shirt --retrained_model_name_or_path user/without-0 --output_dir audit
+    unsc evaluate lm   --model_name_or_path user/unlearned --dataset_name locuslab/TOFU --forget_config forget10 \\
+                       --retain_config retain90 --unseen_config holdout10 --output_dir evaluation
     unsc compare image --methods unsc scrub ssd --output_dir compare
     unsc ablate image  --studies rank --output_dir studies
     unsc push out --hub_model_id user/vit-without-shirt --hub_private_repo
@@ -45,17 +47,19 @@ class AuditedArguments:
     )
 
 
-def _parse(words: Sequence[str], *more: type, kinds: Sequence[str] = ("image", "text")) -> tuple[Any, ...]:
-    """Arguments of the types `more`, those of the kind that the first word names, and the options of unlearning.
-
-    `--help` in place of a kind shows all commands.
-    """
+def _check_kind(words: Sequence[str], kinds: Sequence[str]) -> None:
+    """Refuse a first word that is not among `kinds`; `--help` in its place shows all commands."""
     if words and words[0] in ("-h", "--help"):
         print(__doc__)
         raise SystemExit(0)
     if not words or words[0] not in kinds:
         seen = f"{words[0]!r}" if words else "nothing"
         raise UNSCError(f"unsc: expected {', '.join(kinds)} after the command, got {seen}.")
+
+
+def _parse(words: Sequence[str], *more: type, kinds: Sequence[str] = ("image", "text")) -> tuple[Any, ...]:
+    """Arguments of the types `more`, those of the kind that the first word names, and the options of unlearning."""
+    _check_kind(words, kinds)
     from ..comparison.arguments import ImageArguments, LanguageArguments, TextArguments
     from ..config import UNSCConfig
 
@@ -73,6 +77,16 @@ def unlearn(words: Sequence[str], console: Console) -> dict[str, Any]:
     run(arguments, config, console)
     results = json.loads(Path(str(config.output_dir), "results.json").read_text(encoding="utf-8"))
     return {"output_dir": str(config.output_dir), **results}
+
+
+def evaluate(words: Sequence[str], console: Console) -> dict[str, Any]:
+    """`unsc evaluate lm ...`; the summary."""
+    _check_kind(words, ("lm",))
+    from ..runs.evaluation_arguments import EvaluationArguments
+    from ..runs.language_evaluation import run
+
+    (arguments,) = parse_arguments((EvaluationArguments,), words[1:], __doc__ or "")
+    return {"output_dir": arguments.output_dir, "summary": run(arguments, console)}
 
 
 def compare(words: Sequence[str], console: Console) -> dict[str, Any]:
@@ -162,7 +176,7 @@ def report(words: Sequence[str], console: Console) -> dict[str, Any]:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str], Console], dict[str, Any]]] = {
-    command.__name__: command for command in (unlearn, compare, ablate, audit, push, report)
+    command.__name__: command for command in (unlearn, evaluate, compare, ablate, audit, push, report)
 }
 
 

@@ -185,15 +185,33 @@ class LanguageArguments(SharedArguments):
     The forget split is forgotten whole, or the part of it that `forget_indices` or `forget_column` names.
     """
 
-    forget_split: str = HfArg(default="forget", help="Split with the rows to forget.")
-    retain_split: str = HfArg(default="retain", help="Split with rows to keep.")
+    forget_split: str | None = HfArg(
+        default=None, help="Split with the rows to forget; 'forget' without configurations."
+    )
+    retain_split: str | None = HfArg(default=None, help="Split with rows to keep; 'retain' without configurations.")
+    forget_config: str | None = HfArg(
+        default=None, help="Configuration with the rows to forget, such as TOFU's forget10."
+    )
+    retain_config: str | None = HfArg(default=None, help="Configuration with rows to keep.")
+    unseen_config: str | None = HfArg(
+        default=None, help="Configuration with rows no model is trained on, such as TOFU's holdout10."
+    )
     unseen_column: str | None = HfArg(
         default=None, help="Column that marks rows of the retain split no model is trained on."
     )
     unseen_values: list[str] | None = HfArg(default=None, help="Its values in those rows.")
-    eval_splits: list[str] | None = HfArg(default=None, help="More splits to report on; every other split by default.")
-    prompt_template: str = HfArg(
-        default="Question: {question}\nAnswer:", help="Prompt of a row with question and answer."
+    eval_splits: list[str] | None = HfArg(
+        default=None, help="More splits (or configurations) to report on; every other split by default."
+    )
+    prompt_template: str | None = HfArg(
+        default=None,
+        help="Prompt of a question, with {prompt}. By default the tokenizer's chat template is used, or "
+        "'Question: {prompt}\\nAnswer:' where it has none.",
+    )
+    system_prompt: str | None = HfArg(default=None, help="First message, for chat templates.")
+    chat_template_kwargs: str | None = HfArg(default=None, help="More arguments of the chat template, as JSON.")
+    chunk_size: int | None = HfArg(
+        default=None, help="Tokens of the pieces that long texts are cut into (rows with text)."
     )
     objectives: list[str] | None = HfArg(
         default=None, help="Objectives to compare; the first one's model is written. UNSC by default."

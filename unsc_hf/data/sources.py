@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import DatasetDict, Image
+from datasets import Dataset, DatasetDict, Image
+from huggingface_hub import DatasetCard
 
 from ..errors import UNSCError, first_line
 from .columns import find_label_column, find_text_columns
 
+_UNREADABLE = (FileNotFoundError, ConnectionError, ValueError, datasets.exceptions.DatasetsError)
 TEST_SPLITS = ("test", "validation", "valid", "val")
 
 
@@ -66,8 +68,58 @@ def load_data(
         if path.is_dir() and folder_format is not None:
             return datasets.load_dataset(folder_format, data_dir=name, cache_dir=cache_dir)
         return datasets.load_dataset(name, config_name, cache_dir=cache_dir)
-    except (FileNotFoundError, ConnectionError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except _UNREADABLE as error:
         raise UNSCError(f"dataset_name: cannot load {name!r}: {first_line(error)}") from error
+
+
+def load_config(
+    name: str, config_name: str, argument: str, split: str | None = None, cache_dir: str | None = None
+) -> Dataset:
+    """The rows of one configuration of a data set, as benchmarks of unlearning are published (TOFU, MUSE).
+
+    Args:
+        name: a Hub id, or a local folder that declares its configurations in README.md or has a folder for each.
+        config_name: the configuration.
+        argument: named in messages.
+        split: of the configuration; may be left out where there is one, or one called "train".
+        cache_dir: where data sets are cached.
+
+    Raises:
+        UNSCError: no such configuration or split (those that exist are listed), or nothing can be loaded from there.
+    """
+    known = config_names(name)
+    if config_name not in known:
+        raise UNSCError(f"{argument}: no configuration {config_name!r} in {name!r}; choose from {', '.join(known)}.")
+    if _declared(name):
+        try:
+            loaded = datasets.load_dataset(name, config_name, cache_dir=cache_dir)
+        except _UNREADABLE as error:
+            raise UNSCError(f"{argument}: cannot load {config_name!r} of {name!r}: {first_line(error)}") from error
+    else:
+        loaded = load_data(str(Path(name, config_name)), cache_dir=cache_dir)
+    chosen = split or ("train" if "train" in loaded else next(iter(loaded)) if len(loaded) == 1 else None)
+    if chosen not in loaded:
+        raise UNSCError(
+            f"{argument.replace('config', 'split')}: no split {chosen!r} in {config_name!r}; splits found: "
+            f"{', '.join(sorted(loaded))}."
+        )
+    return loaded[chosen]
+
+
+def config_names(name: str) -> list[str]:
+    """Configurations of a data set, see `load_config`; UNSCError when there is no such data set."""
+    try:
+        if _declared(name):
+            return list(datasets.get_dataset_config_names(name))
+        return sorted(path.name for path in Path(name).iterdir() if path.is_dir() and not path.name.startswith("."))
+    except _UNREADABLE as error:
+        raise UNSCError(f"dataset_name: cannot load {name!r}: {first_line(error)}") from error
+
+
+def _declared(name: str) -> bool:
+    """Whether `datasets` finds the configurations: on the Hub, or declared in a local README.md."""
+    card = Path(name, "README.md")
+    return not Path(name).is_dir() or (card.is_file() and bool(DatasetCard.load(card).data.get("configs")))
 
 
 def _files_by_split(path: Path, ending: str) -> dict[str, list[str]]:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from ..data.dialogues import AnswerCollator, prepare_dialogues
-from ..models.outputs import Outputs, iterate_outputs, read_answers, token_losses
-from .generation import generate_answers, rouge_l, token_metrics, truth_ratio
+from ..data.dialogues import IGNORED, AnswerCollator, DialogueTransform, answer_text, in_place_of, prepare_dialogues
+from .language.answering import generate
+from .language.flips import token_flips
+from .language.knowledge import (
+    exact_memorization,
+    extraction_strength,
+    perplexity,
+    probability,
+    rouge,
+    truth_ratio,
+    truth_ratio_of_forgotten,
+    truth_ratio_of_kept,
+)
+from .language.readings import AnswerReading, read_rows
 
 
 @dataclass(frozen=True)
@@ -20,14 +32,23 @@ class Answers:
     """Metrics of a language model's answers.
 
     Attributes:
-        sets: by data set: loss, perplexity, token_accuracy, extraction_strength, rouge_l and truth_ratio.
+        sets: by data set: loss, perplexity, probability, exact_memorization, extraction_strength, rouge_l, truth_ratio.
         leak: relative change of layer outputs on held-out retained rows.
+        flips, flips_upper_95: share of the retained answers' tokens at which another token than the original's is the
+            most likely one, and its upper bound; see `evaluation.language.flips`.
+        drift: mean KL(original || model) of the next-token distributions at the same tokens.
+        forget_quality, model_utility: TOFU's, where its configurations are there; see `evaluation.language.knowledge`.
         seconds, steps: what making this model cost, from the original.
         stopped_by: why unlearning ended.
     """
 
     sets: dict[str, dict[str, float]]
     leak: float | None = None
+    flips: float | None = None
+    flips_upper_95: float | None = None
+    drift: float | None = None
+    forget_quality: float | None = None
+    model_utility: float | None = None
     seconds: float | None = None
     steps: int | None = None
     stopped_by: str | None = None
@@ -35,18 +56,23 @@ class Answers:
 
 def mean_answers(several: Sequence[Answers]) -> Answers:
     """Mean of several models' metrics."""
-    sets = several[0].sets
-    return Answers(
-        {
-            name: {key: float(np.mean([one.sets[name][key] for one in several])) for key in metrics}
-            for name, metrics in sets.items()
-        }
-    )
+
+    def mean(name: str) -> float | None:
+        values = [value for value in (getattr(one, name) for one in several) if value is not None]
+        return float(np.mean(values)) if values else None
+
+    sets = {
+        name: {key: float(np.mean([one.sets[name][key] for one in several])) for key in metrics}
+        for name, metrics in several[0].sets.items()
+    }
+    names = ("flips", "flips_upper_95", "drift", "forget_quality", "model_utility")
+    means: dict[str, Any] = {name: mean(name) for name in names}
+    return Answers(sets, **means)
 
 
 def evaluate_answers(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Any,
     sets: Mapping[str, Dataset],
     *,
     max_rows: int,
@@ -54,48 +80,91 @@ def evaluate_answers(
     batch_size: int,
     progress: bool = False,
 ) -> dict[str, dict[str, float]]:
-    """All metrics of a model on each set; ROUGE-L is of the greedy answers to the first `max_rows` rows.
+    """All metrics of a model on each set, means over rows; ROUGE-L is of the greedy answers to the first `max_rows`.
 
-    Sets with columns `paraphrased_answer` and `perturbed_answer` also get a truth ratio.
+    Sets with columns `paraphrased_answer` and `perturbed_answer` also get a truth ratio. It is 1 at best on the set
+    "forget", when right and wrong answers are equally likely, and on others when only right ones are likely.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer; None where all rows are token ids.
+        sets: dialogues or prepared rows, by name.
+        max_rows: rows of each set that are answered.
+        max_new_tokens: longest answer.
+        batch_size: rows at a time, in one process.
+        progress: show progress bars.
     """
+    pad, end = AnswerCollator.of(tokenizer).pad_token_id, getattr(tokenizer, "eos_token_id", None)
+    read = partial(_read, model, tokenizer, pad, batch_size)
     results = {}
     for name, rows in sets.items():
-        metrics = token_metrics(_read(model, tokenizer, rows, batch_size))
+        readings = read(rows, f"Reading {name}" if progress else None)
+        losses = [reading.loss for reading, _ in readings]
+        own = [
+            reading.without_last() if labels[-1] == end and len(labels) > 1 else reading for reading, labels in readings
+        ]
+        metrics = {
+            "loss": float(np.mean(losses)),
+            "perplexity": perplexity(float(np.mean(losses))),
+            "probability": float(np.mean([probability(reading.log_probs) for reading, _ in readings])),
+            "exact_memorization": float(np.mean([exact_memorization(reading.recited) for reading in own])),
+            "extraction_strength": float(np.mean([extraction_strength(reading.recited) for reading in own])),
+        }
         if "completion" in rows.column_names:
             part = rows.select(range(min(max_rows, len(rows))))
-            answers = generate_answers(model, tokenizer, part["prompt"][:], max_new_tokens, progress=progress)
-            scores = [rouge_l(answer, true) for answer, true in zip(answers, part["completion"][:], strict=True)]
-            metrics["rouge_l"] = float(np.mean(scores))
+            encode = DialogueTransform(tokenizer).encode
+            answers = generate(
+                model, [encode(row)[0] for row in part], pad, end, max_new_tokens, max(1, batch_size),
+                f"Answering {name}" if progress else None,
+            )  # fmt: skip
+            pairs = zip(tokenizer.batch_decode(answers, skip_special_tokens=True), part["completion"][:], strict=True)
+            metrics["rouge_l"] = float(
+                np.mean([rouge(text.strip(), answer_text(true))["rougeL_recall"] for text, true in pairs])
+            )
         if {"paraphrased_answer", "perturbed_answer"} <= set(rows.column_names):
-            metrics["truth_ratio"] = _truth_ratio(model, tokenizer, rows, batch_size)
+            aggregate = truth_ratio_of_forgotten if name == "forget" else truth_ratio_of_kept
+            metrics["truth_ratio"] = aggregate(_truth_ratios(rows, read))
         results[name] = metrics
     return results
 
 
-def _read(model: PreTrainedModel, tokenizer: Any, rows: Dataset, batch_size: int) -> Iterable[Outputs]:
-    prepared = prepare_dialogues(rows, tokenizer, completion_only=True)
-    return iterate_outputs(model, prepared, AnswerCollator.of(tokenizer), batch_size=batch_size, read=read_answers)
+def compare_answers(
+    original: PreTrainedModel, model: PreTrainedModel, tokenizer: Any, rows: Dataset, max_rows: int, batch_size: int
+) -> dict[str, float]:
+    """`flips`, `flips_upper_95` and `drift` of a model against its original, on the answers of the first `max_rows`."""
+    part = rows.select(range(min(max_rows, len(rows))))
+    prepared = list(prepare_dialogues(part, tokenizer, completion_only=True))
+    flips = token_flips(original, model, prepared, AnswerCollator.of(tokenizer).pad_token_id, batch_size)
+    return {"flips": flips.share, "flips_upper_95": flips.upper_95, "drift": flips.drift}
 
 
-def _mean_likelihoods(model: PreTrainedModel, tokenizer: Any, rows: Dataset, batch_size: int) -> list[float]:
-    """Log-likelihood per token of each row's completion."""
-    values: list[float] = []
-    for part in _read(model, tokenizer, rows, batch_size):
-        assert part.samples is not None
-        each, samples = -token_losses(part).cpu(), part.samples.cpu()
-        values += [float(each[samples == sample].mean()) for sample in range(int(samples.max()) + 1)]
-    return values
+Readings = list[tuple[AnswerReading, list[int]]]  # with the labelled token ids
 
 
-def _truth_ratio(model: PreTrainedModel, tokenizer: Any, rows: Dataset, batch_size: int) -> float:
-    def likelihoods(answers: Sequence[str], prompts: Sequence[str]) -> list[float]:
-        texts = Dataset.from_dict({"prompt": list(prompts), "completion": [f" {answer.strip()}" for answer in answers]})
-        return _mean_likelihoods(model, tokenizer, texts, batch_size)
+def _read(
+    model: PreTrainedModel, tokenizer: Any, pad: int, batch_size: int, rows: Dataset, description: str | None
+) -> Readings:
+    prepared = list(prepare_dialogues(rows, tokenizer, completion_only=True))
+    readings = read_rows(model, prepared, pad, batch_size, description)
+    return [
+        (reading, [int(token) for token in row["labels"][1:] if token != IGNORED])
+        for reading, row in zip(readings, prepared, strict=True)
+    ]
 
-    prompts = rows["prompt"][:]
-    right = likelihoods(rows["paraphrased_answer"][:], prompts)
-    wrong = []
-    for prompt, answers in zip(prompts, rows["perturbed_answer"][:], strict=True):
-        several = [answers] if isinstance(answers, str) else list(answers)
-        wrong.append(likelihoods(several, [prompt] * len(several)))
-    return truth_ratio(right, wrong)
+
+def _truth_ratios(rows: Dataset, read: Callable[[Dataset, str | None], Readings]) -> list[float]:
+    """Of each question, from the losses of its right and its wrong answers."""
+    made: list[dict[str, Any]] = []
+    counts: list[tuple[int, int]] = []
+    for row in rows:
+        right, wrong = (
+            [given] if isinstance(given, str) else list(given)
+            for given in (row["paraphrased_answer"], row["perturbed_answer"])
+        )
+        counts.append((len(right), len(wrong)))
+        made += [{**row, "completion": in_place_of(row["completion"], answer)} for answer in [*right, *wrong]]
+    losses = iter([reading.loss for reading, _ in read(Dataset.from_list(made, rows.features), None)])
+    return [
+        truth_ratio([next(losses) for _ in range(right)], [next(losses) for _ in range(wrong)])
+        for right, wrong in counts
+    ]

@@ -227,3 +227,19 @@ def _source(modules: Mapping[str, nn.Module], name: str) -> nn.Module | None:
 def plain_name(name: str) -> str:
     """Name in the base model of the layer that a LoRA factor belongs to; other names are unchanged."""
     return name.removeprefix("base_model.model.").split(".lora_A.")[0]
+
+
+def decoder_block(model: nn.Module, number: int) -> nn.Module:
+    """Block `number` of a language model, counted from 0, or its last one.
+
+    Raises:
+        UNSCError: a model without a list of blocks.
+    """
+    count = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
+    if not lists:
+        raise UNSCError(
+            f"objective: {type(model).__name__} has no list of {count} blocks to read hidden states from; choose an "
+            "objective that needs none."
+        )
+    return lists[0][min(max(number, 0), len(lists[0]) - 1)]

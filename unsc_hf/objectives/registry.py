@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import UNSCError, closest
 
-NEEDS = ("retained", "teacher", "retain_teacher")
+NEEDS = ("retained", "teacher", "retain_teacher", "hidden", "refusal")
 # Options of every objective that reads retained rows; how they are read is up to the trainer.
 REHEARSAL_OPTIONS: Mapping[str, Any] = {"retain_dropout": False}
 MIXING_OPTIONS: Mapping[str, Any] = {"retain_mixing": 0.3}
@@ -25,7 +25,9 @@ class Objective:
         name: how it is asked for.
         run: scalar loss from the `Terms` of a batch and the objective's own options as keywords.
         needs: what the trainer provides besides the forget rows: "retained" (a batch of retained rows), "teacher" and
-            "retain_teacher" (the original model's logits on forget rows and on retained rows).
+            "retain_teacher" (the original model's logits on forget rows and on retained rows), "hidden" (hidden states
+            of a language model after the block that the option `layer` numbers; beside "retained"), "refusal"
+            (the likelihood of a refusal in place of each answer).
         mixed: whether its retained rows may be mixed with each other, since it reads none of their labels.
         defaults: its options and their defaults, the keyword arguments of `run`.
     """
@@ -44,7 +46,7 @@ class Objective:
     @property
     def keeps_original(self) -> bool:
         """Whether a second, whole model stays in memory."""
-        return bool(self.needs & {"teacher", "retain_teacher"})
+        return bool(self.needs & {"teacher", "retain_teacher", "hidden", "refusal"})
 
     def own(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The given options that this objective has, for commands that run several objectives."""

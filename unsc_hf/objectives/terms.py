@@ -10,6 +10,23 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class HiddenStates:
+    """Hidden states of labelled tokens after one decoder block, (tokens, width), and the sample of each, (tokens,).
+
+    Attributes:
+        forget, forget_samples: of the forget rows.
+        retain, retain_samples: of a batch of retained rows.
+        original_retain: the original model's at the same tokens.
+    """
+
+    forget: Tensor
+    forget_samples: Tensor
+    retain: Tensor
+    retain_samples: Tensor
+    original_retain: Tensor
+
+
+@dataclass(frozen=True)
 class Terms:
     """A batch of forget rows, flattened to labelled positions: one per image or text, one per answer token.
 
@@ -22,6 +39,9 @@ class Terms:
         retain_loss: mean loss on a batch of retained rows.
         retain_logits: logits at their labelled positions, (positions, classes).
         teacher, retain_teacher: the original model's logits at the same positions.
+        hidden: hidden states of answer tokens.
+        refusal, refusal_reference: log-likelihood of a refusal in place of each sample's answer, summed over its
+            tokens, under the model and under the original one, (samples,).
         forgotten: ids of the classes of which no row remains, (classes forgotten,), where there are any.
 
     The optional fields are there for objectives that name them as needed; read them with `need`.
@@ -37,6 +57,9 @@ class Terms:
     teacher: Tensor | None = None
     retain_teacher: Tensor | None = None
     forgotten: Tensor | None = None
+    hidden: HiddenStates | None = None
+    refusal: Tensor | None = None
+    refusal_reference: Tensor | None = None
 
     def need(self, field: str) -> Tensor:
         """An optional field.
@@ -48,6 +71,12 @@ class Terms:
         if value is None:
             raise TypeError(f"the objective reads {field!r}: register it with the matching name in needs.")
         return value
+
+    def need_hidden(self) -> HiddenStates:
+        """The hidden states; TypeError as for `need`."""
+        if self.hidden is None:
+            raise TypeError("the objective reads hidden states: register it with 'hidden' in needs.")
+        return self.hidden
 
     def loss(self) -> Tensor:
         """Mean cross-entropy of the true labels, in float32."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 from ..utils.files import write_beside
@@ -86,6 +87,31 @@ def plot_answers(methods: Mapping[str, Mapping[str, Mapping[str, float]]], path:
     axes.set_xticks(range(len(sets)), [name.replace("_", " ") for name in sets])
     axes.set(ylim=(0, 103), ylabel="ROUGE-L of the answers (%)")
     figure.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 0.9), frameon=False, fontsize=8)
+    return save(figure, path)
+
+
+def plot_trade_off(methods: Mapping[str, Any], path: Path) -> Path:
+    """Forget quality against model utility, as TOFU draws them: a point for each model, the best ones upper right.
+
+    Args:
+        methods: by name, with `forget_quality` and `model_utility`, and `flips` of kept tokens, which sizes the points.
+    """
+    figure = Figure(figsize=(6.5, 4.2))
+    axes = figure.subplots()
+    for name, method in methods.items():
+        size = 30 + 600 * (method.flips or 0.0)
+        axes.scatter(
+            [method.model_utility], [max(method.forget_quality, 1e-30)], s=size, alpha=0.7, label=objective_title(name)
+        )
+    axes.set_yscale("log")
+    axes.set_ylim(top=2.0)
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlabel("model utility")
+    axes.set_ylabel("forget quality (p-value)")
+    legend = axes.legend(frameon=False, fontsize=8, bbox_to_anchor=(1.0, 1.0), loc="upper left")
+    for handle in legend.legend_handles:
+        if isinstance(handle, PathCollection):
+            handle.set_sizes([30])
     return save(figure, path)
 
 

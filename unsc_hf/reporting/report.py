@@ -125,11 +125,13 @@ def _course(results: Mapping[str, Any]) -> list[str]:
 
 
 def _changed_decisions(methods: Mapping[str, Mapping[str, Any]]) -> str:
-    """How many decisions on kept rows changed; empty where it was not measured."""
+    """How many decisions on kept rows, or tokens of kept answers, changed; empty where it was not measured."""
     unsc, retrained = methods.get("unsc", {}), methods.get("retrained", {})
     if unsc.get("flips") is None:
         return ""
     beside = "" if retrained.get("flips") is None else f"; retraining changes {retrained['flips']:.1%}"
+    if "negative_flips" not in unsc:
+        return f"Most likely token changed at {unsc['flips']:.1%} of the tokens of kept answers{beside}."
     wrong = f"{unsc['negative_flips']:.1%} from right to wrong"
     return f"Decisions changed on kept test rows: {unsc['flips']:.1%} ({wrong}){beside}."
 

@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from ..config import UNSCConfig
 from .finished_run import FinishedRun
 from .model_card import versions, write_card
-from .plots import plot_answers, plot_capacity, plot_per_class, plot_unlearning
+from .plots import plot_answers, plot_capacity, plot_per_class, plot_trade_off, plot_unlearning
 from .report import FILE, write_run_report
 from .run_folder import finish
 
@@ -59,17 +59,21 @@ def write_run(run: FinishedRun, folder: Path, model_name: str | None = None) -> 
 def _draw(run: FinishedRun, folder: Path) -> list[tuple[str, str]]:
     """Draw the pictures; returns file names and captions."""
     if run.task == "text-generation":
-        first = ("answers.png", "ROUGE-L of the answers on each set, before, after and when retrained")
-        plot_answers({name: answers.sets for name, answers in run.methods.items()}, folder / first[0])
+        first = [("answers.png", "ROUGE-L of the answers on each set, before, after and when retrained")]
+        plot_answers({name: answers.sets for name, answers in run.methods.items()}, folder / first[0][0])
+        judged = {name: a for name, a in run.methods.items() if None not in (a.forget_quality, a.model_utility)}
+        if judged:
+            first.append(("trade_off.png", "Forget quality and model utility; larger points changed more kept tokens"))
+            plot_trade_off(judged, folder / first[1][0])
     else:
-        first = ("per_class_accuracy.png", "Test accuracy of each class")
+        first = [("per_class_accuracy.png", "Test accuracy of each class")]
         shown = {"original": "before", "unsc": "after", "retrained": "retrained"}
         bars = {name: run.methods[key].per_class for key, name in shown.items() if key in run.methods}
-        plot_per_class(bars, run.class_names, run.forgotten, folder / first[0])
+        plot_per_class(bars, run.class_names, run.forgotten, folder / first[0][0])
     plot_unlearning(run.history, run.certificate["max_leak"], folder / "unlearning.png")
     plot_capacity(run.layers, folder / "capacity.png")
     course, capacity = "Accuracy and leak while unlearning", "Rank and capacity of each layer"
-    return [first, ("unlearning.png", course), ("capacity.png", capacity)]
+    return [*first, ("unlearning.png", course), ("capacity.png", capacity)]
 
 
 def _results(run: FinishedRun) -> dict[str, Any]:

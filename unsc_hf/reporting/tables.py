@@ -28,7 +28,8 @@ _CLASSIFIER_NOTE = (
 _LANGUAGE_NOTE = (
     "Percent, except loss and seconds. ROUGE-L: share of the true answer's words that the greedy answer gives in their "
     "order, on each set. Extraction: share of a forgotten answer that the model recites when it is given the tokens "
-    "before it. Each objective runs with and without projection onto the null space."
+    "before it. Tokens changed: share of the retained answers' tokens where the most likely token is another than the "
+    "original's. Each objective runs with and without projection onto the null space."
 )
 
 CERTIFICATE_NOTE = "Measured on retained rows: how far the model moved where it should stay the same."
@@ -95,12 +96,22 @@ def classifier_table(methods: Mapping[str, MethodResult]) -> Table:
 def answers_table(methods: Mapping[str, Answers], written: str) -> Table:
     """ROUGE-L on each set and extraction strength of each model; `written` is the method of the unlearned model."""
     names = list(next(iter(methods.values())).sets)
-    cells = [["model", *(f"ROUGE-L {name}" for name in names), "extraction forget", "loss forget", "leak", "seconds"]]
+    cells = [
+        [
+            "model",
+            *(f"ROUGE-L {name}" for name in names),
+            "extraction forget",
+            "loss forget",
+            "tokens changed",
+            "leak",
+            "seconds",
+        ]
+    ]
     for method, answers in methods.items():
         forget = answers.sets["forget"]
         row = [_cell(answers.sets[name].get("rouge_l"), 100, ".1f") for name in names]
         row += [_cell(forget["extraction_strength"], 100, ".1f"), _cell(forget["loss"], 1, ".2f")]
-        row += [_cell(answers.leak, 100, ".2g"), _cell(answers.seconds, 1, ".0f")]
+        row += [_cell(answers.flips, 100, ".2f"), _cell(answers.leak, 100, ".2g"), _cell(answers.seconds, 1, ".0f")]
         cells.append([objective_title(method), *row])
     return Table(cells, objective_title(written), _LANGUAGE_NOTE)
 

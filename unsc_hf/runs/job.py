@@ -33,6 +33,7 @@ from ..trainer.sequence import StoredRequest
 from ..trainer.trainer import UNSCTrainer
 from ..utils.fingerprint import data_fingerprint
 from ..utils.reserve import reserved
+from .examiner import write_evaluations
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ class UnlearningResult:
         table: the same as text, for `print(result.table)`.
         certificate: `Certificate.to_dict()` of the unlearned model.
         verdict, reason: "removed", "suppressed", "not forgotten" or "not judged", and why.
+        evaluations: of language models with TOFU's configurations, each model's results; see `unsc evaluate lm`.
         workspace: the trainer's temporary folder, if it has one; it is removed with the result.
     """
 
@@ -137,6 +139,7 @@ class UnlearningResult:
         self.table: Table = run.table
         self.certificate: dict[str, Any] = run.certificate
         self.verdict, self.reason = run.verdict, run.reason
+        self.evaluations: dict[str, dict[str, Any]] = {}
         self.workspace: Any = None
         self._saved: tuple[Path, FinishedRun] | None = None
 
@@ -160,6 +163,7 @@ class UnlearningResult:
                 self._run = replace(self._run, requests=self._stored.requests, budget=self._stored.budget)
             move_model(self.trainer, folder)
             if self.trainer.is_world_process_zero():
+                write_evaluations(self.evaluations, folder)
                 content = write_run(self._run, folder, model_name)
                 self._saved, self.trainer.card_content = (folder, content), content
         self.trainer.accelerator.wait_for_everyone()  # no process leaves before everything is written

@@ -5,27 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 from rich.console import Console
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 from transformers.trainer_utils import SaveStrategy
 
 from ..comparison.arguments import LanguageArguments, check_model_dtype
 from ..config import UNSCConfig, parse_objective_args
 from ..data.copies import without_overlap
-from ..data.dialogues import to_dialogues
+from ..data.dialogues import PromptFormat, chunk_texts, to_dialogues
 from ..data.selection import Request
-from ..data.sources import load_data
+from ..data.sources import load_config, load_data
 from ..errors import UNSCError
-from ..evaluation.answers import Answers, evaluate_answers, mean_answers
-from ..models.loading import load_as
+from ..evaluation.answers import Answers, compare_answers, evaluate_answers, mean_answers
+from ..evaluation.language.tofu import TofuEvaluation
+from ..models.loading import load_as, load_tokenizer
 from ..nullspace.statistics import ActivationStatistics
 from ..objectives import OBJECTIVES
 from ..reporting.run_folder import check_output_folder
 from ..reporting.tables import answers_table
 from ..trainer.checkpoints import resume_from
 from ..trainer.trainer import UNSCTrainer
+from .evaluation_arguments import evaluation_arguments
+from .examiner import Examiner
 from .job import Job, UnlearningResult, finished_run, job_folder
 
 
@@ -41,7 +45,7 @@ class LanguageRows:
     @classmethod
     def of(
         cls, forget: Dataset, retain: Dataset | None, request: Request | None, unseen: Dataset | None,
-        others: Mapping[str, Dataset], template: str = "Question: {question}\nAnswer:",
+        others: Mapping[str, Dataset], prompt_format: PromptFormat,
     ) -> LanguageRows:  # fmt: skip
         """From raw rows. `request` chooses among the rows of `forget`, and the others are kept; None takes all.
 
@@ -53,12 +57,20 @@ class LanguageRows:
             retain = kept if retain is None else concatenate_datasets([kept, retain.cast(kept.features)])
         if retain is None:
             raise UNSCError("retain: not given; name the rows to forget, or give rows to keep.")
-        dialogues = partial(to_dialogues, template=template)
+        dialogues = partial(to_dialogues, prompt_format=prompt_format)
         return cls(
             dialogues(forget),
             dialogues(retain),
             None if unseen is None else dialogues(unseen),
             {name: dialogues(rows) for name, rows in others.items()},
+        )
+
+    def in_chunks(self, tokenizer: Any, chunk_size: int | None) -> LanguageRows:
+        """With long texts cut into chunks of `chunk_size` tokens; None leaves them whole."""
+        cut = partial(chunk_texts, tokenizer=tokenizer, chunk_size=chunk_size)
+        others = {name: cut(rows) for name, rows in self.others.items()}
+        return LanguageRows(
+            cut(self.forget), cut(self.retain), None if self.unseen is None else cut(self.unseen), others
         )
 
     def disjoint(self, config: UNSCConfig) -> LanguageRows:
@@ -80,46 +92,83 @@ class LanguageRows:
         return {"forget": self.forget, "retain": self.retain, **unseen, **self.others}
 
 
-def load_rows(arguments: LanguageArguments) -> LanguageRows:
+def load_rows(arguments: LanguageArguments, config: UNSCConfig) -> LanguageRows:
     """The rows of a request.
 
     Raises:
-        UNSCError: splits that do not exist, or a selection that leaves nothing to forget or to keep.
+        UNSCError: splits or configurations that do not exist, a selection that leaves nothing to forget or to keep, or
+            no unseen rows where they decide when to stop.
     """
     if arguments.dataset_name is None:
         raise UNSCError("dataset_name: not given; name a Hub id or a local folder with a forget and a retain split.")
-    loaded = load_data(arguments.dataset_name, arguments.dataset_config_name, arguments.cache_dir)
-    known = ", ".join(sorted(loaded))
-    for argument in ("forget_split", "retain_split"):
-        split = getattr(arguments, argument)
-        if split not in loaded:
-            raise UNSCError(f"{argument}: no split {split!r} in {arguments.dataset_name!r}; splits found: {known}.")
     if (arguments.unseen_column is None) != (arguments.unseen_values is None):
         raise UNSCError("unseen_column: goes with unseen_values; give both.")
-    retain, unseen = loaded[arguments.retain_split], None
+    forget, kept, unseen, others = (_configs if arguments.forget_config is not None else _splits)(arguments)
+    retain: Dataset | None = kept
     if arguments.unseen_column is not None:
         apart = Request(column_values={arguments.unseen_column: arguments.unseen_values or []}, option="unseen_column")
-        unseen, retain = apart.split(retain)
+        unseen, retain = apart.split(kept)
+    request = arguments.request()
+    same = (arguments.forget_split or "forget") == (arguments.retain_split or "retain")
+    if arguments.forget_config is None and same:
+        if request is None or unseen is not None:
+            raise UNSCError(
+                f"retain_split: {arguments.retain_split!r} is the forget_split too, with the same rows on both sides; "
+                "name another split, or rows of this one to forget (forget_indices, without unseen_column)."
+            )
+        retain = None
+    if request is not None:
+        request.split(forget)  # a request that cannot be met is refused before anything is loaded
+    check_unseen(unseen, config, "unseen_column" if arguments.forget_config is None else "unseen_config")
+    name, tokenizer = arguments.model_name_or_path, None
+    if name is not None and arguments.prompt_template is None and arguments.model_size is None:
+        tokenizer = load_tokenizer(name)
+    return LanguageRows.of(forget, retain, request, unseen, others, _prompt_format(arguments, tokenizer))
+
+
+def _prompt_format(arguments: LanguageArguments, tokenizer: Any) -> PromptFormat:
+    options = (arguments.system_prompt, arguments.chat_template_kwargs)
+    return PromptFormat.of(arguments.prompt_template, tokenizer, *options)
+
+
+_Parts = tuple[Dataset, Dataset, Dataset | None, dict[str, Dataset]]  # to forget, to keep, unseen, and others
+
+
+def _splits(arguments: LanguageArguments) -> _Parts:
+    loaded = load_data(str(arguments.dataset_name), arguments.dataset_config_name, arguments.cache_dir)
+    known = ", ".join(sorted(loaded))
+    used = (arguments.forget_split or "forget", arguments.retain_split or "retain")
+    for argument, split in zip(("forget_split", "retain_split"), used, strict=True):
+        if split not in loaded:
+            raise UNSCError(f"{argument}: no split {split!r} in {arguments.dataset_name!r}; splits found: {known}.")
     names = arguments.eval_splits
     if names is None:
-        names = [name for name in loaded if name not in (arguments.forget_split, arguments.retain_split)]
+        names = [name for name in loaded if name not in used]
     absent = [name for name in names if name not in loaded]
     if absent:
         raise UNSCError(f"eval_splits: no split {absent[0]!r}; splits found: {known}.")
     others = {name: loaded[name] for name in names}
-    forget, request, same = loaded[arguments.forget_split], arguments.request(), arguments.forget_split
-    if arguments.retain_split == same and (request is None or unseen is not None):
-        raise UNSCError(
-            f"retain_split: {same!r} is the forget_split too, with the same rows on both sides; name another split, or "
-            "rows of this one to forget (forget_indices, without unseen_column)."
-        )
-    kept = None if arguments.retain_split == same else retain
-    return LanguageRows.of(forget, kept, request, unseen, others, arguments.prompt_template)
+    return loaded[used[0]], loaded[used[1]], None, others
 
 
-def check_unseen(rows: LanguageRows, config: UNSCConfig, argument: str) -> None:
+def _configs(arguments: LanguageArguments) -> _Parts:
+    name, cache = str(arguments.dataset_name), arguments.cache_dir
+    if arguments.retain_config is None:
+        raise UNSCError("retain_config: not given; name the configuration with rows to keep beside forget_config.")
+    splits = {"forget_config": arguments.forget_split, "retain_config": arguments.retain_split}
+    parts = [load_config(name, str(getattr(arguments, a)), a, split, cache) for a, split in splits.items()]
+    unseen = arguments.unseen_config
+    return (
+        parts[0],
+        parts[1],
+        None if unseen is None else load_config(name, unseen, "unseen_config", cache_dir=cache),
+        {other: load_config(name, other, "eval_splits", cache_dir=cache) for other in arguments.eval_splits or ()},
+    )
+
+
+def check_unseen(unseen: Dataset | None, config: UNSCConfig, argument: str) -> None:
     """Refuse a job that could not tell when to stop; `argument` names the unseen rows."""
-    if rows.unseen is None and config.target_forget_accuracy is None:
+    if unseen is None and config.target_forget_accuracy is None:
         raise UNSCError(
             f"{argument}: not given; unlearning stops when the forgotten answers are known no better than unseen ones: "
             "name rows that no model was trained on, or set target_forget_accuracy."
@@ -135,19 +184,27 @@ def run(arguments: LanguageArguments, config: UNSCConfig, console: Console | Non
     console = console or Console()
     check_model_dtype(arguments)
     check_output_folder(str(config.output_dir))
-    rows = load_rows(arguments).disjoint(config)
-    check_unseen(rows, config, "unseen_column")
+    rows = load_rows(arguments, config).disjoint(config)
+    sets = None if arguments.forget_config is None else evaluation_arguments(arguments).sets(refuse_overlap=False)
     with job_folder(str(config.output_dir)):
         job = Job.of(arguments, config, arguments.plan(config), rows.train, rows.retain, console)
+        rows = rows.in_chunks(job.processor, arguments.chunk_size)
+        tofu: Callable[..., TofuEvaluation] | None = None
+        if sets is not None:
+            tofu = partial(
+                TofuEvaluation, tokenizer=job.processor, sets=sets,
+                prompt_format=_prompt_format(arguments, job.processor), max_new_tokens=arguments.max_new_tokens,
+                batch_size=config.per_device_eval_batch_size, progress=not config.disable_tqdm,
+            )  # fmt: skip
         length = (arguments.max_generated_rows, arguments.max_new_tokens)
-        result = unlearn_language_model(job, rows, arguments.objectives, *length)
+        result = unlearn_language_model(job, rows, arguments.objectives, *length, tofu)
         result.deliver(job)
     return result
 
 
 def unlearn_language_model(
     job: Job, rows: LanguageRows, objectives: Sequence[str] | None = None, max_generated_rows: int = 300,
-    max_new_tokens: int = 100,
+    max_new_tokens: int = 100, tofu: Callable[..., TofuEvaluation] | None = None,
 ) -> UnlearningResult:  # fmt: skip
     """Unlearn by each objective from the same original; statistics are collected once.
 
@@ -156,6 +213,7 @@ def unlearn_language_model(
         rows: what to forget and to keep.
         objectives: the first one's model is the result; the one of the options when None.
         max_generated_rows, max_new_tokens: rows of each set that are answered for ROUGE-L, and the longest answer.
+        tofu: TOFU's evaluation of a model, where the data has its configurations.
 
     Raises:
         UNSCError: an unknown objective, or input that cannot work.
@@ -165,29 +223,36 @@ def unlearn_language_model(
     unknown = [name for name in objectives if name not in OBJECTIVES]
     if unknown:
         raise UNSCError(f"objectives: {unknown[0]!r} does not exist; choose from {', '.join(OBJECTIVES)}.")
+    common = {
+        "tokenizer": job.processor,
+        "max_rows": max_generated_rows,
+        "batch_size": config.per_device_eval_batch_size,
+    }
     evaluate = partial(
-        evaluate_answers, tokenizer=job.processor, sets=rows.sets(), max_rows=max_generated_rows,
-        max_new_tokens=max_new_tokens, batch_size=config.per_device_eval_batch_size, progress=not config.disable_tqdm,
-    )  # fmt: skip
+        evaluate_answers, sets=rows.sets(), max_new_tokens=max_new_tokens, progress=not config.disable_tqdm, **common
+    )
+    original = job.load().to(config.device)
+    compare = partial(compare_answers, original, rows=rows.retain, **common)
     null_spaces = ("retained", "none") if job.controls else ("retained",)
     first, *others = [(objective, null_space) for objective in objectives for null_space in null_spaces]
 
-    methods = {"original": Answers(evaluate(job.load()), leak=0.0)}
+    examine = Examiner(evaluate, compare, tofu)
+    reference = partial(load_as, AutoModelForCausalLM, argument="retrained_model_name_or_path")
+    references = [examine("retrained", reference(name).to(config.device)) for name in job.retrained]
+    methods = {"original": examine("original", original, leak=0.0)}
     job.console.print(f"Unlearning: {objectives[0]}.")
     trainer = _trainer(job, rows, *first)
     preparing = sum(trainer.prepare_unlearning().seconds.values())
     statistics = trainer.spaces.retained
     trainer.train(resume_from_checkpoint=resume_from(config.resume_from_checkpoint))
     certificate = trainer.certify().to_dict()
-    methods[objectives[0]] = _answers(trainer, evaluate, preparing)
+    methods[objectives[0]] = _unlearned(objectives[0], trainer, examine, preparing)
     for objective, null_space in others:
         job.console.print(f"Unlearning: {objective}{'' if null_space == 'retained' else ', no projection'}.")
         other = _trainer(job, rows, objective, null_space, statistics)
         other.train()
         name = objective if null_space == "retained" else f"{objective} unprojected"
-        methods[name] = _answers(other, evaluate, preparing)
-    reference = partial(load_as, AutoModelForCausalLM, argument="retrained_model_name_or_path")
-    references = [Answers(evaluate(reference(name))) for name in job.retrained]
+        methods[name] = _unlearned(name, other, examine, preparing)
     if references:
         methods["retrained"] = mean_answers(references)
     run = finished_run(
@@ -197,7 +262,9 @@ def unlearn_language_model(
         reason="answers are compared with a retrained model's in the table; the representation was not examined",
         table=answers_table(methods, objectives[0]),
     )  # fmt: skip
-    return UnlearningResult(trainer, run)
+    result = UnlearningResult(trainer, run)
+    result.evaluations = examine.results
+    return result
 
 
 def _trainer(
@@ -215,9 +282,9 @@ def _trainer(
     )  # fmt: skip
 
 
-def _answers(
-    trainer: UNSCTrainer, evaluate: Callable[[PreTrainedModel], dict[str, dict[str, float]]], preparing: float
-) -> Answers:
+def _unlearned(name: str, trainer: UNSCTrainer, examine: Examiner, preparing: float) -> Answers:
     """Metrics of an unlearned model; its cost includes `preparing`, the seconds of the statistics."""
-    seconds, leak = preparing + trainer.unlearning_seconds, trainer.held_out_leak().total
-    return Answers(evaluate(trainer.unwrapped()), leak, seconds, trainer.state.global_step, trainer.stop_reason)
+    return examine(
+        name, trainer.unwrapped(), leak=trainer.held_out_leak().total, seconds=preparing + trainer.unlearning_seconds,
+        steps=trainer.state.global_step, stopped_by=trainer.stop_reason,
+    )  # fmt: skip

@@ -16,6 +16,7 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from ..config import UNSCConfig
+from ..data.dialogues import PromptFormat
 from ..data.inputs import unreadable_rows_by_number
 from ..data.selection import Request
 from ..data.sources import load_data, load_image_dataset, load_text_dataset
@@ -97,8 +98,9 @@ def unlearn(
             used = ("train",) if "train" in data else ("forget", "retain")
             others = {name: rows for name, rows in data.items() if name not in used}
             kept = None if used == ("train",) else data["retain"]
-            dialogues = LanguageRows.of(data[used[0]], kept, request, unseen, others).disjoint(options)
-            check_unseen(dialogues, options, "unseen")
+            dialogues = LanguageRows.of(data[used[0]], kept, request, unseen, others, PromptFormat.of(None, read))
+            dialogues = dialogues.disjoint(options)
+            check_unseen(unseen, options, "unseen")
             result = unlearn_language_model(job, dialogues)
         else:
             splits = data if unseen is None else {**data, "validation": unseen}

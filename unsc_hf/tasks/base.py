@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel
 
 from ..config import UNSCConfig
+from ..errors import UNSCError
 from ..models.outputs import Outputs
 from ..objectives.pseudo_labels import Matching
 
@@ -107,6 +108,14 @@ class Task(ABC):
     @abstractmethod
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Metrics of `Trainer.evaluate`."""
+
+    def refusals(self, inputs: dict[str, Tensor], labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """A batch with a refusal in place of each answer: inputs and labels.
+
+        Raises:
+            UNSCError: rows that are not answered in words.
+        """
+        raise UNSCError("objective: 'idk_dpo' puts refusals in place of answers; it is for language models alone.")
 
 
 TASKS: list[type[Task]] = []

@@ -15,12 +15,16 @@ from transformers import EvalPrediction, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..config import UNSCConfig
-from ..data.dialogues import AnswerCollator, prepare_dialogues
+from ..data.dialogues import IGNORED, AnswerCollator, prepare_dialogues
 from ..errors import UNSCError
 from ..models.outputs import Outputs, read_answers, token_losses
 from ..objectives.pseudo_labels import Matching, pseudo_labels, sparse
 from .base import Measure, Task, register
 
+REFUSALS = (
+    "I don't know.", "I'm not sure about that.", "I have no information on that.", "I can't answer this question.",
+    "That is something I don't know.", "I'm afraid I don't have the answer.",
+)  # fmt: skip
 SOFT_TOKENS = 64  # next tokens kept of a soft pseudo-label over a vocabulary
 
 
@@ -48,6 +52,7 @@ class CausalLMTask(Task):
             raise UNSCError(f"subspace_rule: {args.subspace_rule!r} needs classes; use 'energy', 'rank' or 'ratio'.")
         self._args, self._processing_class = args, processing_class
         self._vocabulary = int(model.get_output_embeddings().weight.shape[0])
+        self._refused = 0
         self._random = torch.Generator().manual_seed(args.seed)  # one stream for all batches, however they are cut
 
     def default_collator(self) -> Any:
@@ -113,6 +118,24 @@ class CausalLMTask(Task):
         ids, shares = packed[:, :SOFT_TOKENS].long(), packed[:, SOFT_TOKENS:]
         dense = torch.zeros_like(flat.logits, dtype=torch.float32).scatter_add(1, ids, shares.float())
         return flat.logits, flat.labels, dense, flat.need_samples()
+
+    def refusals(self, inputs: dict[str, Tensor], labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """A batch with a refusal in place of each answer; the refusals are taken in turn."""
+        tokenizer = self._processing_class
+        if tokenizer is None:
+            raise UNSCError(
+                "processing_class: not given; objective 'idk_dpo' writes refusals, so it needs the rows' tokenizer."
+            )
+        rows = []
+        for ids, true in zip(inputs["input_ids"].tolist(), labels.tolist(), strict=True):
+            start = next(i for i, token in enumerate(true) if token != IGNORED)
+            space = " " if tokenizer.decode(true[start : start + 1]).startswith(" ") else ""
+            refusal = tokenizer(space + REFUSALS[self._refused % len(REFUSALS)], add_special_tokens=False)["input_ids"]
+            refusal += [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+            rows.append({"input_ids": ids[:start] + refusal, "labels": [IGNORED] * start + refusal})
+            self._refused += 1
+        batch = {name: value.to(labels.device) for name, value in self.default_collator()(rows).items()}
+        return {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
 
     def measure(self, outputs: Iterator[Outputs]) -> Measure:
         """Share of answer tokens predicted rightly from the true tokens before them, and the mean loss of a token."""

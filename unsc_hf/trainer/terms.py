@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ..config import UNSCConfig
+from ..errors import UNSCError
 from ..experimental.rehearsal import dropout_mode, mix
 from ..models.hooks import NOT_INPUTS
+from ..models.layers import decoder_block
 from ..objectives import OBJECTIVES, Terms
+from ..objectives.terms import HiddenStates
 from ..tasks import Task
 from .goals import ForgettingGoal
 
@@ -66,18 +69,74 @@ class TermsProvider:
         if self.objective.keeps_original:
             self.original = copy.deepcopy(model).requires_grad_(False)
             self.original.eval()
+        self._blocks: tuple[nn.Module, nn.Module] | None = None
+        if "hidden" in self.objective.needs:
+            if task.label_column is not None:
+                raise UNSCError(
+                    f"objective: {self.objective.name!r} reads hidden states of answer tokens, which a classifier does "
+                    "not have; choose another."
+                )
+            layer = int(self.options["layer"])
+            self._blocks = (decoder_block(model, layer), decoder_block(self.original, layer))
 
     def __call__(self, model: nn.Module, batch: TrainingBatch) -> tuple[Terms, Tensor]:
         """Terms of a batch, and the model's logits on its forget rows."""
         targets = self.goal.current_targets(batch.targets, batch.rows)
-        outputs = self.task.logits(model, batch.inputs)
+        with self._watched(0) as forget_states:
+            outputs = self.task.logits(model, batch.inputs)
         logits, labels, targets, samples = self.task.positions(outputs, batch.labels, targets)
-        more: dict[str, Tensor] = {}
+        more: dict[str, Any] = {}
         if "teacher" in self.objective.needs:
             more["teacher"] = self.task.positions(self._taught(batch.inputs), batch.labels, batch.targets)[0]
         if self.objective.rehearses:
-            more.update(self._retained(model, batch.retain))
+            with self._watched(0) as states:
+                more.update(self._retained(model, batch.retain))
+            if self._blocks is not None:
+                more["hidden"] = self._hidden(forget_states, batch.labels, states, batch.retain)
+        if "refusal" in self.objective.needs:
+            more.update(self._refusals(model, batch))
         return Terms(logits, labels, targets, samples, batch.reference, **more), outputs
+
+    @contextmanager
+    def _watched(self, which: int) -> Iterator[list[Tensor]]:
+        """Outputs of the decoder block of the model (0) or of the original (1) while they run, if they are needed."""
+        states: list[Tensor] = []
+        if self._blocks is None:
+            yield states
+            return
+
+        def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+            states.append(output[0] if isinstance(output, tuple) else output)
+
+        handle = self._blocks[which].register_forward_hook(keep)
+        try:
+            yield states
+        finally:
+            handle.remove()
+
+    def _hidden(
+        self, forget: list[Tensor], labels: Tensor, retain: list[Tensor], batch: Mapping[str, Tensor]
+    ) -> HiddenStates:
+        """Hidden states of the labelled tokens themselves, as RMU takes them."""
+        with self._watched(1) as original:
+            self._taught({name: value for name, value in batch.items() if name not in NOT_INPUTS})
+        labelled: list[tuple[Tensor, Tensor]] = []
+        for states, true in ((forget[-1], labels), (retain[-1], batch["labels"])):
+            chosen = true != -100
+            samples = torch.arange(len(true), device=true.device)[:, None].expand_as(true)[chosen]
+            labelled.append((states[chosen], samples))
+        return HiddenStates(*labelled[0], *labelled[1], original[-1][batch["labels"] != -100])
+
+    def _refusals(self, model: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
+        """Log-likelihoods of a refusal in place of each forget row's answer."""
+        inputs, labels = self.task.refusals(batch.inputs, batch.labels)
+        both = {"refusal": self.task.logits(model, inputs), "refusal_reference": self._taught(inputs)}
+        result = {}
+        for name, logits in both.items():
+            flat = self.task.outputs(logits, labels)
+            each = -nn.functional.cross_entropy(flat.logits.float(), flat.labels, reduction="none")
+            result[name] = each.new_zeros(len(labels)).index_add(0, flat.need_samples(), each)
+        return result
 
     def loss(self, terms: Terms) -> Tensor:
         """The objective's scalar loss."""

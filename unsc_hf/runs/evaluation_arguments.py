@@ -1,0 +1,145 @@
+"""Options of `unsc evaluate lm`, and the rows that they name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from datasets import Dataset
+from transformers.hf_argparser import HfArg
+
+from ..comparison.arguments import LanguageArguments
+from ..data.copies import copies
+from ..data.sources import config_names, load_config, load_data
+from ..errors import UNSCError, closest
+from ..evaluation.language.tofu import METRICS
+
+_PUBLISHED = {"ra": "real_authors", "wf": "world_facts"}  # sets of TOFU beside those that options name
+
+
+@dataclass
+class EvaluationArguments:
+    """Which language model is evaluated, and on what."""
+
+    model_name_or_path: str | None = HfArg(default=None, help="The model, or an adapter: a Hub id or folder.")
+    dataset_name: str | None = HfArg(
+        default=None, help="Hub id, or local folder, with configurations as TOFU is published, or splits."
+    )
+    forget_config: str | None = HfArg(
+        default=None, help="Configuration of the forgotten rows; NAME_perturbed is read where it exists."
+    )
+    retain_config: str | None = HfArg(
+        default=None, help="Configuration of the kept rows; retain_perturbed is read where it exists."
+    )
+    unseen_config: str | None = HfArg(
+        default=None, help="Configuration of rows no model was trained on, for membership attacks."
+    )
+    forget_split: str | None = HfArg(default=None, help="Split of the forgotten rows.")
+    retain_split: str | None = HfArg(default=None, help="Split of the kept rows.")
+    unseen_split: str | None = HfArg(default=None, help="Split of rows no model was trained on.")
+    cache_dir: str | None = HfArg(default=None, help="Where data sets are cached.")
+    retain_logs: str | None = HfArg(default=None, help="TOFU_EVAL.json of a model trained without the forgotten rows.")
+    reference_model: str | None = HfArg(default=None, help="Model of the reference attack: a Hub id or folder.")
+    prompt_template: str | None = HfArg(
+        default=None,
+        help="Prompt of a question, with {prompt}; the tokenizer's chat template is used by default.",
+    )
+    system_prompt: str | None = HfArg(default=None, help="First message, for chat templates.")
+    chat_template_kwargs: str | None = HfArg(default=None, help="More arguments of the chat template, as JSON.")
+    metrics: list[str] | None = HfArg(default=None, help="Metrics to compute; all of TOFU's by default.")
+    per_device_eval_batch_size: int = HfArg(default=16, help="Rows at a time, in one process.")
+    max_new_tokens: int = HfArg(default=200, help="Longest answer.")
+    model_dtype: str = HfArg(
+        default="float32", help="Precision of the models.", metadata={"choices": ["float32", "bfloat16", "float16"]}
+    )
+    use_cpu: bool = HfArg(default=False, help="Do not use an accelerator.")
+    disable_tqdm: bool = HfArg(default=False, help="Show no progress bars.")
+    overwrite: bool = HfArg(default=False, help="Begin anew where output_dir holds an evaluation.")
+    output_dir: str = HfArg(default="outputs/evaluation", help="Where the results are written.")
+
+    def __post_init__(self) -> None:
+        for name in ("per_device_eval_batch_size", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise UNSCError(f"{name}: got {getattr(self, name)}; choose a whole number of 1 or more.")
+        if self.model_dtype not in ("float32", "bfloat16", "float16"):
+            raise UNSCError(f"model_dtype: got {self.model_dtype!r}; choose from float32, bfloat16, float16.")
+        unknown = [name for name in self.metrics or () if name not in METRICS]
+        if unknown:
+            raise UNSCError(f"metrics: {unknown[0]!r} does not exist; closest: {closest(unknown[0], METRICS)}.")
+
+    def sets(self, refuse_overlap: bool = True) -> dict[str, Dataset]:
+        """Rows by the names that metrics use.
+
+        Raises:
+            UNSCError: a configuration or split that does not exist, or rows that are to be forgotten and kept.
+        """
+        if self.dataset_name is None:
+            raise UNSCError("dataset_name: not given; name a Hub id or local folder, such as locuslab/TOFU.")
+        for kind in ("forget", "retain"):
+            if getattr(self, f"{kind}_config") is None and getattr(self, f"{kind}_split") is None:
+                raise UNSCError(f"{kind}_config: not given; name a configuration, or a split by {kind}_split.")
+        sets = self._from_configs(refuse_overlap) if self.forget_config is not None else self._from_splits()
+        if refuse_overlap:
+            _refuse_overlap(sets["forget"], sets["retain"])
+        return sets
+
+    def _from_configs(self, refuse_overlap: bool) -> dict[str, Dataset]:
+        name, known = str(self.dataset_name), config_names(str(self.dataset_name))
+        sets: dict[str, Dataset] = {}
+        for part in ("forget", "retain", "unseen"):
+            config, argument = getattr(self, f"{part}_config"), f"{part}_config"
+            if config is None:
+                continue
+            if config not in known:
+                raise UNSCError(f"{argument}: no configuration {config!r} in {name!r}; choose from {', '.join(known)}.")
+            if part == "retain" and refuse_overlap:
+                _refuse_overlap(sets["forget"], load_config(name, config, argument, self.retain_split, self.cache_dir))
+            perturbed = {"forget": f"{config}_perturbed", "retain": "retain_perturbed"}.get(part)
+            chosen = perturbed if perturbed in known else config
+            split = getattr(self, f"{part}_split")
+            key = "holdout" if part == "unseen" else part
+            sets[key] = load_config(name, str(chosen), argument, split, self.cache_dir)
+        for key, base in _PUBLISHED.items():
+            config = next((config for config in (f"{base}_perturbed", base) if config in known), None)
+            if config is not None:
+                sets[key] = load_config(name, config, "dataset_name", cache_dir=self.cache_dir)
+        return sets
+
+    def _from_splits(self) -> dict[str, Dataset]:
+        loaded = load_data(str(self.dataset_name), cache_dir=self.cache_dir)
+        sets = {key: loaded[base] for key, base in _PUBLISHED.items() if base in loaded}
+        for part, key in (("forget", "forget"), ("retain", "retain"), ("unseen", "holdout")):
+            split = getattr(self, f"{part}_split")
+            if split is None:
+                continue
+            if split not in loaded:
+                raise UNSCError(
+                    f"{part}_split: no split {split!r} in {self.dataset_name!r}; splits found: "
+                    f"{', '.join(sorted(loaded))}."
+                )
+            sets[key] = loaded[split]
+        return sets
+
+
+def _refuse_overlap(forget: Dataset, retain: Dataset) -> None:
+    """Raise UNSCError where rows are to be forgotten and kept."""
+    if {"question", "answer"} <= set(forget.column_names) & set(retain.column_names):
+        shared = int(copies(retain, forget).sum())
+        if shared:
+            raise UNSCError(
+                f"retain_config: {shared} of its rows are in the forget set too; name rows to keep that are not "
+                "forgotten."
+            )
+
+
+def evaluation_arguments(arguments: LanguageArguments) -> EvaluationArguments:
+    """How the models of an unlearning job are evaluated: on the configurations that the job names."""
+    names = (
+        "dataset_name",
+        "forget_config",
+        "retain_config",
+        "unseen_config",
+        "forget_split",
+        "retain_split",
+        "cache_dir",
+    )
+    return EvaluationArguments(**{name: getattr(arguments, name) for name in names})
