@@ -1,4 +1,4 @@
-"""Displacements fade, stay within their limit, and remain in the null space; of adapters it is the product that counts."""
+"""Displacements fade and stay within their limit; of adapters it is the product that counts."""
 
 from __future__ import annotations
 
