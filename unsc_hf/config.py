@@ -81,7 +81,8 @@ class UNSCConfig(TrainingArguments):
             that what forgetting does not need disappears. It halves whenever the learning rate doubles. 0 means none.
         max_leak (`float`, *optional*, defaults to `0.1`): budget on the held-out leak.
         max_flips (`float`, *optional*, defaults to `0.1`): budget on the share of held-out retained rows whose decision
-            changes; classifiers only. The last state within both budgets is kept.
+            changes; for classifiers, and where three rows or more may change. The last state within both budgets is
+            kept.
         check_steps (`int`, defaults to `5`): optimiser steps between two checks of accuracy and leak.
         validation_fraction (`float`, defaults to `0.1`): share of forget and retain rows that is held out for the
             checks. Of whole classes at least 50 forget rows are held out, or 40 % where there are fewer than 125.

@@ -28,6 +28,7 @@ from .rows import ModelReader, UnlearningRows, at_most, cast_floats
 logger = logging.getLogger(__name__)
 
 _NETWORK_ROWS = 64  # certificate rows on which all layers' outputs are compared at once
+_FEWEST_FLIPS = 3  # a budget of fewer rows would be broken by a single odd one
 _SAYS_LITTLE = 0.1  # a bound above this, without a flip, tells a user nothing
 _EXACT_DRIFT = 1e-5  # relative, of float32 logits: some roundings
 _MUCH_LOST = 0.02  # of the accuracy on held-out retained rows: worth a warning
@@ -87,6 +88,12 @@ def nothing_to_forget(goal: ForgettingGoal, history: Sequence[Mapping[str, float
         f"Before the first step the {goal.measure} was {known:.3g} already, and the target is {goal.target:.3g}: there "
         "was nothing to forget."
     ]
+
+
+def flips_budget(args: UNSCConfig, rows: int) -> float | None:
+    """`max_flips` where so many rows can tell a share from chance: at least three may change."""
+    budget = args.flips_budget
+    return budget if budget is not None and budget * rows >= _FEWEST_FLIPS else None
 
 
 def certify(
@@ -149,9 +156,10 @@ def certify(
             f"max_leak: the held-out leak is {leak.total:.4g}, above the limit {args.leak_budget:.4g}; lower "
             "learning_rate or raise energy."
         )
-    if args.flips_budget is not None and reader.task.label_column is not None and flips > args.flips_budget * count:
+    budget = None if reader.task.label_column is None else flips_budget(args, count)
+    if budget is not None and flips > budget * count:
         raise UNSCError(
-            f"max_flips: {flips} of {count} decisions on kept rows changed, above the limit {args.flips_budget:.4g}; "
+            f"max_flips: {flips} of {count} decisions on kept rows changed, above the limit {budget:.4g}; "
             "raise displacement_decay or energy, or lower learning_rate."
         )
     return certificate
@@ -180,7 +188,7 @@ def _changed_samples(before: Outputs, after: Outputs, forgotten: Sequence[int]) 
     if before.samples is None:
         return len(changed), int(changed.sum())
     samples = int(before.samples.max()) + 1  # of answer tokens; an answer counts once
-    return len(before.samples.unique()), int((torch.bincount(before.samples, changed.double(), samples) > 0).sum())
+    return len(torch.unique(before.samples)), int((torch.bincount(before.samples, changed.double(), samples) > 0).sum())
 
 
 @torch.no_grad()

@@ -133,7 +133,7 @@ class StoppingCallback(TrainerCallback):
             self._stop(control, spent)
             return
         before, self._within_budget = self._within_budget, self.projection.snapshot()
-        if check.reached(self.target):
+        if check.reached(self.target) and (self.refine or _stayed(state, self.target)):
             self._stop(control, "target")
             if self.refine:
                 self._step_back(before, self._within_budget)
@@ -186,6 +186,12 @@ class StoppingCallback(TrainerCallback):
 
 def _between(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
     return {name: torch.lerp(weight, end[name], share) for name, weight in start.items()}
+
+
+def _stayed(state: TrainerState, target: float) -> bool:
+    """Whether the check before this one reached the target too. Few validation rows are at it before unseen ones are."""
+    seen = [entry["forget_accuracy"] for entry in state.log_history if "forget_accuracy" in entry]
+    return max(seen[-2:]) <= target
 
 
 def _on_plateau(state: TrainerState, accuracy: float) -> bool:

@@ -36,7 +36,7 @@ from ..tasks import make_task
 from ..utils.distributed import gathered, reshard, set_trained
 from ..utils.fingerprint import data_fingerprint, weight_digests, weight_hash
 from .callbacks import EpochCallback, ProjectionCallback
-from .certify import certify, check_outcome, nothing_to_forget
+from .certify import certify, check_outcome, flips_budget, nothing_to_forget
 from .checkpoints import check_checkpoint, find_checkpoint
 from .checks import Check, StoppingCallback
 from .goals import make_goal
@@ -243,7 +243,7 @@ class UNSCTrainer(PublishingTrainer):
         frozen = weight_digests(self.model, exclude=trained)
         stopping = StoppingCallback(
             plan.projection, self.check, self.log, self.args.check_steps, self.goal.target, self.args.leak_budget,
-            self.args.flips_budget, self.goal.refines,
+            flips_budget(self.args, len(self.rows.retain_held_out)), self.goal.refines,
         )  # fmt: skip
         epochs = EpochCallback(self.train_dataset.begin_epoch)
         callbacks: list[TrainerCallback] = [
