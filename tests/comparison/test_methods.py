@@ -281,7 +281,8 @@ def test_requests_of_single_rows_and_unknown_settings_are_refused(
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_runs_on_texts_of_all_lengths(name: str, tmp_path: Path) -> None:
     """A batch of texts may run in pieces of like length, which whoever watches its layers has to expect."""
-    words = [" ".join(["word", "other", "third"][i % 3] for i in range(1 + 7 * row % 23)) for row in range(60)]
+    lengths = [1 + 7 * row % 23 for row in range(60)]
+    words = [" ".join([str(row), *["word", "other", "third"] * 8][: length + 1]) for row, length in enumerate(lengths)]
     features = Features({"text": Value("string"), "label": ClassLabel(names=["cat", "dog", "frog"])})
     data = Dataset.from_dict({"text": words, "label": [row % 3 for row in range(60)]}, features=features)
     model, tokenizer = TextPlan("tiny", vocabulary_size=100, max_length=32).start(data, ["cat", "dog", "frog"])

@@ -47,13 +47,19 @@ class Check:
         """What is compared with the target: exposure where there is one, else accuracy."""
         return self.forget_accuracy if self.exposure is None else self.exposure
 
-    def reached(self, target: float) -> bool:
+    def reached(self, target: float, least_loss: float = 0.0) -> bool:
         """Whether no more is known than the target, and forget rows are not right more often than unseen rows.
+
+        The mean loss on forget rows must be at least `least_loss`.
 
         The second part is waived once their losses are larger than those of unseen rows: getting more of them wrong
         would only make them stand out.
         """
-        return self.known <= target and (self.gap is None or self.gap <= 0 or self.known <= 1 - target)
+        return (
+            self.forget_loss >= least_loss
+            and self.known <= target
+            and (self.gap is None or self.gap <= 0 or self.known <= 1 - target)
+        )
 
     def logged(self) -> dict[str, float]:
         """What is measured, for the log."""
@@ -78,6 +84,7 @@ class StoppingCallback(TrainerCallback):
         max_leak: float | None,
         max_flips: float | None = None,
         refine: bool = False,
+        least_loss: float = 0.0,
     ) -> None:
         """
         Args:
@@ -87,11 +94,12 @@ class StoppingCallback(TrainerCallback):
             check_steps: optimiser steps between two checks.
             target: unlearning ends when what is known is at or below this.
             max_leak, max_flips: budgets on the leak and on changed decisions; None for none.
+            least_loss: unlearning does not end at the target while the mean loss on forget rows is smaller.
             refine: walk the last stretch back to where the target is just reached.
         """
         self.projection, self.check, self.log = projection, check, log
         self.check_steps, self.target, self.refine = check_steps, target, refine
-        self.max_leak, self.max_flips = max_leak, max_flips
+        self.max_leak, self.max_flips, self.least_loss = max_leak, max_flips, least_loss
         self.reason = "max_steps"
         self._within_budget: dict[str, Tensor] = {}
         self._checked_at = -1
@@ -133,7 +141,7 @@ class StoppingCallback(TrainerCallback):
             self._stop(control, spent)
             return
         before, self._within_budget = self._within_budget, self.projection.snapshot()
-        if check.reached(self.target) and (self.refine or _stayed(state, self.target)):
+        if check.reached(self.target, self.least_loss):
             self._stop(control, "target")
             if self.refine:
                 self._step_back(before, self._within_budget)
@@ -186,12 +194,6 @@ class StoppingCallback(TrainerCallback):
 
 def _between(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
     return {name: torch.lerp(weight, end[name], share) for name, weight in start.items()}
-
-
-def _stayed(state: TrainerState, target: float) -> bool:
-    """Whether the check before this one reached the target too. Few validation rows are at it before unseen ones are."""
-    seen = [entry["forget_accuracy"] for entry in state.log_history if "forget_accuracy" in entry]
-    return max(seen[-2:]) <= target
 
 
 def _on_plateau(state: TrainerState, accuracy: float) -> bool:

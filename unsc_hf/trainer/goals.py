@@ -24,7 +24,8 @@ from ..tasks.base import Measure
 from .checks import Check
 from .rows import MAX_VALIDATION_ROWS, ModelReader, UnlearningRows, at_most
 
-_CLASS_TARGET = 0.002  # accuracy at which whole classes count as forgotten
+_CLASS_TARGET = 0.002  # accuracy at which whole classes count as forgotten ...
+_CLASS_LOSS = 3.0  # ... if rows are given their class with 5 % (exp(-3)) or less: unseen rows stay known for longer
 _TOKEN_TOLERANCE = 0.01  # answers count as forgotten when their tokens are predicted this nearly as well as unseen ones
 _VALIDATION_ROWS = 50  # forget rows wanted for validation where whole classes are forgotten ...
 _MOST_HELD_OUT = 0.4  # ... but never more than this share of them
@@ -38,12 +39,14 @@ class ForgettingGoal(ABC):
 
     Attributes:
         target: what is known of the forget rows must be at or below this; fixed by `fix` before the first step.
+        least_loss: the mean loss on forget rows must be at least this, too.
         measure: what the target is a value of, for messages.
         refines: whether the last stretch is walked back to where the target is just reached.
         rate_limit: how many times the stated learning rate may be reached by doubling.
     """
 
     target: float
+    least_loss = 0.0
     measure = "forget accuracy"
     refines = True
     rate_limit = math.inf
@@ -152,7 +155,7 @@ class ClassesGone(ForgettingGoal):
 
     def fix(self, model: nn.Module, reader: ModelReader, rows: UnlearningRows) -> None:
         stated = self.args.target_forget_accuracy
-        self.target = _CLASS_TARGET if stated is None else stated
+        self.target, self.least_loss = (_CLASS_TARGET, _CLASS_LOSS) if stated is None else (stated, 0.0)
 
     def _check_rows(self, rows: UnlearningRows) -> Sequence[Dataset]:
         return [rows.forget_validation, _curve(rows.retain_held_out)]

@@ -243,7 +243,7 @@ class UNSCTrainer(PublishingTrainer):
         frozen = weight_digests(self.model, exclude=trained)
         stopping = StoppingCallback(
             plan.projection, self.check, self.log, self.args.check_steps, self.goal.target, self.args.leak_budget,
-            flips_budget(self.args, len(self.rows.retain_held_out)), self.goal.refines,
+            flips_budget(self.args, len(self.rows.retain_held_out)), self.goal.refines, self.goal.least_loss,
         )  # fmt: skip
         epochs = EpochCallback(self.train_dataset.begin_epoch)
         callbacks: list[TrainerCallback] = [
