@@ -6,8 +6,8 @@
 
 `run` unlearns for every seed of a case and writes `benchmarks/results/evidence/NAME.json`. Finished runs are kept in
 the output folder, so a stopped run goes on where it was. `--root` is the folder that `{root}` stands for in the cases:
-data sets and models that are not part of the project. `page` writes `docs/evidence.md` from the JSON alone, and `check`
-fails where the page says something else.
+data sets and models that are not part of the project. `page` writes `docs/evidence.md`, its picture and README's
+table from the JSON alone, and `check` fails where a page says something else.
 """
 
 from __future__ import annotations
@@ -16,18 +16,23 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from matplotlib.figure import Figure
 
 from unsc_hf.reporting.model_card import versions
+from unsc_hf.reporting.plots import BLUE, GREEN, save
 from unsc_hf.utils.files import write_text
 
 ROOT = Path(__file__).parents[1]
 CASES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "benchmarks" / "evidence.yaml").read_text(encoding="utf-8"))
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "evidence", ROOT / "docs" / "evidence.md"
+README, SHOWN = ROOT / "README.md", "fashion_mnist_shirt"
+BEGIN, END = "<!-- made by benchmarks/evidence.py -->\n", "\n<!-- end -->"
 MODELS = {
     "original": "original", "masked": "masked logits", "random_projector": "random subspace",
     "unprojected": "no projection", "unsc": "**UNSC**", "retrained": "retrained",
@@ -35,7 +40,7 @@ MODELS = {
 COLUMNS = {
     "AccDut": ("forgotten, recognised", 100, 1), "AccDrt": ("kept, right", 100, 1),
     "flips": ("decisions changed", 100, 2), "negative_flips": ("right to wrong", 100, 2),
-    "mia_auc": ("membership AUC", 1, 3), "probe": ("linear probe", 100, 1),
+    "mia_auc": ("membership AUC", 1, 3), "probe_forget": ("linear probe", 100, 1),
     "prototype_attack_10": ("10-shot prototype", 100, 1), "seconds": ("seconds", 1, 0),
 }  # fmt: skip
 
@@ -69,18 +74,34 @@ def cell(runs: list[dict[str, Any]], model: str, column: str) -> str:
     return f"{np.mean(known):.{digits}f}{spread}"
 
 
+def table(runs: list[dict[str, Any]], columns: Iterable[str]) -> list[str]:
+    """Lines of a Markdown table, a row for each model."""
+    rows = [["model", *(COLUMNS[column][0] for column in columns)]]
+    present = [model for model in MODELS if model in runs[0]["methods"]]
+    rows += [[MODELS[model], *(cell(runs, model, column) for column in columns)] for model in present]
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return [lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]
+
+
+def readme() -> str:
+    """README with its table made anew."""
+    content = json.loads((RESULTS / f"{SHOWN}.json").read_text(encoding="utf-8"))
+    lines = table(content["runs"], ("AccDut", "AccDrt", "flips"))
+    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
+    return before + BEGIN + "\n".join(["", *lines, ""]) + END + rest.split(END)[1]
+
+
 def section(content: dict[str, Any]) -> str:
     """A case as a heading, a table and its certificates."""
-    runs = content["runs"]
-    rows = [["model", *(title for title, _, _ in COLUMNS.values())]]
-    present = [model for model in MODELS if model in runs[0]["methods"]]
-    rows += [[MODELS[model], *(cell(runs, model, column) for column in COLUMNS)] for model in present]
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines.insert(1, "|---" * len(rows[0]) + "|")
+    runs, lines = content["runs"], table(content["runs"], COLUMNS)
     certificates = [run["certificate"] for run in runs]
     shown = ", ".join(f"{c['flips']} of {c['rows']} (at most {c['upper_95']:.2%})" for c in certificates)
     seeds = f"{len(runs)} seeds; percent, mean ± standard deviation." if len(runs) > 1 else "One seed; percent."
-    command = " ".join([f"recipes/{content['recipe']}", *content["arguments"]]).replace("{root}/", "")
+    command = (
+        " ".join([f"recipes/{content['recipe']}", *content["arguments"]])
+        .replace("{root}/", "")
+        .replace("{seed}", "SEED")
+    )
     return "\n".join(
         [
             f"## {content['title']}", "", seeds, "", *lines, "",
@@ -102,6 +123,30 @@ def page() -> str:
     return head + "\n".join(section(content) for content in contents)
 
 
+def picture(path: Path) -> None:
+    """Decisions changed on kept test rows by every model that was trained, a group of bars for each case."""
+    contents = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.glob("*.json"))]
+    shown = {"retrained": GREEN, "unprojected": "#c9c9c9", "random_projector": "#9a9a9a", "unsc": BLUE}
+    figure = Figure(figsize=(8.0, 1.1 + 1.25 * len(contents)), layout="constrained")
+    axes = figure.subplots()
+    for i, content in enumerate(contents):
+        for j, (model, colour) in enumerate(shown.items()):
+            values = [100 * run["methods"].get(model, {}).get("flips", np.nan) for run in content["runs"]]
+            if np.isnan(values).all():
+                continue
+            place, spread = i + 0.2 * j - 0.3, np.std(values, ddof=1) if len(values) > 1 else 0.0
+            title = MODELS[model].strip("*") if i == 0 else None
+            axes.barh(place, np.mean(values), 0.18, color=colour, xerr=spread, label=title, ecolor="#555555")
+            axes.text(np.mean(values) + spread, place, f"  {np.mean(values):.1f} %", va="center", fontsize=9)
+    axes.set_yticks(range(len(contents)), [content["title"].split(":")[0] for content in contents])
+    axes.invert_yaxis()
+    axes.set_xlabel("kept test rows that get another answer than before (%)")
+    axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(shown), frameon=False)
+    save(figure, path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("action", choices=["run", "page", "check"])
@@ -113,10 +158,14 @@ def main() -> None:
     if options.action == "run":
         for case in options.case:
             run(case, options.root, Path(options.output_dir), options.smoke)
-    if options.action == "check" and PAGE.read_text(encoding="utf-8") != page():
-        sys.exit(f"{PAGE.name}: differs from what the JSON gives; run `python benchmarks/evidence.py page`.")
+    if options.action == "check":
+        for file, content in ((PAGE, page()), (README, readme())):
+            if file.read_text(encoding="utf-8") != content:
+                sys.exit(f"{file.name}: differs from what the JSON gives; run `python benchmarks/evidence.py page`.")
     if options.action == "page":
         write_text(PAGE, page())
+        write_text(README, readme())
+        picture(PAGE.with_name("decisions_changed.png"))
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     def config(name: str) -> UNSCConfig:
         return UNSCConfig(
             output_dir=str(folder / name), disable_tqdm=True, report_to="none", use_cpu=True, energy=0.9, max_steps=20,
+            displacement_decay=0.0,
             learning_rate=1e-3, max_leak=None,
         )  # fmt: skip
 
@@ -278,7 +279,7 @@ def test_files_for_every_reader(world: World, result: dict[str, Any], tmp_path: 
             assert len(picture.convert("L").resize((80, 60)).getcolors() or []) > 5
 
     page = (place / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 6
     assert not re.search(r"<script|https?://|src=\"(?!data:)", page)
     texts = "What was asked|frog|Verdicts|suppressed|Settings|gradient ascent|recipes/compare_methods.py"
     assert all(text in page for text in texts.split("|"))
@@ -412,7 +413,7 @@ def test_without_references_a_report_comes_and_says_what_cannot_be_said(world: W
     assert "retrained" not in summary["rows"]
     page = (tmp_path / "frog" / "report.html").read_text()
     assert "With 0 retrained models no verdict can be &#39;removed&#39;" in page
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 4
 
 
 def test_the_files_that_the_docs_show_are_a_method_and_an_audit(world: World, tmp_path: Path) -> None:

@@ -105,13 +105,13 @@ def test_nothing_is_certified_where_most_decisions_changed(
     """A small leak says nothing then."""
     train = separable_data(20)
     data = split_dataset(train, forget_classes=["frog"])
-    options = {"energy": 0.99, "learning_rate": 1e-4, "max_steps": 2, "max_flips": 0.1}
+    options = {"energy": 0.99, "learning_rate": 1e-4, "max_steps": 2, "max_flips": 0.7, "validation_fraction": 0.3}
     trainer = make_trainer(learned(train), data, tmp_path, **options)
     trainer.train()
     with torch.no_grad():
         trainer.model.classifier.weight.neg_()
         trainer.model.classifier.bias.neg_()
-    with pytest.raises(UNSCError, match=r"max_flips: \d of \d decisions on kept rows changed"):
+    with pytest.raises(UNSCError, match=r"max_flips: \d+ of \d+ decisions on kept rows changed"):
         trainer.certify()
 
 
