@@ -59,7 +59,9 @@ def test_a_run_ends_where_it_would_without(
     for least in (storage.LEAST_BYTES, 1):
         monkeypatch.setattr(storage, "LEAST_BYTES", least)
         torch.manual_seed(0)
-        trainer = unlearned(copy.deepcopy(model), low_rank_data, tmp_path / str(least), check_steps=2, **options)
+        trainer = unlearned(
+            copy.deepcopy(model), low_rank_data, tmp_path / str(least), check_steps=2, learning_rate=1e-3, **options
+        )
         assert set(written) == ({str(tmp_path / "1")} if least == 1 else set())
         ends.append((trainer.certify(), trainer.plan.projection.snapshot()))
     (one, weights), (other, same) = ends

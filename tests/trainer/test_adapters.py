@@ -118,7 +118,7 @@ def test_rank_is_reduced_to_capacity(low_rank_data: Data, tmp_path: Path, caplog
 def test_statistics_of_the_model_serve_its_adapters(low_rank_data: Data, tmp_path: Path) -> None:
     model = make_vit()
     statistics = ActivationStatistics.collect(model, low_rank_data[1], progress=False)
-    trainer = unlearned(model, low_rank_data, tmp_path, statistics=statistics, peft_config=LoraConfig(r=2))
+    trainer = _unlearn(model, low_rank_data, tmp_path, {"r": 2}, statistics=statistics)
     assert trainer.certify().leak < 1e-5
 
 

@@ -53,7 +53,7 @@ def test_copies_of_training_rows_do_not_count_as_held_out(
     assert plain.rows.caveats == ()
     assert plain.rows.holds_out
     some = concatenate_datasets([rows, rows.select([*range(10), *range(20, 30), *range(40, 50)])])
-    trainer = make_trainer(make_vit(), split_dataset(some, forget_classes=[2]), tmp_path)
+    trainer = make_trainer(make_vit(), split_dataset(some, forget_classes=[2]), tmp_path, learning_rate=1e-3)
     read = trainer.rows
     assert len(read.caveats) == 3
     for trained, held_out in (
@@ -73,7 +73,7 @@ def test_copies_of_training_rows_do_not_count_as_held_out(
 
 
 def test_where_all_held_out_rows_are_copies_nothing_was_held_out(low_rank_data: Data, tmp_path: Path) -> None:
-    trainer = make_trainer(make_vit(), low_rank_data, tmp_path)  # retained rows repeat four images
+    trainer = make_trainer(make_vit(), low_rank_data, tmp_path, learning_rate=1e-3)  # retained rows repeat four images
     parts = {"held-out rows to keep": trainer.rows.retain_held_out, "rows of the certificate": trainer.rows.certificate}
     assert trainer.rows.caveats == tuple(
         f"{len(part)} of {len(part)} {name} are copies of training rows, so they do not count; no other was held out."

@@ -348,7 +348,7 @@ def test_shirt_is_forgotten_on_fashion_mnist(shared_folder: Path, tmp_path: Path
 
 
 def test_card_without_a_comparison(low_rank_data: Data, tmp_path: Path) -> None:
-    trainer = unlearned(make_vit(), low_rank_data, tmp_path / "out")
+    trainer = unlearned(make_vit(), low_rank_data, tmp_path / "out", learning_rate=1e-3)
     trainer.create_model_card(model_name="tiny")
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "Certificate" in text
