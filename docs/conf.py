@@ -29,3 +29,6 @@ napoleon_custom_sections = [
         "describe the data",
     )
 ]
+
+# Attributes of several classes share a name (`flips`, `model`); a link between them would guess.
+suppress_warnings = ["ref.python"]

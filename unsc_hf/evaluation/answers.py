@@ -131,7 +131,7 @@ def evaluate_answers(
 def compare_answers(
     original: PreTrainedModel, model: PreTrainedModel, tokenizer: Any, rows: Dataset, max_rows: int, batch_size: int
 ) -> dict[str, float]:
-    """`flips`, `flips_upper_95` and `drift` of a model against its original, on the answers of the first `max_rows`."""
+    """Flips, their upper bound and drift of a model against its original, on the answers of the first `max_rows`."""
     part = rows.select(range(min(max_rows, len(rows))))
     prepared = list(prepare_dialogues(part, tokenizer, completion_only=True))
     flips = token_flips(original, model, prepared, AnswerCollator.of(tokenizer).pad_token_id, batch_size)

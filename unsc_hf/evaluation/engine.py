@@ -72,7 +72,7 @@ def output_metrics(outputs: RowOutputs, forgotten: Sequence[int]) -> dict[str, A
 
 
 def kept_changes(outputs: Outputs, original: Outputs, forgotten: Sequence[int]) -> dict[str, float]:
-    """`flips`, `negative_flips` and `drift` against the original model, on the test rows of the remaining classes."""
+    """Flips, negative flips and drift against the original model, on the test rows of the remaining classes."""
     kept = ~of_classes(outputs.labels, forgotten)
     if not bool(kept.any()):
         return {}

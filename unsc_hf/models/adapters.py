@@ -37,7 +37,7 @@ def check_lora_config(config: PeftConfig) -> LoraConfig:
 
 
 def add_adapters(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
-    """Wrap `model` with LoRA adapters whose B is zero.
+    """Wrap a model with LoRA adapters whose B is zero.
 
     `target_modules=None` means every linear layer but the head. In a model without linear layers (a ResNet) it means
     every convolution that is not grouped. UNSCError for an option that breaks the promise, or targets that match

@@ -148,7 +148,7 @@ def _matches(name: str, target_modules: str | Sequence[str] | None) -> bool:
 
 
 def find_layers(model: nn.Module, target_modules: str | Sequence[str] | None = None) -> LayerSelection:
-    """Protectable layers of `model`, and why each other parameter is frozen.
+    """Protectable layers of a model, and why each other parameter is frozen.
 
     Args:
         model: any module. In a PEFT LoRA model only the `lora_A` factors are protectable, and `lora_B` stays free.

@@ -128,7 +128,7 @@ def iterate_outputs(
     description: str = "Evaluating",
     read: Reader = one_per_sample,
 ) -> Iterator[Outputs]:
-    """Run `model`, whose output has `logits`, in eval mode over all rows of a prepared data set, batch by batch.
+    """Run a model, whose output has `logits`, in eval mode over all rows of a prepared data set, batch by batch.
 
     The model is in eval mode only while a batch is computed. Several processes take a batch each and all get every
     batch, in order, so all of them must iterate to the same point.

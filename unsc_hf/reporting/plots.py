@@ -94,7 +94,7 @@ def plot_trade_off(methods: Mapping[str, Any], path: Path) -> Path:
     """Forget quality against model utility, as TOFU draws them: a point for each model, the best ones upper right.
 
     Args:
-        methods: by name, with `forget_quality` and `model_utility`, and `flips` of kept tokens, which sizes the points.
+        methods: by name, with `forget_quality` and `model_utility`, and flips of kept tokens, which sizes the points.
     """
     figure = Figure(figsize=(6.5, 4.2))
     axes = figure.subplots()

@@ -23,7 +23,7 @@ _TINY = 1e-10  # keeps quotients finite, as in open-unlearning
 
 
 def probability(log_probs: Floats) -> float:
-    """Probability of an answer to the power 1 / tokens, P(a | q)^(1 / |a|) (TOFU, section 2.2.1).
+    """Probability of an answer to the power 1 / tokens, `P(a | q) ** (1 / |a|)` (TOFU, section 2.2.1).
 
     Args:
         log_probs: natural logarithms of the probabilities of its tokens, the end-of-text token included.
@@ -54,10 +54,10 @@ def exact_memorization(recited: Flags) -> float:
 
 
 def extraction_strength(recited: Flags) -> float:
-    """Share of an answer that the model recites once it has the part before, 1 - min{k : y_>=k is recited} / |y|.
+    """Share of an answer that the model recites once it has the part before, `1 - k / |y|`.
 
     The recited part is the longest ending in which every token is the most likely one (Carlini et al., arXiv
-    2012.07805; Wang et al., arXiv 2406.09179, equation 4). It counts at least one token, so 1 / |y| is the smallest.
+    2012.07805; Wang et al., arXiv 2406.09179, equation 4). It counts at least one token, so `1 / |y|` is the smallest.
 
     Args:
         recited: as for `exact_memorization`.
