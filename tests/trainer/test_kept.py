@@ -170,3 +170,18 @@ def test_too_few_rows_say_little(low_rank_data: Data, tmp_path: Path, caplog: py
     trainer = unlearned(make_vit(), (forget, retain), tmp_path, validation_fraction=0.05)
     trainer.certify()
     assert "rows can show no less than" in caplog.text
+
+
+@pytest.mark.parametrize(("stated", "steps"), [(None, 4), (0.01, 2)])
+def test_a_class_is_gone_when_its_rows_are_given_it_rarely(
+    stated: float | None, steps: int, known: Known, tmp_path: Path
+) -> None:
+    """Accuracy is at the target from the first check on; without a stated target the loss must have grown too."""
+    options = {"energy": 0.9, "max_steps": 8, "check_steps": 2, "target_forget_accuracy": stated}
+    trainer = make_trainer(known.model, known.data, tmp_path, **options)
+    real = trainer.check
+    trainer.check = lambda: replace(  # type: ignore[method-assign]
+        real(), forget_accuracy=0.0, forget_loss=2.9 if trainer.state.global_step < 4 else 3.1
+    )
+    trainer.train()
+    assert (trainer.stop_reason, trainer.state.global_step) == ("target", steps)
