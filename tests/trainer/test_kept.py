@@ -45,6 +45,16 @@ def test_energy_one_keeps_logits_or_refuses(
         assert trainer.certify().drift.relative < 1e-4
 
 
+def test_energy_one_refuses_logits_that_drifted(exact_data: Data, tmp_path: Path) -> None:
+    """The leak sees nothing of it: every trained layer is where it was, and logits are not."""
+    trainer = unlearned(make_vit(labels=10), exact_data, tmp_path, learning_rate=1e-4, check_steps=100)
+    assert trainer.certify().leak < 1e-6
+    with torch.no_grad():
+        network_of(trainer).classifier.bias.add_(1e-3)
+    with pytest.raises(UNSCError, match=r"energy: 1\.0 should keep the logits of retained rows, and their drift is"):
+        trainer.certify()
+
+
 def test_the_pull_back_weakens_as_the_rate_rises(known: Known, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from unsc_hf.nullspace.projection import NullSpaceProjection
 
