@@ -1,6 +1,6 @@
 """Requests over several seeds: every run beside its controls and retrained models, means and spreads in one table.
 
-    python benchmarks/requests.py text --dataset_name DATA --requests balance banking.txt rows:500 --seeds 0 1 2 \
+    python benchmarks/requests.py text --dataset_name DATA --requests balance classes/banking.txt rows:500 --seeds 0 1 2 \
         --model_size tiny --train_epochs 15 --train_learning_rate 1e-3 --train_batch_size 64 --max_length 32 \
         --output_dir benchmarks/results/clinc150
     python benchmarks/requests.py image --dataset_name DATA --originals MODEL_SEED0 MODEL_SEED1 \
