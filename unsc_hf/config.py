@@ -67,7 +67,7 @@ class UNSCConfig(TrainingArguments):
         objective (`str`, defaults to `"unsc"`): what is minimised on the forget rows; see `unsc_hf.objectives`. Every
             objective runs under the same projection.
         objective_args (`dict` or `str`, *optional*): options of the objective, such as `{"beta": 0.1}`, as JSON, or as
-            `"beta=0.1,gamma=0.0"`. Objectives that read retained rows also take `retain_weight` and `retain_dropout`.
+            `"beta=0.1,gamma=0.0"`. Objectives that read retained rows also take `retain_weight`.
         pseudo_labels (`str`, *optional*): how forgotten rows are labelled anew; see `unsc_hf.objectives.pseudo_labels`.
             None means `"soft"` for whole classes and `"matched"` for single rows; the paper's is `"top1"`.
         pseudo_label_temperature (`float`, defaults to `0.5`): temperature of `"soft"`. 1 is the original's own
@@ -125,7 +125,7 @@ class UNSCConfig(TrainingArguments):
 
     objective: str = field(default="unsc", metadata=_help("What is minimised on the forget rows.", OBJECTIVES))
     objective_args: dict[str, Any] | str | None = field(
-        default=None, metadata=_help("Options of the objective, as JSON or as 'retain_weight=2,retain_dropout=true'.")
+        default=None, metadata=_help("Options of the objective, as JSON or as 'retain_weight=2'.")
     )
     pseudo_labels: str | None = field(
         default=None,

@@ -1,8 +1,7 @@
-"""Retained rows alone are rehearsed with dropout, or mixed, where that is asked for; errors say where it cannot be."""
+"""Retained rows are rehearsed mixed, where that is asked for; errors say where it cannot be."""
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,64 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.architectures import build
 from helpers.models import make_vit
 from helpers.rows import Data
 from helpers.texts import NAMES, texts
 from helpers.training import assert_promise, drift, make_trainer
 from torch import nn
-from transformers import ResNetConfig, ResNetForImageClassification
 
 from unsc_hf import UNSCError, split_dataset
 from unsc_hf.comparison.references.texts import TextPlan
-from unsc_hf.experimental.rehearsal import dropout_mode, has_dropout, mix, special_tokens
+from unsc_hf.experimental.rehearsal import mix, special_tokens
 from unsc_hf.objectives import OBJECTIVES, Terms
-from unsc_hf.utils.fingerprint import weight_hash
-
-
-def test_rehearsed_rows_alone_have_dropout(
-    low_rank_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Forget rows, checks and statistics never are; batch norm stays on its running statistics either way."""
-    config = ResNetConfig(num_channels=3, embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], num_labels=3)
-    model = ResNetForImageClassification(config)
-    model.classifier.insert(1, nn.Dropout(0.5))
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    seen: list[tuple[bool, bool]] = []
-    logits = type(make_trainer(make_vit(), low_rank_data, tmp_path).task).logits
-
-    def read(task: Any, network: nn.Module, inputs: Any) -> Any:
-        modes = {type(m).__name__: m.training for m in network.modules()}
-        seen.append((modes["Dropout"], modes["BatchNorm2d"]))
-        return logits(task, network, inputs)
-
-    options = {"objective": "unsc_retain", "objective_args": {"retain_dropout": True}, "energy": 0.9}
-    trainer = make_trainer(model, low_rank_data, tmp_path, max_steps=3, check_steps=100, **options)
-    monkeypatch.setattr(type(trainer.task), "logits", read)
-    trainer.train()
-    training = [modes for modes in seen if modes[0]]
-    assert seen.count((True, False)) == 3 == len(training)  # once a step
-    assert not any(norms for _, norms in seen)
-    assert seen[seen.index((True, False)) - 1] == (False, False)  # the step's forget rows
-    assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
-
-
-def test_rehearsal_with_dropout_keeps_the_promise(exact_data: Data, tmp_path: Path) -> None:
-    rates = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.3}
-    model = make_vit(labels=10, **rates)
-    plain = copy.deepcopy(model)
-    options = {"objective": "unsc_retain", "learning_rate": 2e-4}
-    assert_promise(drift(model, exact_data, tmp_path, objective_args={"retain_dropout": True}, **options))
-    drift(plain, exact_data, tmp_path, **options)
-    assert weight_hash(plain) != weight_hash(model)
 
 
 @pytest.mark.parametrize(
     ("objective", "arguments", "options", "message"),
     [
-        ("unsc_retain", {"retain_dropout": True}, {}, "retain_dropout: ViTForImageClassification has no dropout, all"),
-        ("unsc_retain", {"retain_dropout": True}, {"activation_checkpointing": True}, "retain_dropout: not supported"),
-        ("unsc", {"retain_dropout": True}, {}, "objective_args: objective 'unsc' has no option 'retain_dropout'"),
         ("unsc_retain", {"retain_mixing": 0.5}, {}, "objective_args: objective 'unsc_retain' has no option 'retain_m"),
         *[("unsc_distill", {"retain_mixing": share}, {}, r"objective_args: retain_mixing=.* is outside \[0, 1\); it is")
           for share in (-0.1, 1.0, 30)],
@@ -77,38 +33,9 @@ def test_rehearsal_that_cannot_be_is_refused(
     objective: str, arguments: dict[str, Any], options: Any, message: str, low_rank_data: Data, tmp_path: Path
 ) -> None:
     make_trainer(make_vit(), low_rank_data, tmp_path, objective="unsc_distill", objective_args={"retain_mixing": 0.5})
-    model = make_vit(hidden_dropout_prob=0.1 if options else 0.0)
+    model = make_vit()
     with pytest.raises(UNSCError, match=f"^{message}"):
         make_trainer(model, low_rank_data, tmp_path, objective=objective, objective_args=arguments, **options)
-
-
-@pytest.mark.parametrize("name", ["bert", "clip", "llama"])
-def test_dropout_is_found_in_modules_and_configurations(name: str) -> None:
-    """Attention of decoders and of CLIP's vision tower has a rate without a module."""
-    model = build(name)
-    settings = getattr(model.config, "vision_config", model.config)
-    rates = [key for key, value in vars(settings).items() if "drop" in key and isinstance(value, float)]
-    assert rates
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    for key in rates:
-        setattr(settings, key, 0.0)
-    assert not has_dropout(model)
-    setattr(settings, rates[-1], 0.1)
-    assert has_dropout(model)
-
-
-def test_every_mode_is_restored_after_dropout() -> None:
-    model = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 4)).eval()
-    model[2].train()
-    before = [module.training for module in model.modules()]
-    with dropout_mode(model):
-        assert [module.training for module in model.modules()] == [True, False, True, True]
-    assert [module.training for module in model.modules()] == before
-    with pytest.raises(RuntimeError, match="inside"), dropout_mode(model):
-        raise RuntimeError("inside")
-    assert [module.training for module in model.modules()] == before
 
 
 def test_tokens_are_exchanged_for_others_of_the_batch_and_the_form_of_a_text_stays() -> None:

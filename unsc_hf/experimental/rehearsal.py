@@ -5,60 +5,11 @@ They can be read with dropout, or mixed with each other and compared with the or
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PretrainedConfig
-
-from ..errors import UNSCError
-from ..models.hooks import set_modes
-
-
-def check_dropout(model: nn.Module, activation_checkpointing: bool) -> None:
-    """Refuse `retain_dropout` with a UNSCError where nothing is dropped, or with activation checkpointing."""
-    if not has_dropout(model):
-        raise UNSCError(
-            f"retain_dropout: {type(model).__name__} has no dropout, all its rates are 0; set one in its config before "
-            "the model is made, such as hidden_dropout_prob, or leave it off."
-        )
-    if activation_checkpointing or any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
-        raise UNSCError(
-            "retain_dropout: not supported with activation checkpointing, which would run layers again with dropout "
-            "off; leave one of them off."
-        )
-
-
-@contextmanager
-def dropout_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout as in training inside the block, batch norm on its running statistics; all modes are restored."""
-    modes = {module: module.training for module in model.modules()}
-    model.train()
-    for module in modes:
-        if isinstance(module, nn.modules.batchnorm._NormBase):
-            module.eval()
-    try:
-        yield
-    finally:
-        set_modes(modes)
-
-
-def has_dropout(model: nn.Module) -> bool:
-    """Whether anything is dropped in training: modules have a rate, and so does the configuration of attention."""
-
-    def rates(config: object) -> Iterator[Any]:
-        for name, value in vars(config).items():
-            if isinstance(value, PretrainedConfig):  # of a tower
-                yield from rates(value)
-            elif "drop" in name and not isinstance(value, bool):
-                yield value
-
-    known = [getattr(m, "p", 0.0) for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
-    config = getattr(model, "config", None)
-    known += rates(config) if isinstance(config, PretrainedConfig) else []
-    return any(isinstance(rate, int | float) and rate > 0 for rate in known)
+from torch import Tensor
 
 
 def mix(inputs: Mapping[str, Tensor], share: float, special: Tensor) -> dict[str, Tensor]:

@@ -12,8 +12,6 @@ from torch import Tensor
 from ..errors import UNSCError, closest
 
 NEEDS = ("retained", "teacher", "retain_teacher", "hidden", "refusal")
-# Options of every objective that reads retained rows; how they are read is up to the trainer.
-REHEARSAL_OPTIONS: Mapping[str, Any] = {"retain_dropout": False}
 MIXING_OPTIONS: Mapping[str, Any] = {"retain_mixing": 0.3}
 
 
@@ -54,8 +52,6 @@ class Objective:
 
     def _defaults(self) -> dict[str, Any]:
         known = dict(self.defaults)
-        if self.rehearses:
-            known.update(REHEARSAL_OPTIONS)
         if self.mixed:
             known.update(MIXING_OPTIONS)
         return known

@@ -19,7 +19,7 @@ from ..errors import UNSCError
 from ..evaluation.accuracy import macro_accuracy, row_accuracy
 from ..models.loading import model_label_names
 from ..models.outputs import Outputs, classify, join_outputs, one_per_sample
-from ..objectives.pseudo_labels import AS_UNSEEN, Matching, pseudo_labels
+from ..objectives.pseudo_labels import Matching, pseudo_labels
 from .base import Measure, Task, register
 
 
@@ -82,7 +82,7 @@ class ClassificationTask(Task):
             seed=self._args.seed,
         )
         hard = labels if labels.dim() == 1 else labels.argmax(1)
-        if strategy not in AS_UNSEEN and bool((hard == forget.labels).any()):
+        if strategy != "matched" and bool((hard == forget.labels).any()):
             raise RuntimeError("a pseudo-label equals the row's own label")
         reference = -F.cross_entropy(forget.logits, forget.labels, reduction="none")
         return [{"pseudo_labels": label, "reference": value} for label, value in zip(labels, reference, strict=True)]

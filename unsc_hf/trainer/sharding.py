@@ -78,11 +78,6 @@ def check_fsdp(plugin: Any, config: UNSCConfig) -> None:
         raise UNSCError(
             "feature_erasure: not supported with FSDP, sharded weights cannot be folded into; use DDP (torchrun)."
         )
-    if config.pseudo_labels == "left_out":
-        raise UNSCError(
-            "pseudo_labels: 'left_out' is not supported with FSDP, it reads an untrained model beside the sharded one; "
-            "use DDP (torchrun)."
-        )
     if OBJECTIVES[config.objective].keeps_original:
         raise UNSCError(
             f"objective: {config.objective!r} keeps a second, whole model beside the sharded one; use DDP (torchrun)."

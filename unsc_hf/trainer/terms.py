@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..config import UNSCConfig
 from ..errors import UNSCError
-from ..experimental.rehearsal import dropout_mode, mix
+from ..experimental.rehearsal import mix
 from ..models.hooks import NOT_INPUTS
 from ..models.layers import decoder_block
 from ..objectives import OBJECTIVES, Terms
@@ -151,8 +151,7 @@ class TermsProvider:
         inputs = {name: value for name, value in batch.items() if name not in NOT_INPUTS}
         if self.objective.mixed and self.options["retain_mixing"] > 0:
             inputs = mix(inputs, self.options["retain_mixing"], self.special_tokens)
-        with dropout_mode(model) if self.options["retain_dropout"] else nullcontext():
-            kept = self.task.outputs(self.task.logits(model, inputs), batch["labels"])
+        kept = self.task.outputs(self.task.logits(model, inputs), batch["labels"])
         loss = nn.functional.cross_entropy(kept.logits.float(), kept.labels)
         terms = {"retain_logits": kept.logits, "retain_loss": loss}
         if "retain_teacher" in self.objective.needs:

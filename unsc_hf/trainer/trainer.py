@@ -23,7 +23,7 @@ from ..erasure.eraser import Choose, Erased, erase_features
 from ..erasure.readings import FeatureRows
 from ..errors import UNSCError
 from ..evaluation.certificate import Certificate
-from ..experimental.rehearsal import check_dropout, special_tokens
+from ..experimental.rehearsal import special_tokens
 from ..models.adapters import add_adapters
 from ..models.hooks import quiet
 from ..models.loading import check_weights, load_model
@@ -122,8 +122,6 @@ class UNSCTrainer(PublishingTrainer):
         check_weights(model, frozen=peft_config is not None)
         self.task = make_task(model, args, forget_dataset, retain_dataset, processing_class)
         self.goal = make_goal(self.task, args, unseen_dataset, OBJECTIVES[args.objective].rehearses)
-        if args.objective_options.get("retain_dropout"):
-            check_dropout(model, args.activation_checkpointing)
         forget = self.goal.hold_out(forget_dataset)
         self.rows = UnlearningRows.of(forget, retain_dataset, self.task.strata, args, certificate_dataset)
         self.stop_reason: str | None = None
