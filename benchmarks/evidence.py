@@ -52,7 +52,12 @@ def run(case: str, root: str, folder: Path, smoke: bool) -> None:
     for seed in plan["seeds"][:1] if smoke else plan["seeds"]:
         place = folder / case / str(seed)
         if not (place / "results.json").is_file():
-            arguments = [item.format(root=root, seed=seed, folder=folder) for item in plan["arguments"]]
+            filled = [item.format(root=root, seed=seed, folder=folder) for item in plan["arguments"]]
+            arguments = [word for item in filled for word in words(item)]
+            for name, more in plan.get("fine_tune", {}).items():
+                model, data = folder / "models" / name.format(seed=seed), plan["data"].format(root=root)
+                tune = ["--data", data, "--output_dir", str(model), "--seed", str(seed), *more]
+                subprocess.run([sys.executable, str(ROOT / "benchmarks" / "fine_tune.py"), *tune], check=True)
             command = [sys.executable, str(ROOT / "recipes" / plan["recipe"]), *arguments, "--seed", str(seed)]
             quiet = ["--disable_tqdm", "true", "--output_dir", str(place)]
             subprocess.run([*command, *quiet, *(["--max_steps", "10"] if smoke else [])], check=True)
@@ -61,6 +66,11 @@ def run(case: str, root: str, folder: Path, smoke: bool) -> None:
         runs.append({"seed": seed, **{key: results[key] for key in keys}})
     content = {"case": case, "title": plan["title"], "recipe": plan["recipe"], "arguments": plan["arguments"]}
     write_text(RESULTS / f"{case}.json", json.dumps({**content, "versions": versions(), "runs": runs}, indent=1))
+
+
+def words(item: str) -> list[str]:
+    """An argument, or the words of the file that `@` names."""
+    return (ROOT / item[1:]).read_text(encoding="utf-8").split() if item.startswith("@") else [item]
 
 
 def cell(runs: list[dict[str, Any]], model: str, column: str) -> str:
@@ -97,9 +107,11 @@ def section(content: dict[str, Any]) -> str:
     certificates = [run["certificate"] for run in runs]
     shown = ", ".join(f"{c['flips']} of {c['rows']} (at most {c['upper_95']:.2%})" for c in certificates)
     seeds = f"{len(runs)} seeds; percent, mean ± standard deviation." if len(runs) > 1 else "One seed; percent."
+    arguments = [f"$(cat {item[1:]})" if item.startswith("@") else item for item in content["arguments"]]
     command = (
-        " ".join([f"recipes/{content['recipe']}", *content["arguments"]])
+        " ".join([f"recipes/{content['recipe']}", *arguments])
         .replace("{root}/", "")
+        .replace("{folder}/", "")
         .replace("{seed}", "SEED")
     )
     return "\n".join(
