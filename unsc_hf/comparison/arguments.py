@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -65,6 +65,8 @@ class SharedArguments:
     train_learning_rate: float = HfArg(default=1e-3, help="Its learning rate.")
     train_batch_size: int = HfArg(default=128, help="Its batch size.")
 
+    plan_class: ClassVar[type[TrainingPlan]]  # how models of this kind are made and read
+
     def request(self) -> Request | None:
         """What is to be forgotten, or None when nothing was named; UNSCError: more than one kind of selection."""
         if (self.forget_column is None) != (self.forget_values is None):
@@ -87,11 +89,23 @@ class SharedArguments:
         """Whether the embedded example runs."""
         return False
 
-    def base_plan(self, seed: int) -> dict[str, Any]:
-        """Fields that all training plans share."""
-        start = {"size": self.model_size, "base_model": None if self.model_size else self.model_name_or_path}
-        rates = {"epochs": float(self.train_epochs), "learning_rate": float(self.train_learning_rate)}
-        return {**start, **rates, "batch_size": self.train_batch_size, "seed": seed}
+    def plan(self, config: UNSCConfig) -> TrainingPlan:
+        """How originals and references are trained: fields of the plan are named as options, without `train_`."""
+        given = {name.removeprefix("train_"): value for name, value in vars(self).items()}
+        given |= {
+            "size": self.model_size,
+            "base_model": None if self.model_size else self.model_name_or_path,
+            "epochs": float(self.train_epochs),
+            "learning_rate": float(self.train_learning_rate),
+            "seed": config.seed,
+            "text_columns": tuple(config.text_columns) if config.text_columns else None,
+        }
+        names = [field.name for field in fields(self.plan_class)]
+        return self.plan_class(**{name: given[name] for name in names if name in given})
+
+    def load_processor(self, name: str) -> Any:
+        """Image processor or tokenizer of a model."""
+        return self.plan_class.load_processor(name)
 
 
 @dataclass
@@ -107,8 +121,6 @@ class ClassificationArguments(SharedArguments):
         default=None, help="Keep activation statistics here: later requests on the resulting model need no new pass."
     )
 
-    plan_class: ClassVar[type[TrainingPlan]]  # how models of this kind are made and read
-
     def load(self, config: UNSCConfig) -> DatasetDict:
         """Splits "train" and "test"."""
         raise NotImplementedError
@@ -117,14 +129,6 @@ class ClassificationArguments(SharedArguments):
         """What is read of the data set."""
         splits = {"train_split": self.train_split, "test_split": self.test_split}
         return {"config_name": self.dataset_config_name, "cache_dir": self.cache_dir, **splits}
-
-    def plan(self, config: UNSCConfig) -> TrainingPlan:
-        """How originals and references are trained."""
-        raise NotImplementedError
-
-    def load_processor(self, name: str) -> Any:
-        """Image processor or tokenizer of a model."""
-        return self.plan_class.load_processor(name)
 
 
 @dataclass
@@ -150,10 +154,7 @@ class ImageArguments(ClassificationArguments):
         return load_image_dataset(self.dataset_name, config.label_column, **self.source())
 
     def plan(self, config: UNSCConfig) -> TrainingPlan:
-        if self.quickstart:
-            return replace(PLAN, seed=config.seed)
-        options: dict[str, Any] = {"crop_padding": self.train_crop_padding, "flip": self.train_flip}
-        return ImagePlan(**self.base_plan(config.seed), patch_size=self.patch_size, **options)
+        return replace(PLAN, seed=config.seed) if self.quickstart else super().plan(config)
 
 
 @dataclass
@@ -171,11 +172,6 @@ class TextArguments(ClassificationArguments):
                 "dataset_name: not given; name a Hub id or a local data file or folder with text and labels."
             )
         return load_text_dataset(self.dataset_name, config.label_column, config.text_columns, **self.source())
-
-    def plan(self, config: UNSCConfig) -> TrainingPlan:
-        columns = tuple(config.text_columns) if config.text_columns else None
-        options: dict[str, Any] = {"vocabulary_size": self.vocabulary_size, "max_length": self.max_length}
-        return TextPlan(**self.base_plan(config.seed), text_columns=columns, **options)
 
 
 @dataclass
@@ -221,10 +217,7 @@ class LanguageArguments(SharedArguments):
     vocabulary_size: int = HfArg(default=2048, help="Tokens of the tokenizer learned for model_size.")
     max_length: int = HfArg(default=256, help="Longest row in tokens, for model_size.")
 
-    def plan(self, config: UNSCConfig) -> LanguagePlan:
-        """How originals and references are trained."""
-        options: dict[str, Any] = {"vocabulary_size": self.vocabulary_size, "max_length": self.max_length}
-        return LanguagePlan(**self.base_plan(config.seed), **options)
+    plan_class = LanguagePlan
 
 
 def read_names(given: Sequence[str]) -> list[str]:

@@ -7,12 +7,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import cache
-from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -31,91 +30,57 @@ _ONE_THREAD: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Job:
-    """A piece of work whose result is a file."""
+    """A piece of work. One with a `file` makes a result; others are done for those of later stages."""
 
     name: str  # unique
     run: Callable[[], str] = field(repr=False)  # does it, and returns a line for people
-    needs: tuple[str, ...] = ()  # names of jobs that must be done before
-    long: bool = False  # several processes begin it first; everybody waits for a long job that is begun last
-    record: Path | None = None  # the file, where the job need not be done again once it is there
-    wanted: bool = False  # whether the record is a result; other jobs are done for those that need them
+    file: Path | None = None  # where the result is kept
 
 
-def open_jobs(jobs: Sequence[Job]) -> list[Job]:
-    """The jobs whose wanted records are missing, and those that they need."""
-    missing = {job.name: job for job in jobs if job.record is None or not job.record.is_file()}
-    needed, pending = set[str](), [name for name, job in missing.items() if job.wanted]
-    while pending:
-        name = pending.pop()
-        if name in missing and name not in needed:
-            needed.add(name)
-            pending += missing[name].needs
-    return [job for job in jobs if job.name in needed]
-
-
-def one_process(what: str) -> None:
-    """Refuse to be one of several processes that a launcher started: they would wait for each other's files."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1:
-        raise UNSCError(f"{what} was launched as {world} processes; start it once (--jobs spreads a comparison).")
-
-
-def run_jobs(
-    jobs: Sequence[Job], make: Callable[[], Sequence[Job]], processes: int | None, report: Callable[[str], None]
+def run_stages(
+    stages: Sequence[Sequence[Job]],
+    make: Callable[[], Sequence[Job]],
+    processes: int | None,
+    report: Callable[[str], None],
 ) -> None:
-    """Do all jobs, each after the jobs it needs. What is finished stays, whatever happens to the others.
+    """Do the jobs whose files are missing, a stage after the other. What is finished stays, whatever happens to others.
 
     Args:
-        jobs: in an order in which they can be done; needs that are not among them count as done.
-        make: makes the same jobs in a new process; it must be picklable.
+        stages: the jobs of one do not need each other.
+        make: makes all jobs anew in another process; it must be picklable.
         processes: number of processes of one thread each; None does all jobs here, with the threads torch has.
         report: receives a line for each finished job.
 
     Raises:
         UNSCError: a job failed, or a process died. The other processes are ended.
     """
-    if processes is None:
-        for i, job in enumerate(jobs):
-            report(f"[{i + 1}/{len(jobs)}] {job.run()}")
-    elif jobs:
-        _spread(jobs, make, min(processes, len(jobs)), report)
+    stages = [[job for job in stage if job.file is None or not job.file.is_file()] for stage in stages]
+    if any(job.file for stage in stages for job in stage):
+        lines = (job.run() for stage in stages for job in stage)
+        count = sum(map(len, stages))
+        for i, line in enumerate(lines if processes is None else _spread(stages, make, processes)):
+            report(f"[{i + 1}/{count}] {line}")
 
 
-def _spread(
-    jobs: Sequence[Job], make: Callable[[], Sequence[Job]], processes: int, report: Callable[[str], None]
-) -> None:
-    order = {job.name: i for i, job in enumerate(sorted(jobs, key=lambda job: not job.long))}
-    graph = TopologicalSorter({job.name: order.keys() & set(job.needs) for job in jobs})
-    graph.prepare()
-    ready: list[str] = []
-    running: dict[Future[str], str] = {}
-    done, others = 0, multiprocessing.active_children()
-    # A fork would copy threads that hold locks.
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker, (make,))
-    try:
-        with patch_environment(**_ONE_THREAD):
-            while graph.is_active():
-                ready = sorted([*ready, *graph.get_ready()], key=order.__getitem__)
-                while ready and len(running) < processes:
-                    name = ready.pop(0)
-                    running[pool.submit(_run_job, name)] = name
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    line = future.result()
-                    graph.done(running.pop(future))
-                    done += 1
-                    report(f"[{done}/{len(jobs)}] {line}")
-    except BaseException as error:
-        for child in multiprocessing.active_children():
-            if child not in others:
-                child.terminate()
-        if isinstance(error, BrokenProcessPool):
-            raise UNSCError(
-                f"jobs: a process died while {', '.join(map(repr, running.values()))} ran, perhaps for lack of memory; "
-                "the same command continues where it was, if need be with fewer jobs."
-            ) from None
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _spread(stages: Sequence[Sequence[Job]], make: Callable[[], Sequence[Job]], processes: int) -> Iterator[str]:
+    """Yields the line of each job when it is done."""
+    others, spawn = multiprocessing.active_children(), multiprocessing.get_context("spawn")  # a fork copies held locks
+    with patch_environment(**_ONE_THREAD), ProcessPoolExecutor(processes, spawn, _start_worker, (make,)) as pool:
+        try:
+            for stage in stages:
+                for done in as_completed([pool.submit(_run_job, job.name) for job in stage]):
+                    yield done.result()
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                if child not in others:
+                    child.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise UNSCError(
+                    "jobs: a process died, perhaps for lack of memory; the same command continues where it was, if "
+                    "need be with fewer jobs."
+                ) from None
+            raise
 
 
 # ---- in a worker ----------------------------------------------------------------------------------------------------

@@ -127,44 +127,37 @@ def with_interval(mean: float, half: float | None, digits: int = 1) -> str:
     return f"{mean:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
 
 
-def cell(path: str, numbers: Mapping[str, Any]) -> str:
-    """Mean ± half interval: percent, but for areas under a curve, ToW and seconds."""
-    if numbers["mean"] is None:
-        return "–"
-    digits = {"membership.auc": 3, "similarity.tow": 3, "seconds": 0}
-    scale = 1 if path in digits else 100
-    half = None if numbers["half"] is None else scale * numbers["half"]
-    return with_interval(scale * numbers["mean"], half, digits.get(path, 1))
-
-
 def table(summary: Mapping[str, Any]) -> list[list[str]]:
-    """Text cells of a comparison, the header first."""
-    rows = [["method", *summary["columns"].values(), "UNSC's lead in AccDrt", "verdict"]]
+    """Text cells of a comparison, the header first: percent, but for areas under a curve, ToW and seconds."""
+    digits, rows = {"membership.auc": 3, "similarity.tow": 3, "seconds": 0}, []
     for name, row in summary["rows"].items():
-        lead = "" if row["lead"] is None else f"{100 * row['lead'][0]:+.1f} ± {100 * row['lead'][1]:.1f}"
-        cells = [cell(path, row["cells"][path]) for path in summary["columns"]]
+        cells = []
+        for path, cell in row["cells"].items():
+            scale = 1 if path in digits else 100
+            half = None if cell["half"] is None else scale * cell["half"]
+            cells.append(
+                "–" if cell["mean"] is None else with_interval(scale * cell["mean"], half, digits.get(path, 1))
+            )
+        lead = "" if row["lead"] is None else "{:+.1f} ± {:.1f}".format(*(100 * part for part in row["lead"]))
         rows.append([title(name), *cells, lead, row["verdict"]])
     alarms = ["" if alarm is None else f"{100 * alarm:.0f} %" for alarm in summary["false_alarms"].values()]
     if any(alarms):
         rows.append(["false alarms on retrained models", *alarms, "", ""])
-    return rows
+    return [["method", *summary["columns"].values(), "UNSC's lead in AccDrt", "verdict"], *rows]
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
-    lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows[1:])]) + "\n"
+    header, *body = ("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join([header, "|---" * len(rows[0]) + "|", *body]) + "\n"
 
 
 def latex(rows: Sequence[Sequence[str]]) -> str:
     """A LaTeX tabular (booktabs)."""
-
-    def line(row: Sequence[str]) -> str:
-        special = {"%": r"\%", "_": r"\_", "&": r"\&", "±": r"$\pm$", "–": "--", "#": r"\#"}
-        return " & ".join("".join(special.get(c, c) for c in text) for text in row) + r" \\"
-
-    head = [r"\begin{tabular}{l" + "r" * (len(rows[0]) - 1) + "}", r"\toprule", line(rows[0]), r"\midrule"]
-    return "\n".join([*head, *map(line, rows[1:]), r"\bottomrule", r"\end{tabular}"]) + "\n"
+    special = str.maketrans({"%": r"\%", "_": r"\_", "&": r"\&", "±": r"$\pm$", "–": "--", "#": r"\#"})
+    header, *body = (" & ".join(text.translate(special) for text in row) + r" \\" for row in rows)
+    start = r"\begin{tabular}{l" + "r" * (len(rows[0]) - 1) + "}"
+    return "\n".join([start, r"\toprule", header, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def numbers(summary: Mapping[str, Any]) -> list[list[Any]]:

@@ -45,6 +45,7 @@ class TextPlan(TrainingPlan):
     max_length: int = 64
 
     inputs: ClassVar[int] = 1
+    learns_tokens: ClassVar[bool] = True
     auto_class: ClassVar[Any] = AutoModelForSequenceClassification
     load_processor: ClassVar[Callable[[str], Any]] = load_tokenizer
 
@@ -119,6 +120,7 @@ class LanguagePlan(TrainingPlan):
     max_length: int = 256
     completion_only: bool = False
 
+    learns_tokens: ClassVar[bool] = True
     auto_class: ClassVar[Any] = AutoModelForCausalLM
     load_processor: ClassVar[Callable[[str], Any]] = load_tokenizer
 

@@ -4,74 +4,55 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 import psutil
-from matplotlib.figure import Figure
 
 from ...evaluation.accuracy import macro_accuracy
 from ...models.outputs import collect_outputs
-from ...reporting.plots import BLUE, ORANGE
 from ...trainer.sequence import serve_request
 from ...trainer.trainer import UNSCTrainer
-from .study import Lab, Point, Points, Study, curves, legend, panels, register, zoom
+from .study import Lab, Panel, Point, Points, study
 
 COUNTS = (1, 2, 5, 10, 20, 50)
 _ROWS = 10  # of each request
-_COLOURS = {"in sequence": BLUE, "in one batch": ORANGE}
 
 
-@register
-class RequestStudy(Study):
+def _conclude(points: Points) -> str:
+    sequence, batches = (points.where(way=way).by("requests") for way in ("in sequence", "in one batch"))
+    first, last = sequence[min(sequence)], sequence[max(sequence)]
+    text = (
+        f"{max(sequence)} requests of {_ROWS} rows take {last.mean('seconds'):.0f} seconds in sequence (the first "
+        f"{first.mean('last'):.1f}, the last {last.mean('last'):.1f}), memory goes from {first.mean('memory'):.0f} to "
+        f"{last.mean('memory'):.0f} MiB, test accuracy from {first.percent('accuracy')} to "
+        f"{last.percent('accuracy')} %."
+    )
+    most = batches[max(batches)]
+    return text + (
+        f" {max(batches)} in one batch take {most.mean('seconds'):.0f} seconds and leave {most.percent('accuracy')} %."
+    )
+
+
+@study(
+    "What do many requests cost?",
+    tags={"way": "way", "requests": f"requests of {_ROWS} rows"},
+    panels=[Panel(y, "requests", by="way") for y in ("seconds", "memory", "accuracy")],
+    conclude=_conclude,
+    numbers={
+        "seconds": "seconds", "last": "seconds of the last", "memory": "MiB", "accuracy": "test accuracy (%)",
+    },
+)  # fmt: skip
+def requests(lab: Lab) -> Iterator[Point]:
     """Requests of ten rows each, drawn without repetition: all in one batch, and in sequence (`serve_request`)."""
-
-    name = "requests"
-    title = "What do many requests cost?"
-    tags = {"way": "way", "requests": "requests"}
-    numbers = {"seconds": "seconds", "last": "seconds of the last", "memory": "MiB", "accuracy": "test accuracy"}
-
-    def measure(self, lab: Lab) -> list[Point]:
-        points, most = [], len(lab.experiment.train) // 2
-        for seed in lab.seeds:
-            points += lab.points({"way": "in sequence", "seed": seed}, partial(_sequence, lab, seed))
-            for count in COUNTS:
-                if count * _ROWS < most:
-                    tags = {"way": "in one batch", "requests": count, "seed": seed}
-                    points.append(lab.point(tags, partial(_batch, lab, seed, count)))
-        return points
-
-    def plot(self, points: Points) -> Figure:
-        figure, axes = panels(3, 4.0)
-        panel = {"seconds": "seconds, summed", "memory": "memory of the process (MiB)", "accuracy": "test accuracy (%)"}
-        for one, (key, label) in zip(axes, panel.items(), strict=True):
-            lines = [(way, points.where(way=way), key, colour) for way, colour in _COLOURS.items()]
-            scale = 100.0 if key == "accuracy" else 1.0
-            heights = curves(one, "requests", lines, scale, xlabel=f"requests of {_ROWS} rows", ylabel=label)
-            if key == "accuracy":
-                zoom(one, heights, 5)
-            else:
-                one.set_ylim(0, 1.15 * max(heights, default=1.0))
-        legend(axes[0])
-        return figure
-
-    def paragraph(self, points: Points) -> str:
-        sequence = points.where(way="in sequence").by("requests")
-        first, most = sequence[min(sequence)], sequence[max(sequence)]
-        text = (
-            f"{max(sequence)} requests of {_ROWS} rows take {most.mean('seconds'):.0f} seconds in sequence; the first "
-            f"{first.mean('last'):.1f}, the last {most.mean('last'):.1f}. Memory goes from "
-            f"{first.mean('memory'):.0f} to {most.mean('memory'):.0f} MiB, test accuracy from "
-            f"{first.mean('accuracy'):.1%} to {most.mean('accuracy'):.1%}. No leak budget was set, so that all "
-            "requests are served; with one, a sequence ends when it is spent."
-        )
-        batch = points.where(way="in one batch", requests=max(sequence))
-        if batch:
-            text += f" The same rows in one batch take {batch.mean('seconds'):.0f} seconds and leave "
-            text += f"{batch.mean('accuracy'):.1%}."
-        return text
+    for seed in lab.seeds:
+        yield from lab.points({"way": "in sequence", "seed": seed}, partial(_sequence, lab, seed))
+        for count in COUNTS:
+            if count * _ROWS < len(lab.experiment.train) // 2:
+                tags = {"way": "in one batch", "requests": count, "seed": seed}
+                yield lab.point(tags, partial(_batch, lab, seed, count))
 
 
 def _server(lab: Lab, seed: int, serve: Callable[..., UNSCTrainer]) -> Callable[[int, int], tuple[float, Point]]:
