@@ -176,7 +176,7 @@ def test_the_teacher_of_scrub_is_the_original(bench: Workbench, monkeypatch: pyt
 
 
 def test_boundary_shrink_labels_are_what_a_signed_gradient_step_is_taken_for(bench: Workbench) -> None:
-    from unsc_hf.comparison.methods import boundary_shrink as module
+    from unsc_hf.comparison.methods import boundary as module
 
     batch = next(bench.batches(bench.forget, shuffle=False))
     embed = bench.original.vit.embeddings.patch_embeddings

@@ -20,8 +20,8 @@ from unsc_hf import UNSCConfig, UNSCError
 from unsc_hf.comparison.arguments import ImageArguments
 from unsc_hf.comparison.experiment import Experiment, read_splits
 from unsc_hf.comparison.methods import Workbench
-from unsc_hf.comparison.run_studies import AblationArguments, run_studies, table, write_study
-from unsc_hf.comparison.studies import STUDIES, Lab, calibration, features, first_order, many_classes, poison, rank
+from unsc_hf.comparison.run_studies import AblationArguments, run_studies, write_study
+from unsc_hf.comparison.studies import STUDIES, Lab, Points, calibration, first_order, many_classes, poison, rank
 from unsc_hf.comparison.studies import requests as request_study
 from unsc_hf.data.columns import read_labels
 from unsc_hf.data.selection import Request
@@ -62,29 +62,29 @@ def finished(arguments: Images, config: UNSCConfig) -> dict[str, str]:
             (calibration, "_BATCHES", (8, 64)),
             (calibration, "_ROWS", (5,)),
             (request_study, "COUNTS", (1, 2, 3)),
-            (poison, "BUDGETS", (0.1, None)),
+            (poison, "LIMITS", {name: poison.LIMITS[name] for name in ("leak 0.1", "no projection")}),
             (poison, "_FLIPPED", (0.5,)),
             (many_classes, "_SHARES", (0.3, 0.9)),
-            (features, "_ENERGIES", (0.9, 0.99)),
             (many_classes, "_WAYS", {"UNSC": {}, "no projection": {"null_space": "none"}}),
         ):
             patch.setattr(module, name, fewer)
         return run_studies(AblationArguments(seeds=[0]), arguments, config, "python recipes/ablate.py image")
 
 
-def test_each_study_writes_numbers_a_picture_and_a_paragraph(finished: dict[str, str], config: UNSCConfig) -> None:
+def test_each_study_writes_numbers_a_picture_and_two_sentences(finished: dict[str, str], config: UNSCConfig) -> None:
     assert list(finished) == list(STUDIES)
-    for name, paragraph in finished.items():
+    for name, conclusion in finished.items():
         folder = Path(str(config.output_dir)) / name
         found = json.loads((folder / "study.json").read_text(), parse_constant=pytest.fail)
-        assert found["paragraph"] == paragraph
-        assert re.search(r"\d", paragraph)
-        assert "nan" not in paragraph, paragraph
+        assert found["paragraph"] == conclusion
+        assert re.search(r"\d", conclusion)
+        assert "nan" not in conclusion, conclusion
+        assert len(re.findall(r"[.] [A-Z]", conclusion)) <= 1, conclusion
         assert len(found["points"]) >= 3
         assert (folder / "study.png").read_bytes().startswith(b"\x89PNG")
         page = (folder / "report.html").read_text()
         assert "://" not in page
-        assert paragraph.split(".")[0][:30] in page
+        assert conclusion.split(".")[0][:30] in page
         assert STUDIES[name].title in (folder / "README.md").read_text()
 
 
@@ -122,7 +122,7 @@ def test_a_setting_without_capacity_is_a_row_and_not_the_end(finished: dict[str,
     if not failed:
         points.append({"rule": "energy", "setting": 1.5, "seed": 0, "error": "energy: outside"})
         failed = points[-1:]
-    rows = table(STUDIES["rank"], points)
+    rows = STUDIES["rank"].table(points)
     assert all(len(row) == len(rows[0]) for row in rows)
     assert any(failed[0]["error"] in cell for row in rows for cell in row)
 
@@ -196,13 +196,13 @@ def test_a_backdoor_stamps_half_and_asks_for_one_class(arguments: Images, config
 def test_numbers_in_a_table_are_means_over_seeds(tmp_path: Path) -> None:
     points = [
         {"objective": o, "space": s, "seed": seed, "AccDut": 0.0, "AccDrt": 0.9 + 0.01 * seed, "leak": 0.02}
-        for o in ("unsc", "gradient_ascent")
-        for s in ("retained", "random", "none")
+        for o in ("pseudo-labels", "true-label ascent")
+        for s in ("null space", "random subspace", "no projection")
         for seed in (0, 1, 2)
     ]
-    rows = table(STUDIES["null-space"], points)
+    rows = STUDIES["null-space"].table(points)
     assert len(rows) == 7
     half = 4.302652729911275 * 0.01 / math.sqrt(3)
     assert rows[1][3] == f"91.0 ± {100 * half:.1f}"
-    write_study(STUDIES["null-space"], points, tmp_path, "command")
+    write_study(STUDIES["null-space"], Points(points), tmp_path, "command")
     assert rows[1][3] in (tmp_path / "README.md").read_text()

@@ -35,7 +35,7 @@ class SharedArguments:
     dataset_config_name: str | None = HfArg(default=None, help="Configuration of a Hub data set.")
     cache_dir: str | None = HfArg(default=None, help="Where data sets are cached.")
     forget_indices: list[str] | None = HfArg(
-        default=None, help="Training rows to forget, by number, or a text file with one number a line."
+        default=None, help="Numbers of training rows to forget, or a file of them."
     )
     forget_column: str | None = HfArg(default=None, help="Column that marks the rows to forget.")
     forget_values: list[str] | None = HfArg(default=None, help="Its values in the rows to forget.")
@@ -58,8 +58,7 @@ class SharedArguments:
     train_retrained: bool = HfArg(default=False, help="Train a reference without the forgotten rows.")
     references_dir: str = HfArg(default="references", help="Where trained models are kept for the next run.")
     model_size: str | None = HfArg(
-        default=None,
-        help="Model to train from scratch: nano, tiny, small, ... base; else model_name_or_path is fine-tuned.",
+        default=None, help="Size to train from scratch: nano, tiny, ... base; else model_name_or_path is fine-tuned."
     )
     train_epochs: float = HfArg(default=10.0, help="Epochs of training an original or retrained model.")
     train_learning_rate: float = HfArg(default=1e-3, help="Its learning rate.")
@@ -114,12 +113,8 @@ class ClassificationArguments(SharedArguments):
 
     train_split: str = HfArg(default="train", help="Split with the training rows.")
     test_split: str | None = HfArg(default=None, help="Split with the test rows; found by itself.")
-    forget_classes: list[str] | None = HfArg(
-        default=None, help="Classes to forget, by name or id, or a .txt file of them."
-    )
-    statistics_dir: str | None = HfArg(
-        default=None, help="Keep activation statistics here: later requests on the resulting model need no new pass."
-    )
+    forget_classes: list[str] | None = HfArg(default=None, help="Names or ids of classes to forget, or a .txt file.")
+    statistics_dir: str | None = HfArg(default=None, help="Where activation statistics are kept for later requests.")
 
     def load(self, config: UNSCConfig) -> DatasetDict:
         """Splits "train" and "test"."""
@@ -168,9 +163,7 @@ class TextArguments(ClassificationArguments):
 
     def load(self, config: UNSCConfig) -> DatasetDict:
         if self.dataset_name is None:
-            raise UNSCError(
-                "dataset_name: not given; name a Hub id or a local data file or folder with text and labels."
-            )
+            raise UNSCError("dataset_name: not given; name a Hub id, file or folder with texts and labels.")
         return load_text_dataset(self.dataset_name, config.label_column, config.text_columns, **self.source())
 
 
@@ -181,37 +174,21 @@ class LanguageArguments(SharedArguments):
     The forget split is forgotten whole, or the part of it that `forget_indices` or `forget_column` names.
     """
 
-    forget_split: str | None = HfArg(
-        default=None, help="Split with the rows to forget; 'forget' without configurations."
-    )
-    retain_split: str | None = HfArg(default=None, help="Split with rows to keep; 'retain' without configurations.")
-    forget_config: str | None = HfArg(
-        default=None, help="Configuration with the rows to forget, such as TOFU's forget10."
-    )
+    forget_split: str | None = HfArg(default=None, help="Split with the rows to forget; 'forget' by default.")
+    retain_split: str | None = HfArg(default=None, help="Split with rows to keep; 'retain' by default.")
+    forget_config: str | None = HfArg(default=None, help="Configuration of rows to forget, such as TOFU's forget10.")
     retain_config: str | None = HfArg(default=None, help="Configuration with rows to keep.")
-    unseen_config: str | None = HfArg(
-        default=None, help="Configuration with rows no model is trained on, such as TOFU's holdout10."
-    )
-    unseen_column: str | None = HfArg(
-        default=None, help="Column that marks rows of the retain split no model is trained on."
-    )
+    unseen_config: str | None = HfArg(default=None, help="Configuration of rows that no model is trained on.")
+    unseen_column: str | None = HfArg(default=None, help="Column that marks such rows in the retain split.")
     unseen_values: list[str] | None = HfArg(default=None, help="Its values in those rows.")
-    eval_splits: list[str] | None = HfArg(
-        default=None, help="More splits (or configurations) to report on; every other split by default."
-    )
+    eval_splits: list[str] | None = HfArg(default=None, help="More splits to report on; every other one by default.")
     prompt_template: str | None = HfArg(
-        default=None,
-        help="Prompt of a question, with {prompt}. By default the tokenizer's chat template is used, or "
-        "'Question: {prompt}\\nAnswer:' where it has none.",
+        default=None, help="Prompt of a question, with {prompt}; the tokenizer's chat template by default."
     )
     system_prompt: str | None = HfArg(default=None, help="First message, for chat templates.")
     chat_template_kwargs: str | None = HfArg(default=None, help="More arguments of the chat template, as JSON.")
-    chunk_size: int | None = HfArg(
-        default=None, help="Tokens of the pieces that long texts are cut into (rows with text)."
-    )
-    objectives: list[str] | None = HfArg(
-        default=None, help="Objectives to compare; the first one's model is written. UNSC by default."
-    )
+    chunk_size: int | None = HfArg(default=None, help="Tokens of the pieces that long texts are cut into.")
+    objectives: list[str] | None = HfArg(default=None, help="Objectives to compare; the first one's model is written.")
     max_generated_rows: int = HfArg(default=300, help="Rows of each set that are answered for ROUGE-L.")
     max_new_tokens: int = HfArg(default=100, help="Longest answer.")
     vocabulary_size: int = HfArg(default=2048, help="Tokens of the tokenizer learned for model_size.")

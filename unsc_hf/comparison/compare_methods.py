@@ -6,6 +6,7 @@ A stopped comparison goes on where it was.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -80,19 +81,13 @@ class _Task:
         """What is run."""
         comparison, config, splits = self.comparison, self.config, self.splits
         request = read_request(self.arguments, config, splits)
-        folder, models = Path(str(config.output_dir), "_runs", self.name), (comparison.seeds, comparison.originals)
-        experiment = Experiment(*models, self.arguments, config, splits, request, folder)
+        name = re.sub(r"[^\w+ -]", "_", "+".join(splits.names[c] for c in request.forget_classes or ()))
+        if len(name) > _LONGEST_NAME:
+            name = f"{name[:_LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        models = (comparison.seeds, comparison.originals, self.arguments, config)
+        experiment = Experiment(*models, splits, request, Path(str(config.output_dir), "_runs", name))
         methods = [METHODS[name] for name in (METHODS if comparison.methods is None else comparison.methods)]
         return ForgetSet(experiment, methods, [AUDITS[name] for name in comparison.audits or AUDITS], self.audited)
-
-    @property
-    def name(self) -> str:
-        """Of the folder with the results: the classes to forget."""
-        request = self.arguments.request()
-        classes = "+".join(map(str, (request and request.forget_classes) or ()))
-        name = "".join(c if c.isalnum() or c in "+-_ " else "_" for c in classes)
-        digest = hashlib.sha256(classes.encode()).hexdigest()[:8]
-        return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}-{digest}"
 
     def in_worker(self) -> list[Job]:
         """All jobs, in a process that has just started."""
@@ -162,7 +157,7 @@ def compare_methods(
             )
     validation_rows = len(splits.validation) if audited is None else 0
     rows = {"test_rows": len(splits.test), "validation_rows": validation_rows}
-    return {"forget_sets": {task.name: outcome}, **rows, "seeds": comparison.seeds}
+    return {"forget_sets": {experiment.folder.name: outcome}, **rows, "seeds": comparison.seeds}
 
 
 # ---- from Python ----------------------------------------------------------------------------------------------------

@@ -99,19 +99,21 @@ class ForgetSet:
         )
         return [train, read, [*examine, *tune], [one for of_seed in later for one in of_seed]]
 
-    def _train(self, name: str) -> str:
+    def _path(self, name: str) -> str:
+        """Folder or id of "original-0" or "retrained-0", which is trained where that was asked for."""
         kind, _, number = name.rpartition("-")
-        find = self.experiment.original if kind == ORIGINAL else self.experiment.reference
-        return f"train {name}: {public_name(find(int(number)))}"
+        return (self.experiment.original if kind == ORIGINAL else self.experiment.reference)(int(number))
+
+    def _train(self, name: str) -> str:
+        return f"train {name}: {public_name(self._path(name))}"
 
     def _read(self, name: str) -> str:
         """Read a model; UNSCError: a reference that knows the forgotten classes."""
         shares = accuracies(self.outputs(name), self.experiment.forgotten)
         if name in self._references and (shares["AccDut"] or 0.0) > KNOWN:
-            model = self.experiment.reference(int(name.rpartition("-")[2]))
             raise UNSCError(
-                f"retrained_model_name_or_path: {model} recognises {shares['AccDut']:.0%} of the forgotten classes, "
-                "so it was trained on them; leave it out."
+                f"retrained_model_name_or_path: {self._path(name)} recognises {shares['AccDut']:.0%} of the forgotten "
+                "classes, so it was trained on them; leave it out."
             )
         return f"read {name}: {_words(shares)}"
 
@@ -160,11 +162,11 @@ class ForgetSet:
         return self._rows.outputs(partial(self.experiment.collect, bench, model))
 
     def _bench(self, name: str) -> Workbench:
-        """What "original-0" or "retrained-0" is read with; each has its own tokenizer or image processor."""
-        experiment, (kind, _, number) = self.experiment, name.rpartition("-")
-        if kind == ORIGINAL:
-            return experiment.bench(int(number))
-        reference = experiment.reference(int(number))
+        """What a model is read with; each has its own tokenizer or image processor."""
+        experiment = self.experiment
+        if name not in self._references:
+            return experiment.bench(int(name.rpartition("-")[2]))
+        reference = self._path(name)
         processor = own_processor(reference, experiment.arguments.load_processor(experiment.original(self._first)))
         model, config = experiment.load(reference), experiment.seeded(self._first)
         return Workbench(model, experiment.forget, experiment.retain, config, processor)
@@ -220,13 +222,10 @@ class ForgetSet:
 
     def _examine_given(self, name: str) -> dict[str, Any]:
         """The original of a seed, or a retrained model beside the other ones."""
-        bench, (kind, _, number) = self._bench(name), name.rpartition("-")
-        if kind == ORIGINAL:
-            seed, path = int(number), self.experiment.original(int(number))
-            cost: dict[str, Any] = {"leak": 0.0, "seconds": None}
-        else:
-            seed, path = self._first, self.experiment.reference(int(number))
-            cost = {"seconds": training_seconds(path)}
+        bench, path, seed = self._bench(name), self._path(name), self._first
+        cost: dict[str, Any] = {"seconds": training_seconds(path)}
+        if name not in self._references:
+            seed, cost = int(name.rpartition("-")[2]), {"leak": 0.0, "seconds": None}
         return {**self.examine(bench, bench.original, seed, name), **cost, "model": public_name(path)}
 
     def _examine_other(self, name: str) -> dict[str, Any]:

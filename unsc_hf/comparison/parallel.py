@@ -71,7 +71,6 @@ def _spread(stages: Sequence[Sequence[Job]], make: Callable[[], Sequence[Job]], 
                 for done in as_completed([pool.submit(_run_job, job.name) for job in stage]):
                     yield done.result()
         except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
                 if child not in others:
                     child.terminate()

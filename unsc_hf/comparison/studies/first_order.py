@@ -69,7 +69,8 @@ def _points(lab: Lab, seed: int) -> list[Point]:
     bench = lab.experiment.bench(seed)
     model = deepcopy(bench.original).double()
     layers = bench.layers(model)
-    start = [layer.weight.detach().clone() for layer in layers]
+    weights = [layer.weight for layer in layers]
+    start = [weight.detach().clone() for weight in weights]
     rows, statistics = _few_rows(bench, model, layers, lab.experiment.labels(lab.experiment.retain))
     retained = cast_floats(next(bench.batches(rows, len(rows), shuffle=False)), torch.double)
     forget = cast_floats(next(bench.batches(bench.forget, _FORGET_ROWS)), torch.double)
@@ -77,8 +78,8 @@ def _points(lab: Lab, seed: int) -> list[Point]:
     logits[:, bench.forgotten] = -torch.inf
     forget["labels"] = logits.argmax(1)
     before = _loss(model, retained)
-    weights = [layer.weight for layer in layers]
-    gradient, direction = (torch.autograd.grad(loss, weights) for loss in (before, _loss(model, forget)))
+    loss = float(before.detach())
+    gradient, direction = (torch.autograd.grad(value, weights) for value in (before, _loss(model, forget)))
     points = []
     for energy in ENERGIES:
         projection = NullSpaceProjection(layers, _subspace(statistics, energy or 1.0), identity=energy == 0)
@@ -89,15 +90,12 @@ def _points(lab: Lab, seed: int) -> list[Point]:
         slope = sum(float((part * step).sum()) for part, step in zip(gradient, steps, strict=True))
         unit = projection.relative_change()
         for size in SIZES:
-            scale = size / unit
             for weight, origin, step in zip(weights, start, steps, strict=True):
-                weight.data.copy_(origin + scale * step)
-            loss = float(before.detach())
-            points.append(
-                {"seed": seed, "energy": energy, "size": size, "rows": len(rows), "loss": loss,
-                 "predicted": scale * slope, "changed": float(_loss(model, retained).detach()) - loss,
-                 "leak": projection.leak(statistics.pooled(), statistics.module_keys).total}
-            )  # fmt: skip
+                weight.data.copy_(origin + size / unit * step)
+            changed = float(_loss(model, retained).detach()) - loss
+            leak = projection.leak(statistics.pooled(), statistics.module_keys).total
+            tags = {"seed": seed, "energy": energy, "size": size, "rows": len(rows), "loss": loss}
+            points.append({**tags, "predicted": size / unit * slope, "changed": changed, "leak": leak})
         projection.restore()
     return points
 

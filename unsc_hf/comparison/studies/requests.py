@@ -47,37 +47,22 @@ def _conclude(points: Points) -> str:
 )  # fmt: skip
 def requests(lab: Lab) -> Iterator[Point]:
     """Requests of ten rows each, drawn without repetition: all in one batch, and in sequence (`serve_request`)."""
+    half = len(lab.experiment.train) // 2
     for seed in lab.seeds:
-        yield from lab.points({"way": "in sequence", "seed": seed}, partial(_sequence, lab, seed))
+        tags = {"way": "in sequence", "seed": seed}
+        sizes = [_ROWS] * min(max(COUNTS), half // _ROWS)
+        yield from lab.points(tags, partial(_sequence, lab, tags, sizes))
         for count in COUNTS:
-            if count * _ROWS < len(lab.experiment.train) // 2:
+            if count * _ROWS < half:
                 tags = {"way": "in one batch", "requests": count, "seed": seed}
                 yield lab.point(tags, partial(_batch, lab, seed, count))
 
 
-def _server(lab: Lab, seed: int, serve: Callable[..., UNSCTrainer]) -> Callable[[int, int], tuple[float, Point]]:
-    """Serves the rows from `start` to `stop` of a random order; returns the seconds, and what is measured then.
-
-    The leak has no budget, because the cost is measured and nothing may end a sequence early. The statistics read every
-    row, so that rows can be subtracted from them.
-    """
-    experiment, name = lab.experiment, lab.experiment.original(seed)
-    config = experiment.seeded(seed, max_leak=None, max_rows_per_class=None, max_samples_per_class=None)
-    order = np.random.default_rng(seed).permutation(len(experiment.train))
-    model, processor = experiment.load(name, "originals"), experiment.arguments.load_processor(name)
-    shared: dict[str, Any] = {"processing_class": processor, "unseen_dataset": experiment.validation}
-
-    def run(start: int, stop: int) -> tuple[float, Point]:
-        forget, retain = (experiment.train.select(np.sort(rows)) for rows in (order[start:stop], order[stop:]))
-        started = time.perf_counter()
-        trainer = serve(model, args=config, forget_dataset=forget, retain_dataset=retain, **shared)
-        seconds = time.perf_counter() - started
-        rows, size = trainer.task.prepare(experiment.test), config.per_device_eval_batch_size
-        test = collect_outputs(trainer.model, rows, trainer.data_collator, batch_size=size)
-        memory = psutil.Process().memory_info().rss / 2**20
-        return seconds, {"memory": memory, "accuracy": macro_accuracy(test.logits, test.labels)}
-
-    return run
+def _sequence(lab: Lab, tags: Point, sizes: list[int]) -> list[Point]:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        serve = partial(serve_request, statistics_dir=folder)
+        served = enumerate(_serve(lab, tags["seed"], sizes, serve), 1)
+        return [{**tags, "requests": i, **point} for i, point in served if i in COUNTS]
 
 
 def _batch(lab: Lab, seed: int, count: int) -> Point:
@@ -86,18 +71,31 @@ def _batch(lab: Lab, seed: int, count: int) -> Point:
         trainer.train()
         return trainer
 
-    seconds, measured = _server(lab, seed, serve)(0, count * _ROWS)
-    return {"seconds": seconds, **measured}
+    return next(_serve(lab, seed, [count * _ROWS], serve))
 
 
-def _sequence(lab: Lab, seed: int) -> list[Point]:
-    points, total = [], 0.0
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        run = _server(lab, seed, partial(serve_request, statistics_dir=folder))
-        for i in range(min(max(COUNTS), len(lab.experiment.train) // (2 * _ROWS))):
-            last, measured = run(i * _ROWS, (i + 1) * _ROWS)
-            total += last
-            if i + 1 in COUNTS:
-                tags = {"way": "in sequence", "requests": i + 1, "seed": seed}
-                points.append({**tags, "seconds": total, "last": last, **measured})
-    return points
+def _serve(lab: Lab, seed: int, sizes: list[int], serve: Callable[..., UNSCTrainer]) -> Iterator[Point]:
+    """Serve so many rows of a random order after each other; what each takes, and what is measured then.
+
+    The leak has no budget, because the cost is measured and nothing may end a sequence early. The statistics read every
+    row, so that rows can be subtracted from them.
+    """
+    experiment, name = lab.experiment, lab.experiment.original(seed)
+    config = experiment.seeded(seed, max_leak=None, max_rows_per_class=None, max_samples_per_class=None)
+    order = np.random.default_rng(seed).permutation(len(experiment.train))
+    model, processor = experiment.load(name, "originals"), experiment.arguments.load_processor(name)
+    total = 0.0
+    for stop, rows in zip(np.cumsum(sizes), sizes, strict=True):
+        parts = order[stop - rows : stop], order[stop:]
+        forget, retain = (experiment.train.select(np.sort(part)) for part in parts)
+        started = time.perf_counter()
+        trainer = serve(
+            model, args=config, forget_dataset=forget, retain_dataset=retain, processing_class=processor,
+            unseen_dataset=experiment.validation,
+        )  # fmt: skip
+        last = time.perf_counter() - started
+        total += last
+        prepared, size = trainer.task.prepare(experiment.test), config.per_device_eval_batch_size
+        test = collect_outputs(trainer.model, prepared, trainer.data_collator, batch_size=size)
+        memory, accuracy = psutil.Process().memory_info().rss / 2**20, macro_accuracy(test.logits, test.labels)
+        yield {"seconds": total, "last": last, "memory": memory, "accuracy": accuracy}
