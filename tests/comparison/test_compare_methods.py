@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import multiprocessing
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -29,10 +30,10 @@ from transformers import ViTImageProcessorPil
 
 from unsc_hf import UNSCConfig, UNSCError, split_dataset
 from unsc_hf.comparison.compare_methods import ComparisonArguments, audit, compare, compare_methods
-from unsc_hf.comparison.experiment import Experiment, once, read_splits
+from unsc_hf.comparison.experiment import Experiment, once, read_data
 from unsc_hf.comparison.forget_set import rank
 from unsc_hf.comparison.methods import METHODS
-from unsc_hf.comparison.parallel import Job, run_stages
+from unsc_hf.comparison.parallel import Job, share, work
 from unsc_hf.comparison.report import write_comparison
 from unsc_hf.comparison.summary import latex, table
 from unsc_hf.data.selection import Request
@@ -143,7 +144,7 @@ def fails(bench):
     [
         (
             "raise RuntimeError('first line\\nsecond')",
-            "jobs: 'frog: fails-0' failed, RuntimeError: first line; without",
+            "jobs: 'fails-0' failed, RuntimeError: first line; without",
         ),
         ("import os; os.kill(os.getpid(), 9)", "jobs: a process died, perhaps for lack of memory"),
         ("from unsc_hf import UNSCError; raise UNSCError('name: seen; do this.')", "^name: seen; do this.$"),
@@ -182,36 +183,34 @@ def test_a_file_is_made_once_whoever_asks(tmp_path: Path) -> None:
     assert found == ["done"] * 8
 
 
-def _slow_stages(folder: Path) -> list[list[Job]]:
-    """Two stages; each job notes when it began."""
-
-    def job(name: str, file: Path | None = None) -> Job:
-        def run() -> str:
-            (folder / name).write_text(str(time.time()))
-            time.sleep(0.2)
-            return name
-
-        return Job(name, run, file)
-
-    return [[job("train"), job("read")], [job("done", folder), job("one", folder / "1"), job("two", folder / "2")]]
-
-
 def _slow_jobs(folder: Path) -> list[Job]:
-    return [job for stage in _slow_stages(folder) for job in stage]
+    """Two of them need the first, and make it where it is missing; each notes who has made it."""
+
+    def write(file: Path) -> None:
+        time.sleep(0.5)
+        file.write_text(str(os.getpid()))
+
+    def make(name: str, needs: str | None = None) -> None:
+        if needs is not None:
+            make(needs)
+        once(folder / name, write)
+
+    needs = {"there": None, "first": None, "one": "first", "two": "first", "three": "first"}
+    return [Job(name, folder / name, partial(make, name, need)) for name, need in needs.items()]
 
 
 @pytest.mark.parametrize("processes", [None, 2])
-def test_jobs_of_a_stage_wait_for_the_stage_before(processes: int | None, tmp_path: Path) -> None:
-    lines: list[str] = []
+def test_missing_files_are_made_by_whoever_is_free(processes: int | None, tmp_path: Path) -> None:
     (tmp_path / "there").touch()
-    stages = _slow_stages(tmp_path)
-    stages[1][0] = replace(stages[1][0], file=tmp_path / "there")
-    run_stages(stages, partial(_slow_jobs, tmp_path), processes, lines.append)
-    assert [line.split()[0] for line in lines] == [f"[{i}/4]" for i in range(1, 5)]
-    assert not (tmp_path / "done").exists()
-    began = {name: float((tmp_path / name).read_text()) for name in ("train", "read", "one", "two")}
-    assert max(began["train"], began["read"]) < min(began["one"], began["two"])
-    run_stages([stages[0], [stages[1][0]]], list, None, pytest.fail)  # every result is there
+    jobs = _slow_jobs(tmp_path)
+    again = partial(_slow_jobs, tmp_path)
+    done = [job.name for job in (work(jobs) if processes is None else share(jobs, again, processes))]
+    assert sorted(done) == ["first", "one", "three", "two"]
+    makers = {name: (tmp_path / name).read_text() for name in done}
+    assert len(set(makers.values())) == (processes or 1)
+    assert (str(os.getpid()) in makers.values()) == (processes is None)
+    assert not (tmp_path / "there").read_text()
+    assert list(share(jobs, again, 2)) == list(work(jobs)) == []
 
 
 def test_every_method_and_reference_is_examined_on_every_seed(world: World, result: dict[str, Any]) -> None:
@@ -362,9 +361,8 @@ def test_models_are_trained_on_the_named_column_of_bare_ids(tmp_path: Path) -> N
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("unsc_hf.comparison.experiment.train_model", train)
         config = UNSCConfig(output_dir=str(tmp_path), use_cpu=True, label_column="coarse")
-        splits = read_splits(arguments, config)
-        assert splits.names == ["0", "1"]
-        Experiment([0], None, arguments, config, splits, Request(forget_classes=(1,)), tmp_path).original(0)
+        data, request = read_data(arguments, config), Request(forget_classes=(1,))
+        Experiment([0], None, arguments, config, data, tmp_path, request).original(0)
     assert asked[0][4:6] == (["0", "1"], "coarse")
 
 

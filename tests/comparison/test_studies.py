@@ -18,13 +18,12 @@ from helpers.recipes import NAMES, image_folder
 
 from unsc_hf import UNSCConfig, UNSCError
 from unsc_hf.comparison.arguments import ImageArguments
-from unsc_hf.comparison.experiment import Experiment, read_splits
+from unsc_hf.comparison.experiment import Experiment, read_data
 from unsc_hf.comparison.methods import Workbench
 from unsc_hf.comparison.run_studies import AblationArguments, run_studies, write_study
 from unsc_hf.comparison.studies import STUDIES, Lab, Points, calibration, first_order, many_classes, poison, rank
 from unsc_hf.comparison.studies import requests as request_study
 from unsc_hf.data.columns import read_labels
-from unsc_hf.data.selection import Request
 
 
 class Images(Prepared):
@@ -149,8 +148,7 @@ def test_a_folder_of_another_study_is_refused(finished: dict[str, str], argument
 
 # ---- attacks --------------------------------------------------------------------------------------------------------
 def _lab(arguments: Images, config: UNSCConfig, tmp_path: Path) -> Lab:
-    request = Request(forget_classes=(2,))
-    experiment = Experiment([0], None, arguments, config, read_splits(arguments, config), request, tmp_path)
+    experiment = Experiment([0], None, arguments, config, read_data(arguments, config), tmp_path)
     return Lab(experiment, "poison")
 
 

@@ -26,10 +26,10 @@ from ..models.loading import load_config
 from ..reporting.model_card import public_name
 from ..utils.reserve import check_writable, reserved
 from .arguments import ClassificationArguments, ImageArguments, TextArguments
-from .experiment import Experiment, RunArguments, Splits, check_names, read_request, read_splits
+from .experiment import Experiment, RunArguments, check_names, read_data
 from .forget_set import ForgetSet
 from .methods import METHODS
-from .parallel import Job, run_stages
+from .parallel import Job, share, work
 from .plugins import load_plugins
 from .report import write_comparison
 from .summary import markdown, summarise, table
@@ -74,18 +74,18 @@ class _Task:
     comparison: ComparisonArguments
     arguments: ClassificationArguments
     config: UNSCConfig
-    splits: Splits
+    data: DatasetDict
     audited: str | None
 
     def forget_set(self) -> ForgetSet:
         """What is run."""
-        comparison, config, splits = self.comparison, self.config, self.splits
-        request = read_request(self.arguments, config, splits)
-        name = re.sub(r"[^\w+ -]", "_", "+".join(splits.names[c] for c in request.forget_classes or ()))
+        comparison, config = self.comparison, self.config
+        folder = Path(str(config.output_dir), "_runs")
+        experiment = Experiment(comparison.seeds, comparison.originals, self.arguments, config, self.data, folder)
+        name = re.sub(r"[^\w+ -]", "_", "+".join(experiment.names[c] for c in experiment.forgotten))
         if len(name) > _LONGEST_NAME:
             name = f"{name[:_LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-        models = (comparison.seeds, comparison.originals, self.arguments, config)
-        experiment = Experiment(*models, splits, request, Path(str(config.output_dir), "_runs", name))
+        experiment.folder /= name
         methods = [METHODS[name] for name in (METHODS if comparison.methods is None else comparison.methods)]
         return ForgetSet(experiment, methods, [AUDITS[name] for name in comparison.audits or AUDITS], self.audited)
 
@@ -93,7 +93,7 @@ class _Task:
         """All jobs, in a process that has just started."""
         load_plugins(self.comparison.plugins)
         self.config.dataloader_num_workers = 0  # a worker may have no processes of its own
-        return [job for stage in self.forget_set().stages() for job in stage]
+        return self.forget_set().jobs()
 
 
 def compare_methods(
@@ -134,8 +134,7 @@ def compare_methods(
     for argument, names in given.items():  # refuse models that are not there before any is trained
         for name in filter(None, names):
             load_config(name, argument)
-    splits = read_splits(arguments, config, data)
-    task = _Task(comparison, arguments, config, splits, audited)
+    task = _Task(comparison, arguments, config, read_data(arguments, config, data), audited)
     forget_set = task.forget_set()
     experiment = forget_set.experiment
     with reserved(str(config.output_dir)):
@@ -143,10 +142,11 @@ def compare_methods(
         experiment.claim(Path(str(config.output_dir)), comparison.kind, **records)
         if not experiment.reference_numbers:
             console.print("No retrained references: nothing can be said about 'removed', and no band is drawn.")
-        run_stages(
-            forget_set.stages(), task.in_worker, comparison.jobs,
-            lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
-        )  # fmt: skip
+        jobs = forget_set.jobs()
+        missing = sum(not job.file.is_file() for job in jobs)
+        finished = work(jobs) if comparison.jobs is None else share(jobs, task.in_worker, comparison.jobs)
+        for i, job in enumerate(finished, 1):
+            console.print(f"[{i}/{missing}] {forget_set.line(job)}", markup=False, highlight=False, soft_wrap=True)
     outcome = forget_set.results()
     if audited is not None:
         leak = outcome["runs"][public_name(audited)][0]["leak"]
@@ -155,8 +155,8 @@ def compare_methods(
                 f"warning: {public_name(audited)} has little in common with this original (leak {leak:.2g}): "
                 "was it made from another one?"
             )
-    validation_rows = len(splits.validation) if audited is None else 0
-    rows = {"test_rows": len(splits.test), "validation_rows": validation_rows}
+    validation_rows = len(experiment.validation) if audited is None else 0
+    rows = {"test_rows": len(experiment.test), "validation_rows": validation_rows}
     return {"forget_sets": {experiment.folder.name: outcome}, **rows, "seeds": comparison.seeds}
 
 

@@ -76,18 +76,8 @@ class RunArguments:
             )
 
 
-@dataclass(frozen=True)
-class Splits:
-    """Rows to train, choose and test with, and the class names by id."""
-
-    train: Dataset
-    validation: Dataset
-    test: Dataset
-    names: list[str]
-
-
-def read_splits(arguments: ClassificationArguments, config: UNSCConfig, data: DatasetDict | None = None) -> Splits:
-    """The splits of `data`, or of the data set that `arguments` name.
+def read_data(arguments: ClassificationArguments, config: UNSCConfig, data: DatasetDict | None = None) -> DatasetDict:
+    """Splits "train", "validation" and "test" of `data`, or of the data set that `arguments` name.
 
     Without a validation split, a fifth of the test rows becomes one.
     """
@@ -95,23 +85,11 @@ def read_splits(arguments: ClassificationArguments, config: UNSCConfig, data: Da
     for name in ("train", "test"):
         if name not in data:
             raise UNSCError(f"dataset: has no split {name!r}, only {', '.join(data)}; a comparison needs both.")
-    names = class_names(data["train"], config.label_column)
-    if names is None:  # bare ids
-        names = [str(i) for i in range(int(read_labels(data["train"], config.label_column).max()) + 1)]
     if "validation" in data:
-        return Splits(data["train"], data["validation"], data["test"], names)
+        return data
     labels = read_labels(data["test"], config.label_column)
     test, validation = hold_out(data["test"], _VALIDATION_SHARE, labels, len(labels), seed=0)
-    return Splits(data["train"], validation, test, names)
-
-
-def read_request(arguments: ClassificationArguments, config: UNSCConfig, splits: Splits) -> Request:
-    """The classes to forget, by id; UNSCError where none were named."""
-    request = arguments.request()
-    if request is None or request.forget_classes is None:
-        raise UNSCError("forget_classes: not given; name the classes to forget.")
-    present = read_labels(splits.train, config.label_column).tolist()
-    return Request(forget_classes=tuple(resolve_classes(request.forget_classes, splits.names, present)))
+    return DatasetDict(train=data["train"], validation=validation, test=test)
 
 
 @dataclass
@@ -120,6 +98,9 @@ class Experiment:
 
     Attributes:
         originals: a model for each seed, or one for all; None takes `model_name_or_path` or trains them.
+        data: splits "train", "validation" and "test".
+        request: classes to forget, by id; None takes those that `arguments` name.
+        names: of the classes, by id.
         forget, retain: training rows.
         forgotten: ids of the classes to forget.
     """
@@ -128,14 +109,22 @@ class Experiment:
     originals: Sequence[str] | None
     arguments: ClassificationArguments
     config: UNSCConfig
-    splits: Splits
-    request: Request
+    data: DatasetDict
     folder: Path
+    request: Request | None = None
 
     def __post_init__(self) -> None:
-        splits, column = self.splits, self.config.label_column
-        self.train, self.test, self.validation, self.names = splits.train, splits.test, splits.validation, splits.names
-        self.forget, retain = self.request.split(splits.train, column)
+        column = self.config.label_column
+        self.train, self.validation, self.test = (self.data[name] for name in ("train", "validation", "test"))
+        present = read_labels(self.train, column).tolist()
+        self.names = class_names(self.train, column) or [str(i) for i in range(max(present) + 1)]
+        if self.request is None:
+            asked = self.arguments.request()
+            if asked is None or asked.forget_classes is None:
+                raise UNSCError("forget_classes: not given; name the classes to forget.")
+            classes = resolve_classes(asked.forget_classes, self.names, present)
+            self.request = Request(forget_classes=tuple(classes))
+        self.forget, retain = self.request.split(self.train, column)
         self.retain = without_overlap(self.forget, retain, self.config.drop_overlap, self.config.text_columns)
         self.forgotten = sorted(set(read_labels(self.forget, column).tolist()))
         self._bench: tuple[str, Workbench] | None = None

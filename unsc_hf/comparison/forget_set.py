@@ -1,8 +1,9 @@
-"""One forget set of a comparison: trainings, tries, runs and audits, each a job whose result is a file."""
+"""One forget set of a comparison: models, tries, runs and audits, each a job whose result is a file."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -66,56 +67,36 @@ class ForgetSet:
             "references": [read(name) for name in self._references],
         }
 
-    # ---- jobs -------------------------------------------------------------------------------------------------------
-    def stages(self) -> list[list[Job]]:
-        """All jobs: those of a stage need the stages before."""
+    def jobs(self) -> list[Job]:
+        """Files of everything, in an order in which they can be made."""
         experiment = self.experiment
-
-        def job(name: str, run: Callable[[], str], file: Path | None = None) -> Job:
-            return Job(f"{experiment.folder.name}: {name}", run, file)
-
-        def result(name: str, make: Callable[[], dict[str, Any]], title: str = "") -> Job:
-            def run() -> str:
-                return f"{title or name}: {_words(experiment.record(name, make))}"
-
-            return job(name, run, experiment.file(name))
-
-        originals = [f"{ORIGINAL}-{seed}" for seed in experiment.seeds]
-        trained = [*(originals if experiment.trains_originals else ())]
-        trained += self._references if experiment.trains_references else []
-        train = [job(f"train {name}", partial(self._train, name)) for name in trained]
-        read = [job(f"read {name}", partial(self._read, name)) for name in (*self._references, *originals)]
+        given = [*self._references, *(f"{ORIGINAL}-{seed}" for seed in experiment.seeds)]
+        jobs = [Job(f"read {name}", self._outputs_file(name), partial(self.outputs, name)) for name in given]
         if any(audit.calibrate for audit in self.audits):
-            read.append(job("calibrate", self._calibration_line))
-        examine = [result(name, partial(self._examine_given, name)) for name in (*self._references, *originals)]
+            jobs.append(Job("calibration", experiment.file("calibration"), self.calibration))
+        makes: dict[str, Callable[[], dict[str, Any]]] = {name: partial(self._examine_given, name) for name in given}
         if self.audited is not None:
-            examine.append(result(self._audited_record, partial(self._examine_other, self.audited)))
-        tune, *later = (
-            [
-                result(f"{one.name}-{seed}", partial(self._run, one, seed), f"{one.name} (seed {seed})")
-                for one in self.methods
-            ]
-            for seed in experiment.seeds
+            makes[self._audited_record] = partial(self._examine_other, self.audited)
+        for seed in experiment.seeds:
+            makes |= {f"{method.name}-{seed}": partial(self._run, method, seed) for method in self.methods}
+        records = (
+            Job(name, experiment.file(name), partial(experiment.record, name, make)) for name, make in makes.items()
         )
-        return [train, read, [*examine, *tune], [one for of_seed in later for one in of_seed]]
+        return [*jobs, *records]
+
+    def line(self, job: Job) -> str:
+        """What a finished job has found, for people."""
+        record = json.loads(job.file.read_text(encoding="utf-8")) if job.file.suffix == ".json" else {}
+        if job.name == "calibration":
+            chosen = [f"{name}: {choice['summary']}" for name, choice in record.items()]
+            return f"on {len(self.experiment.validation)} validation rows, {'; '.join(chosen)}"
+        shares = [f"{name} {record[name]:.1%}" for name in ("AccDut", "AccDrt") if record.get(name) is not None]
+        return f"{job.name}: {', '.join(shares)}" if shares else job.name
 
     def _path(self, name: str) -> str:
         """Folder or id of "original-0" or "retrained-0", which is trained where that was asked for."""
         kind, _, number = name.rpartition("-")
         return (self.experiment.original if kind == ORIGINAL else self.experiment.reference)(int(number))
-
-    def _train(self, name: str) -> str:
-        return f"train {name}: {public_name(self._path(name))}"
-
-    def _read(self, name: str) -> str:
-        """Read a model; UNSCError: a reference that knows the forgotten classes."""
-        shares = accuracies(self.outputs(name), self.experiment.forgotten)
-        if name in self._references and (shares["AccDut"] or 0.0) > KNOWN:
-            raise UNSCError(
-                f"retrained_model_name_or_path: {self._path(name)} recognises {shares['AccDut']:.0%} of the forgotten "
-                "classes, so it was trained on them; leave it out."
-            )
-        return f"read {name}: {_words(shares)}"
 
     # ---- tries and runs ---------------------------------------------------------------------------------------------
     def _run(self, method: Method, seed: int) -> dict[str, Any]:
@@ -149,14 +130,28 @@ class ForgetSet:
         return {"chosen": best["settings"], "tries": tries if len(tries) > 1 else []}
 
     # ---- examinations -----------------------------------------------------------------------------------------------
+    def _outputs_file(self, name: str) -> Path:
+        return self.experiment.folder / "_outputs" / f"{name}.safetensors"
+
     def outputs(self, name: str) -> RowOutputs:
-        """Outputs of "original-0" or "retrained-0" on sampled training rows and all test rows, kept in a file."""
+        """Outputs of "original-0" or "retrained-0" on sampled training rows and all test rows, kept in a file.
+
+        Raises:
+            UNSCError: a reference that knows the forgotten classes.
+        """
 
         def make(file: Path) -> None:
             bench = self._bench(name)
-            write_beside(file, partial(save_file, _to_tensors(self._collect(bench, bench.original))))
+            outputs = self._collect(bench, bench.original)
+            known = accuracies(outputs, self.experiment.forgotten)["AccDut"] or 0.0
+            if name in self._references and known > KNOWN:
+                raise UNSCError(
+                    f"retrained_model_name_or_path: {self._path(name)} recognises {known:.0%} of the forgotten "
+                    "classes, so it was trained on them; leave it out."
+                )
+            write_beside(file, partial(save_file, _to_tensors(outputs)))
 
-        return _from_tensors(load_file(once(self.experiment.folder / "_outputs" / f"{name}.safetensors", make)))
+        return _from_tensors(load_file(once(self._outputs_file(name), make)))
 
     def _collect(self, bench: Workbench, model: PreTrainedModel) -> RowOutputs:
         return self._rows.outputs(partial(self.experiment.collect, bench, model))
@@ -197,10 +192,6 @@ class ForgetSet:
 
         return self.experiment.record("calibration", choose)
 
-    def _calibration_line(self) -> str:
-        chosen = [f"{name}: {choice['summary']}" for name, choice in self.calibration().items()]
-        return f"on {len(self.experiment.validation)} validation rows, {'; '.join(chosen)}"
-
     def examine(self, bench: Workbench, model: PreTrainedModel, seed: int, name: str | None = None) -> dict[str, Any]:
         """The record of one model, whoever made it: accuracies, decisions changed on kept test rows, and every audit.
 
@@ -240,12 +231,6 @@ class ForgetSet:
 def rank(attempt: Mapping[str, Any]) -> tuple[bool, float]:
     """Larger is better: whether a try forgets, then what it keeps. A mean of shares may be 1 % and a rounding error."""
     return round(attempt["AccDut"], 9) <= FORGOTTEN, attempt["AccDrt"] - attempt["AccDut"]
-
-
-def _words(record: Mapping[str, Any]) -> str:
-    """Both accuracies, for people."""
-    shares = {name: record[name] for name in ("AccDut", "AccDrt")}
-    return ", ".join(f"{name} {'–' if share is None else f'{share:.1%}'}" for name, share in shares.items())
 
 
 def _to_tensors(outputs: RowOutputs) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Jobs of a comparison: one after another in this process, or spread over processes of one thread each."""
+"""Jobs of a comparison: files that this process makes, or several processes of one thread each."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import patch_environment
 
-from ..errors import UNSCError, first_line, full_disk_in_one_line
+from ..errors import UNSCError, first_line
+from ..utils.files import busy
 
 # Variables that new processes inherit.
 _ONE_THREAD: dict[str, Any] = {
@@ -30,46 +31,47 @@ _ONE_THREAD: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Job:
-    """A piece of work. One with a `file` makes a result; others are done for those of later stages."""
+    """A file, and what makes it. Files that it needs are made on the way, or waited for while others make them."""
 
-    name: str  # unique
-    run: Callable[[], str] = field(repr=False)  # does it, and returns a line for people
-    file: Path | None = None  # where the result is kept
+    name: str
+    file: Path
+    make: Callable[[], Any]
 
 
-def run_stages(
-    stages: Sequence[Sequence[Job]],
-    make: Callable[[], Sequence[Job]],
-    processes: int | None,
-    report: Callable[[str], None],
-) -> None:
-    """Do the jobs whose files are missing, a stage after the other. What is finished stays, whatever happens to others.
+def work(jobs: Sequence[Job]) -> Iterator[Job]:
+    """Make the missing files, and yield each job when it is done. What another process is making comes last."""
+    later = []
+    for job in jobs:
+        if not job.file.is_file():
+            if busy(job.file):
+                later.append(job)
+            else:
+                job.make()
+                yield job
+    for job in later:
+        job.make()
+
+
+def share(jobs: Sequence[Job], again: Callable[[], Sequence[Job]], processes: int) -> Iterator[Job]:
+    """As `work`, by several processes of one thread each. What is finished stays, whatever happens to the others.
 
     Args:
-        stages: the jobs of one do not need each other.
-        make: makes all jobs anew in another process; it must be picklable.
-        processes: number of processes of one thread each; None does all jobs here, with the threads torch has.
-        report: receives a line for each finished job.
+        again: makes the same jobs in a new process; it must be picklable.
 
     Raises:
         UNSCError: a job failed, or a process died. The other processes are ended.
     """
-    stages = [[job for job in stage if job.file is None or not job.file.is_file()] for stage in stages]
-    if any(job.file for stage in stages for job in stage):
-        lines = (job.run() for stage in stages for job in stage)
-        count = sum(map(len, stages))
-        for i, line in enumerate(lines if processes is None else _spread(stages, make, processes)):
-            report(f"[{i + 1}/{count}] {line}")
-
-
-def _spread(stages: Sequence[Sequence[Job]], make: Callable[[], Sequence[Job]], processes: int) -> Iterator[str]:
-    """Yields the line of each job when it is done."""
+    missing = [job for job in jobs if not job.file.is_file()]
     others, spawn = multiprocessing.active_children(), multiprocessing.get_context("spawn")  # a fork copies held locks
-    with patch_environment(**_ONE_THREAD), ProcessPoolExecutor(processes, spawn, _start_worker, (make,)) as pool:
+    with patch_environment(**_ONE_THREAD), ProcessPoolExecutor(processes, spawn) as pool:
         try:
-            for stage in stages:
-                for done in as_completed([pool.submit(_run_job, job.name) for job in stage]):
-                    yield done.result()
+            working = {pool.submit(_work_quietly, again) for _ in range(processes if missing else 0)}
+            while working or missing:
+                done, working = wait(working, timeout=0.2, return_when=FIRST_EXCEPTION)
+                yield from (job for job in missing if job.file.is_file())
+                missing = [job for job in missing if not job.file.is_file()]
+                for one in done:
+                    one.result()
         except BaseException as error:
             for child in multiprocessing.active_children():
                 if child not in others:
@@ -82,18 +84,12 @@ def _spread(stages: Sequence[Sequence[Job]], make: Callable[[], Sequence[Job]], 
             raise
 
 
-# ---- in a worker ----------------------------------------------------------------------------------------------------
-_jobs_by_name: Callable[[], dict[str, Job]] = dict  # replaced when a worker starts
-
-
-def _start_worker(make: Callable[[], Sequence[Job]]) -> None:
-    """One thread, no output, and no life beyond that of the process which asks."""
+def _work_quietly(again: Callable[[], Sequence[Job]]) -> None:
+    """All of it with one thread, without output, and without a life beyond that of the process which asks."""
     import datasets
     import torch
     from transformers.utils import logging
 
-    global _jobs_by_name
-    _jobs_by_name = cache(lambda: {job.name: job for job in make()})
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives it too, and ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
@@ -101,6 +97,18 @@ def _start_worker(make: Callable[[], Sequence[Job]]) -> None:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 -- the parent reports for all
+    for _ in work([replace(job, make=partial(_make, job)) for job in again()]):
+        pass
+
+
+def _make(job: Job) -> None:
+    try:
+        job.make()
+    except UNSCError:
+        raise
+    except Exception as error:  # whatever it is, it has to survive the way to the parent
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UNSCError(f"jobs: {job.name!r} failed, {reason}; without jobs the whole traceback is shown.") from None
 
 
 def _end_with_parent() -> None:
@@ -108,14 +116,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         signal.raise_signal(signal.SIGTERM)
-
-
-def _run_job(name: str) -> str:
-    try:
-        with full_disk_in_one_line():
-            return _jobs_by_name()[name].run()
-    except UNSCError:
-        raise
-    except Exception as error:  # whatever it is, it has to survive the way to the parent
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UNSCError(f"jobs: {name!r} failed, {reason}; without jobs the whole traceback is shown.") from None

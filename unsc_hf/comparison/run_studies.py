@@ -15,7 +15,7 @@ from ..reporting.report import Picture, Section
 from ..utils.files import write_text
 from ..utils.reserve import reserved
 from .arguments import ClassificationArguments
-from .experiment import Experiment, RunArguments, check_names, read_request, read_splits
+from .experiment import Experiment, RunArguments, check_names, read_data
 from .report import write_json, write_page
 from .studies import STUDIES, Lab, Points, Study
 from .summary import markdown
@@ -53,14 +53,13 @@ def run_studies(
     console = console or Console()
     if config.disable_tqdm:
         disable_progress_bar()
-    splits = read_splits(arguments, config)
-    request = read_request(arguments, config, splits)
+    data = read_data(arguments, config)
     conclusions = {}
     with reserved(str(config.output_dir)):
         for name in ablation.studies or STUDIES:
             study, folder = STUDIES[name], Path(str(config.output_dir), name)
             models = (ablation.seeds, ablation.originals)
-            experiment = Experiment(*models, arguments, config, splits, request, folder / "_runs")
+            experiment = Experiment(*models, arguments, config, data, folder / "_runs")
             experiment.claim(folder, ablation.kind)
             console.rule(f"{name}: {study.title}")
             points = Points(study.measure(Lab(experiment, name, console)))

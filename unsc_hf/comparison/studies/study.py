@@ -109,7 +109,7 @@ class Points(list[Mapping[str, Any]]):
     def listed(self, tag: str, key: str) -> str:
         """Percent of each value of a tag, for a sentence."""
         known = {value: runs for value, runs in self.by(tag).items() if values(runs, key)}
-        return ", ".join(f"{value} {runs.percent(key)}" for value, runs in known.items())
+        return ", ".join(f"{value}: {runs.percent(key)}" for value, runs in known.items())
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Panel:
         x: tag of the places. Words stand beside each other, numbers on a line.
         by: tag that has a line for each of its values.
         at: number that is drawn to the right instead of the tag `x`.
-        log: logarithmic axes: "x", or "xy" with the size of `y`.
+        log: logarithmic axes: "x", or "xy" with the size of `y` and without intervals.
     """
 
     y: str
@@ -143,7 +143,8 @@ class Panel:
             heights += means
             x = [of.mean(self.at) if self.at else places.index(p) + 0.08 * i if words else p for p, of in runs.items()]
             axes.errorbar(
-                x, np.abs(means) if "y" in self.log else means, [scale * of.half(self.y) for of in runs.values()],
+                x, np.abs(means) if "y" in self.log else means,
+                None if "y" in self.log else [scale * of.half(self.y) for of in runs.values()],
                 fmt="o" if words or (self.at and not self.log) else "o-", ms=4, lw=1.6, elinewidth=0.8,
                 label=name, color=colormaps["tab10"](i % 10),
             )  # fmt: skip
