@@ -70,7 +70,8 @@ def run_studies(
 
 def write_study(study: Study, points: Points, folder: Path, command: str) -> str:
     """Write `study.json`, `study.png`, `README.md` and `report.html` into a folder; returns the conclusion."""
-    conclusion, rows = study.conclude(points), study.table(points)
+    conclusion = study.conclude(points) if points.where() else "No run could be made; the table says why."
+    rows = study.table(points)
     picture = save(study.picture(points), folder / "study.png")
     parts = (
         f"# {study.title}",

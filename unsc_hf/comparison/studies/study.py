@@ -22,7 +22,7 @@ from ..workbench import Workbench
 
 Point: TypeAlias = dict[str, Any]  # tags and measured numbers of one run
 
-_STATISTICS = ("max_samples_per_class", "max_rows_per_class")  # options that change what statistics are collected from
+_STATISTICS = ("rows_per_direction",)  # options that change what statistics are collected from
 _NUMBERS = {
     "AccDut": "AccDut (%)", "AccDrt": "AccDrt (%)", "leak": "leak", "steps": "steps", "seconds": "seconds",
 }  # fmt: skip
