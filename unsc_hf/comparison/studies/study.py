@@ -183,7 +183,8 @@ class Study:
 
     def picture(self, points: Points) -> Figure:
         """All panels for which something was measured."""
-        panels = [panel for panel in self.panels if values(points.where(), panel.y) and points.by(panel.x)]
+        measured = [panel for panel in self.panels if values(points.where(), panel.y) and points.by(panel.x)]
+        panels = measured or self.panels[:1]
         figure = Figure(figsize=(4.4 * len(panels), 3.6), layout="constrained")
         axes = np.atleast_1d(figure.subplots(1, len(panels)))
         for one, panel in zip(axes, panels, strict=True):
