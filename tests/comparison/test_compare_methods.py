@@ -35,9 +35,8 @@ from unsc_hf.comparison.forget_set import rank
 from unsc_hf.comparison.methods import METHODS
 from unsc_hf.comparison.parallel import Job, share, work
 from unsc_hf.comparison.report import write_comparison
-from unsc_hf.comparison.summary import latex, table
+from unsc_hf.comparison.summary import table
 from unsc_hf.data.selection import Request
-from unsc_hf.evaluation.audits import AUDITS
 
 
 @dataclass
@@ -225,15 +224,20 @@ def test_a_stopped_comparison_goes_on_where_it_was(world: World, monkeypatch: py
         monkeypatch.setitem(METHODS, name, replace(METHODS[name], run=counted(name, METHODS[name])))
     comparison, config = replace(world.comparison, audits=["collateral"]), world.config("once")
     arguments = replace(world.arguments, retrained_model_name_or_path=None)
-    once = compare_methods(comparison, arguments, config)
+    first = compare_methods(comparison, arguments, config)
     # Three tries on the first seed, and a run on the second: the try that won is not run again.
     assert counts == {"unsc": 4, "gradient_ascent": 4, "masked": 2}
-    assert json.dumps(compare_methods(comparison, arguments, config)) == json.dumps(once)
-    for name in ("unsc-0", "gradient_ascent-1"):  # killed after the tries, and in a run
-        Path(str(config.output_dir), "_runs", "frog", f"{name}.json").unlink()
+    assert json.dumps(compare_methods(comparison, arguments, config)) == json.dumps(first)
+    killed = (("unsc", 0), ("gradient_ascent", 1))  # after the tries, and in a run
+    for name, seed in killed:
+        Path(str(config.output_dir), "_runs", "frog", f"{name}-{seed}.json").unlink()
     again = compare_methods(comparison, arguments, config)
     assert counts == {"unsc": 5, "gradient_ascent": 5, "masked": 2}
-    assert timeless(again) == timeless(once)
+    for name, seed in killed:  # the same run, to rounding
+        ours, before = (found["forget_sets"]["frog"]["runs"][name][seed] for found in (again, first))
+        assert [ours[key] for key in ("AccDut", "AccDrt")] == pytest.approx(
+            [before[key] for key in ("AccDut", "AccDrt")], abs=0.05
+        )
 
 
 def test_files_for_every_reader(world: World, result: dict[str, Any], tmp_path: Path) -> None:
@@ -249,7 +253,6 @@ def test_files_for_every_reader(world: World, result: dict[str, Any], tmp_path: 
     assert len(lines[2:]) == len(rows) + 1
     sheet = list(csv.DictReader((place / "table.csv").open()))
     assert float(sheet[2]["AccDut:mean"]) == 0.0
-    assert (place / "table.tex").read_text().count(r"\\") == len(rows)
     everything = json.loads((tmp_path / "comparison.json").read_text())
     assert everything["summaries"]["frog"]["rows"]["masked"]["verdict"] == "suppressed"
     for name in ("front", "flips"):
@@ -261,10 +264,6 @@ def test_files_for_every_reader(world: World, result: dict[str, Any], tmp_path: 
     assert not re.search(r"<script|https?://|src=\"(?!data:)", page)
     texts = "What was asked|frog|Verdicts|suppressed|Settings|gradient ascent|recipes/compare_methods.py"
     assert all(text in page for text in texts.split("|"))
-
-
-def test_text_in_latex_is_escaped() -> None:
-    assert latex([["a_b", "5 %"], ["x", "1 ± 2"]]).splitlines()[2] == r"a\_b & 5 \% \\"
 
 
 @pytest.mark.parametrize(
@@ -364,28 +363,6 @@ def test_without_references_a_report_comes_and_says_what_cannot_be_said(world: W
     page = (tmp_path / "frog" / "report.html").read_text()
     assert "With 0 retrained models no verdict can be &#39;removed&#39;" in page
     assert page.count("data:image/png;base64,") == 2
-
-
-def test_the_files_that_the_docs_show_are_a_method_and_an_audit(world: World, tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "compare.md").read_text(encoding="utf-8")
-    files = []
-    for i, code in enumerate(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)):
-        assert code.count("\n") <= 60
-        files.append(tmp_path / f"own_{i}.py")
-        files[-1].write_text(code, encoding="utf-8")
-    assert len(files) == 2
-    comparison = replace(
-        world.comparison, plugins=[str(file) for file in files], methods=["uniform_labels"], audits=["entropy"],
-        seeds=[0], originals=world.originals[:1], no_intervals=True,
-    )  # fmt: skip
-    try:
-        found = compare_methods(comparison, world.arguments, world.config("own"))["forget_sets"]["frog"]
-    finally:
-        METHODS.pop("uniform_labels", None)
-        AUDITS.pop("entropy", None)
-    before, after = (found["runs"][name][0] for name in ("original", "uniform_labels"))
-    assert after["AccDut"] < before["AccDut"]
-    assert before["audits"]["entropy"]["forgotten"] < after["audits"]["entropy"]["forgotten"] <= 1
 
 
 def test_a_model_of_anybody_is_audited_beside_its_original(world: World, tmp_path: Path) -> None:

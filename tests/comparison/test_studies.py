@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,18 @@ from unsc_hf.comparison.arguments import ImageArguments
 from unsc_hf.comparison.experiment import Experiment, read_data
 from unsc_hf.comparison.methods import Workbench
 from unsc_hf.comparison.run_studies import AblationArguments, run_studies, write_study
-from unsc_hf.comparison.studies import STUDIES, Lab, Points, calibration, first_order, many_classes, poison, rank
+from unsc_hf.comparison.studies import (
+    STUDIES,
+    Lab,
+    Panel,
+    Points,
+    calibration,
+    first_order,
+    many_classes,
+    poison,
+    rank,
+    study,
+)
 from unsc_hf.comparison.studies import requests as request_study
 from unsc_hf.data.columns import read_labels
 
@@ -191,16 +203,21 @@ def test_a_backdoor_stamps_half_and_asks_for_one_class(arguments: Images, config
     assert relabel(None, None, outputs).tolist() == [0] * 5  # type: ignore[arg-type]
 
 
-def test_numbers_in_a_table_are_means_over_seeds(tmp_path: Path) -> None:
-    points = [
-        {"objective": o, "space": s, "seed": seed, "AccDut": 0.0, "AccDrt": 0.9 + 0.01 * seed, "leak": 0.02}
-        for o in ("pseudo-labels", "true-label ascent")
-        for s in ("null space", "random subspace", "no projection")
-        for seed in (0, 1, 2)
-    ]
-    rows = STUDIES["null-space"].table(points)
-    assert len(rows) == 7
+def test_a_study_of_ones_own_is_one_decorated_function(tmp_path: Path) -> None:
+    @study(
+        "What is mine?", tags={"kind": "kind"}, panels=[Panel("AccDrt", "kind")],
+        conclude=lambda points: f"It is {points.listed('kind', 'AccDrt')}.",
+    )  # fmt: skip
+    def my_study(lab: Lab) -> Iterator[dict[str, Any]]:
+        for seed in (0, 1, 2):
+            yield {"kind": "good", "seed": seed, "AccDut": 0.0, "AccDrt": 0.9 + 0.01 * seed, "leak": 0.02}
+        yield {"kind": "bad", "seed": 0, "error": "energy: too large"}
+
+    mine = STUDIES.pop("my-study")
+    points = Points(my_study(None))
     half = 4.302652729911275 * 0.01 / math.sqrt(3)
-    assert rows[1][3] == f"91.0 ± {100 * half:.1f}"
-    write_study(STUDIES["null-space"], Points(points), tmp_path, "command")
-    assert rows[1][3] in (tmp_path / "README.md").read_text()
+    cells = f"91.0 ± {100 * half:.1f}"
+    assert mine.table(points)[1:] == [["good", "0.0", cells, "0.02", "–", "–"], ["bad", "energy: too large", *[""] * 4]]
+    assert write_study(mine, points, tmp_path, "command") == f"It is good: {cells}."
+    assert (tmp_path / "study.png").is_file()
+    assert cells in (tmp_path / "README.md").read_text()

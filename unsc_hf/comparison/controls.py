@@ -169,8 +169,8 @@ def compare(
     references = []
     for name in names:
         retrained_model = load_as(network_class, name, "retrained_model_name_or_path").to(config.device)
-        processor, seconds = own_processor(name, processing_class), training_seconds(name)
-        references.append(runs.measure(retrained_model, processor, seconds=seconds))
+        processor = own_processor(name, processing_class)
+        references.append(runs.measure(retrained_model, processor, seconds=training_seconds(name)))
         share = references[-1].AccDut or 0.0
         if share > KNOWN:
             logger.warning("%s recognises %.0f %% of the forgotten classes: it was trained on them.", name, 100 * share)

@@ -1,4 +1,4 @@
-"""The files of a comparison of methods: JSON, tables for three kinds of readers, pictures, and one HTML report."""
+"""The files of a comparison of methods: JSON, tables for people and programs, pictures, and one HTML report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..reporting.report import FILE, Section, write_report
 from ..reporting.results import finite
 from ..utils.files import write_text
 from .plots import pictures
-from .summary import latex, markdown, numbers, summarise, table, title
+from .summary import markdown, numbers, summarise, table, title
 
 _WORDS = (
     "'suppressed': the output is gone. 'removed': besides, every audit lies within two standard deviations of at least "
@@ -27,8 +27,6 @@ _UNITS = (
     "The last row says how often an audit accuses a retrained model when the band is made of the other ones: an audit "
     "that retraining fails is no evidence.",
 )
-_STRENGTH = "Chosen on the original and validation rows, and the same for every model."
-_DISTANCE = "In standard deviations of the retrained models' own spread; between -2 and 2 is within their band."
 _CHOSEN = "Of each method's tries the one that kept most on validation rows among those that forgot."
 
 
@@ -57,13 +55,13 @@ def write_comparison(result: Mapping[str, Any], folder: Path, command: str) -> d
         csv.writer(sheet, lineterminator="\n").writerows(numbers(summary))
         write_text(place / "table.md", f"# Forgetting {escape(name)}: methods compared\n\n{markdown(table(summary))}")
         write_text(place / "table.csv", sheet.getvalue())
-        write_text(place / "table.tex", latex(table(summary)))
         verdict = summary["rows"].get("unsc", {"verdict": ""})["verdict"]
         sections = [
             Section("What was asked", _asked(result, outcome)),
             Section("Results", _UNITS, table=table(summary)),
             Section("Pictures", pictures=pictures(outcome, place)),
-            *_tables(outcome, summary),
+            Section("Verdicts", [_WORDS], table=_verdicts(summary), text_columns=3),
+            Section("Settings", [_CHOSEN], table=_settings(outcome), text_columns=3),
         ]
         write_page(place, f"Forgetting {name}: methods compared", sections, command, verdict and f"UNSC: {verdict}")
     write_json(folder / "comparison.json", {**result, "summaries": summaries}, command)
@@ -84,40 +82,20 @@ def _asked(result: Mapping[str, Any], outcome: Mapping[str, Any]) -> list[str]:
     return [*asked, few] if references < 3 else asked
 
 
-def _tables(outcome: Mapping[str, Any], summary: Mapping[str, Any]) -> list[Section]:
-    """Verdicts, distances, what went wrong, and what was chosen."""
-    rows, signs = summary["rows"], dict[str, list[str]]()
-    for name, of_method in summary["signatures"].items():
-        for sign in of_method:
-            signs.setdefault(sign, []).append(title(name))
-    points = [f"{sign} ({', '.join(names)})" for sign, names in signs.items()]
-    verdicts = [
-        [title(name), row["verdict"], ", ".join(row["outside"]) or "–"] for name, row in rows.items() if row["verdict"]
-    ]
-    audits = {f"{name}.{audit.headline}" for name, audit in AUDITS.items()} | {"AccDrt"}
-    paths = [path for path in summary["columns"] if path in audits]
-    distances = [
-        [title(name), *("–" if (z := row["cells"][path]["z"]) is None else f"{z:+.1f}" for path in paths)]
-        for name, row in rows.items()
-    ]
-    strength = [f"{AUDITS[name].title}: {one['summary']}." for name, one in outcome["calibration"].items()]
-    settings = []
+def _verdicts(summary: Mapping[str, Any]) -> list[list[str]]:
+    rows = [["method", "verdict", "audits outside the retrained models' band"]]
+    for name, row in summary["rows"].items():
+        if row["verdict"]:
+            rows.append([title(name), row["verdict"], ", ".join(row["outside"]) or "–"])
+    return rows
+
+
+def _settings(outcome: Mapping[str, Any]) -> list[list[str]]:
+    def words(settings: Mapping[str, Any]) -> str:
+        return ", ".join(f"{name} {value}" for name, value in settings.items()) or "defaults"
+
+    rows = [["method", "chosen", "tries on validation rows: AccDut / AccDrt"]]
     for name, chosen in outcome["settings"].items():
-        tries = [f"{_setting(t['settings'])}: {t['AccDut']:.1%} / {t['AccDrt']:.1%}" for t in chosen["tries"]]
-        settings.append([title(name), _setting(chosen["chosen"]), "; ".join(tries) or "nothing to choose"])
-    verdict_titles = ["method", "verdict", "audits outside the retrained models' band"]
-    setting_titles = ["method", "chosen", "tries on validation rows: AccDut / AccDrt"]
-    return [
-        Section("Verdicts", [_WORDS], table=[verdict_titles, *verdicts], text_columns=3),
-        Section(
-            "Distance to the retrained models", [_DISTANCE],
-            table=[["method", *(summary["columns"][path] for path in paths)], *distances],
-        ),
-        Section("Failure signatures", [] if points else ["None found."], points=points),
-        Section("How strong the audits are", [_STRENGTH if strength else "Nothing was chosen."], points=strength),
-        Section("Settings", [_CHOSEN], table=[setting_titles, *settings], text_columns=3),
-    ]  # fmt: skip
-
-
-def _setting(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in settings.items()) or "defaults"
+        tries = [f"{words(t['settings'])}: {t['AccDut']:.1%} / {t['AccDrt']:.1%}" for t in chosen["tries"]]
+        rows.append([title(name), words(chosen["chosen"]), "; ".join(tries) or "nothing to choose"])
+    return [*rows, *([AUDITS[name].title, one["summary"], "audit"] for name, one in outcome["calibration"].items())]

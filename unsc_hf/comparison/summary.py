@@ -1,4 +1,4 @@
-"""A comparison of methods as numbers that may be printed: means with intervals, distance to retraining, verdicts."""
+"""A comparison of methods as numbers that may be printed: means with intervals, and verdicts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 from scipy import stats
 
 from ..evaluation.audits import AUDITS
-from ..evaluation.signatures import accuracy_signatures
 from ..evaluation.verdict import FEWEST_REFERENCES, WORDS, Evidence, audits_outside, judge
 from .methods import METHODS
 
@@ -95,30 +94,19 @@ def against(
 
 
 def summarise(outcome: Mapping[str, Any]) -> dict[str, Any]:
-    """Statistics of one forget set: by method the mean, interval and z of each column, verdict, and UNSC's lead.
-
-    Failure signatures by method say what to do about each.
-    """
+    """Statistics of one forget set: by method the mean and interval of each column, verdict, and UNSC's lead."""
     runs, references = outcome["runs"], outcome["references"]
-    paths, before = columns(runs), values(runs[ORIGINAL], "AccDrt")
-    rows: dict[str, Any] = {}
-    signs: dict[str, list[str]] = {}
+    paths, rows = columns(runs), dict[str, Any]()
     for name, records in {**runs, **({RETRAINED: references} if references else {})}.items():
-        cells: dict[str, Any] = {}
+        cells = {}
         for path in paths:
-            numbers, band = values(records, path), values(references, path)
-            mean = float(np.mean(numbers)) if numbers else None
-            spread = float(np.std(band, ddof=1)) if len(band) > 1 else 0.0
-            z = (mean - float(np.mean(band))) / spread if mean is not None and spread > 0 else None
-            cells[path] = {"mean": mean, "half": half_interval(numbers), "z": z}
+            known = values(records, path)
+            cells[path] = {"mean": float(np.mean(known)) if known else None, "half": half_interval(known)}
         rows[name] = {"cells": cells, "verdict": "", "outside": [], "lead": against(runs, name)}
         if name not in (ORIGINAL, RETRAINED):
             word, outside = judge_method(records, references, outcome["forgotten"])
             rows[name] |= {"verdict": word, "outside": outside}
-            of_method = accuracy_signatures(before, values(records, "AccDrt"), values(records, "AccDut"))
-            signs |= {name: of_method} if of_method else {}
-    alarms = {path: false_alarms(references, path) for path in paths}
-    return {"columns": paths, "rows": rows, "false_alarms": alarms, "signatures": signs}
+    return {"columns": paths, "rows": rows, "false_alarms": {path: false_alarms(references, path) for path in paths}}
 
 
 # ---- as text --------------------------------------------------------------------------------------------------------
@@ -152,17 +140,9 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([header, "|---" * len(rows[0]) + "|", *body]) + "\n"
 
 
-def latex(rows: Sequence[Sequence[str]]) -> str:
-    """A LaTeX tabular (booktabs)."""
-    special = str.maketrans({"%": r"\%", "_": r"\_", "&": r"\&", "±": r"$\pm$", "–": "--", "#": r"\#"})
-    header, *body = (" & ".join(text.translate(special) for text in row) + r" \\" for row in rows)
-    start = r"\begin{tabular}{l" + "r" * (len(rows[0]) - 1) + "}"
-    return "\n".join([start, r"\toprule", header, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-
 def numbers(summary: Mapping[str, Any]) -> list[list[Any]]:
-    """Unrounded numbers for other programs: mean, half interval and z of each column."""
-    columns = [(path, part) for path in summary["columns"] for part in ("mean", "half", "z")]
+    """Unrounded numbers for other programs: mean and half interval of each column."""
+    columns = [(path, part) for path in summary["columns"] for part in ("mean", "half")]
     head: list[Any] = ["method", *(f"{path}:{part}" for path, part in columns), "verdict"]
     rows = summary["rows"].items()
     return [head, *([name, *(row["cells"][p][part] for p, part in columns), row["verdict"]] for name, row in rows)]

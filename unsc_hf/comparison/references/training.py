@@ -138,15 +138,12 @@ def train_model(
     Raises:
         UNSCError: a base model that cannot be loaded, an unknown size, or inputs that do not fit.
     """
-    settings: dict[str, Any] = {"plan": asdict(plan), "labels": list(labels), "data": data_fingerprint(dataset)}
-    if plan.inputs:
-        settings["inputs"] = plan.inputs
-    if label_column is not None:
-        settings["label_column"] = label_column
     if vocabulary is dataset or plan.base_model is not None or not plan.learns_tokens:
         vocabulary = None
-    if vocabulary is not None:
-        settings["vocabulary"] = data_fingerprint(vocabulary)
+    settings: dict[str, Any] = {"plan": asdict(plan), "labels": list(labels), "data": data_fingerprint(dataset)}
+    tokens = None if vocabulary is None else data_fingerprint(vocabulary)
+    more = {"inputs": plan.inputs or None, "label_column": label_column, "vocabulary": tokens}
+    settings |= {name: value for name, value in more.items() if value is not None}
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
     target, trained = Path(folder) / f"{name}-{key}", _trained(Path(folder), key)
     if trained is not None:

@@ -133,30 +133,34 @@ class Panel:
     def draw(self, axes: Any, points: Points, headings: Mapping[str, str]) -> None:
         """Draw into `axes`; `headings` are those of tags and numbers."""
         places, label = list(points.by(self.x)), headings[self.y]
-        words = any(isinstance(place, str) for place in places)
+        words, marked = any(isinstance(place, str) for place in places), bool(self.at and not self.log)
         scale, heights = 100 if "%" in label else 1, list[float]()
-        lines = points.by(self.by) if self.by else {"": points}
-        for i, (name, line) in enumerate(lines.items()):
-            runs = {place: line.where(**{self.x: place}) for place in (places if words else sorted(places))}
-            runs = {place: of for place, of in runs.items() if values(of, self.y)}
-            means = [scale * of.mean(self.y) for of in runs.values()]
-            heights += means
-            x = [of.mean(self.at) if self.at else places.index(p) + 0.08 * i if words else p for p, of in runs.items()]
-            axes.errorbar(
-                x, np.abs(means) if "y" in self.log else means,
-                None if "y" in self.log else [scale * of.half(self.y) for of in runs.values()],
-                fmt="o" if words or (self.at and not self.log) else "o-", ms=4, lw=1.6, elinewidth=0.8,
-                label=name, color=colormaps["tab10"](i % 10),
-            )  # fmt: skip
-            for place, where in zip(runs, zip(x, means, strict=True), strict=True):
-                if self.at and not self.log:
-                    axes.annotate(f"{place:g}", where, xytext=(3, 4), textcoords="offset points", fontsize=7)
+        for i, (name, line) in enumerate((points.by(self.by) if self.by else {"": points}).items()):
+            by_place = line.by(self.x)
+            runs = {place: by_place[place] for place in (places if words else sorted(places)) if place in by_place}
+            means, bars = (
+                [scale * number(of, self.y) for of in runs.values()] for number in (Points.mean, Points.half)
+            )
+            if self.at:
+                x = [of.mean(self.at) for of in runs.values()]
+            else:
+                x = [places.index(place) + 0.08 * i if words else place for place in runs]
+            style = {"fmt": "o" if words or marked else "o-", "ms": 4, "lw": 1.6, "elinewidth": 0.8}
+            if "y" in self.log:
+                means, bars = np.abs(means).tolist(), [0.0] * len(bars)
+            axes.errorbar(x, means, bars, label=name, color=colormaps["tab10"](i % 10), **style)
+            for place, where in zip(runs, zip(x, means, strict=True), strict=True) if marked else ():
+                axes.annotate(f"{place:g}", where, xytext=(3, 4), textcoords="offset points", fontsize=7)
+            heights += [mean for mean in means if mean == mean]
         axes.set(xlabel=headings[self.at or self.x], ylabel=label)
         axes.set(**{f"{axis}scale": "log" for axis in self.log})
         if words:
             axes.set_xticks(range(len(places)), places, rotation=25, ha="right", fontsize=8)
         if scale == 100 and heights:  # the wide intervals of few seeds run off the picture
             axes.set_ylim(min(heights) - 3, max(heights) + 3)
+
+
+Measure: TypeAlias = Callable[[Lab], Iterable[Point]]
 
 
 @dataclass(frozen=True)
@@ -178,7 +182,7 @@ class Study:
     tags: Mapping[str, str]
     panels: Sequence[Panel]
     conclude: Callable[[Points], str]
-    measure: Callable[[Lab], Iterable[Point]]
+    measure: Measure
     numbers: Mapping[str, str]
 
     def picture(self, points: Points) -> Figure:
@@ -221,10 +225,10 @@ STUDIES: dict[str, Study] = {}
 def study(
     title: str, *, tags: Mapping[str, str], panels: Sequence[Panel], conclude: Callable[[Points], str],
     numbers: Mapping[str, str] = _NUMBERS,
-) -> Callable[[Callable[[Lab], Iterable[Point]]], Callable[[Lab], Iterable[Point]]]:  # fmt: skip
+) -> Callable[[Measure], Measure]:  # fmt: skip
     """Decorator: register a function from a `Lab` to points as a study; see `Study`. Its name is the function's."""
 
-    def register(measure: Callable[[Lab], Iterable[Point]]) -> Callable[[Lab], Iterable[Point]]:
+    def register(measure: Measure) -> Measure:
         name = measure.__name__.replace("_", "-")
         STUDIES[name] = Study(name, title, tags, panels, conclude, measure, numbers)
         return measure
