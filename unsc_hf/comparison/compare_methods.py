@@ -226,34 +226,32 @@ def compare(
     if task not in kinds:
         raise UNSCError(f"task: got {task!r}; choose from {', '.join(kinds)}.")
 
-    def named(models: Sequence[Model], kind: str) -> list[str]:
-        """Names of models; those that are objects are saved first."""
-        names = []
-        for i, model in enumerate(models):
-            names.append(
-                str(model if isinstance(model, str | PathLike) else Path(output_dir, "_models", f"{kind}-{i}"))
-            )
-            if not isinstance(model, str | PathLike):
-                model.save_pretrained(names[-1])
-                if processing_class is not None:
-                    processing_class.save_pretrained(names[-1])
-        return names
+    def name(model: Model, kind: str, i: int = 0) -> str:
+        """Name of a model; one that is an object is saved first."""
+        if isinstance(model, str | PathLike):
+            return str(model)
+        folder = str(Path(output_dir, "_models", f"{kind}-{i}"))
+        for part in (model, processing_class):
+            if part is not None:
+                part.save_pretrained(folder)
+        return folder
 
     originals = list(originals) if isinstance(originals, list | tuple) else [originals]
     classes = [forget_classes] if isinstance(forget_classes, str) else forget_classes
     comparison = ComparisonArguments(
-        list(seeds), named(originals, "original"), methods=None if methods is None else list(methods),
-        audits=None if audits is None else list(audits), no_intervals=len(seeds) == 1, jobs=jobs,
+        list(seeds), [name(model, "original", i) for i, model in enumerate(originals)], no_intervals=len(seeds) == 1,
+        methods=list(methods) if methods is not None else None, audits=list(audits) if audits is not None else None,
+        jobs=jobs,
     )  # fmt: skip
     arguments = kinds[task](
         dataset_name=dataset if isinstance(dataset, str) else "given as an object",
         forget_classes=[str(c) for c in classes],
-        retrained_model_name_or_path=named(retrained, "retrained") or None,
+        retrained_model_name_or_path=[name(model, "retrained", i) for i, model in enumerate(retrained)] or None,
     )
     config = deepcopy(config) if config else UNSCConfig(report_to="none", disable_tqdm=True)
     config.output_dir = str(output_dir)
     data = None if isinstance(dataset, str) else dataset
-    examined = None if audited is None else named([audited], "audited")[0]
+    examined = None if audited is None else name(audited, "audited")
     return ComparisonResult(compare_methods(comparison, arguments, config, console, data, examined), Path(output_dir))
 
 
