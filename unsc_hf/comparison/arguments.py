@@ -131,8 +131,6 @@ class ImageArguments(ClassificationArguments):
     """What to forget, from which image classifier and data. Without `dataset_name` the embedded quickstart runs."""
 
     patch_size: int = HfArg(default=4, help="Patch side in pixels, for model_size.")
-    train_crop_padding: int = HfArg(default=0, help="Augmentation: random crops after this padding.")
-    train_flip: bool = HfArg(default=False, help="Augmentation: random mirror images.")
 
     plan_class = ImagePlan
 
