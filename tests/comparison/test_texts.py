@@ -6,7 +6,6 @@ import copy
 import json
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,7 @@ import pytest
 import torch
 from helpers.models import fit
 from helpers.texts import NAMES, texts
-from helpers.training import make_trainer
 from rich.console import Console
-from transformers import AutoModelForSequenceClassification
 
 from unsc_hf import UNSCConfig
 from unsc_hf.comparison.arguments import TextArguments
@@ -24,9 +21,8 @@ from unsc_hf.comparison.compare_methods import ComparisonArguments, compare_meth
 from unsc_hf.comparison.controls import compare
 from unsc_hf.comparison.references.texts import TextPlan, train_tokenizer
 from unsc_hf.data.inputs import default_collator, prepare_dataset
-from unsc_hf.data.selection import Request, split_dataset
-from unsc_hf.erasure.bands import ProbeBands
-from unsc_hf.models.loading import load_as, own_processor
+from unsc_hf.data.selection import Request
+from unsc_hf.models.loading import own_processor
 
 
 @pytest.fixture(scope="module")
@@ -116,34 +112,6 @@ def test_a_comparison_of_methods_reads_a_reference_with_its_own_tokenizer(world:
     distance = found["forget_sets"]["money"]["runs"]["original"][0]["audits"]["similarity"]
     assert distance["cka_kept"] == pytest.approx(1, abs=1e-5)
     assert distance["js_kept"] == pytest.approx(0, abs=1e-6)
-
-
-def test_bands_read_a_reference_with_its_own_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A probe of the original with its tokens numbered otherwise is given the features of the original."""
-    model, tokenizer = TextPlan("nano", vocabulary_size=100, max_length=16).start(texts(60), NAMES)
-    model.save_pretrained(tmp_path / "same")
-    tokenizer.save_pretrained(tmp_path / "same")
-    renumbered(model, tokenizer, tmp_path / "other")
-    loads = [
-        partial(load_as, AutoModelForSequenceClassification, str(tmp_path / name), "retrained")
-        for name in ("same", "other")
-    ]
-    given: list[torch.Tensor] = []
-    monkeypatch.setattr(
-        "unsc_hf.erasure.bands.linear_probe", lambda *rows, **_: given.extend((rows[0], rows[2])) or 0.5
-    )
-    trainer = make_trainer(
-        model,
-        split_dataset(texts(60), forget_classes=["money"]),
-        tmp_path,
-        trainer_kwargs={"processing_class": tokenizer},
-    )
-    ProbeBands(trainer.model, trainer.feature_rows(), loads)
-    same, other = given[: len(given) // 2], given[len(given) // 2 :]
-    assert len(same) == 2
-    for ours, theirs in zip(same, other, strict=True):
-        torch.testing.assert_close(theirs, ours)
-        assert float(ours.std(0).max()) > 1e-3
 
 
 def test_whole_numbers_name_the_same_training_as_fractions() -> None:

@@ -156,18 +156,6 @@ def test_options_of_the_trainer_keep_the_promise(options: dict[str, Any], adapte
     assert relative(logits(network, data[0]), before_forget) > 0.003
 
 
-@pytest.mark.parametrize("options", [{}, {"max_statistics_memory": "1.45MB"}], ids=["one pass", "several passes"])
-@pytest.mark.parametrize("place", ["none", "head", "layers"])
-def test_erasure(place: str, options: dict[str, Any], tmp_path: Path) -> None:
-    model = build("vit")
-    trainer = _unlearn(
-        model, rows_for(model, "vit"), tmp_path, energy=0.9, max_steps=3, feature_erasure=place, pseudo_labels="top1",
-        target_forget_accuracy=0.999, **options,
-    )  # fmt: skip
-    trainer.certify()
-    assert bool(trainer.erased) == (place != "none")
-
-
 def test_single_rows_and_a_resumed_run(separable_data: Draw, tmp_path: Path) -> None:
     train = separable_data(30)
     model, unseen = learned(train), with_odd_labels(separable_data(30), 60)

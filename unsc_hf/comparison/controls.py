@@ -7,7 +7,6 @@ import logging
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,9 @@ from ..data.columns import check_labels_match, read_labels
 from ..data.copies import without_overlap
 from ..data.inputs import default_collator, prepare_dataset
 from ..data.selection import Request, hold_out, split_dataset
-from ..erasure.bands import ProbeBands
 from ..errors import UNSCError
 from ..evaluation.engine import EvaluationRows, evaluate_outputs, output_metrics
-from ..evaluation.verdict import LABELS, MethodResult, Verdict, judge, mean_result
+from ..evaluation.verdict import LABELS, MethodResult, judge, mean_result
 from ..models.loading import load_as, load_config, model_label_names, own_processor
 from ..models.outputs import Outputs, RowOutputs, collect_outputs, head_weights
 from ..trainer.checkpoints import resume_from
@@ -153,9 +151,6 @@ def compare(
     methods = {"original": runs.measure(unsc.model, processing_class, leak=0.0)}
     if runs.forgotten:
         methods["masked"] = runs.masked_logits(methods["original"])
-    if config.feature_erasure != "none" and unsc.task.whole_classes and len(names) > 1:
-        loads = [partial(load_as, network_class, name, "retrained_model_name_or_path") for name in names]
-        unsc.choose_erasure = ProbeBands(unsc.model, unsc.feature_rows(), loads)
     unsc.train(resume_from_checkpoint=resume_from(config.resume_from_checkpoint))
     certificate = unsc.certify()
     preparation = sum(unsc.plan.seconds.values())  # the controls borrow the statistics, and share what they cost
@@ -176,21 +171,10 @@ def compare(
             logger.warning("%s recognises %.0f %% of the forgotten classes: it was trained on them.", name, 100 * share)
     if references:
         methods["retrained"] = mean_result(references)
-    verdict = judge_run(methods["unsc"], references, runs.forgotten, erased=bool(unsc.erased))
+    retrained_evidence = [reference.evidence(runs.forgotten) for reference in references]
+    verdict = judge(methods["unsc"].evidence(runs.forgotten), retrained_evidence, runs.forgotten)
     ordered = {name: methods[name] for name in LABELS if name in methods}
     return Comparison(ordered, references, certificate.to_dict(), verdict.word, verdict.reason, unsc)
-
-
-def judge_run(
-    result: MethodResult, references: Sequence[MethodResult], forgotten: Sequence[int], erased: bool
-) -> Verdict:
-    """The verdict on an unlearned model; it warns where features were erased against the very probe that is used."""
-    retrained = [reference.evidence(forgotten) for reference in references]
-    verdict = judge(result.evidence(forgotten), retrained, forgotten)
-    if verdict.word != "removed" or not erased:
-        return verdict
-    warning = "the features were erased against such a probe, so ask readers of another kind before you rely on it"
-    return replace(verdict, reason=f"{verdict.reason}; {warning}")
 
 
 def _check_reference(name: str, num_labels: int) -> None:

@@ -19,8 +19,6 @@ from transformers.trainer_utils import EvalLoopOutput, SchedulerType, TrainOutpu
 from transformers.utils import ModelOutput
 
 from ..config import REFUSED, UNSCConfig
-from ..erasure.eraser import Choose, Erased, erase_features
-from ..erasure.readings import FeatureRows
 from ..errors import UNSCError
 from ..evaluation.certificate import Certificate
 from ..experimental.rehearsal import special_tokens
@@ -77,8 +75,6 @@ class UNSCTrainer(PublishingTrainer):
         reader: runs the model on raw rows.
         original_weights: hash of the model as it was given.
         stop_reason: why unlearning ended: "target", "plateau", "leak_budget", "flips_budget", "max_steps" or "stopped".
-        erased: what was erased from the features, with `feature_erasure`.
-        choose_erasure: chooses how much is erased; None for `erasure_strength`.
         unlearning_seconds: time spent in `train`, without the preparation.
 
     Raises:
@@ -125,8 +121,6 @@ class UNSCTrainer(PublishingTrainer):
         forget = self.goal.hold_out(forget_dataset)
         self.rows = UnlearningRows.of(forget, retain_dataset, self.task.strata, args, certificate_dataset)
         self.stop_reason: str | None = None
-        self.erased: list[Erased] = []
-        self.choose_erasure: Choose | None = None
         self.unlearning_seconds = 0.0
         self._forgotten_rows = len(forget_dataset)
         self._given_statistics = statistics
@@ -227,8 +221,6 @@ class UNSCTrainer(PublishingTrainer):
         Raises:
             UNSCError: resuming with another model, data or options than the checkpoint's run began with.
         """
-        if self.erased:
-            raise UNSCError("feature_erasure: features are erased already; save the model, and start anew from there.")
         checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
         self.prepare_unlearning()
         if checkpoint is not None:
@@ -253,8 +245,6 @@ class UNSCTrainer(PublishingTrainer):
         try:
             output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
             plan.projection.project_displacements(torch.float64)
-            if self.args.erases_features:
-                self._erase()
         finally:
             for callback in callbacks:
                 self.remove_callback(callback)
@@ -264,28 +254,6 @@ class UNSCTrainer(PublishingTrainer):
         unchanged = weight_digests(self.model, exclude=trained)
         check_outcome(plan, self.goal, self.args, self.state, stopping.reason, frozen, unchanged)
         return output
-
-    def _erase(self) -> None:
-        """Erase what a linear probe reads of the forgotten rows, and log where that leaves the model."""
-        self.erased = erase_features(
-            self.unwrapped(),
-            self.plan.selection.layers,
-            self.feature_rows(),
-            self.plan.pseudo_labels if self.task.label_column is not None else None,
-            leak=lambda: gathered(self.held_out_leak().total, self.args.device)[0],  # one process decides for all
-            known=lambda: self.check().known,
-            target=self.goal.target,
-            choose=self.choose_erasure,
-        )
-        self.log(self.check().logged())
-
-    def feature_rows(self) -> FeatureRows:
-        """The rows that `unsc_hf.erasure` reads."""
-        rows, reader = self.rows, self.reader
-        return FeatureRows(
-            self.task, self.args, rows.forget, rows.retain, rows.forget_validation, self.processing_class,
-            reader.prepare, reader.collate,
-        )  # fmt: skip
 
     # ---- step -------------------------------------------------------------------------------------------------------
 
