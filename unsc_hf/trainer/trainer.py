@@ -21,7 +21,6 @@ from transformers.utils import ModelOutput
 from ..config import REFUSED, UNSCConfig
 from ..errors import UNSCError
 from ..evaluation.certificate import Certificate
-from ..experimental.rehearsal import special_tokens
 from ..models.adapters import add_adapters
 from ..models.hooks import quiet
 from ..models.loading import check_weights, load_model
@@ -127,7 +126,7 @@ class UNSCTrainer(PublishingTrainer):
         self._plan: UnlearningPlan | None = None
         self._spaces: Spaces | None = None
 
-        model = self._adopt(model, peft_config, processing_class)
+        model = self._adopt(model, peft_config)
         super().__init__(
             model=model,
             args=args,
@@ -150,12 +149,11 @@ class UNSCTrainer(PublishingTrainer):
         self.data_collator = self.reader.collate
         model.add_model_tags(self._tag_names)
 
-    def _adopt(self, model: PreTrainedModel, peft_config: PeftConfig | None, processing_class: Any) -> Any:
+    def _adopt(self, model: PreTrainedModel, peft_config: PeftConfig | None) -> Any:
         """Note what the model was, and add adapters where they are asked for."""
         self.original_weights, self.model_class = weight_hash(model), type(model).__name__
         self.base_dtype = str(model.dtype).removeprefix("torch.")
         self.base_model_name = public_name(str(model.config._name_or_path or ""))
-        self._special_tokens = special_tokens(processing_class, model.config)
         if self.base_dtype != "float32":  # images come in float32, and some models do not cast them
             model.register_forward_pre_hook(cast_inputs, with_kwargs=True)
         if peft_config is None:
@@ -179,7 +177,7 @@ class UNSCTrainer(PublishingTrainer):
             self._plan, self._spaces = self.make_preparation(*parts, self._given_statistics).plan()
             retain = prepare(self.rows.retain) if OBJECTIVES[args.objective].rehearses else None
             self.train_dataset = RelabelledDataset(prepare(self.rows.forget), self._plan.targets, retain, args.seed)
-            self.terms = TermsProvider(model, self.task, self.goal, args, self._special_tokens)
+            self.terms = TermsProvider(model, self.task, self.goal, args)
         return self._plan
 
     @property
