@@ -48,9 +48,9 @@ class Check:
         return self.forget_accuracy if self.exposure is None else self.exposure
 
     def reached(self, target: float, least_loss: float = 0.0) -> bool:
-        """Whether no more is known than the target, and forget rows are not right more often than unseen rows.
+        """Whether no more is known than the target, `forget_loss` is at least `least_loss`, and there is no gap.
 
-        `forget_loss` must be at least `least_loss`, too. That forget rows are right more often is waived once their losses are larger than those of unseen rows: getting more of them wrong
+        A gap is waived once the losses of forget rows are larger than those of unseen rows: getting more of them wrong
         would only make them stand out.
         """
         return (
