@@ -10,7 +10,7 @@ Ratios are measured side by side in one run, and their medians are kept.
     python benchmarks/speed.py algebra      # eigh of moments against SVD of rows; streaming against a loop over patches
     python benchmarks/speed.py whole RUN... # unlearning against retraining, from output folders of the recipes
 
-`--threads` sets torch's threads, `--output` where the JSON goes. benchmarks/README.md explains each question.
+`--threads` sets torch's threads, `--output` where the JSON goes.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ inside this package.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ def fields_of(name: str, inherited: bool) -> list[tuple[str, str, str]]:
     module, _, attribute = name.rpartition(".")
     cls = getattr(import_module(module), attribute)
     classes = [base for base in cls.__mro__ if base.__module__.startswith("unsc_hf")] if inherited else [cls]
-    own = {field for base in classes for field in base.__dict__.get("__annotations__", {})}
+    own = {field for base in classes for field in inspect.get_annotations(base)}
     rows = []
     for field in dataclasses.fields(cls):
         if field.name in own and field.init:
