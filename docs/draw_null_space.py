@@ -52,11 +52,11 @@ def inputs(axes: Axes, kept: np.ndarray, forget: np.ndarray) -> None:
     axes.scatter(*forget.T, color=ORANGE, s=26, marker="s", label="rows to forget")
     arrow(axes, 3.1 * KEPT_DIRECTION, BLUE)
     arrow(axes, 2.1 * FREE_DIRECTION, GREY)
-    axes.text(1.05, 0.05, "used by kept rows", color=BLUE, fontsize=9, va="top")
-    axes.text(-0.75, 2.08, "free: the null space", color=GREY, fontsize=9)
+    axes.text(1.05, 0.05, "used by kept rows", color=BLUE, fontsize=9.5, va="top")
+    axes.text(-0.75, 2.08, "free: the null space", color=GREY, fontsize=9.5)
     axes.set_xlim(-1.1, 3.3)
-    axes.set_ylim(-0.6, 2.9)
-    axes.legend(loc="upper right", fontsize=8, frameon=False)
+    axes.set_ylim(-0.6, 3.3)
+    axes.legend(loc="upper right", fontsize=9, frameon=False)
 
 
 def change(axes: Axes, projected: np.ndarray) -> None:
@@ -66,8 +66,8 @@ def change(axes: Axes, projected: np.ndarray) -> None:
     axes.plot(*np.stack([STEP, projected]).T, color=GREY, linewidth=0.9, linestyle=":")
     for sign in (-1.6, 1.6):
         axes.plot(*np.stack([np.zeros(2), sign * FREE_DIRECTION]).T, color="#d1d5db", linewidth=1, zorder=0)
-    axes.text(-0.5, -1.3, "wanted by the optimiser", color=GREY, fontsize=9, ha="center")
-    axes.text(0.48, -0.78, "projected onto\nthe null space", color=ORANGE, fontsize=9)
+    axes.text(-0.35, -1.34, "wanted by the optimiser", color=GREY, fontsize=9.5, ha="center")
+    axes.text(0.48, -0.78, "projected onto\nthe null space", color=ORANGE, fontsize=9.5)
     axes.set_xlim(-1.5, 1.7)
     axes.set_ylim(-1.5, 1.2)
 
@@ -86,7 +86,7 @@ def outputs(axes: Axes, kept: np.ndarray, forget: np.ndarray, projected: np.ndar
     axes.set_yticks([0, 1], ["forget", "keep"])
     axes.set_ylim(-0.5, 1.5)
     axes.set_xticks([])
-    axes.set_xlabel("hollow: before    filled: after", fontsize=9, color=GREY)
+    axes.set_xlabel("hollow: before    filled: after", fontsize=9.5, color=GREY)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(length=0)
 
@@ -94,7 +94,7 @@ def outputs(axes: Axes, kept: np.ndarray, forget: np.ndarray, projected: np.ndar
 def draw() -> Figure:
     kept, forget = rows(np.random.default_rng(4))
     projected = FREE_DIRECTION * (FREE_DIRECTION @ STEP)
-    figure = Figure(figsize=(6.6, 5.2), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(5.8, 5.0), layout="constrained", facecolor="white")
     axes = figure.subplot_mosaic([["inputs", "change"], ["outputs", "outputs"]], width_ratios=(1.25, 1.0))
     inputs(axes["inputs"], kept, forget)
     change(axes["change"], projected)

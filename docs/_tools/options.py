@@ -22,14 +22,15 @@ def fields_of(name: str, inherited: bool) -> list[tuple[str, str, str]]:
     """Name, default and help of each field of the dataclass with this full name."""
     module, _, attribute = name.rpartition(".")
     cls = getattr(import_module(module), attribute)
-    classes = [base for base in cls.__mro__ if base.__module__.startswith("unsc_hf")] if inherited else [cls]
-    own = {field for base in classes for field in inspect.get_annotations(base)}
-    rows = []
-    for field in dataclasses.fields(cls):
-        if field.name in own and field.init:
-            shown = "" if field.default in (None, dataclasses.MISSING) else str(field.default)
-            rows.append((field.name, shown, str(field.metadata.get("help", ""))))
-    return rows
+    bases = [base for base in reversed(cls.__mro__) if base.__module__.startswith("unsc_hf")]
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    rows = {}
+    for declared in (name for base in (bases if inherited else [cls]) for name in inspect.get_annotations(base)):
+        if declared in fields:
+            default = fields[declared].default
+            shown = "" if default in (None, dataclasses.MISSING) else str(default)
+            rows[declared] = (declared, shown, str(fields[declared].metadata.get("help", "")))
+    return list(rows.values())
 
 
 class Options(Directive):

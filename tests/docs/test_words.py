@@ -12,7 +12,8 @@ WORDS = runpy.run_path(str(ROOT / "tools" / "words.py"))
 def test_code_links_and_directives_are_not_prose() -> None:
     page = (
         "# Two words\n\nA [link](https://x.y/z.html) counts once. So does `this code here`!\n\n"
-        "```python\nnot = counted\n```\n\n:::{tab-item} Python\n:sync: python\n:::\n\n- An item. | no row\n\n| a | b |\n"
+        "```python\nnot = counted\n```\n\n:::{tab-item} Python\n:sync: python\n:::\n\n"
+        "- An item. | no row\n\n| a | b |\n"
     )
     counted = WORDS["count"](page)
     assert counted.words == 2 + 4 + 5 + 4 + 2

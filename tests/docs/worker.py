@@ -12,13 +12,13 @@ import re
 import runpy
 import shlex
 import sys
-import tomllib
 import traceback
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import tomllib
 from accelerate.commands.launch import launch_command_parser
 from transformers import TrainingArguments
 
@@ -55,14 +55,15 @@ def run_python(name: str, blocks: list[tuple[int, str]]) -> None:
 
 def run_script(words: list[str]) -> None:
     """A script of the repository; its exit code must be 0."""
-    before = sys.argv
+    before, code = sys.argv, None
     sys.argv = words
     try:
         runpy.run_path(str(ROOT / words[0]), run_name="__main__")
     except SystemExit as left:
-        assert not left.code, f"exit code {left.code}"
+        code = left.code
     finally:
         sys.argv = before
+    assert not code, f"exit code {code}"
 
 
 def run_unsc(words: list[str]) -> None:
@@ -83,7 +84,8 @@ def check_pip(words: list[str]) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     match = re.fullmatch(r"\.(?:\[(\w+)\])?", words[1])
     assert words[0] == "install", words
-    assert match and (match[1] is None or match[1] in extras), words
+    assert match is not None, words
+    assert match[1] in (None, *extras), words
 
 
 def check_make(words: list[str]) -> None:
