@@ -34,8 +34,7 @@ from ..errors import UNSCError, closest, full_disk_in_one_line
 from .arguments import fill_output_dir, parse_arguments
 
 _QUIET = {"disable_tqdm": True, "report_to": "none"}
-# A language model has no classes, so every retained row is read, whatever their number.
-_LANGUAGE_DEFAULTS = {"max_rows_per_class": None, "max_samples_per_class": None, "per_device_train_batch_size": 32}
+_LANGUAGE_DEFAULTS = {"per_device_train_batch_size": 32}
 
 
 @dataclass
