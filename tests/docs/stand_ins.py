@@ -12,9 +12,10 @@ from datasets import ClassLabel, Dataset, Features, Image, Value, concatenate_da
 from helpers.models import fit, make_vit
 from helpers.tofu import write_tofu
 from PIL import Image as PILImage
-from transformers import AutoTokenizer, ViTImageProcessorPil
+from transformers import ViTImageProcessorPil
 
 from unsc_hf.comparison.references.texts import LanguagePlan, TextPlan
+from unsc_hf.comparison.references.training import train_model
 from unsc_hf.data.dialogues import to_dialogues
 
 BEANS = ["angular_leaf_spot", "bean_rust", "healthy"]
@@ -78,14 +79,10 @@ def text_model(folder: Path, train: Dataset) -> None:
 
 
 def language_model(folder: Path, data: Path) -> None:
-    """A Llama that has begun to learn the answers of a data set like TOFU."""
-    rows = to_dialogues(
-        concatenate_datasets([Dataset.from_json(str(data / f"{n}.json")) for n in ("forget10", "retain90")])
-    )
-    model, tokenizer = LanguagePlan(size="nano", vocabulary_size=300, max_length=128).start(rows)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(folder)
+    """A Llama that has learned to end its answers to questions like TOFU's."""
+    parts = [Dataset.from_json(str(data / f"{name}.json")) for name in ("forget10", "retain90")]
+    plan = LanguagePlan(size="nano", vocabulary_size=300, max_length=128, epochs=60)
+    train_model(to_dialogues(concatenate_datasets(parts)), plan, folder.parent / "trained", "lm").rename(folder)
 
 
 def write_splits(folder: Path, **splits: Dataset) -> None:
@@ -98,7 +95,9 @@ def make_data(folder: Path) -> None:
     beans, clothes = folder / "AI-Lab-Makerere" / "beans", folder / "zalando-datasets" / "fashion_mnist"
     parts = {"train": (40, 0), "validation": (16, 1), "test": (16, 2)}
     write_splits(beans, **{split: images(BEANS, *size, "RGB", "labels") for split, size in parts.items()})
-    shown = {split: images(CLOTHES, *parts[split], "L", "label") for split in ("train", "test")}
+    shown = {
+        split: images(CLOTHES, rows, seed, "L", "label") for split, rows, seed in (("train", 20, 0), ("test", 8, 1))
+    }
     write_splits(clothes, **shown)
     without = {split: rows.filter(lambda row: row["label"] != CLOTHES.index("Shirt")) for split, rows in shown.items()}
     without["test"] = shown["test"]
