@@ -16,12 +16,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from helpers import stand_ins
 from helpers.hub_server import TOKEN, Hub, Repo
 
-HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
-sys.path.insert(0, str(HERE))
-import stand_ins  # noqa: E402
-
+ROOT = Path(__file__).parents[2]
 SHELVES = ("get_started", "how_to", "concepts")
 PAGES = ["README.md", "docs/index.md"]
 PAGES += sorted(str(path.relative_to(ROOT)) for shelf in SHELVES for path in (ROOT / "docs" / shelf).glob("*.md"))
@@ -55,7 +53,7 @@ def worker(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cal
             **os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN,
             "NO_PROXY": "127.0.0.1,localhost", "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1",
         }  # fmt: skip
-        words = [sys.executable, str(HERE / "worker.py")]
+        words = [sys.executable, str(ROOT / "tests" / "helpers" / "page_worker.py")]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
         process = subprocess.Popen(words, env=environment, text=True, **pipes)
         asked, answers = process.stdin, process.stdout

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value, concatenate_datasets
-from helpers.models import fit, make_vit
-from helpers.tofu import write_tofu
 from PIL import Image as PILImage
 from transformers import ViTImageProcessorPil
 
+from helpers.models import fit, make_vit
+from helpers.tofu import write_tofu
 from unsc_hf.comparison.references.texts import LanguagePlan, TextPlan
 from unsc_hf.comparison.references.training import train_model
 from unsc_hf.data.dialogues import to_dialogues
