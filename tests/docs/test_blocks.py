@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 SHELVES = ("get_started", "how_to", "concepts")
 PAGES = ["README.md", "docs/index.md"]
 PAGES += sorted(str(path.relative_to(ROOT)) for shelf in SHELVES for path in (ROOT / "docs" / shelf).glob("*.md"))
+QUICK = ("README.md", "docs/get_started/install.md", "docs/how_to/protect_any_trainer.md")
 _FENCE = re.compile(r"^ *```(\w+)$", re.M)
 Run = Callable[[str, str], str | None]
 
@@ -31,7 +32,12 @@ def languages(page: str) -> set[str]:
     return set(_FENCE.findall((ROOT / page).read_text(encoding="utf-8")))
 
 
-CASES = [(page, language) for page in PAGES for language in ("python", "bash") if language in languages(page)]
+CASES = [
+    pytest.param(page, language, marks=() if page in QUICK else pytest.mark.slow, id=f"{page}-{language}")
+    for page in PAGES
+    for language in ("python", "bash")
+    if language in languages(page)
+]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +89,7 @@ def run(worker: Callable[[dict[str, str]], str | None], data: Path, tmp_path: Pa
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("page", "language"), CASES, ids=lambda value: str(value))
+@pytest.mark.parametrize(("page", "language"), CASES)
 def test_the_blocks_of_a_page_run(page: str, language: str, run: Run) -> None:
     error = run(page, language)
     assert error is None, error
