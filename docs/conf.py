@@ -46,7 +46,6 @@ napoleon_custom_sections = [
         "control the subspace",
         "control the statistics",
         "control forgetting",
-        "control forgetting in the features",
         "describe the data",
     )
 ]
