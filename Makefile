@@ -39,11 +39,12 @@ mutants: $(STAMP) ## Faults planted in the mathematics one at a time, and those 
 	$(BIN)/python -m pip install --quiet --requirement tools/mutants.txt
 	OMP_NUM_THREADS=1 $(BIN)/python tools/mutants.py
 
-lint: $(STAMP) ## ruff (lint and format), the order of the layers, lengths and private names.
+lint: $(STAMP) ## ruff (lint and format), the order of the layers, lengths and private names, words of the pages.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python tools/check_code.py
+	$(BIN)/python tools/words.py
 
 types: $(STAMP) ## mypy, strict.
 	$(BIN)/mypy

@@ -10,7 +10,7 @@ Ratios are measured side by side in one run, and their medians are kept.
     python benchmarks/speed.py algebra      # eigh of moments against SVD of rows; streaming against a loop over patches
     python benchmarks/speed.py whole RUN... # unlearning against retraining, from output folders of the recipes
 
-`--threads` sets torch's threads, `--output` where the JSON goes. benchmarks/README.md explains each question.
+`--threads` sets torch's threads, `--output` where the JSON goes.
 """
 
 from __future__ import annotations
@@ -149,14 +149,11 @@ def random_subspace(layers: Sequence[ProtectedLayer], share: float) -> Subspace:
 
 
 def ask_statistics(options: argparse.Namespace) -> dict[str, Any]:
-    """One class of `--images` images through ViT-B/16, default budgets. Ten such classes take ten times both."""
+    """`--images` images of one class through ViT-B/16, with the default budget of rows."""
     model, reader = vit_b(), processor(224)
     rows = noise(options.images, 224, 1)
     prepared, collate = prepare_dataset(rows, reader, model, "label"), default_collator(reader)
-    budgets = {
-        "max_rows_per_class": UNSCConfig.max_rows_per_class,
-        "max_samples_per_class": UNSCConfig.max_samples_per_class,
-    }
+    budget = UNSCConfig.rows_per_direction
 
     def plain() -> None:
         with torch.no_grad():
@@ -166,17 +163,12 @@ def ask_statistics(options: argparse.Namespace) -> dict[str, Any]:
     def collect() -> None:
         ActivationStatistics.collect(
             model, rows, label_column="label", processing_class=reader, batch_size=options.batch, progress=False,
-            dtype=UNSCConfig(output_dir="unused").product_dtype, **budgets,
+            dtype=UNSCConfig(output_dir="unused").product_dtype, rows_per_direction=budget,
         )  # fmt: skip
 
     seconds = side_by_side({"forward": plain, "statistics": collect}, options.repeats)
-    share = min(1.0, budgets["max_rows_per_class"] / (options.images * VIT_B_TOKENS))
-    return {
-        "seconds": seconds,
-        "ratios": ratios(seconds, "forward"),
-        "images": options.images,
-        "share_of_tokens": share,
-    }
+    found = {"seconds": seconds, "ratios": ratios(seconds, "forward")}
+    return {**found, "images": options.images, "rows_per_direction": budget}
 
 
 # ---- b) one step -----------------------------------------------------------------------------------------------------

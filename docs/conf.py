@@ -1,23 +1,44 @@
 """The site: pages and docstrings, warnings are errors (`make docs`)."""
 
+import sys
+from pathlib import Path
+
 from unsc_hf import __version__
+
+sys.path.insert(0, str(Path(__file__).parent / "_tools"))
 
 project = "unsc_hf"
 author = "The unsc_hf authors"
 project_copyright = "the unsc_hf authors, Apache-2.0"
 release = __version__
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "myst_parser"]
-myst_heading_anchors = 3
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "myst_parser",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "options",
+]
+exclude_patterns = ["_build", "_tools"]
 default_role = "code"  # single backticks in docstrings
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
 html_theme = "furo"
 html_title = "unsc_hf"
-exclude_patterns = ["_build"]
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_theme_options = {"sidebar_hide_name": False, "navigation_with_keys": True}
+copybutton_exclude = ".linenos, .gp, .go"
+
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # the signature says the types, the docstring what they mean
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
 autodoc_typehints_format = "short"
+autodoc_default_options = {"exclude-members": "__init__"}
 python_use_unqualified_type_names = True
 napoleon_use_rtype = False
-autodoc_default_options = {"members": True, "show-inheritance": True, "exclude-members": "__init__"}
 napoleon_use_ivar = True
 napoleon_custom_sections = [
     (f"Parameters that {what}", "params_style")
@@ -25,7 +46,6 @@ napoleon_custom_sections = [
         "control the subspace",
         "control the statistics",
         "control forgetting",
-        "control forgetting in the features",
         "describe the data",
     )
 ]
