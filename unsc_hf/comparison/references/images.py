@@ -82,7 +82,7 @@ def fitting_processor(dataset: Dataset, patch_size: int) -> tuple[Any, int]:
 # ---- quickstart -----------------------------------------------------------------------------------------------------
 FORGET_CLASSES = ["8"]
 
-# Chosen by validation accuracy on training rows alone: benchmarks/quickstart.py choose.
+# Chosen by validation accuracy on a part of the training rows.
 PLAN = ImagePlan(size="nano", patch_size=2, epochs=100, learning_rate=1e-3, batch_size=64)
 
 
