@@ -30,6 +30,7 @@ from ..models.loading import load_as, load_config, model_label_names, own_proces
 from ..models.outputs import Outputs, RowOutputs, collect_outputs, head_weights
 from ..trainer.checkpoints import resume_from
 from ..trainer.trainer import UNSCTrainer
+from ..utils.phases import phase
 
 logger = logging.getLogger(__name__)
 
@@ -168,6 +169,7 @@ def compare(
     runs = _Runs(train, test, request, unseen, config, processing_class, peft_config)
     pristine = deepcopy(model) if controls else None
 
+    phase("Statistics of the rows to keep")
     unsc = runs.trainer("retained", model, statistics, list(callbacks))
     unsc.prepare_unlearning()  # first: it refuses what cannot work
     collected = unsc.spaces.retained if controls else None
@@ -178,14 +180,17 @@ def compare(
     if config.feature_erasure != "none" and unsc.task.whole_classes and len(names) > 1:
         loads = [partial(load_as, network_class, name, "retrained_model_name_or_path") for name in names]
         unsc.choose_erasure = ProbeBands(unsc.model, unsc.feature_rows(), loads)
+    phase("Unlearning")
     unsc.train(resume_from_checkpoint=resume_from(config.resume_from_checkpoint))
     certificate = unsc.certify()
     preparation = sum(unsc.plan.seconds.values())  # the controls borrow the statistics, and share what they cost
     if pristine is not None:
         for name, null_space in CONTROLS.items():
+            phase(f"Control: {LABELS[name]}")
             control = runs.trainer(null_space, deepcopy(pristine), collected)
             control.train()
             methods[name] = runs.result(control, original, preparation)
+    phase("Audits, also of retrained models")
     methods["unsc"] = runs.result(unsc, original, preparation)
 
     references = [runs.retrained(name, network_class, original) for name in names]

@@ -74,13 +74,6 @@ def scrubbed_command(arguments: Sequence[str]) -> str:
     return shlex.join(shown)
 
 
-def typed_command() -> str:
-    """The command that runs this recipe, or `unsc`, as `scrubbed_command` returns it."""
-    program = Path(sys.argv[0]).name
-    start = ["unsc"] if program in ("unsc", "unsc.exe") else ["python", f"recipes/{program}"]
-    return scrubbed_command([*start, *sys.argv[1:]])
-
-
 def _last_part(text: str) -> str:
     path = Path(text).expanduser()
     return path.name if path.is_absolute() or text.startswith(("..", "~")) else text

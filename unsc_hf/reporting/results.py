@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from transformers import TrainingArguments
 
 from ..config import UNSCConfig
+from ..evaluation.verdict import LABELS
 from .finished_run import FinishedRun
 from .model_card import versions, write_card
-from .plots import plot_answers, plot_capacity, plot_per_class, plot_trade_off, plot_unlearning
+from .plots import (
+    plot_answered,
+    plot_answers,
+    plot_capacity,
+    plot_methods,
+    plot_per_class,
+    plot_trade_off,
+    plot_unlearning,
+)
 from .report import FILE, write_run_report
 from .run_folder import finish
 
@@ -22,6 +31,8 @@ _TRAINING_OPTIONS = (
     "optim", "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "max_steps",
     "per_device_train_batch_size", "gradient_accumulation_steps", "seed",
 )  # fmt: skip
+
+_MODELS = {"original": "before", "unsc": "after", "retrained": "retrained"}  # what most pictures show
 
 
 def options_of(config: UNSCConfig) -> dict[str, Any]:
@@ -57,23 +68,39 @@ def write_run(run: FinishedRun, folder: Path, model_name: str | None = None) -> 
 
 
 def _draw(run: FinishedRun, folder: Path) -> list[tuple[str, str]]:
-    """Draw the pictures; returns file names and captions."""
+    """Draw the pictures; returns file names and captions, those that decide first."""
+    drawn: list[tuple[str, str]] = []
+
+    def draw(file: str, caption: str, plot: Callable[..., Path], *content: Any) -> None:
+        plot(*content, folder / file)
+        drawn.append((file, caption))
+
+    methods = run.methods
     if run.task == "text-generation":
-        first = [("answers.png", "ROUGE-L of the answers on each set, before, after and when retrained")]
-        plot_answers({name: answers.sets for name, answers in run.methods.items()}, folder / first[0][0])
-        judged = {name: a for name, a in run.methods.items() if None not in (a.forget_quality, a.model_utility)}
+        sets = {name: answers.sets for name, answers in methods.items()}
+        draw("answers.png", "ROUGE-L of the answers on each set, before, after and when retrained", plot_answers, sets)
+        judged = {name: a for name, a in methods.items() if None not in (a.forget_quality, a.model_utility)}
         if judged:
-            first.append(("trade_off.png", "Forget quality and model utility; larger points changed more kept tokens"))
-            plot_trade_off(judged, folder / first[1][0])
+            draw("trade_off.png", "Forget quality and model utility: high and right is best", plot_trade_off, judged)
     else:
-        first = [("per_class_accuracy.png", "Test accuracy of each class")]
-        shown = {"original": "before", "unsc": "after", "retrained": "retrained"}
-        bars = {name: run.methods[key].per_class for key, name in shown.items() if key in run.methods}
-        plot_per_class(bars, run.class_names, run.forgotten, folder / first[0][0])
-    plot_unlearning(run.history, run.certificate["max_leak"], folder / "unlearning.png")
-    plot_capacity(run.layers, folder / "capacity.png")
-    course, capacity = "Accuracy and leak while unlearning", "Rank and capacity of each layer"
-    return [*first, ("unlearning.png", course), ("capacity.png", capacity)]
+        shown = {title: methods[key] for key, title in _MODELS.items() if key in methods}
+        answers = {title: result.answers for title, result in shown.items() if result.answers}
+        if answers:
+            draw("answered.png", "What forgotten test rows are called", plot_answered, answers, run.class_names)
+        points = {
+            LABELS[name]: (result.flips, result.probe_forget)
+            for name, result in methods.items()
+            if name != "original" and None not in (result.flips, result.probe_forget)
+        }
+        if points:
+            caption = "What each model changes, and what it still shows: low and left is best"
+            draw("methods.png", caption, plot_methods, points)
+        bars = {title: result.per_class for title, result in shown.items()}
+        draw("per_class_accuracy.png", "Test accuracy of classes", plot_per_class, bars, run.class_names, run.forgotten)
+    course = (run.history, run.certificate["max_leak"])
+    draw("unlearning.png", "Accuracy and leak while unlearning", plot_unlearning, *course)
+    draw("capacity.png", "How much of each layer's input is kept fixed", plot_capacity, run.layers)
+    return drawn
 
 
 def _results(run: FinishedRun) -> dict[str, Any]:
@@ -106,20 +133,3 @@ def _results(run: FinishedRun) -> dict[str, Any]:
         "table_note": run.table.note,
         "pictures": run.pictures,
     }
-
-
-def print_run(run: FinishedRun, console: Console) -> None:
-    """The table, the verdict and the certificate."""
-    console.print(run.table.rich())
-    certificate, drift = run.certificate, run.certificate["drift"]
-    console.print(f"Verdict: {run.verdict} ({run.reason}).")
-    console.print(
-        f"Certificate: held-out leak {certificate['leak']:.3g}, logit drift {drift['relative']:.3g}, "
-        f"{certificate['flips']} of {certificate['rows']} decisions on kept rows changed, so at most "
-        f"{certificate['upper_95']:.2%} of such inputs with 95 % confidence; ended by {certificate['stop_reason']}."
-    )
-    for caveat in run.caveats:
-        console.print(f"Note: {caveat}", markup=False)
-    reasons = sorted(run.unreachable.items(), key=lambda item: -item[1])
-    listed = "; ".join(f"{count} x {reason}" for reason, count in reasons) or "nothing"
-    console.print(f"Frozen besides biases: {listed} (each by name in results.json).")
