@@ -50,18 +50,17 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise a UNSCError in place of printing the usage."""
-        option, value, named = _parts(message)
+        option, value, said = _parts(message)
         action = next((action for action in self._actions if f"--{option}" in action.option_strings), None)
         if action is None:
-            raise UNSCError(message)
+            raise UNSCError(f"{self.prog}: {message}.")
         if value is None:
-            raise UNSCError(f"{option}: {named if 'expected' not in named else 'no value given; name one after it'}.")
+            raise UNSCError(f"{option}: {'no value given; write one after it' if 'expected' in said else said}.")
         if action.choices is not None:
-            raise UNSCError(
-                f"{option}: got {value}; closest: {closest(value.strip(chr(39)), map(str, action.choices))}."
-            )
+            raise UNSCError(f"{option}: got {value}; closest: {closest(value, map(str, action.choices))}.")
         kind = action.type.args[0] if isinstance(action.type, partial) else action.type
-        raise UNSCError(f"{option}: got {value}, expected a {'whole ' if kind is not float else ''}number.")
+        expected = {int: "a whole number", float: "a number"}.get(kind, "another value")
+        raise UNSCError(f"{option}: got {value}, expected {expected}.")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse; an option that does not exist is a UNSCError with the closest one."""
@@ -140,7 +139,7 @@ class OptionsParser(OneLineParser, HfArgumentParser):
         values = vars(self.parse_args(list(words)))
         try:
             return tuple(
-                cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.init})
+                cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.init})
                 for cls in self.dataclass_types
             )
         except UNSCError:

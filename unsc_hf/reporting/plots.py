@@ -23,7 +23,6 @@ _STYLE = {
 _styled = rc_context(_STYLE)  # draws a function's figure in this style
 
 _MOST_CLASSES = 16  # bars of more classes would be too thin to read
-_MOST_LAYERS = 32
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -111,19 +110,20 @@ def plot_methods(points: Mapping[str, tuple[float, float]], path: Path) -> Path:
     `points`: by name, the shares of kept decisions that changed, and of forgotten rows that a probe reads.
     """
     figure = Figure()
-    axes = figure.subplots()
+    axes = figure.subplots(gridspec_kw={"right": 0.68})
     x, y = (100 * np.array(values) for values in zip(*points.values(), strict=True))
-    axes.set_xlim(-0.04 * max(x.max(), 1.0), 1.45 * max(x.max(), 1.0))
-    axes.set_ylim(-4, 108)
+    most = max(x.max(), 1.0)
+    axes.set(xlim=(-0.05 * most, 1.05 * most), ylim=(-4, 108))
     below = 200.0
-    for i in np.argsort(-y):
-        name = list(points)[i]
+    for i in np.argsort(-y, kind="stable"):  # the names stand beside the axes, under each other
+        name, below = list(points)[i], min(y[i], below - 9)
         colour, size = {"UNSC": (BLUE, 80), "retrained": (GREEN, 60)}.get(name, (GREY, 45))
         axes.scatter(x[i], y[i], s=size, color=colour, zorder=3)
-        below = min(y[i], below - 7)  # names of neighbours stand under each other
-        weight = "bold" if name == "UNSC" else "normal"
-        place = (x[i] + 0.05 * max(x.max(), 1.0), below)
-        axes.annotate(name, (x[i], y[i]), place, va="center", color=_INK if colour == GREY else colour, weight=weight)
+        axes.annotate(
+            name, (x[i], y[i]), (1.1 * most, below), va="center", weight="bold" if name == "UNSC" else "normal",
+            color=_INK if colour == GREY else colour, arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6},
+            annotation_clip=False,
+        )  # fmt: skip
     axes.set(xlabel="decisions changed on kept test rows (%)", ylabel="still readable by a probe (%)")
     return save(figure, path)
 
@@ -191,29 +191,4 @@ def plot_unlearning(history: Sequence[Mapping[str, Any]], max_leak: float | None
     below.set_ylim(bottom=0)
     below.set(ylabel="leak (%)", xlabel="optimiser steps")
     _legend(figure, 4)
-    return save(figure, path)
-
-
-@_styled
-def plot_capacity(report: Sequence[Any], path: Path) -> Path:
-    """Rank kept and capacity left, as shares of the width of each layer's input, from `Subspace.report()`.
-
-    Of many layers, some at even distances are drawn.
-    """
-    chosen = np.unique(np.linspace(0, len(report) - 1, min(len(report), _MOST_LAYERS)).round().astype(int))
-    rows = [report[i] for i in chosen]
-    figure = Figure(figsize=(5.0, 0.8 + 0.24 * len(rows)))
-    axes = figure.subplots()
-    y = list(range(len(rows)))
-    kept = [100 * row.rank / row.width for row in rows]
-    axes.barh(y, kept, color=BLUE, label="kept fixed")
-    axes.barh(y, [100 - share for share in kept], left=kept, color=BLUE, alpha=0.2, label="free")
-    measured = [i for i in y if rows[i].forget_null_energy is not None]
-    energies = [100 * rows[i].forget_null_energy for i in measured]
-    axes.plot(energies, measured, "D", color=ORANGE, ms=4, label="forgotten energy that is free")
-    # Of names that are long, the end says which layer it is.
-    axes.set_yticks(y, [f"{row.layer if len(row.layer) < 27 else '…' + row.layer[-25:]}" for row in rows], fontsize=7)
-    axes.invert_yaxis()
-    axes.set(xlim=(0, 100), xlabel="share of the layer's input (%)")
-    _legend(figure)
     return save(figure, path)

@@ -15,8 +15,8 @@ from jinja2 import Environment, StrictUndefined
 
 from ..evaluation.signatures import run_signatures
 from ..utils.files import write_text
-from .summary import course, decision, sentences, small_table
-from .tables import CERTIFICATE_NOTE, certificate_table, forgotten_text, options_table, requests_table
+from .summary import course, decision, sentences
+from .tables import CERTIFICATE_NOTE, DECIDING, certificate_table, forgotten_text, options_table, requests_table
 
 FILE = "report.html"
 
@@ -69,8 +69,9 @@ def write_run_report(results: Mapping[str, Any], folder: str | Path) -> Path:
     signs = run_signatures(results)
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     ours = (str(results.get("written") or "UNSC"),)
+    deciding = [row[:DECIDING] for row in results["table"]]
     sections = [
-        Section("", [decision(results), *sentences(results)], table=small_table(results), emphasised=ours),
+        Section("", [decision(results), *sentences(results)], table=deciding, emphasised=ours),
         Section("What was asked", [f"That {request['model']}, trained on {request['dataset']}, forget {forgotten}."]),
         Section("Pictures", pictures=[Picture(path, caption) for path, caption in saved if path.is_file()]),
         Section("What happened", points=course(results)),

@@ -12,19 +12,12 @@ from transformers import TrainingArguments
 
 from ..config import UNSCConfig
 from ..evaluation.verdict import LABELS
+from . import plots
 from .finished_run import FinishedRun
 from .model_card import versions, write_card
-from .plots import (
-    plot_answered,
-    plot_answers,
-    plot_capacity,
-    plot_methods,
-    plot_per_class,
-    plot_trade_off,
-    plot_unlearning,
-)
 from .report import FILE, write_run_report
 from .run_folder import finish
+from .summary import decision, sentences
 
 # Options of `TrainingArguments` that belong in a card, besides all that `UNSCConfig` adds.
 _TRAINING_OPTIONS = (
@@ -60,8 +53,9 @@ def write_run(run: FinishedRun, folder: Path, model_name: str | None = None) -> 
     """
     pictures = _draw(run, folder)
     run = replace(run, model_name=model_name or folder.resolve().name, pictures=pictures, report=FILE)
-    write_card(run, folder)
     results = finite(_results(run))
+    run = replace(run, summary=[decision(results), *sentences(results)])
+    write_card(run, folder)
     write_run_report(results, folder)
     finish(folder, results)
     return run
@@ -78,15 +72,15 @@ def _draw(run: FinishedRun, folder: Path) -> list[tuple[str, str]]:
     methods = run.methods
     if run.task == "text-generation":
         sets = {name: answers.sets for name, answers in methods.items()}
-        draw("answers.png", "ROUGE-L of the answers on each set, before, after and when retrained", plot_answers, sets)
+        draw("answers.png", "ROUGE-L of the answers, before, after and when retrained", plots.plot_answers, sets)
         judged = {name: a for name, a in methods.items() if None not in (a.forget_quality, a.model_utility)}
         if judged:
-            draw("trade_off.png", "Forget quality and model utility: high and right is best", plot_trade_off, judged)
+            draw("trade_off.png", "Forget quality and utility: high and right is best", plots.plot_trade_off, judged)
     else:
         shown = {title: methods[key] for key, title in _MODELS.items() if key in methods}
         answers = {title: result.answers for title, result in shown.items() if result.answers}
         if answers:
-            draw("answered.png", "What forgotten test rows are called", plot_answered, answers, run.class_names)
+            draw("answered.png", "What forgotten test rows are called", plots.plot_answered, answers, run.class_names)
         points = {
             LABELS[name]: (result.flips, result.probe_forget)
             for name, result in methods.items()
@@ -94,12 +88,11 @@ def _draw(run: FinishedRun, folder: Path) -> list[tuple[str, str]]:
         }
         if points:
             caption = "What each model changes, and what it still shows: low and left is best"
-            draw("methods.png", caption, plot_methods, points)
-        bars = {title: result.per_class for title, result in shown.items()}
-        draw("per_class_accuracy.png", "Test accuracy of classes", plot_per_class, bars, run.class_names, run.forgotten)
+            draw("methods.png", caption, plots.plot_methods, points)
+        bars, names = {title: result.per_class for title, result in shown.items()}, (run.class_names, run.forgotten)
+        draw("per_class_accuracy.png", "Test accuracy of classes", plots.plot_per_class, bars, *names)
     course = (run.history, run.certificate["max_leak"])
-    draw("unlearning.png", "Accuracy and leak while unlearning", plot_unlearning, *course)
-    draw("capacity.png", "How much of each layer's input is kept fixed", plot_capacity, run.layers)
+    draw("unlearning.png", "Accuracy and leak while unlearning", plots.plot_unlearning, *course)
     return drawn
 
 

@@ -12,7 +12,6 @@ import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -109,13 +108,11 @@ class Screen(logging.Handler):
         enter(self._progress)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._end_phase(completed=error is None)
         self._entered.close()
         self._log.end()
-        if kind is not None and issubclass(kind, Exception) and not issubclass(kind, UNSCError):
+        if isinstance(error, Exception) and not isinstance(error, UNSCError):
             sys.stderr.write(self._log.waiting.getvalue())  # a fault of this package: nothing may be lost
 
     @contextmanager

@@ -101,8 +101,9 @@ def origin_of(model: str, dataset: str | None, licence: str | None, command: str
 
 @contextmanager
 def job_folder(folder: str | Path, screen: Screen | None = None) -> Iterator[None]:
-    """Keep the folder for this job, and the log of `screen` in it. When bad input ends it, a folder made meanwhile is removed, unless it holds a
-    checkpoint or a model.
+    """Keep the folder for this job, and the log of `screen` in it.
+
+    When bad input ends it, a folder made meanwhile is removed, unless it holds a checkpoint or a model.
 
     Raises:
         UNSCError: a folder that cannot be written, or that another job holds.
