@@ -196,13 +196,16 @@ def push(words: Sequence[str], console: Console) -> dict[str, Any]:
 def report(words: Sequence[str], console: Console) -> dict[str, Any]:
     """`unsc report FOLDER`; where the report is."""
     from ..reporting.report import write_run_report
+    from ..reporting.run_folder import RESULTS, UNFINISHED
     from .parser import OneLineParser
 
     parser = OneLineParser(prog="unsc report", description="Make report.html again from a run's results.json.")
     parser.add_argument("folder", help="output folder of a finished run")
     folder = Path(parser.parse_args(list(words)).folder)
-    file = folder / "results.json"
+    file = folder / RESULTS
     if not file.is_file():
+        if (folder / UNFINISHED).exists():
+            raise UNSCError(f"folder: {folder} holds an interrupted run; start that run again, it goes on from there.")
         raise UNSCError(f"folder: {folder} holds no results.json; name the output folder of a finished run.")
     try:
         path = write_run_report(json.loads(file.read_text(encoding="utf-8")), folder)

@@ -55,7 +55,8 @@ class OneLineParser(argparse.ArgumentParser):
         if action is None:
             raise UNSCError(f"{self.prog}: {message}.")
         if value is None:
-            raise UNSCError(f"{option}: {'no value given; write one after it' if 'expected' in said else said}.")
+            reason = "no value given; write one after it" if said.startswith("expected") else said.rstrip(". ")
+            raise UNSCError(f"{option}: {reason}.")
         if action.choices is not None:
             raise UNSCError(f"{option}: got {value}; closest: {closest(value, map(str, action.choices))}.")
         kind = action.type.args[0] if isinstance(action.type, partial) else action.type

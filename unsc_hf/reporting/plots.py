@@ -15,12 +15,12 @@ from ..utils.files import write_beside
 GREY, BLUE, ORANGE, GREEN = "#9aa0a6", "#1f6fb4", "#d1642a", "#3a8f5c"
 
 _INK = "#76808a"
-_STYLE = {
+STYLE = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
     **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
     "figure.figsize": (5.0, 3.6), "font.size": 10, "axes.labelsize": 10, "legend.frameon": False, "legend.fontsize": 9,
 }  # fmt: skip
-_styled = rc_context(_STYLE)  # draws a function's figure in this style
+_styled = rc_context(STYLE)  # draws a function's figure in this style
 
 _MOST_CLASSES = 16  # bars of more classes would be too thin to read
 
