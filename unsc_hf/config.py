@@ -50,16 +50,16 @@ class UNSCConfig(TrainingArguments):
             rule to each class and joins the bases (the paper's); `"released_ramp"` is the released code's threshold.
             See `unsc_hf.nullspace.rules`.
         energy (`float`, defaults to `0.99`): share of the retained energy that is kept fixed, in (0, 1].
-        subspace_rank (`int`, *optional*): number of directions for rule `"rank"`.
-        subspace_ratio (`float`, *optional*): forgotten against retained energy for rule `"ratio"`.
+        subspace_size (`float`, *optional*): for rule `"rank"` the number of directions, for rule `"ratio"` the
+            forgotten against the retained energy from which on a direction is free.
         target_modules (`list[str]`, *optional*): names or endings of the modules to train. None trains every layer that
             can be protected.
         null_space (`str`, defaults to `"retained"`): `"retained"` is UNSC. `"random"` (a random subspace of the same
             ranks) and `"none"` (no projection) are controls for comparison, never for use. They have no leak budget.
 
     Parameters that control the statistics:
-        max_rows_per_class (`int`, defaults to `10000`): activation rows of each class and layer; None reads all.
-        max_samples_per_class (`int`, defaults to `2000`): data set rows of each class that are read; None reads all.
+        rows_per_direction (`int`, *optional*, defaults to `10`): activation rows that are read for each direction of a
+            layer's input, evenly over the classes. None reads all rows, as `energy` 1.0 does.
         max_statistics_memory (`str`, *optional*): limit on the extra memory of the statistics on the model's device,
             such as `"2GB"`. Layers are then read in several passes over the data. None means one pass.
 
@@ -106,11 +106,8 @@ class UNSCConfig(TrainingArguments):
         default="energy", metadata=_help("Rule for the directions that are kept fixed.", SUBSPACE_RULES)
     )
     energy: float = field(default=0.99, metadata=_help("Share of the retained energy that is kept fixed, in (0, 1]."))
-    subspace_rank: int | None = field(
-        default=None, metadata=_help("Directions that are kept fixed, for subspace_rule 'rank'.")
-    )
-    subspace_ratio: float | None = field(
-        default=None, metadata=_help("Forgotten against retained energy, for subspace_rule 'ratio'.")
+    subspace_size: float | None = field(
+        default=None, metadata=_help("Number for subspace_rule 'rank' (directions) and 'ratio' (of energies).")
     )
     target_modules: list[str] | None = field(
         default=None, metadata=_help("Names or endings of the modules to train; all by default.")
@@ -119,11 +116,8 @@ class UNSCConfig(TrainingArguments):
         default="retained", metadata=_help("'retained' is UNSC; the others are controls.", NULL_SPACES)
     )
 
-    max_rows_per_class: int | None = field(
-        default=10_000, metadata=_help("Activation rows of each class and layer in the statistics.")
-    )
-    max_samples_per_class: int | None = field(
-        default=2_000, metadata=_help("Data set rows of each class read for the statistics.")
+    rows_per_direction: int | None = field(
+        default=10, metadata=_help("Activation rows read for each direction of a layer's input.")
     )
     max_statistics_memory: str | None = field(
         default=None, metadata=_help('Limit on the extra memory of the statistics, such as "2GB".')
@@ -221,6 +215,11 @@ class UNSCConfig(TrainingArguments):
         return self.feature_erasure != "none" and not self.is_control
 
     @property
+    def row_budget(self) -> int | None:
+        """`rows_per_direction`; None where every direction counts, however rare."""
+        return None if self.is_exact else self.rows_per_direction
+
+    @property
     def per_class_statistics(self) -> bool:
         """Whether the subspace rule needs each class's moments apart."""
         return self.subspace_rule in (CLASS_BASES, "released_ramp")
@@ -228,12 +227,12 @@ class UNSCConfig(TrainingArguments):
     @property
     def subspace_options(self) -> dict[str, Any]:
         """Keywords of `nullspace.rules.build_subspace`."""
-        by_class = self.subspace_rule == CLASS_BASES
+        by_class, size = self.subspace_rule == CLASS_BASES, self.subspace_size
         return {
             "rule": "energy" if by_class else self.subspace_rule,
             "energy": self.energy,
-            "rank": self.subspace_rank,
-            "ratio": self.subspace_ratio,
+            "rank": int(size) if self.subspace_rule == "rank" and size is not None else None,
+            "ratio": size if self.subspace_rule == "ratio" else None,
             "merge": "concat" if by_class else "sum",
         }
 
@@ -299,10 +298,11 @@ class UNSCConfig(TrainingArguments):
             value = getattr(self, argument)
             if value is not None and value not in options:
                 raise UNSCError(f"{argument}: {value!r} does not exist; choose from {', '.join(options)}.")
-        if self.subspace_rule == "rank" and self.subspace_rank is None:
-            raise UNSCError("subspace_rank: not given; rule 'rank' needs the number of directions to keep.")
-        if self.subspace_rule == "ratio" and self.subspace_ratio is None:
-            raise UNSCError("subspace_ratio: not given; rule 'ratio' needs a positive number, such as 1.5.")
+        if self.subspace_rule in ("rank", "ratio") and self.subspace_size is None:
+            raise UNSCError(
+                "subspace_size: not given; rule 'rank' needs the number of directions to keep, rule 'ratio' a positive "
+                "number such as 1.5."
+            )
 
     def _check_numbers(self) -> None:
         """Refuse numbers outside their range."""
@@ -329,7 +329,7 @@ class UNSCConfig(TrainingArguments):
             raise UNSCError(f"pseudo_label_temperature: {self.pseudo_label_temperature!r} is not a positive number.")
         if not 0.0 < self.validation_fraction < 1.0:
             raise UNSCError(f"validation_fraction: {self.validation_fraction!r} is outside (0, 1).")
-        for argument in ("check_steps", "lr_doubling_steps", "max_rows_per_class", "max_samples_per_class"):
+        for argument in ("check_steps", "lr_doubling_steps", "rows_per_direction"):
             value = getattr(self, argument)
             if value is not None and value < 1:
                 raise UNSCError(f"{argument}: {value!r} is not a positive number.")

@@ -13,7 +13,7 @@ from unsc_hf.comparison.arguments import ImageArguments
 
 @pytest.mark.parametrize(
     ("option", "number"),
-    [("max_leak", 0.5), ("lr_doubling_steps", 7), ("max_rows_per_class", 9), ("target_forget_accuracy", 0.5)],
+    [("max_leak", 0.5), ("lr_doubling_steps", 7), ("rows_per_direction", 9), ("target_forget_accuracy", 0.5)],
 )
 def test_none_switches_a_number_off(option: str, number: float, tmp_path: Path) -> None:
     given = ["--output_dir", str(tmp_path), "--use_cpu", f"--{option}"]

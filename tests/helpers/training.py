@@ -35,7 +35,7 @@ def make_trainer(
     parts = {name: options.pop(name) for name in _PARTS & options.keys()}
     settings: dict[str, Any] = {
         "energy": 1.0, "max_steps": 6, "learning_rate": 1e-2, "per_device_train_batch_size": 16,
-        "max_rows_per_class": None, "max_leak": None, "max_flips": None, "target_forget_accuracy": 0.0, "use_cpu": True,
+        "rows_per_direction": None, "max_leak": None, "max_flips": None, "target_forget_accuracy": 0.0, "use_cpu": True,
         "disable_tqdm": True, "report_to": "none", **options,
     }  # fmt: skip
     config = UNSCConfig(output_dir=str(folder), **settings)

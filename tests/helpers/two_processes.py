@@ -95,7 +95,7 @@ def unlearn(case: str, folder: Path, sharded: bool = False, resume: bool = False
         per_device_train_batch_size=BATCH // world, per_device_eval_batch_size=8, learning_rate=3e-3, weight_decay=0.1,
         adam_epsilon=1e-5,  # else Adam blows the rounding of a gradient that is nearly zero up to a whole step
         **{
-            "use_cpu": True, "max_steps": 4, "check_steps": 2, "max_leak": None, "max_rows_per_class": 60,
+            "use_cpu": True, "max_steps": 4, "check_steps": 2, "max_leak": None, "rows_per_direction": 10,
             **given.options, **options,
         },
     )  # fmt: skip
@@ -138,7 +138,7 @@ def statistics(folder: Path, dtype: torch.dtype = torch.float64) -> None:
     """Moments of a model in float64, where nothing but the order of the sums can differ."""
     torch.manual_seed(0)
     collect = partial(ActivationStatistics.collect, make_vit().to(dtype), progress=False)
-    found = collect(images().with_format("torch", dtype=dtype), max_rows_per_class=40, batch_size=4)
+    found = collect(images().with_format("torch", dtype=dtype), rows_per_direction=1, batch_size=4)
     moments = {f"{group}.{key}": m.matrix for group, by_key in found.moments.items() for key, m in by_key.items()}
     part = collect(images().with_format("torch", dtype=dtype), max_memory="1.26MB", pool_as="all")  # in several passes
     moments |= {f"passes.{key}": moment.matrix for key, moment in part.moments["all"].items()}

@@ -59,26 +59,33 @@ def test_moments_equal_the_explicit_product_of_inputs() -> None:
         torch.testing.assert_close(moment.matrix[0], x.T @ x, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("budget", [None, 9])
+@pytest.fixture
+def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget of rows binds however few samples there are."""
+    monkeypatch.setattr(collect, "_LEAST_SAMPLES", 1)
+
+
+@pytest.mark.parametrize("budget", [None, 1])
+@pytest.mark.usefixtures("few_samples")
 def test_batch_size_does_not_matter(budget: int | None) -> None:
     model, data = make_vit().double(), random_rows(24)
     data = data.with_format("torch", dtype=torch.float64)
-    one, seven, every = (_collect(model, data, batch_size=n, max_rows_per_class=budget) for n in (1, 7, 24))
+    one, seven, every = (_collect(model, data, batch_size=n, rows_per_direction=budget) for n in (1, 7, 24))
     _assert_same(one, seven)
     _assert_same(one, every)
 
 
-def test_row_budget_takes_about_as_many_rows_as_asked() -> None:
-    model, data = make_vit(), random_rows(90)
-    statistics = _collect(model, data, max_rows_per_class=60)
-    full = _collect(model, data)
-    for group in statistics.moments:
-        for key, moment in statistics.moments[group].items():
-            available = full.moments[group][key].rows
-            assert available == (30 if key == "classifier" else 120 if "embeddings" in key else 150)
-            assert abs(moment.rows - min(60, available)) <= 3
-    fewer = _collect(model, data, max_samples_per_class=4)
-    assert {moment.rows for moment in fewer.moments["1"].values()} == {4, 16, 20}
+def test_the_row_budget_follows_the_layer_that_needs_most_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head reads one row of a sample and is 16 wide: two rows a direction are 32 samples, over three classes."""
+    monkeypatch.setattr(collect, "_LEAST_SAMPLES", 20)
+    model, data = make_vit(hidden=16, labels=3), random_rows(90)
+    pooled = _collect(model, data, rows_per_direction=2, pool_as="all")
+    assert pooled.fingerprint.samples == 33
+    assert pooled.moments["all"]["classifier"].rows == 33
+    apart = _collect(model, data, rows_per_direction=1)  # each class has a subspace of its own
+    assert [by_key["classifier"].rows for by_key in apart.moments.values()] == [20, 20, 20]
+    everything = _collect(model, data, rows_per_direction=100, pool_as="all")
+    _assert_same(everything, _collect(model, data, pool_as="all"), 0.0)
 
 
 def test_subtracting_a_class_equals_collecting_without_it() -> None:
@@ -95,6 +102,7 @@ def test_subtracting_a_class_equals_collecting_without_it() -> None:
         assert (pooled[key].matrix - expected[key].matrix).norm() <= 1e-10 * expected[key].matrix.norm()
 
 
+@pytest.mark.usefixtures("few_samples")
 def test_rows_of_one_class_can_be_taken_out() -> None:
     model, data = make_vit().double(), random_rows(24)
     everything = _collect(model, data)
@@ -103,10 +111,10 @@ def test_rows_of_one_class_can_be_taken_out() -> None:
     _assert_same(everything - some, rest, 1e-8)
     with pytest.raises(UNSCError, match="more rows"):
         some - everything
-    budgeted = _collect(model, data, max_samples_per_class=4)
-    with pytest.raises(UNSCError, match="max_samples_per_class"):
+    budgeted = _collect(model, data, rows_per_direction=1)
+    with pytest.raises(UNSCError, match="rows_per_direction"):
         budgeted - some
-    part = _collect(model, data.select(range(9)), max_samples_per_class=4)
+    part = _collect(model, data.select(range(9)), rows_per_direction=1)
     with pytest.raises(UNSCError, match="take out whole classes"):
         budgeted - part
 
@@ -169,7 +177,7 @@ def _passes(caplog: pytest.LogCaptureFixture) -> int:
 
 
 @pytest.mark.parametrize("pool_as", [None, "all"])
-@pytest.mark.parametrize("budget", [None, 30])
+@pytest.mark.parametrize("budget", [None, 1])
 def test_several_passes_give_the_bits_of_one(
     budget: int | None, pool_as: str | None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,7 +186,7 @@ def test_several_passes_give_the_bits_of_one(
     mapped = collect.mapped
     monkeypatch.setattr(collect, "mapped", lambda tensor, folder: in_files.append(1) or mapped(tensor, folder))
     model, data = make_vit(layers=4), random_rows(24)
-    options: dict[str, Any] = {"max_rows_per_class": budget, "pool_as": pool_as}
+    options: dict[str, Any] = {"rows_per_direction": budget, "pool_as": pool_as}
     one = _collect(model, data, **options)
     assert not caplog.records
     for limit in ("5MB", "1.36MB", 1_260_000):
@@ -195,7 +203,7 @@ def test_several_passes_give_the_bits_of_one(
 @pytest.mark.parametrize("workers", [1, 2])
 def test_reading_ahead_changes_nothing(workers: int) -> None:
     model, data = make_vit(), random_rows(24)
-    options: dict[str, Any] = {"batch_size": 3, "max_rows_per_class": 30}
+    options: dict[str, Any] = {"batch_size": 3, "rows_per_direction": 1}
     state = torch.random.get_rng_state()
     alone = _collect(model, data, **options)
     ahead = _collect(model, data, num_workers=workers, max_memory="1.26MB", **options)
@@ -356,5 +364,5 @@ def test_products_are_exact_where_the_smallest_directions_count(tmp_path: Path) 
         return UNSCConfig(output_dir=str(tmp_path), **options).product_dtype
 
     assert dtype() == torch.float32
-    assert dtype(energy=1.0) == dtype(subspace_rule="ratio", subspace_ratio=2.0) == torch.float64
+    assert dtype(energy=1.0) == dtype(subspace_rule="ratio", subspace_size=2.0) == torch.float64
     assert dtype(subspace_rule="class_energy") == torch.float64

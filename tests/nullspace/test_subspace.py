@@ -133,8 +133,8 @@ def test_random_control_has_the_same_ranks_and_other_directions() -> None:
         ({"energy": 1.2}, "energy"),
         ({"energy": float("nan")}, "energy"),
         ({"rule": "best"}, "subspace_rule"),
-        ({"rule": "rank"}, "subspace_rank"),
-        ({"rule": "ratio", "ratio": 2.0}, "subspace_ratio"),
+        ({"rule": "rank"}, "subspace_size"),
+        ({"rule": "ratio", "ratio": 2.0}, "subspace_size"),
         ({"merge": "mean"}, "subspace_merge"),
     ],
 )

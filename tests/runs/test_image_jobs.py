@@ -219,7 +219,7 @@ def broken(world: Path, original: Path) -> None:
         ({"energy": "1.5"}, r"outside \(0, 1\]"),
         ({"test_split": "holdout"}, "no split 'holdout'.*test, train"),
         ({"target_modules": "query"}, "matches no protectable layer.*q_proj"),
-        ({"subspace_rule": "rank", "subspace_rank": "100000"}, "no layer any capacity"),
+        ({"subspace_rule": "rank", "subspace_size": "100000"}, "no layer any capacity"),
         ({"model_size": "huge", "train_original": "true"}, "choose from nano"),
         ({"config": "{world}/bad.yaml"}, "'forget_clases', which is no option; closest: 'forget_classes'"),
         ({"train_retrained": "true"}, "knows the forgotten rows"),

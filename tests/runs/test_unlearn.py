@@ -94,7 +94,7 @@ def test_it_is_published_by_its_name(result: UnlearningResult, tmp_path: Path, m
 
 def test_rows_by_a_predicate_and_a_second_request(model: PreTrainedModel, images: DatasetDict, tmp_path: Path) -> None:
     """Chosen rows of a class that stays; then the same again on what the first request has left."""
-    config = options(max_rows_per_class=None, max_samples_per_class=None, max_leak=0.5, max_steps=3, energy=0.9)
+    config = options(rows_per_direction=None, max_leak=0.5, max_steps=3, energy=0.9)
     job: dict[str, Any] = {"controls": False, "unseen": images["test"], "config": config}
     job["statistics_dir"] = str(tmp_path / "s")
     rows = images["train"].add_column("row", list(range(120)))
@@ -129,7 +129,7 @@ def test_language_models(tmp_path: Path) -> None:
     llama, tokenizer = LLAMA.start(to_dialogues(rows))
     llama.save_pretrained(tmp_path / "llama")
     tokenizer.save_pretrained(tmp_path / "llama")
-    config = options(target_forget_accuracy=0.0, max_leak=None, max_rows_per_class=None, max_steps=2)
+    config = options(target_forget_accuracy=0.0, max_leak=None, rows_per_direction=None, max_steps=2)
     job: dict[str, Any] = {"controls": False, "config": config, "output_dir": tmp_path / "out"}
     result = unlearn(tmp_path / "llama", DatasetDict(train=rows), where=lambda row: row["person"] < 2, **job)
     assert list(result.methods) == ["original", "unsc"]

@@ -279,7 +279,7 @@ def test_everything_is_written_and_loads(tmp_path: Path) -> None:
         references_dir=str(tmp_path / "references"),
     )
     config = UNSCConfig(
-        output_dir=str(tmp_path / "out"), use_cpu=True, disable_tqdm=True, max_steps=20, max_rows_per_class=None
+        output_dir=str(tmp_path / "out"), use_cpu=True, disable_tqdm=True, max_steps=20, rows_per_direction=None
     )
     run(arguments, config)
     results = json.loads((tmp_path / "out" / "results.json").read_text())

@@ -101,7 +101,7 @@ def test_the_same_moments_as_on_a_cpu(dtype: torch.dtype) -> None:
     for options in ({}, {"max_memory": "1.5MB", "pool_as": "all"}):
         one, two = (
             ActivationStatistics.collect(
-                model.to(place), rows, batch_size=4, dtype=dtype, progress=False, max_rows_per_class=40, **options
+                model.to(place), rows, batch_size=4, dtype=dtype, progress=False, rows_per_direction=1, **options
             )
             for place in ("cpu", "cuda")
         )

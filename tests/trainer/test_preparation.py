@@ -245,7 +245,7 @@ def test_bad_options(option: str, value: object, message: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "advice"),
     [
-        ({"subspace_rule": "rank", "subspace_rank": 999}, "lower subspace_rank"),
+        ({"subspace_rule": "rank", "subspace_size": 999}, "lower subspace_size"),
         ({"subspace_rule": "class_energy"}, "merge by 'sum'"),
     ],
 )

@@ -34,7 +34,7 @@ def test_a_request_in_sequence_reads_no_row_that_it_forgets(low_rank_data: Data,
     also_kept = tensor_dataset(forget[:3]["pixel_values"], [0, 1, 1], NAMES).cast(retain.features)
     both, folder = concatenate_datasets([retain, also_kept]), tmp_path / "statistics"
     args = UNSCConfig(
-        output_dir=str(tmp_path), use_cpu=True, max_steps=2, max_leak=None, disable_tqdm=True, max_rows_per_class=None
+        output_dir=str(tmp_path), use_cpu=True, max_steps=2, max_leak=None, disable_tqdm=True, rows_per_direction=None
     )
     with pytest.raises(UNSCError, match="3 of 27 rows to keep are also among the 40"):
         serve_request(make_vit(), folder, args, forget, both)

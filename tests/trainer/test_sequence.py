@@ -23,7 +23,7 @@ NAMES = list("abcdefghij")
 def options(folder: Path, **changes: Any) -> UNSCConfig:
     settings: dict[str, Any] = {
         "energy": 1.0, "max_steps": 3, "learning_rate": 2e-4, "check_steps": 10, "max_leak": None, "use_cpu": True,
-        "max_rows_per_class": None, "max_samples_per_class": None, "target_forget_accuracy": 0.0, "disable_tqdm": True,
+        "rows_per_direction": None, "target_forget_accuracy": 0.0, "disable_tqdm": True,
     }  # fmt: skip
     return UNSCConfig(output_dir=str(folder / "out"), **{**settings, **changes})
 
@@ -69,7 +69,7 @@ def test_ten_requests_leave_retained_rows_where_they_were(tmp_path: Path) -> Non
 def test_classes_are_dropped_even_with_budgets(tmp_path: Path) -> None:
     model = make_vit(labels=10, hidden=96)
     data = concatenate_datasets(rows_of_images(6, copies=6))
-    args = options(tmp_path, max_rows_per_class=20)
+    args = options(tmp_path, rows_per_direction=1)
     forget, retain = split_dataset(data, forget_classes=["a"])
     trainer = serve_request(model, tmp_path / "statistics", args, forget, retain)
     stored = ActivationStatistics.from_pretrained(tmp_path / "statistics", model)
@@ -103,7 +103,7 @@ def test_stale_foreign_and_repeated_requests_are_refused(tmp_path: Path) -> None
 
 def test_single_rows_need_statistics_without_budgets(tmp_path: Path) -> None:
     model, parts = make_vit(labels=10, hidden=96), rows_of_images(8)
-    args = options(tmp_path, max_rows_per_class=10)
+    args = options(tmp_path, rows_per_direction=2, energy=0.9)
     with pytest.raises(UNSCError, match="were collected with a budget"):
         serve_request(model, tmp_path / "statistics", args, parts[0], concatenate_datasets(parts[1:]))
 

@@ -39,8 +39,7 @@ KINDS = {
 }  # fmt: skip
 
 _QUIET = {"disable_tqdm": True, "report_to": "none"}
-# A language model has no classes, so every retained row is read, whatever their number.
-_LANGUAGE_DEFAULTS = {"max_rows_per_class": None, "max_samples_per_class": None, "per_device_train_batch_size": 32}
+_LANGUAGE_DEFAULTS = {"per_device_train_batch_size": 32}
 
 _OWN_MODEL = (
     "Your own  unsc unlearn image --model_name_or_path user/vit --dataset_name user/data --forget_classes Shirt"

@@ -30,8 +30,8 @@ from ..trainer.trainer import UNSCTrainer
 from ..utils.fingerprint import weight_hash
 
 _SUBSPACE_OPTIONS = (
-    "subspace_rule", "energy", "subspace_rank", "subspace_ratio", "target_modules", "max_rows_per_class",
-    "max_samples_per_class", "max_statistics_memory", "seed",
+    "subspace_rule", "energy", "subspace_size", "target_modules", "rows_per_direction",
+    "max_statistics_memory", "seed",
 )  # fmt: skip
 
 # (model, batches of forget rows, their outputs) -> targets: ids (rows,) or distributions (rows, labels).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..data.selection import evenly_spaced
 from ..errors import UNSCError
 from ..models.hooks import NOT_INPUTS, capture_inputs, row_mask, trace_layers
 from ..models.layers import ProtectedLayer
@@ -26,21 +28,9 @@ from .storage import mapped
 
 logger = logging.getLogger(__name__)
 
-_GOLDEN = 0.6180339887498949
-_ROW_STRIDE = 7919  # A prime: consecutive samples start at unrelated places of the golden sequence.
+_LEAST_SAMPLES = 1_000  # patches of few images look alike, however many they are
 
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
-
-
-def _within_budget(first: int, samples: int, rows_per_sample: int, share: float, device: torch.device) -> Tensor:
-    """Which rows of a batch are used, bool of shape (samples * rows_per_sample,).
-
-    Row r of a class is used when the fractional part of r times the golden ratio is below `share`. Such rows are evenly
-    spread over samples and positions, without randomness, and the same for every batch size.
-    """
-    sample = torch.arange(first, first + samples, dtype=torch.float64, device=device)
-    row = torch.arange(rows_per_sample, dtype=torch.float64, device=device)
-    return ((sample[:, None] * _ROW_STRIDE + row) * _GOLDEN).frac().reshape(-1) < share
 
 
 class Recorder:
@@ -51,22 +41,12 @@ class Recorder:
         self._moments = {x.name: SecondMoment.zeros(x.geometry.groups, x.geometry.width, device) for x in layers}
         self._dtype, self._device = dtype, device
 
-    def begin_batch(
-        self, samples: int, mask: Tensor | None, first: int = 0, shares: Mapping[str, float] | None = None
-    ) -> None:
-        """Announce a batch.
-
-        Args:
-            samples: their number.
-            mask: attention mask, if the batch has one.
-            first: place in the class of the first sample.
-            shares: share of rows to use by layer name; all rows of other layers.
-        """
-        self._samples, self._first, self._shares = samples, first, shares or {}
+    def begin_batch(self, mask: Tensor | None) -> None:
+        """Announce a batch, with its attention mask if it has one."""
         self._mask = None if mask is None else mask.to(self._device)
 
     def add(self, layer: ProtectedLayer, x: Tensor) -> None:
-        """Add the rows of one layer's input, without padding and within the budget.
+        """Add the rows of one layer's input, without padding.
 
         Rows of a linear layer are a view of the input. Patches of a convolution are copies, so they are cut out for as
         many samples as are multiplied at once.
@@ -76,7 +56,7 @@ class Recorder:
             x = x.unsqueeze(0)
         moment, width = self._moments[layer.name], layer.geometry.width
         patches = 1 if linear else layer.rows(x[:1]).shape[1]
-        keep = self._kept(layer.name, x, x.numel() // width if linear else len(x) * patches)
+        keep = row_mask(x, self._mask)
         first, at_once = 0, rows_at_once(layer.geometry.groups * width)
         for samples in (x,) if linear else torch.split(x, max(1, at_once // max(patches, 1))):
             rows = layer.rows(samples)
@@ -87,14 +67,6 @@ class Recorder:
                 for part in torch.split(keep[first:last].nonzero()[:, 0], at_once):
                     moment.update(rows[:, part], self._dtype)
             first = last
-
-    def _kept(self, name: str, x: Tensor, count: int) -> Tensor | None:
-        """Which of an input's `count` rows are used, bool of shape (count,); None for all."""
-        real, share = row_mask(x, self._mask), self._shares.get(name, 1.0)
-        if share >= 1.0 or count % self._samples:
-            return real
-        within = _within_budget(self._first, self._samples, count // self._samples, share, self._device)
-        return within if real is None else within & real
 
     def finish(self, on_disk: bool = False) -> dict[str, SecondMoment]:
         """Hand over the sums over all processes, on the CPU or in temporary files; the recorder is empty then.
@@ -124,14 +96,14 @@ def stream(
     collate_fn: Collate,
     *,
     batch_size: int,
-    max_rows: int | None,
+    rows_per_direction: int | None,
     dtype: torch.dtype,
     num_workers: int,
     progress: bool,
     pool_as: str | None,
     limit: int | None,
-) -> tuple[dict[str, dict[str, SecondMoment]], dict[str, str]]:
-    """Read `members[group]` rows of each group: moments by group and key, and the key of each module.
+) -> tuple[dict[str, dict[str, SecondMoment]], dict[str, str], int]:
+    """Read `members[group]` rows of each group: moments by group and key, the key of each module, samples read.
 
     If a memory limit (in bytes) does not hold all layers at once, the data are read several times, for some layers each
     time. The sums are the same numbers. Of the other arguments see `ActivationStatistics.collect`.
@@ -149,6 +121,10 @@ def stream(
             f"target_modules: {len(trace.silent)} layers never ran on the data, the first is {trace.silent[0]!r}."
         )
     leaders = [layer for layer in layers if trace.leaders[layer.name] == layer.name]
+    if rows_per_direction is not None:
+        needed = max(layer.geometry.width / trace.rows_per_sample[layer.name] for layer in leaders) * rows_per_direction
+        each = math.ceil(max(needed, _LEAST_SAMPLES) / (1 if pool_as is None else len(members)))
+        members = {group: evenly_spaced(rows, each) for group, rows in members.items()}
     plan, on_disk = plan_memory(leaders, limit, dtype), False
     if limit is not None:
         held = plan.results * (1 if pool_as is not None else len(members))
@@ -166,24 +142,21 @@ def stream(
         for chosen in plan.passes:
             loader = DataLoader(
                 dataset,
-                batch_sampler=[batch for batches, _, _ in parts.values() for batch in batches],
+                batch_sampler=[batch for batches, _ in parts.values() for batch in batches],
                 collate_fn=collate_fn,
                 num_workers=num_workers,
                 generator=torch.Generator(),  # leaves the global random state alone
             )
             loaded = iter(loader)
             recorder: Recorder | None = None
-            for group, (batches, first, idle) in parts.items():
+            for group, (batches, idle) in parts.items():
                 recorder = recorder or Recorder(chosen, dtype, device)
-                rows = {layer.name: len(members[group]) * trace.rows_per_sample[layer.name] for layer in chosen}
-                shares = None if max_rows is None else {name: max_rows / count for name, count in rows.items()}
                 with capture_inputs(chosen, recorder.add, strict=len(batches) > 0):
                     for _ in batches:
                         batch = next(loaded)
                         samples = len(next(iter(batch.values())))
-                        recorder.begin_batch(samples, batch.get("attention_mask"), first, shares)
+                        recorder.begin_batch(batch.get("attention_mask"))
                         forward(batch)
-                        first += samples
                         bar.update(samples * world)
                 for _ in range(idle):
                     forward(probe)
@@ -192,7 +165,8 @@ def stream(
                     recorder = None
     order = [layer.name for layer in leaders]
     keys = {layer.name: trace.leaders[layer.name] for layer in layers}
-    return {group: {key: by_key[key] for key in order} for group, by_key in moments.items()}, keys
+    samples = sum(len(rows) for rows in members.values())
+    return {group: {key: by_key[key] for key in order} for group, by_key in moments.items()}, keys, samples
 
 
 def read_batches(
@@ -214,7 +188,7 @@ def read_batches(
                 keys = trace_layers(layers, partial(model, **inputs), 1).leaders
                 leaders = [layer for layer in layers if keys.get(layer.name) == layer.name]
                 recorder = Recorder(leaders, torch.float64, device)
-            recorder.begin_batch(1, inputs.get("attention_mask"))
+            recorder.begin_batch(inputs.get("attention_mask"))
             with capture_inputs(leaders, recorder.add, strict=False):
                 model(**inputs)
     if not keys:
@@ -226,11 +200,11 @@ def read_batches(
 
 def _split(
     model: nn.Module, members: Mapping[str, np.ndarray], batch_size: int
-) -> dict[str, tuple[list[list[int]], int, int]]:
+) -> dict[str, tuple[list[list[int]], int]]:
     """What this process reads of each group.
 
-    Row numbers of each batch, the place in the group of the first row, and the number of forward passes without rows: a
-    sharded model runs on all processes or on none, so a process with fewer batches runs as often as the others.
+    Row numbers of each batch, and the number of forward passes without rows: a sharded model runs on all processes or
+    on none, so a process with fewer batches runs as often as the others.
     """
     rank, world = process()
     sharded = any(is_sharded(parameter) for parameter in model.parameters())
@@ -239,5 +213,5 @@ def _split(
         mine = np.array_split(np.arange(len(rows)), world)[rank]
         batches = [rows[mine[i : i + batch_size]].tolist() for i in range(0, len(mine), batch_size)]
         longest = -(-len(np.array_split(rows, world)[0]) // batch_size)
-        parts[group] = batches, int(mine[0]) if len(mine) else 0, longest - len(batches) if sharded else 0
+        parts[group] = batches, longest - len(batches) if sharded else 0
     return parts

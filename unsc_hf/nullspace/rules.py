@@ -66,7 +66,7 @@ def build_subspace(
         if value not in known:
             raise UNSCError(f"{argument}: {value!r} does not exist; choose from {', '.join(known)}.")
     if rule == "rank" and (rank is None or rank < 0):
-        raise UNSCError(f"subspace_rank: {rank!r} given; rule 'rank' needs a number of directions, 0 or more.")
+        raise UNSCError(f"subspace_size: {rank!r} given; rule 'rank' needs a number of directions, 0 or more.")
 
     def decompose(key: str) -> LayerSubspace:
         place = next(iter(moments.values()))[key].device if device is None else torch.device(device)
@@ -165,7 +165,7 @@ def _ratio_basis(retained: SecondMoment, forgotten: SecondMoment | None, ratio: 
         UNSCError: no ratio, no forgotten rows, or moments too coarse to divide by.
     """
     if ratio is None or ratio <= 0 or forgotten is None:
-        raise UNSCError(f"subspace_ratio: {ratio!r} given; rule 'ratio' needs a positive number and forgotten rows.")
+        raise UNSCError(f"subspace_size: {ratio!r} given; rule 'ratio' needs a positive number and forgotten rows.")
     r = retained.matrix / max(retained.rows, 1)
     f = forgotten.matrix / max(forgotten.rows, 1)
     eye = torch.eye(r.shape[-1], dtype=r.dtype, device=r.device)
@@ -245,8 +245,8 @@ def full_layers(
             for name, layer in full.items()
         }
     advice = {
-        "rank": f"lower subspace_rank ({rank})",
-        "ratio": f"lower subspace_ratio ({ratio})",
+        "rank": f"lower subspace_size ({rank})",
+        "ratio": f"lower subspace_size ({ratio})",
         "released_ramp": "use subspace_rule 'energy'",
     }
     if rule in advice or merge == "concat":

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..data.selection import evenly_spaced
 from ..errors import UNSCError, closest
 from ..models.hooks import evaluation_mode
 from ..models.layers import ProtectedLayer, find_layers
@@ -64,8 +63,7 @@ class ActivationStatistics:
         prepare: Callable[[Any], Any] | None = None,
         collate_fn: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
         batch_size: int = 128,
-        max_rows_per_class: int | None = None,
-        max_samples_per_class: int | None = None,
+        rows_per_direction: int | None = None,
         dtype: torch.dtype = torch.float64,
         num_workers: int = 0,
         weights: str | None = None,
@@ -83,14 +81,14 @@ class ActivationStatistics:
             dataset: a `datasets.Dataset`, raw (then `processing_class` prepares it) or ready for the model.
             label_column: column that names the group of each row; found by itself when None.
             groups: a group for each row, instead of a column.
-            pool_as: sum all classes into one group of this name, which saves memory. Budgets still hold for each class.
+            pool_as: sum all classes into one group of this name, which saves memory and, with a budget, time.
             target_modules, layers: see `models.layers.find_layers`, or the layers themselves.
             processing_class, prepare: image processor or tokenizer for raw rows, or what makes them ready instead.
             collate_fn: makes a batch of samples; transformers' default when None.
             batch_size: samples per forward pass; does not change the result.
-            max_rows_per_class: row budget per class and layer. When a class has more activation rows than this, an
-                evenly spread share of them is used, the same one whatever the batch size. None uses every row.
-            max_samples_per_class: at most this many data set rows of each class, evenly spaced, are read at all.
+            rows_per_direction: how many activation rows each group reads for each direction of a layer's input. The
+                widest need decides how many samples are read, evenly spread over classes and at least 1,000. None
+                reads all.
             dtype: torch.float64, or torch.float32 to multiply faster where float64 is slow; sums are float64 anyway.
             num_workers: processes that read data.
             weights: `weight_hash(model)`, when already known.
@@ -109,26 +107,23 @@ class ActivationStatistics:
         if dtype not in (torch.float32, torch.float64):
             raise UNSCError(f"dtype: {dtype} cannot hold second moments; use torch.float64 or torch.float32.")
         labels, names = _groups(dataset, label_column, groups)
-        members = {
-            group: evenly_spaced(np.flatnonzero(labels == group), max_samples_per_class)
-            for group in sorted(set(labels.tolist()), key=lambda group: (len(group), group))
-        }
+        ordered = sorted(set(labels.tolist()), key=lambda group: (len(group), group))
+        members = {group: np.flatnonzero(labels == group) for group in ordered}
         prepared = prepare(dataset) if prepare else prepare_dataset(dataset, processing_class, model, label_column)
         collate_fn = collate_fn or default_collator(processing_class)
         layers = find_layers(model, target_modules).layers if layers is None else layers
         limit = size_in_bytes(max_memory, "max_memory")
         with evaluation_mode(model):
-            moments, keys = stream(
-                model, prepared, members, layers, collate_fn, batch_size=batch_size, max_rows=max_rows_per_class,
-                dtype=dtype, num_workers=num_workers, progress=progress, pool_as=pool_as, limit=limit,
+            moments, keys, samples = stream(
+                model, prepared, members, layers, collate_fn, batch_size=batch_size, dtype=dtype, limit=limit,
+                rows_per_direction=rows_per_direction, num_workers=num_workers, progress=progress, pool_as=pool_as,
             )  # fmt: skip
         fingerprint = replace(
             model_fingerprint(model, weights),
             data=data_fingerprint(dataset),
             dtype=str(dtype).removeprefix("torch."),
-            max_rows_per_class=max_rows_per_class,
-            max_samples_per_class=max_samples_per_class,
-            samples=sum(len(rows) for rows in members.values()),
+            rows_per_direction=rows_per_direction,
+            samples=samples,
         )
         return cls(moments, keys, fingerprint, {group: names.get(group, group) for group in moments})
 
@@ -191,8 +186,7 @@ class ActivationStatistics:
             dataset,
             layers=layers,
             dtype=getattr(torch, self.fingerprint.dtype),
-            max_rows_per_class=self.fingerprint.max_rows_per_class,
-            max_samples_per_class=self.fingerprint.max_samples_per_class,
+            rows_per_direction=self.fingerprint.rows_per_direction,
             **collecting,
         )
         return (self - theirs)._without_digests(digests)
@@ -220,11 +214,11 @@ class ActivationStatistics:
 
     def _combine(self, other: ActivationStatistics, sign: int) -> ActivationStatistics:
         self.check_same_model(other.fingerprint.weights, other.module_keys)
-        for option in ("dtype", "max_rows_per_class", "max_samples_per_class"):
+        for option in ("dtype", "rows_per_direction"):
             ours, theirs = getattr(self.fingerprint, option), getattr(other.fingerprint, option)
             if ours != theirs:
                 raise UNSCError(f"other: collected with {option}={theirs!r}, these with {ours!r}; collect both alike.")
-        budget = self.fingerprint.max_rows_per_class or self.fingerprint.max_samples_per_class
+        budget = self.fingerprint.rows_per_direction
         moments = {group: dict(by_key) for group, by_key in self.moments.items()}
         for group, by_key in other.moments.items():
             if group not in moments:
@@ -236,8 +230,8 @@ class ActivationStatistics:
             if sign < 0 and budget and any(by_key[key].rows != mine[key].rows for key in by_key):
                 raise UNSCError(
                     "statistics: were collected with a budget, so whether they hold single rows of class "
-                    f"{group!r} is unknown; take out whole classes, or collect with max_rows_per_class=None and "
-                    "max_samples_per_class=None."
+                    f"{group!r} is unknown; take out whole classes, or collect with "
+                    "rows_per_direction=None."
                 )
             if sign < 0 and any(by_key[key].rows > mine[key].rows for key in by_key):
                 raise UNSCError(f"other: class {group!r} has more rows to take out than these statistics hold.")

@@ -393,7 +393,7 @@ class UNSCTrainer(PublishingTrainer):
             "forget_dataset": data_fingerprint(self.rows.forget)[:16],
             "retain_dataset": data_fingerprint(self.rows.retain)[:16],
             "null_space": args.null_space,
-            "subspace_rule": f"{args.subspace_rule} {args.energy} {args.subspace_rank} {args.subspace_ratio}",
+            "subspace_rule": f"{args.subspace_rule} {args.energy} {args.subspace_size}",
             "pseudo_labels": f"{self.goal.pseudo_labels} {args.pseudo_label_temperature}",
             "objective": f"{args.objective} {sorted(args.objective_options.items())}",
             "trained": len(self.plan.selection.layers),

@@ -102,8 +102,7 @@ class Fingerprint:
     model: str = ""  # its name or folder name; not compared
     revision: str = ""  # the commit it was loaded at, when known; not compared
     dtype: str = "float64"  # in which rows were multiplied
-    max_rows_per_class: int | None = None
-    max_samples_per_class: int | None = None
+    rows_per_direction: int | None = None
     samples: int = 0  # number of data set rows read
     removed: tuple[str, ...] = ()  # hashes of single rows that were subtracted again, see `row_digests`
 

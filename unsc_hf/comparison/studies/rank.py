@@ -30,8 +30,8 @@ class RankStudy(Study):
             width = min(layer.geometry.width for layer in lab.experiment.bench(seed).plan.selection.layers)
             tried: list[tuple[str, float, dict[str, Any]]] = [
                 *(("energy", energy, {"energy": energy}) for energy in _ENERGIES),
-                *(("rank", share, {"subspace_rank": max(1, round(share * width))}) for share in _SHARES),
-                *(("ratio", ratio, {"subspace_ratio": ratio}) for ratio in _RATIOS),
+                *(("rank", share, {"subspace_size": max(1, round(share * width))}) for share in _SHARES),
+                *(("ratio", ratio, {"subspace_size": ratio}) for ratio in _RATIOS),
             ]
             for rule, setting, options in tried:
                 points.append(lab.run({"rule": rule, "setting": setting}, seed, {"subspace_rule": rule, **options}))

@@ -81,7 +81,7 @@ def _server(lab: Lab, seed: int, serve: Callable[..., UNSCTrainer]) -> Callable[
     row, so that rows can be subtracted from them.
     """
     experiment, name = lab.experiment, lab.experiment.original(seed)
-    config = experiment.seeded(seed, max_leak=None, max_rows_per_class=None, max_samples_per_class=None)
+    config = experiment.seeded(seed, max_leak=None, rows_per_direction=None)
     order = np.random.default_rng(seed).permutation(len(experiment.train))
     model, processor = experiment.load(name, "originals"), experiment.arguments.load_processor(name)
     shared: dict[str, Any] = {"processing_class": processor, "unseen_dataset": experiment.validation}
