@@ -50,7 +50,6 @@ class FinishedRun:
     steps: int = 0
     layers: list[Any] = field(default_factory=list)  # rows of `Subspace.report()`
     frozen: dict[str, str] = field(default_factory=dict)  # reason by weight that was not trained
-    unreachable: dict[str, int] = field(default_factory=dict)  # number of frozen weights by reason, without biases
     history: list[dict[str, Any]] = field(default_factory=list)  # the checks while unlearning
     requests: list[dict[str, Any]] = field(default_factory=list)  # served on this model, oldest first
     budget: dict[str, float | None] | None = None  # of the leak over all requests: what was given, and what is spent

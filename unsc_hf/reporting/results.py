@@ -97,32 +97,27 @@ def _draw(run: FinishedRun, folder: Path) -> list[tuple[str, str]]:
 
 
 def _results(run: FinishedRun) -> dict[str, Any]:
+    same = ("certificate", "adapter", "seconds", "steps", "frozen", "history", "requests", "pictures")
+    origin = run.origin
     return {
         "request": {
             "forget_classes": run.forgotten_names,
             "rows": run.rows,
-            "dataset": run.origin.dataset,
-            "model": run.origin.model or run.model_class,
+            "dataset": origin.dataset,
+            "model": origin.model or run.model_class,
         },
         "verdict": {"word": run.verdict, "reason": run.reason},
         "methods": {name: asdict(method) for name, method in run.methods.items()},
         "retrained_references": [asdict(reference) for reference in run.references],
         "caveats": list(run.caveats),
-        "certificate": run.certificate,
-        "adapter": run.adapter,
-        "seconds": run.seconds,
-        "steps": run.steps,
+        **{name: getattr(run, name) for name in same},
         **run.details,
         "subspace": [asdict(layer) for layer in run.layers],
-        "frozen": run.frozen,
-        "history": run.history,
         "hyperparameters": run.options,
-        "command": run.origin.command,
-        "requests": run.requests,
+        "command": origin.command,
         "leak_budget": run.budget,
         "versions": versions(),
         "table": run.table.cells,
         "written": run.table.written,
         "table_note": run.table.note,
-        "pictures": run.pictures,
     }

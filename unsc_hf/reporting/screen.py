@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,10 +29,9 @@ _CURSOR = re.compile(r"\r|\x1b\[A")  # what progress bars write to go back in a 
 class _Log(io.TextIOBase):
     """A text file that is opened late: until then the text waits. Lines of blanks, as progress bars leave them, go."""
 
-    def __init__(self, afterwards: TextIO) -> None:
+    def __init__(self) -> None:
         self.waiting = io.StringIO()
         self._file: TextIO = self.waiting
-        self._afterwards = afterwards  # where libraries that kept this stream write once the job has ended
         self._line_is_empty = True
 
     def write(self, text: str) -> int:
@@ -42,21 +41,17 @@ class _Log(io.TextIOBase):
             self._line_is_empty = shown.endswith("\n")
         return len(text)
 
-    def flush(self) -> None:
-        self._file.flush()
-
     @contextmanager
     def opened(self, path: Path) -> Iterator[None]:
-        with path.open("a", encoding="utf-8", buffering=1) as file:
-            file.write(self.waiting.getvalue())
-            self.waiting, self._file = io.StringIO(), file
+        with path.open("a", encoding="utf-8", buffering=1) as self._file:
+            self._file.write(self.waiting.getvalue())
             try:
                 yield
+            except Exception:
+                traceback.print_exc(file=self._file)
+                raise
             finally:
-                self._file = self.waiting
-
-    def end(self) -> None:
-        self._file = self._afterwards
+                self._file = self.waiting = io.StringIO()
 
 
 class Screen(logging.Handler):
@@ -74,7 +69,7 @@ class Screen(logging.Handler):
         super().__init__(logging.INFO)
         self.first = os.environ.get("RANK", "0") == "0"
         self.console = Console(quiet=True) if not self.first else console or Console(file=sys.stdout)
-        self._log = _Log(sys.stderr)
+        self._log = _Log()
         self._to_log = logging.StreamHandler(self._log)
         self._to_log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self._live = bars and self.console.is_terminal
@@ -104,29 +99,19 @@ class Screen(logging.Handler):
         enter(redirect_stdout(self._log))
         enter(redirect_stderr(self._log))
         self._entered.callback(setattr, tqdm, "display", tqdm.display)
-        tqdm.display = self._follow()
+        tqdm.display = lambda bar, *given, **named: self._follow(bar, *given, **named)
         enter(self._progress)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._end_phase(completed=error is None)
         self._entered.close()
-        self._log.end()
         if isinstance(error, Exception) and not isinstance(error, UNSCError):
             sys.stderr.write(self._log.waiting.getvalue())  # a fault of this package: nothing may be lost
 
-    @contextmanager
-    def log_into(self, folder: str | Path) -> Iterator[None]:
+    def log_into(self, folder: str | Path) -> AbstractContextManager[None]:
         """Keep the log in this folder, which exists; an earlier log is continued."""
-        if not self.first:
-            yield
-            return
-        with self._log.opened(Path(folder, LOG)):
-            try:
-                yield
-            except Exception:
-                traceback.print_exc(file=self._log)
-                raise
+        return self._log.opened(Path(folder, LOG)) if self.first else nullcontext()
 
     def emit(self, record: logging.LogRecord) -> None:
         """A phase begins, or this package warns."""
@@ -149,13 +134,9 @@ class Screen(logging.Handler):
             seconds = f"{time.monotonic() - self._began:.0f} s" if completed else "stopped"
             self.console.print(f"{self._title:<48} {seconds:>8}", markup=False, highlight=False)
 
-    def _follow(self) -> Any:
+    def _follow(self, bar: tqdm[Any], msg: str | None = None, pos: int | None = None) -> bool:
         """What a library's progress bar does in place of drawing itself."""
-
-        def display(bar: tqdm[Any], msg: str | None = None, pos: int | None = None) -> bool:
-            if self._bar is not None and not bar.pos and msg is None:  # the outermost one
-                count = f"{bar.n}/{bar.total}" if bar.total else ""
-                self._progress.update(self._bar, completed=bar.n, total=bar.total, count=count)
-            return True
-
-        return display
+        if self._bar is not None and not bar.pos and msg is None:  # the outermost one
+            count = f"{bar.n}/{bar.total}" if bar.total else ""
+            self._progress.update(self._bar, completed=bar.n, total=bar.total, count=count)
+        return True

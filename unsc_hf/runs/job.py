@@ -219,7 +219,6 @@ def finished_run(
         steps=trainer.state.global_step,
         layers=plan.subspace.report(),
         frozen=plan.selection.frozen,
-        unreachable=plan.selection.unprotectable(),
         history=[entry for entry in trainer.state.log_history if "leak" in entry],
         **measured,
     )
