@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from ..utils.files import write_beside
@@ -49,6 +51,19 @@ def _legend(figure: Figure, columns: int = 3) -> None:
     figure.legend(ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 0.89))
 
 
+def _bars(labels: Sequence[str], series: Mapping[str, Sequence[float]], colours: Sequence[Any], x_label: str) -> Figure:
+    """A group of bars for each label, one of each series, of shares in [0, 1]; colours may have an alpha."""
+    figure = Figure(figsize=(5.0, 0.8 + 0.1 * len(labels) * (len(series) + 1)))
+    axes = figure.subplots()
+    height = 0.84 / max(len(series), 1)
+    for i, (name, shares) in enumerate(series.items()):
+        y = np.arange(len(labels)) + (i - (len(series) - 1) / 2) * height
+        axes.barh(y, [100 * share for share in shares], 0.92 * height, label=name, color=colours[i])
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set(ylim=(len(labels) - 0.5, -0.5), xlim=(0, 100), xlabel=x_label)
+    return figure
+
+
 @_styled
 def plot_per_class(
     accuracies: Mapping[str, Mapping[int, float]], names: Sequence[str], forgotten: Sequence[int], path: Path
@@ -57,22 +72,15 @@ def plot_per_class(
 
     The classes to forget come first and are shaded. Of many classes those that changed most are drawn.
     """
-    series = list(accuracies.values())
-    kept = [c for c in range(len(names)) if c not in forgotten]
-    kept.sort(key=lambda c: -abs(series[-1].get(c, 0.0) - series[0].get(c, 0.0)))
-    shown = [c for c in forgotten if any(c in by_class for by_class in series)][: _MOST_CLASSES // 2]
-    kept = [c for c in kept if any(c in by_class for by_class in series)][: _MOST_CLASSES - len(shown)]
-    shown, shaded = [*shown, *sorted(kept)], len(shown)
-    figure = Figure(figsize=(5.0, 0.8 + 0.36 * len(shown)))
-    axes = figure.subplots()
-    height = 0.8 / max(len(series), 1)
-    for i, (model, by_class) in enumerate(accuracies.items()):
-        y = [j + (i - (len(series) - 1) / 2) * height for j in range(len(shown))]
-        colour = (GREY, BLUE, GREEN, ORANGE)[i % 4]
-        axes.barh(y, [100 * by_class.get(c, 0.0) for c in shown], height, label=model, color=colour)
-    axes.axhspan(-0.5, shaded - 0.5, color=ORANGE, alpha=0.15, lw=0, zorder=0, label="to forget")
-    axes.set_yticks(range(len(shown)), [shorten(names[c]) for c in shown])
-    axes.set(ylim=(len(shown) - 0.5, -0.5), xlim=(0, 100), xlabel="test accuracy (%)")
+    by_model = list(accuracies.values())
+    known = [c for c in range(len(names)) if any(c in by_class for by_class in by_model)]
+    gone = [c for c in known if c in forgotten][: _MOST_CLASSES // 2]
+    kept = [c for c in known if c not in forgotten]
+    kept.sort(key=lambda c: -abs(by_model[-1].get(c, 0.0) - by_model[0].get(c, 0.0)))
+    shown = [*gone, *sorted(kept[: _MOST_CLASSES - len(gone)])]
+    series = {model: [by_class.get(c, 0.0) for c in shown] for model, by_class in accuracies.items()}
+    figure = _bars([shorten(names[c]) for c in shown], series, (GREY, BLUE, GREEN, ORANGE), "test accuracy (%)")
+    figure.axes[0].axhspan(-0.5, len(gone) - 0.5, color=ORANGE, alpha=0.15, lw=0, zorder=0, label="to forget")
     _legend(figure, 4)
     return save(figure, path)
 
@@ -132,23 +140,14 @@ def plot_methods(points: Mapping[str, tuple[float, float]], path: Path) -> Path:
 def plot_answers(methods: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path) -> Path:
     """ROUGE-L of every model's answers, a group of bars for each set that has it; `methods` by method and set."""
     sets = [name for name, metrics in next(iter(methods.values())).items() if "rouge_l" in metrics]
-    figure = Figure(figsize=(5.0, 1.0 + 0.17 * len(sets) * (len(methods) + 1)))
-    axes = figure.subplots()
-    height = 0.84 / len(methods)
-    emphasised = {"original": GREY, "unsc": BLUE, "retrained": GREEN}
-    others = iter([ORANGE, "#7a5195", "#bc5090", "#8c6d31", "#5b8c85"])
-    colours: dict[str, Any] = {}
-    for i, (method, of_sets) in enumerate(methods.items()):
-        places = [y + (i - (len(methods) - 1) / 2) * height for y in range(len(sets))]
-        objective = method.removesuffix(" unprojected")
-        if objective not in colours:
-            colours[objective] = emphasised.get(objective) or next(others, _INK)
-        alpha = 1.0 if objective == method else 0.4  # a paler bar for the run without projection
-        lengths = [100 * of_sets[s]["rouge_l"] for s in sets]
-        axes.barh(places, lengths, height * 0.92, label=objective_title(method), color=colours[objective], alpha=alpha)
-    axes.set_yticks(range(len(sets)), [name.replace("_", " ") for name in sets])
-    axes.invert_yaxis()
-    axes.set(xlim=(0, 100), xlabel="ROUGE-L of the answers (%)")
+    fixed = {"original": GREY, "unsc": BLUE, "retrained": GREEN}
+    objectives = list(dict.fromkeys(method.removesuffix(" unprojected") for method in methods))
+    others = cycle([ORANGE, "#7a5195", "#bc5090", "#8c6d31", "#5b8c85"])
+    colours = {objective: fixed.get(objective) or next(others) for objective in objectives}
+    # A paler bar is the run without projection.
+    shades = [to_rgba(colours[method.split(" unprojected")[0]], 0.4 if " " in method else 1.0) for method in methods]
+    series = {objective_title(method): [of[name]["rouge_l"] for name in sets] for method, of in methods.items()}
+    figure = _bars([name.replace("_", " ") for name in sets], series, shades, "ROUGE-L of the answers (%)")
     _legend(figure)
     return save(figure, path)
 
