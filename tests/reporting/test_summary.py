@@ -80,7 +80,7 @@ def test_each_verdict_decides(word: str, references: int, classes: list[str], sa
 def test_a_summary_fits_a_terminal(tmp_path: Path) -> None:
     text = io.StringIO()
     content = results(METHODS, ["8"], written="UNSC", caveats=["One caveat."])
-    print_summary(content, tmp_path, Console(file=text, width=80), ["the last line"])
+    print_summary(content, tmp_path, Console(file=text, width=100), ["the last line"])
     lines = text.getvalue().splitlines()
     assert len(lines) < 30
     assert lines[-1] == "the last line"

@@ -119,7 +119,7 @@ class OptionsParser(OneLineParser, HfArgumentParser):
                     f"--{action.dest:<30} {first}{default}", width, initial_indent="  ", subsequent_indent=" " * 35
                 )
         lines += ["", "--help-all shows all options, also those of transformers' TrainingArguments."]
-        self._print_message("\n".join(lines) + "\n", file)
+        print("\n".join(lines), file=file)
 
     def parse(self, words: Sequence[str], defaults: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
         """One instance of each dataclass, from the words, then from `--config file.yaml`, then from `defaults`.

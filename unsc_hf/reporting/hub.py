@@ -154,7 +154,7 @@ def publish(
 def _card_of(repo_id: str, card: str) -> str:
     """A card whose example loads the model from its repository, not from the folder where it was made."""
     names = re.findall(r'from_pretrained\(("[^"\n]*")', card)
-    return card.replace(f"from_pretrained({names[-1]}", f"from_pretrained({json.dumps(repo_id)}") if names else card
+    return card.replace(names[-1], json.dumps(repo_id)) if names else card
 
 
 def _status(error: BaseException | None) -> int | None:

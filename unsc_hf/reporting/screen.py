@@ -10,9 +10,17 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    nullcontext,
+    redirect_stderr,
+    redirect_stdout,
+    suppress,
+)
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -27,31 +35,36 @@ _CURSOR = re.compile(r"\r|\x1b\[A")  # what progress bars write to go back in a 
 
 
 class _Log(io.TextIOBase):
-    """A text file that is opened late: until then the text waits. Lines of blanks, as progress bars leave them, go."""
+    """A text file that is opened late: until then the text waits. Lines of blanks, as progress bars leave them, go.
+
+    A full disk ends no job here: it will when something is written that matters.
+    """
 
     def __init__(self) -> None:
-        self.waiting = io.StringIO()
-        self._file: TextIO = self.waiting
+        self.waiting = io.BytesIO()
+        self._file: io.RawIOBase | io.BytesIO = self.waiting
         self._line_is_empty = True
 
     def write(self, text: str) -> int:
         shown = _CURSOR.sub("", text)
         if shown.strip() or (shown.endswith("\n") and not self._line_is_empty):
-            self._file.write(shown)
+            with suppress(OSError):
+                self._file.write(shown.encode("utf-8", "replace"))
             self._line_is_empty = shown.endswith("\n")
         return len(text)
 
     @contextmanager
     def opened(self, path: Path) -> Iterator[None]:
-        with path.open("a", encoding="utf-8", buffering=1) as self._file:
-            self._file.write(self.waiting.getvalue())
+        with path.open("ab", buffering=0) as self._file:
+            with suppress(OSError):
+                self._file.write(self.waiting.getvalue())
             try:
                 yield
             except Exception:
-                traceback.print_exc(file=self._file)
+                traceback.print_exc(file=self)
                 raise
             finally:
-                self._file = self.waiting = io.StringIO()
+                self._file = self.waiting = io.BytesIO()
 
 
 class Screen(logging.Handler):
@@ -107,7 +120,7 @@ class Screen(logging.Handler):
         self._end_phase(completed=error is None)
         self._entered.close()
         if isinstance(error, Exception) and not isinstance(error, UNSCError):
-            sys.stderr.write(self._log.waiting.getvalue())  # a fault of this package: nothing may be lost
+            sys.stderr.write(self._log.waiting.getvalue().decode())  # a fault of this package: nothing may be lost
 
     def log_into(self, folder: str | Path) -> AbstractContextManager[None]:
         """Keep the log in this folder, which exists; an earlier log is continued."""

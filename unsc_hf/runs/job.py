@@ -109,14 +109,15 @@ def job_folder(folder: str | Path, screen: Screen | None = None) -> Iterator[Non
         UNSCError: a folder that cannot be written, or that another job holds.
     """
     existed = Path(folder).exists()
-    try:
-        with reserved(folder), nullcontext() if screen is None else screen.log_into(folder):
-            yield
-    except UNSCError:
-        kept = has_checkpoint(folder) or any(Path(folder, name).exists() for name in (RESULTS, UNFINISHED))
-        if not existed and not kept:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
+    with reserved(folder):
+        try:
+            with nullcontext() if screen is None else screen.log_into(folder):
+                yield
+        except UNSCError:
+            kept = has_checkpoint(folder) or any(Path(folder, name).exists() for name in (RESULTS, UNFINISHED))
+            for path in () if existed or kept else Path(folder).glob("[!.]*"):  # its lock stays, and goes with it
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            raise
 
 
 class UnlearningResult:
