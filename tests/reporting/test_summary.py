@@ -54,11 +54,18 @@ def test_answers() -> None:
         forget = {"rouge_l": rouge, "extraction_strength": 0.1, "loss": 1.0}
         return Answers({"forget": forget, "retain": {"rouge_l": 0.9}, "real_authors": {"rouge_l": 0.5}}, flips=flips)
 
-    table = answers_table({"original": answers(0.9, 0.0), "npo": answers(0.3, 0.02)}, "npo")
+    methods = {"original": answers(0.9, 0.0), "npo": answers(0.3, 0.02), "npo unprojected": answers(0.2, 0.05)}
+    table = answers_table(methods, "npo")
     said = sentences(run_results(table=table.cells, written=table.written))
-    assert said[:2] == ["Forgotten answers: ROUGE-L 90 % before, 30 % now.", "Tokens changed in kept answers: 2 %."]
+    assert said[0] == "Forgotten answers: ROUGE-L 90 % before, 30 % now."
+    assert said[1] == "Tokens changed in kept answers: 2 % (no projection 5 %)."
     assert table.cells[0][5] == "ROUGE-L on real authors"
     assert table.cells[2][1:6] == ["30 %", "90 %", "2 %", "10 %", "50 %"]
+
+
+def test_columns_of_an_earlier_version_are_not_misread() -> None:
+    table = [["model", "AccDut", "AccDrt", "AccDf", "AccDr"], ["original", "64.0", "90.0", "1.0", "1.0"]]
+    assert len(sentences(run_results(table=[*table, ["UNSC", "0.0", "92.0", "0.0", "100.0"]]))) == 1
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,10 @@ _MOST_NAMES = 3  # beyond this many classes a sentence counts them
 def sentences(results: Mapping[str, Any]) -> list[str]:
     """What was forgotten, what it cost, and how sure that is: a sentence each, where it was measured."""
     request, certificate, header = results["request"], results["certificate"], results["table"][0]
-    rows = {row[0]: row[1:DECIDING] for row in results["table"][1:]}
-    unmeasured = ["–"] * (DECIDING - 1)
-    ours = rows.get(str(results.get("written") or "UNSC"), unmeasured)
+    current = header[1].endswith("on forgotten")  # in results of an earlier version the columns mean something else
+    rows = {row[0]: row[1:DECIDING] for row in results["table"][1:] if current}
+    written = str(results.get("written") or "UNSC")
+    ours = rows.get(written, ["–"] * (DECIDING - 1))
     names = [str(name) for name in request.get("forget_classes") or ()]
     if header[1].startswith("ROUGE-L"):
         known, where = "Forgotten answers: ROUGE-L", "Tokens changed in kept answers"
@@ -28,8 +29,8 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
         known, where = f"{listed}: recognised", "Decisions changed on the other classes"
     else:
         known, where = f"{request['rows']:,} rows: classified rightly", "Decisions changed on test rows"
-    beside = {"retraining": "retrained", "no projection": "no projection"}
-    beside = {words: rows[name] for words, name in beside.items() if name in rows}
+    others = {"retrained": "retraining", "no projection": "no projection", f"{written}, no projection": "no projection"}
+    beside = {words: rows[name] for name, words in others.items() if name in rows}
     said = []
     if "original" in rows and ours[0] != "–":
         retrained = f" (retraining {beside['retraining'][0]})" if "retraining" in beside and not names else ""
