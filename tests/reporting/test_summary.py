@@ -71,8 +71,8 @@ def test_columns_of_an_earlier_version_are_not_misread() -> None:
 @pytest.mark.parametrize(
     ("word", "references", "classes", "said"),
     [
-        ("not forgotten", 0, ["8"], "Not forgotten: because. Do not publish"),
-        ("not judged", 0, ["8"], "Not judged: because."),
+        ("not forgotten", 0, ["8"], "Because. Do not publish"),
+        ("not judged", 0, ["8"], "Because."),
         ("suppressed", 2, ["8"], "Whether the features still show it is open"),
         ("suppressed", 3, ["8"], "Features still show it: publish the weights only if"),
         ("suppressed", 3, [], "The features were not examined"),
@@ -94,6 +94,14 @@ def test_a_summary_fits_a_terminal(tmp_path: Path) -> None:
     for said in (*sentences(content)[:2], "Note: One caveat.", f"{tmp_path}/report.html", "Verdict: suppressed."):
         assert any(line.startswith(said) or said in line for line in lines), said
     assert any(line.split()[:2] == ["UNSC", "0"] for line in lines)
+
+
+@pytest.mark.parametrize(("word", "shared"), [("suppressed", True), ("not forgotten", False)])
+def test_only_a_model_that_forgot_is_shared(word: str, shared: bool, tmp_path: Path) -> None:
+    text = io.StringIO()
+    content = results(METHODS, ["8"], written="UNSC", caveats=[], verdict={"word": word, "reason": "because"})
+    print_summary(content, tmp_path, Console(file=text, width=100))
+    assert ("unsc push" in text.getvalue()) == shared
 
 
 def test_percent() -> None:

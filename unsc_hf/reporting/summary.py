@@ -48,9 +48,9 @@ def decision(results: Mapping[str, Any]) -> str:
     word, reason = results["verdict"]["word"], results["verdict"]["reason"]
     references = len(results.get("retrained_references") or ())
     if word == "not forgotten":
-        return f"Not forgotten: {reason}. Do not publish this model as one that forgot."
+        return f"{reason[:1].upper()}{reason[1:]}. Do not publish this model as one that forgot."
     if word == "not judged":
-        return f"Not judged: {reason}."
+        return f"{reason[:1].upper()}{reason[1:]}."
     gone = "Forgotten at the output"
     if word == "removed":
         return f"{gone}, and no audit tells the model from {references} retrained ones."
@@ -90,5 +90,6 @@ def print_summary(results: Mapping[str, Any], folder: Path, console: Console, mo
     console.print(Table(results["table"], str(results["written"])).rich())
     show("", f"Verdict: {results['verdict']['word']}. {decision(results)}")
     show(*(f"Note: {caveat}" for caveat in results["caveats"]), "")
-    ways = (f"Report    {folder}/report.html", f"Publish   unsc push {folder} --hub_model_id user/name")
-    show(*ways, *more, soft_wrap=True)
+    forgot = results["verdict"]["word"] in ("suppressed", "removed")
+    share = [f"Share     unsc push {folder} --hub_model_id user/name --hub_private_repo"] if forgot else []
+    show(f"Report    {folder}/report.html", *share, *more, soft_wrap=True)
