@@ -46,7 +46,7 @@ class OneLineParser(argparse.ArgumentParser):
     """A parser whose errors are one line, with the closest option."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, allow_abbrev=False, **options)
+        super().__init__(*arguments, **{**options, "allow_abbrev": False})
 
     def error(self, message: str) -> NoReturn:
         """Raise a UNSCError in place of printing the usage."""
@@ -59,9 +59,9 @@ class OneLineParser(argparse.ArgumentParser):
             raise UNSCError(f"{option}: {reason}.")
         if action.choices is not None:
             raise UNSCError(f"{option}: got {value}; closest: {closest(value, map(str, action.choices))}.")
-        kind = action.type.args[0] if isinstance(action.type, partial) else action.type
-        expected = {int: "a whole number", float: "a number"}.get(kind, "another value")
-        raise UNSCError(f"{option}: got {value}, expected {expected}.")
+        kind: Any = action.type.args[0] if isinstance(action.type, partial) else action.type
+        expected = {int: "a whole number", float: "a number"}
+        raise UNSCError(f"{option}: got {value}, expected {expected.get(kind, 'another value')}.")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse; an option that does not exist is a UNSCError with the closest one."""

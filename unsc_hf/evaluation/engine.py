@@ -76,7 +76,7 @@ def output_metrics(outputs: RowOutputs, forgotten: Sequence[int]) -> dict[str, A
 
 def _shares(answers: Tensor) -> dict[int, float]:
     """Share of each answer among `answers`, (rows,)."""
-    ids, counts = answers.unique(return_counts=True)
+    ids, counts = np.unique(answers.numpy(), return_counts=True)
     return {int(c): int(count) / len(answers) for c, count in zip(ids, counts, strict=True)}
 
 
