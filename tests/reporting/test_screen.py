@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from unsc_hf.errors import UNSCError
 from unsc_hf.reporting.screen import LOG, Screen
-from unsc_hf.utils.phases import PHASES, phase
+from unsc_hf.utils.phases import phase
 
 
 def chatter(library: logging.Logger) -> None:
@@ -47,20 +47,22 @@ def test_chatter_goes_into_the_log(
             phase("First")
             chatter(library)
             phase("Second")
+            logging.getLogger("unsc_hf.somewhere").info("A detail.")
             for _ in range(2):
                 logging.getLogger("unsc_hf.somewhere").warning("Of ours.")
     assert (sys.stdout, sys.stderr, tqdm.display, library.handlers[0].stream) == before
-    assert PHASES.level == logging.NOTSET
+    assert logging.getLogger("unsc_hf").level == logging.NOTSET
     log, text = (tmp_path / LOG).read_text(), shown.getvalue()
     said = [
         "before there is a folder",
         "First",
         *(f"{how} by a library" for how in ("printed", "complained", "logged")),
     ]
-    places = [log.index(words) for words in [*said, "Second", "Of ours."]]
+    places = [log.index(words) for words in [*said, "Second", "A detail.", "Of ours."]]
     assert places == sorted(places)
     assert "drawn" not in log
     assert "library" not in text
+    assert "A detail." not in text
     assert "\n\n" not in log
     assert text.count("Note: Of ours.") == 1
     assert ("First ..." in text) != terminal

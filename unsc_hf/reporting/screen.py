@@ -104,11 +104,12 @@ class Screen(logging.Handler):
             if vars(handler).get("stream") in terminal:
                 self._entered.callback(handler.setStream, handler.stream)
                 handler.setStream(self._log)
-        for logger, handler in ((logging.root, self._to_log), (logging.getLogger("unsc_hf"), self)):
+        package = logging.getLogger("unsc_hf")
+        for logger, handler in ((logging.root, self._to_log), (package, self)):
             logger.addHandler(handler)
             self._entered.callback(logger.removeHandler, handler)
-        self._entered.callback(PHASES.setLevel, PHASES.level)
-        PHASES.setLevel(logging.INFO)
+        self._entered.callback(package.setLevel, package.level)
+        package.setLevel(logging.INFO)
         enter(redirect_stdout(self._log))
         enter(redirect_stderr(self._log))
         self._entered.callback(setattr, tqdm, "display", tqdm.display)
