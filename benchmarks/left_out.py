@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
 from unsc_hf import UNSCConfig, UNSCError
-from unsc_hf.cli.arguments import run_recipe
+from unsc_hf.cli.main import run_recipe
 from unsc_hf.comparison.arguments import ImageArguments, TextArguments
 from unsc_hf.data.columns import find_label_column
 from unsc_hf.data.inputs import default_collator, prepare_dataset

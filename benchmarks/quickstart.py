@@ -24,7 +24,7 @@ from sklearn.model_selection import train_test_split
 from transformers import AutoImageProcessor, AutoModelForImageClassification, default_data_collator
 
 from unsc_hf import UNSCConfig
-from unsc_hf.cli.arguments import run_recipe
+from unsc_hf.cli.main import run_recipe
 from unsc_hf.comparison.arguments import ImageArguments
 from unsc_hf.comparison.references.images import PLAN, ImagePlan, digits_dataset
 from unsc_hf.comparison.references.training import train_model

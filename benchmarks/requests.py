@@ -31,7 +31,7 @@ from datasets import DatasetDict
 from transformers import HfArgumentParser
 
 from unsc_hf import UNSCConfig
-from unsc_hf.cli.arguments import run_recipe
+from unsc_hf.cli.main import run_recipe
 from unsc_hf.comparison.arguments import ClassificationArguments, ImageArguments, TextArguments, lora_config
 from unsc_hf.comparison.controls import compare
 from unsc_hf.comparison.references.texts import TextPlan

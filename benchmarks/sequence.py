@@ -32,7 +32,7 @@ from matplotlib.figure import Figure
 from transformers import HfArgumentParser
 
 from unsc_hf import UNSCConfig, serve_request
-from unsc_hf.cli.arguments import run_recipe
+from unsc_hf.cli.main import run_recipe
 from unsc_hf.comparison.arguments import ImageArguments, TextArguments
 from unsc_hf.comparison.references.training import train_model
 from unsc_hf.data.columns import class_names, read_labels

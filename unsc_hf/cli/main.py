@@ -276,6 +276,16 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
+def run_recipe(main: Callable[[], Any]) -> None:
+    """Run a script; what a user can correct is printed as one line on standard error, with exit code 2."""
+    try:
+        with full_disk_in_one_line():
+            main()
+    except UNSCError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
 def entry() -> None:
     """What the installed command runs."""
     raise SystemExit(main())
