@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
@@ -10,15 +11,6 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import (
-    AbstractContextManager,
-    ExitStack,
-    contextmanager,
-    nullcontext,
-    redirect_stderr,
-    redirect_stdout,
-    suppress,
-)
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +40,15 @@ class _Log(io.TextIOBase):
     def write(self, text: str) -> int:
         shown = _CURSOR.sub("", text)
         if shown.strip() or (shown.endswith("\n") and not self._line_is_empty):
-            with suppress(OSError):
+            with contextlib.suppress(OSError):
                 self._file.write(shown.encode("utf-8", "replace"))
             self._line_is_empty = shown.endswith("\n")
         return len(text)
 
-    @contextmanager
+    @contextlib.contextmanager
     def opened(self, path: Path) -> Iterator[None]:
         with path.open("ab", buffering=0) as self._file:
-            with suppress(OSError):
+            with contextlib.suppress(OSError):
                 self._file.write(self.waiting.getvalue())
             try:
                 yield
@@ -94,7 +86,7 @@ class Screen(logging.Handler):
         self._bar: TaskID | None = None
         self._title, self._began = "", 0.0
         self._said: set[str] = set()
-        self._entered = ExitStack()
+        self._entered = contextlib.ExitStack()
 
     def __enter__(self) -> Screen:
         enter = self._entered.enter_context
@@ -110,8 +102,8 @@ class Screen(logging.Handler):
             self._entered.callback(logger.removeHandler, handler)
         self._entered.callback(package.setLevel, package.level)
         package.setLevel(logging.INFO)
-        enter(redirect_stdout(self._log))
-        enter(redirect_stderr(self._log))
+        enter(contextlib.redirect_stdout(self._log))
+        enter(contextlib.redirect_stderr(self._log))
         self._entered.callback(setattr, tqdm, "display", tqdm.display)
         tqdm.display = lambda bar, *given, **named: self._follow(bar, *given, **named)
         enter(self._progress)
@@ -123,9 +115,9 @@ class Screen(logging.Handler):
         if isinstance(error, Exception) and not isinstance(error, UNSCError):
             sys.stderr.write(self._log.waiting.getvalue().decode())  # a fault of this package: nothing may be lost
 
-    def log_into(self, folder: str | Path) -> AbstractContextManager[None]:
+    def log_into(self, folder: str | Path) -> contextlib.AbstractContextManager[None]:
         """Keep the log in this folder, which exists; an earlier log is continued."""
-        return self._log.opened(Path(folder, LOG)) if self.first else nullcontext()
+        return self._log.opened(Path(folder, LOG)) if self.first else contextlib.nullcontext()
 
     def emit(self, record: logging.LogRecord) -> None:
         """A phase begins, or this package warns."""
