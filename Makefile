@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUTPUT ?= outputs/digits-without-8
+PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
 OLDEST := tests/data tests/models tests/nullspace tests/reporting tests/trainer/test_adapters.py tests/trainer/test_trainer.py
 
-.PHONY: demo test test-oldest mutants lint types docs wheel clean
+.PHONY: demo test test-all test-oldest mutants lint types docs wheel clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,8 +20,11 @@ demo: $(STAMP) ## The quickstart: train, unlearn, compare, write model, card and
 	@HF_HUB_OFFLINE=1 $(BIN)/accelerate launch --num_processes 1 --num_cpu_threads_per_process 2 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		recipes/unlearn_vit.py --output_dir $(OUTPUT)
 
-test: $(STAMP) ## All tests: offline, on a CPU, two at a time.
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
+test: $(STAMP) ## Tests: offline, on a CPU, two at a time; without the long ones.
+	$(PYTEST) -m "not slow"
+
+test-all: $(STAMP) ## All tests, the long ones too.
+	$(PYTEST)
 
 test-oldest: $(STAMP) ## Unit tests with the oldest versions that pyproject.toml admits (of everything but torch).
 	rm -rf build/oldest

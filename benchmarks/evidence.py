@@ -6,17 +6,21 @@
 
 `run` unlearns for every seed of a case and writes `benchmarks/results/evidence/NAME.json`. Finished runs are kept in
 the output folder, so a stopped run goes on where it was. `--root` is the folder that `{root}` stands for in the cases:
-data sets and models that are not part of the project. `page` writes `docs/evidence.md`, its picture and README's
-table from the JSON alone, and `check` fails where a page says something else.
+data sets and models that are not part of the project. `--smoke` runs ten steps of one seed, and keeps its JSON there.
+`page` writes `docs/evidence.md`, its picture and README's table from the committed JSON alone, and `check` fails where
+a page says something else, or where a JSON belongs to another version.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ import numpy as np
 import yaml
 from matplotlib.figure import Figure
 
+import unsc_hf
 from unsc_hf.reporting.model_card import versions
 from unsc_hf.reporting.plots import BLUE, GREEN, save
 from unsc_hf.utils.files import write_text
@@ -32,6 +37,7 @@ ROOT = Path(__file__).parents[1]
 CASES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "benchmarks" / "evidence.yaml").read_text(encoding="utf-8"))
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "evidence", ROOT / "docs" / "evidence.md"
 README, SHOWN = ROOT / "README.md", "fashion_mnist_shirt"
+FEWEST_SEEDS = 3  # for a spread
 BEGIN, END = "<!-- made by benchmarks/evidence.py -->\n", "\n<!-- end -->"
 MODELS = {
     "original": "original", "masked": "masked logits", "random_projector": "random subspace",
@@ -45,22 +51,97 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def run(case: str, root: str, folder: Path, smoke: bool) -> None:
-    """Every seed of a case by the recipe, and its JSON."""
+def seeds_of(case: str, smoke: bool) -> list[int]:
+    """The seeds of a case; one for a smoke test."""
+    seeds: list[int] = CASES[case]["seeds"]
+    return seeds[:1] if smoke else seeds
+
+
+def fingerprint(case: str) -> str:
+    """What a JSON belongs to: the case as it stands in the YAML, and the version of the package."""
+    plan = json.dumps({key: value for key, value in CASES[case].items() if key != "title"}, sort_keys=True)
+    return hashlib.sha256(f"{plan}{unsc_hf.__version__}".encode()).hexdigest()[:16]
+
+
+def missing_data(case: str, root: str) -> list[str]:
+    """Files and folders under `root` that the case needs and that are not there."""
     plan = CASES[case]
-    runs = []
-    for seed in plan["seeds"][:1] if smoke else plan["seeds"]:
-        place = folder / case / str(seed)
-        if not (place / "results.json").is_file():
-            arguments = [item.format(root=root, seed=seed, folder=folder) for item in plan["arguments"]]
-            command = [sys.executable, str(ROOT / "recipes" / plan["recipe"]), *arguments, "--seed", str(seed)]
-            quiet = ["--disable_tqdm", "true", "--output_dir", str(place)]
-            subprocess.run([*command, *quiet, *(["--max_steps", "10"] if smoke else [])], check=True)
-        results = json.loads((place / "results.json").read_text(encoding="utf-8"))
+    stated = [*plan["arguments"], plan.get("data", "")]
+    paths = {
+        item.format(root=root, seed=seed, folder="") for item in stated if "{root}" in item for seed in plan["seeds"]
+    }
+    return sorted(path for path in paths if not Path(path).exists())
+
+
+def run_seed(case: str, seed: int, root: str, folder: Path, smoke: bool, threads: int) -> None:
+    """One run by the recipe, as a user would start it, unless its results are there."""
+    plan, place = CASES[case], folder / case / str(seed)
+    if (place / "results.json").is_file():
+        return
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    for name, more in plan.get("fine_tune", {}).items():
+        model, data = folder / "models" / name.format(seed=seed), plan["data"].format(root=root)
+        tune = ["--data", data, "--output_dir", str(model), "--seed", str(seed), *more]
+        subprocess.run([sys.executable, str(ROOT / "benchmarks" / "fine_tune.py"), *tune], check=True, env=environment)
+    filled = [item.format(root=root, seed=seed, folder=folder) for item in plan["arguments"]]
+    arguments = [word for item in filled for word in words(item)]
+    command = [sys.executable, str(ROOT / "recipes" / plan["recipe"]), *arguments, "--seed", str(seed)]
+    quiet = ["--disable_tqdm", "true", "--output_dir", str(place)]
+    more = ["--max_steps", "10"] if smoke else []
+    subprocess.run([*command, *quiet, *more], check=True, env=environment, stdout=subprocess.DEVNULL)
+
+
+def collect(case: str, folder: Path, smoke: bool) -> None:
+    """The JSON of a case from its finished runs; that of a smoke test stays in the output folder."""
+    plan, runs = CASES[case], []
+    for seed in seeds_of(case, smoke):
+        results = json.loads((folder / case / str(seed) / "results.json").read_text(encoding="utf-8"))
         keys = ("methods", "certificate", "verdict", "seconds", "steps")
         runs.append({"seed": seed, **{key: results[key] for key in keys}})
     content = {"case": case, "title": plan["title"], "recipe": plan["recipe"], "arguments": plan["arguments"]}
-    write_text(RESULTS / f"{case}.json", json.dumps({**content, "versions": versions(), "runs": runs}, indent=1))
+    content |= {"fingerprint": fingerprint(case), "versions": versions(), "runs": runs}
+    write_text((folder if smoke else RESULTS) / f"{case}.json", json.dumps(content, indent=1))
+
+
+def run(cases: list[str], root: str, folder: Path, smoke: bool, jobs: int) -> None:
+    """All seeds of all cases, `jobs` at a time; a case whose data are missing is named, and the others run."""
+    missing = {case: missing_data(case, root) for case in cases}
+    todo = [(case, seed) for case in cases if not missing[case] for seed in seeds_of(case, smoke)]
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ThreadPoolExecutor(jobs) as pool:
+        for done in [pool.submit(run_seed, case, seed, root, folder, smoke, threads) for case, seed in todo]:
+            done.result()
+    for case in cases:
+        if not missing[case]:
+            collect(case, folder, smoke)
+    absent = [f"{case}: not run, {paths[0]} does not exist; give --root." for case, paths in missing.items() if paths]
+    if absent:
+        sys.exit("\n".join(absent))
+
+
+def stored() -> list[dict[str, Any]]:
+    """The committed JSON of every case, in the order of the YAML.
+
+    Raises:
+        SystemExit: it belongs to another version of the case or of the package, or has too few seeds for a spread.
+    """
+    contents = []
+    for case in CASES:
+        path = RESULTS / f"{case}.json"
+        if not path.is_file():
+            continue
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["fingerprint"] != fingerprint(case):
+            sys.exit(f"{path.name}: measured with another case or version; run `evidence.py run --case {case}` again.")
+        if len(content["runs"]) < FEWEST_SEEDS:
+            sys.exit(f"{path.name}: has {len(content['runs'])} seeds; a spread needs {FEWEST_SEEDS}.")
+        contents.append(content)
+    return contents
+
+
+def words(item: str) -> list[str]:
+    """An argument, or the words of the file that `@` names."""
+    return (ROOT / item[1:]).read_text(encoding="utf-8").split() if item.startswith("@") else [item]
 
 
 def cell(runs: list[dict[str, Any]], model: str, column: str) -> str:
@@ -85,7 +166,7 @@ def table(runs: list[dict[str, Any]], columns: Iterable[str]) -> list[str]:
 
 def readme() -> str:
     """README with its table made anew."""
-    content = json.loads((RESULTS / f"{SHOWN}.json").read_text(encoding="utf-8"))
+    (content,) = (content for content in stored() if content["case"] == SHOWN)
     lines = table(content["runs"], ("AccDut", "AccDrt", "flips"))
     before, rest = README.read_text(encoding="utf-8").split(BEGIN)
     return before + BEGIN + "\n".join(["", *lines, ""]) + END + rest.split(END)[1]
@@ -97,9 +178,11 @@ def section(content: dict[str, Any]) -> str:
     certificates = [run["certificate"] for run in runs]
     shown = ", ".join(f"{c['flips']} of {c['rows']} (at most {c['upper_95']:.2%})" for c in certificates)
     seeds = f"{len(runs)} seeds; percent, mean ± standard deviation." if len(runs) > 1 else "One seed; percent."
+    arguments = [f"$(cat {item[1:]})" if item.startswith("@") else item for item in content["arguments"]]
     command = (
-        " ".join([f"recipes/{content['recipe']}", *content["arguments"]])
+        " ".join([f"recipes/{content['recipe']}", *arguments])
         .replace("{root}/", "")
+        .replace("{folder}/", "")
         .replace("{seed}", "SEED")
     )
     return "\n".join(
@@ -113,19 +196,18 @@ def section(content: dict[str, Any]) -> str:
 
 def page() -> str:
     """The page, from the committed JSON."""
-    contents = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
     head = (
         "# Evidence\n\nEvery figure here is on test rows, with default options. The page is generated by\n"
         "`python benchmarks/evidence.py page` from the JSON in `benchmarks/results/evidence`.\n\n"
         "*Decisions changed*: kept test rows whose most likely remaining class is not the original's. "
         "*Right to wrong*: those that the original had right.\n\n"
     )
-    return head + "\n".join(section(content) for content in contents)
+    return head + "\n".join(section(content) for content in stored())
 
 
 def picture(path: Path) -> None:
     """Decisions changed on kept test rows by every model that was trained, a group of bars for each case."""
-    contents = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.glob("*.json"))]
+    contents = stored()
     shown = {"retrained": GREEN, "unprojected": "#c9c9c9", "random_projector": "#9a9a9a", "unsc": BLUE}
     figure = Figure(figsize=(8.0, 1.1 + 1.25 * len(contents)), layout="constrained")
     axes = figure.subplots()
@@ -153,11 +235,11 @@ def main() -> None:
     parser.add_argument("--root", default=".", help="folder of data sets and models")
     parser.add_argument("--output_dir", default="outputs/evidence", help="folder of the runs")
     parser.add_argument("--case", nargs="*", choices=list(CASES), default=list(CASES), help="cases to run; all")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores")
     parser.add_argument("--smoke", action="store_true", help="one seed, ten steps")
     options = parser.parse_args()
     if options.action == "run":
-        for case in options.case:
-            run(case, options.root, Path(options.output_dir), options.smoke)
+        run(options.case, options.root, Path(options.output_dir), options.smoke, options.jobs)
     if options.action == "check":
         for file, content in ((PAGE, page()), (README, readme())):
             if file.read_text(encoding="utf-8") != content:

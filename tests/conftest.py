@@ -35,8 +35,7 @@ _LONG = (
     "comparison/test_compare_methods.py", "cli/test_interruptions.py", "trainer/test_two_processes.py",
     "trainer/test_trainer.py", "trainer/test_architectures.py", "runs/test_image_jobs.py", "comparison/test_studies.py",
     "comparison/test_texts.py", "trainer/test_large_layers.py", "trainer/test_preparation.py",
-    "comparison/test_methods.py", "tasks/test_causal_lm.py", "trainer/test_compile.py", "erasure/test_bands.py",
-    "erasure/test_eraser.py",
+    "comparison/test_methods.py", "tasks/test_causal_lm.py", "trainer/test_compile.py",
 )  # fmt: skip
 
 

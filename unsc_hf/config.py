@@ -32,7 +32,6 @@ _COARSE_ENERGY = 0.9999
 CLASS_BASES = "class_energy"
 SUBSPACE_RULES = (*RULES, CLASS_BASES)
 NULL_SPACES = ("retained", "random", "none")
-ERASURES = ("none", "head", "layers")
 
 
 def _help(text: str, choices: Iterable[str] | None = None) -> dict[str, Any]:
@@ -67,7 +66,7 @@ class UNSCConfig(TrainingArguments):
         objective (`str`, defaults to `"unsc"`): what is minimised on the forget rows; see `unsc_hf.objectives`. Every
             objective runs under the same projection.
         objective_args (`dict` or `str`, *optional*): options of the objective, such as `{"beta": 0.1}`, as JSON, or as
-            `"beta=0.1,gamma=0.0"`. Objectives that read retained rows also take `retain_weight` and `retain_dropout`.
+            `"beta=0.1,gamma=0.0"`. Objectives that read retained rows also take `retain_weight`.
         pseudo_labels (`str`, *optional*): how forgotten rows are labelled anew; see `unsc_hf.objectives.pseudo_labels`.
             None means `"soft"` for whole classes and `"matched"` for single rows; the paper's is `"top1"`.
         pseudo_label_temperature (`float`, defaults to `0.5`): temperature of `"soft"`. 1 is the original's own
@@ -86,12 +85,6 @@ class UNSCConfig(TrainingArguments):
         check_steps (`int`, defaults to `5`): optimiser steps between two checks of accuracy and leak.
         validation_fraction (`float`, defaults to `0.1`): share of forget and retain rows that is held out for the
             checks. Of whole classes at least 50 forget rows are held out, or 40 % where there are fewer than 125.
-
-    Parameters that control forgetting in the features:
-        feature_erasure (`str`, defaults to `"none"`): after unlearning, erase what a linear probe reads of the
-            forgotten rows from the head's input (`"head"`), or from every hidden state too (`"layers"`). This leaves
-            the null space; the held-out leak says how far, and `max_leak` bounds it.
-        erasure_strength (`float`, defaults to `0.35`): share of the difference between class means that is erased.
 
     Parameters that describe the data:
         drop_overlap (`bool`, defaults to `False`): leave rows to keep out that are copies of rows to forget. Otherwise
@@ -125,7 +118,7 @@ class UNSCConfig(TrainingArguments):
 
     objective: str = field(default="unsc", metadata=_help("What is minimised on the forget rows.", OBJECTIVES))
     objective_args: dict[str, Any] | str | None = field(
-        default=None, metadata=_help("Options of the objective, as JSON or as 'retain_weight=2,retain_dropout=true'.")
+        default=None, metadata=_help("Options of the objective, as JSON or as 'retain_weight=2'.")
     )
     pseudo_labels: str | None = field(
         default=None,
@@ -157,16 +150,6 @@ class UNSCConfig(TrainingArguments):
     check_steps: int = field(default=5, metadata=_help("Optimiser steps between two checks."))
     validation_fraction: float = field(default=0.1, metadata=_help("Share of rows held out for the checks."))
 
-    feature_erasure: str = field(
-        default="none",
-        metadata=_help(
-            "After unlearning, erase what a linear probe reads: of the head's input, or of all layers.", ERASURES
-        ),
-    )
-    erasure_strength: float = field(
-        default=0.35, metadata=_help("Share of the difference between class means to erase, in [0, 1].")
-    )
-
     drop_overlap: bool = field(
         default=False, metadata=_help("Do not keep rows that are copies of rows to forget; otherwise they are refused.")
     )
@@ -197,7 +180,7 @@ class UNSCConfig(TrainingArguments):
     def is_exact(self) -> bool:
         """Whether every direction of the retained rows is kept, so that their outputs change by rounding alone."""
         whole = self.subspace_rule in ("energy", CLASS_BASES) and self.energy >= 1.0
-        return whole and not self.is_control and not self.erases_features
+        return whole and not self.is_control
 
     @property
     def leak_budget(self) -> float | None:
@@ -208,11 +191,6 @@ class UNSCConfig(TrainingArguments):
     def flips_budget(self) -> float | None:
         """`max_flips`; None for controls."""
         return None if self.is_control else self.max_flips
-
-    @property
-    def erases_features(self) -> bool:
-        """Whether `feature_erasure` applies; controls erase nothing."""
-        return self.feature_erasure != "none" and not self.is_control
 
     @property
     def row_budget(self) -> int | None:
@@ -293,7 +271,6 @@ class UNSCConfig(TrainingArguments):
             ("pseudo_labels", STRATEGIES),
             ("null_space", NULL_SPACES),
             ("objective", tuple(OBJECTIVES)),
-            ("feature_erasure", ERASURES),
         ):
             value = getattr(self, argument)
             if value is not None and value not in options:
@@ -321,10 +298,6 @@ class UNSCConfig(TrainingArguments):
             )
         if not 0.0 <= self.displacement_decay < 1.0:
             raise UNSCError(f"displacement_decay: {self.displacement_decay!r} is outside [0, 1); 0 switches it off.")
-        if not 0.0 <= self.erasure_strength <= 1.0:
-            raise UNSCError(
-                f"erasure_strength: {self.erasure_strength!r} is outside [0, 1]; it is a share, not percent."
-            )
         if not self.pseudo_label_temperature > 0:
             raise UNSCError(f"pseudo_label_temperature: {self.pseudo_label_temperature!r} is not a positive number.")
         if not 0.0 < self.validation_fraction < 1.0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import multiprocessing
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -29,14 +30,13 @@ from transformers import ViTImageProcessorPil
 
 from unsc_hf import UNSCConfig, UNSCError, split_dataset
 from unsc_hf.comparison.compare_methods import ComparisonArguments, audit, compare, compare_methods
-from unsc_hf.comparison.experiment import Experiment, read_splits, record
-from unsc_hf.comparison.forget_set import ForgetSet, rank, requests_by_folder
+from unsc_hf.comparison.experiment import Experiment, once, read_data
+from unsc_hf.comparison.forget_set import rank
 from unsc_hf.comparison.methods import METHODS
-from unsc_hf.comparison.parallel import Job, run_jobs
+from unsc_hf.comparison.parallel import Job, share, work
 from unsc_hf.comparison.report import write_comparison
-from unsc_hf.comparison.summary import latex, table
+from unsc_hf.comparison.summary import table
 from unsc_hf.data.selection import Request
-from unsc_hf.evaluation.audits import AUDITS
 
 
 @dataclass
@@ -101,36 +101,7 @@ def test_several_processes_find_what_one_finds(world: World, result: dict[str, A
     lines = said.getvalue().splitlines()
     count = len(lines)
     assert all(line.startswith(f"[{i + 1}/{count}] ") for i, line in enumerate(lines))
-    assert any("gradient_ascent, try 3 of 3 on 12 validation rows" in line for line in lines)
     assert any("on 12 validation rows, relearning: learning rate" in line for line in lines)
-
-
-def test_the_try_that_won_is_not_run_again_and_is_the_same_model(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    counts: dict[str, int] = {}
-
-    def counted(name: str) -> Callable[..., Any]:
-        method = METHODS[name]
-
-        def run(bench: Any, **settings: Any) -> Any:
-            counts[name] = counts.get(name, 0) + 1
-            return method.run(bench, **settings)
-
-        return run
-
-    for name in world.comparison.methods or ():
-        monkeypatch.setitem(METHODS, name, replace(METHODS[name], run=counted(name)))
-    comparison = replace(world.comparison, audits=["membership", "probe", "quantisation", "collateral"])
-    arguments = replace(world.arguments, retrained_model_name_or_path=None)
-    once = compare_methods(comparison, arguments, world.config("once"))
-    # Three tries on the first seed, and a run on the second.
-    assert counts == {"unsc": 4, "gradient_ascent": 4, "masked": 2}
-    kept = Path(world.config("once").output_dir, "_runs", "frog", "_kept")
-    assert list(kept.iterdir()) == []
-    counts.clear()
-    monkeypatch.setattr(ForgetSet, "saved_model", lambda *_: None)  # nothing was kept: every run is made anew
-    anew = compare_methods(comparison, arguments, world.config("anew"))
-    assert counts == {"unsc": 5, "gradient_ascent": 5, "masked": 2}
-    assert timeless(anew) == timeless(once)
 
 
 _FAILS = """
@@ -147,9 +118,9 @@ def fails(bench):
     [
         (
             "raise RuntimeError('first line\\nsecond')",
-            "jobs: 'frog: fails-0' failed, RuntimeError: first line; without",
+            "jobs: 'fails-0' failed, RuntimeError: first line; without",
         ),
-        ("import os; os.kill(os.getpid(), 9)", "jobs: a process died while 'frog: fails-0' ran"),
+        ("import os; os.kill(os.getpid(), 9)", "jobs: a process died, perhaps for lack of memory"),
         ("from unsc_hf import UNSCError; raise UNSCError('name: seen; do this.')", "^name: seen; do this.$"),
     ],
 )
@@ -172,44 +143,48 @@ def test_a_process_that_fails_is_told_in_one_line(world: World, tmp_path: Path, 
     assert not (place / "fails-0.json").exists()
 
 
-def test_a_record_is_made_once_whoever_asks(tmp_path: Path) -> None:
+def test_a_file_is_made_once_whoever_asks(tmp_path: Path) -> None:
     made: list[int] = []
 
-    def make() -> dict[str, Any]:
+    def make(file: Path) -> None:
         made.append(1)
         time.sleep(0.05)
-        return {"x": 1}
+        file.write_text("done")
 
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: record(tmp_path / "one.json", make), range(8)))
+        found = list(pool.map(lambda _: once(tmp_path / "one", make).read_text(), range(8)))
     assert made == [1]
-    assert found == [{"x": 1}] * 8
+    assert found == ["done"] * 8
 
 
 def _slow_jobs(folder: Path) -> list[Job]:
-    """A diamond and a long job; each notes when it began."""
+    """Two of them need the first, and make it where it is missing; each notes who has made it."""
 
-    def job(name: str, needs: tuple[str, ...] = (), long: bool = False) -> Job:
-        def run() -> str:
-            (folder / name).write_text(str(time.time()))
-            time.sleep(0.2)
-            return name
+    def write(file: Path) -> None:
+        time.sleep(0.5)
+        file.write_text(str(os.getpid()))
 
-        return Job(name, run, needs, long)
+    def make(name: str, needs: str | None = None) -> None:
+        if needs is not None:
+            make(needs)
+        once(folder / name, write)
 
-    return [job("a"), job("b", ("a", "done before")), job("c", ("a",)), job("d", ("b", "c")), job("train", long=True)]
+    needs = {"there": None, "first": None, "one": "first", "two": "first", "three": "first"}
+    return [Job(name, folder / name, partial(make, name, need)) for name, need in needs.items()]
 
 
 @pytest.mark.parametrize("processes", [None, 2])
-def test_jobs_wait_for_what_they_need_and_long_ones_begin_first(processes: int | None, tmp_path: Path) -> None:
-    lines: list[str] = []
-    run_jobs(_slow_jobs(tmp_path), partial(_slow_jobs, tmp_path), processes, lines.append)
-    assert [line.split()[0] for line in lines] == [f"[{i}/5]" for i in range(1, 6)]
-    began = {name: float((tmp_path / name).read_text()) for name in ("a", "b", "c", "d", "train")}
-    assert began["a"] < min(began["b"], began["c"])
-    assert max(began["b"], began["c"]) < began["d"]
-    if processes:
-        assert began["train"] < min(began["b"], began["c"])
+def test_missing_files_are_made_by_whoever_is_free(processes: int | None, tmp_path: Path) -> None:
+    (tmp_path / "there").touch()
+    jobs = _slow_jobs(tmp_path)
+    again = partial(_slow_jobs, tmp_path)
+    done = [job.name for job in (work(jobs) if processes is None else share(jobs, again, processes))]
+    assert sorted(done) == ["first", "one", "three", "two"]
+    makers = {name: (tmp_path / name).read_text() for name in done}
+    assert len(set(makers.values())) == (processes or 1)
+    assert (str(os.getpid()) in makers.values()) == (processes is None)
+    assert not (tmp_path / "there").read_text()
+    assert list(share(jobs, again, 2)) == list(work(jobs)) == []
 
 
 def test_every_method_and_reference_is_examined_on_every_seed(world: World, result: dict[str, Any]) -> None:
@@ -235,27 +210,34 @@ def test_every_method_and_reference_is_examined_on_every_seed(world: World, resu
     assert chosen["chosen"] == best["settings"]
 
 
-def test_a_stopped_comparison_goes_on_where_it_was(
-    world: World, result: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = Path(world.config("whole").output_dir)
-    calls: list[str] = []
-    method = METHODS["gradient_ascent"]
+def test_a_stopped_comparison_goes_on_where_it_was(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: dict[str, int] = {}
 
-    def counted(bench: Any, **settings: Any) -> Any:
-        calls.append("ran")
-        return method.run(bench, **settings)
+    def counted(name: str, method: Any) -> Callable[..., Any]:
+        def run(bench: Any, **settings: Any) -> Any:
+            counts[name] = counts.get(name, 0) + 1
+            return method.run(bench, **settings)
 
-    monkeypatch.setitem(METHODS, "gradient_ascent", replace(method, run=counted))
-    again = compare_methods(world.comparison, world.arguments, world.config("whole"))
-    assert json.dumps(again) == json.dumps(result)
-    assert calls == []
-    (folder / "_runs" / "frog" / "gradient_ascent-1.json").unlink()
-    again = compare_methods(world.comparison, world.arguments, world.config("whole"))
-    assert calls == ["ran"]
-    for name in ("AccDut", "AccDrt"):  # the same run, to rounding
-        ours, before = (r["forget_sets"]["frog"]["runs"]["gradient_ascent"][1][name] for r in (again, result))
-        assert ours == pytest.approx(before, abs=0.05)
+        return run
+
+    for name in world.comparison.methods or ():
+        monkeypatch.setitem(METHODS, name, replace(METHODS[name], run=counted(name, METHODS[name])))
+    comparison, config = replace(world.comparison, audits=["collateral"]), world.config("once")
+    arguments = replace(world.arguments, retrained_model_name_or_path=None)
+    first = compare_methods(comparison, arguments, config)
+    # Three tries on the first seed, and a run on the second: the try that won is not run again.
+    assert counts == {"unsc": 4, "gradient_ascent": 4, "masked": 2}
+    assert json.dumps(compare_methods(comparison, arguments, config)) == json.dumps(first)
+    killed = (("unsc", 0), ("gradient_ascent", 1))  # after the tries, and in a run
+    for name, seed in killed:
+        Path(str(config.output_dir), "_runs", "frog", f"{name}-{seed}.json").unlink()
+    again = compare_methods(comparison, arguments, config)
+    assert counts == {"unsc": 5, "gradient_ascent": 5, "masked": 2}
+    for name, seed in killed:  # the same run, to rounding
+        ours, before = (found["forget_sets"]["frog"]["runs"][name][seed] for found in (again, first))
+        assert [ours[key] for key in ("AccDut", "AccDrt")] == pytest.approx(
+            [before[key] for key in ("AccDut", "AccDrt")], abs=0.05
+        )
 
 
 def test_files_for_every_reader(world: World, result: dict[str, Any], tmp_path: Path) -> None:
@@ -271,28 +253,17 @@ def test_files_for_every_reader(world: World, result: dict[str, Any], tmp_path: 
     assert len(lines[2:]) == len(rows) + 1
     sheet = list(csv.DictReader((place / "table.csv").open()))
     assert float(sheet[2]["AccDut:mean"]) == 0.0
-    assert (place / "table.tex").read_text().count(r"\\") == len(rows)
     everything = json.loads((tmp_path / "comparison.json").read_text())
     assert everything["summaries"]["frog"]["rows"]["masked"]["verdict"] == "suppressed"
-    for name in ("front", "per_class", "depth", "relearning", "attack"):
+    for name in ("front", "flips"):
         with Image.open(place / f"{name}.png") as picture:
             assert len(picture.convert("L").resize((80, 60)).getcolors() or []) > 5
 
     page = (place / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 6
+    assert page.count("data:image/png;base64,") == 2
     assert not re.search(r"<script|https?://|src=\"(?!data:)", page)
     texts = "What was asked|frog|Verdicts|suppressed|Settings|gradient ascent|recipes/compare_methods.py"
     assert all(text in page for text in texts.split("|"))
-
-
-def test_text_in_a_report_is_escaped(tmp_path: Path) -> None:
-    from unsc_hf.reporting.report import Section, write_report
-
-    path = write_report(
-        tmp_path / "r.html", "<b>x</b>", [Section("<i>", ["<script>alert(1)</script>"], table=[["<u>"]])]
-    )
-    assert not re.search("<script|<b>|<i>|<u>", path.read_text())
-    assert latex([["a_b", "5 %"], ["x", "1 ± 2"]]).count(r"\_") == 1
 
 
 @pytest.mark.parametrize(
@@ -319,39 +290,29 @@ def test_what_cannot_be_compared_is_refused(
     assert not Path(config.output_dir).exists()
 
 
-def test_a_folder_of_another_comparison_is_refused(world: World, result: dict[str, Any]) -> None:
-    other = replace(
-        world.arguments, data=DatasetDict({k: v.select(range(5, len(v))) for k, v in world.arguments.data.items()})
-    )
-    with pytest.raises(UNSCError, match="holds a comparison that differs in data"):
-        compare_methods(world.comparison, other, world.config("whole"))
-    config = world.config("whole")
-    config.energy = 0.5
-    with pytest.raises(UNSCError, match="holds a comparison that differs in options"):
-        compare_methods(world.comparison, world.arguments, config)
+OTHERS: list[tuple[str, str, Callable[[World], Any], str]] = [
+    ("arguments", "data", lambda w: DatasetDict({k: v.skip(5) for k, v in w.arguments.data.items()}), "data"),
+    ("arguments", "forget_classes", lambda w: ["dog"], r"classes \(\[2\] there, \[1\] now\)"),
+    (
+        "arguments",
+        "retrained_model_name_or_path",
+        lambda w: w.references[:3],
+        r"the retrained models \(.* there, .* now",
+    ),
+    ("comparison", "originals", lambda w: w.originals[::-1], r"the original of seed 0 \(original-0 there, original-1"),
+    ("config", "energy", lambda w: 0.5, "options"),
+]
 
 
-def test_forget_sets_are_told_apart_and_not_mixed_up(world: World, tmp_path: Path) -> None:
-    long = "+".join(f"class {i:03d}" for i in range(20))
-    names = [f"class {i:03d}" for i in range(22)]
-    sets = [f"{long}+class 020", f"{long}+class 021"]
-    found = requests_by_folder(sets, world.arguments, names, range(22))
-    assert [asked.forget_classes for asked in found.values()] == [(*range(20), 20), (*range(20), 21)]
-    assert all(len(folder) < 100 for folder in found)
-    twice = [tmp_path / "a" / "pets.txt", tmp_path / "b" / "pets.txt"]
-    for path, name in zip(twice, names, strict=False):
-        path.parent.mkdir()
-        path.write_text(name)
-    with pytest.raises(UNSCError, match="forget_sets: 'pets' names two of them"):
-        requests_by_folder([str(path) for path in twice], world.arguments, names, range(22))
-
-    file, config = tmp_path / "set.txt", world.config("files")
-    comparison = replace(world.comparison, methods=["masked"], audits=["collateral"], forget_sets=[str(file)])
-    file.write_text("frog")
-    compare_methods(comparison, world.arguments, config)
-    file.write_text("dog")
-    with pytest.raises(UNSCError, match=r"differs in the classes of 'set' \(\[2\] there, \[1\] now\)"):
-        compare_methods(comparison, world.arguments, config)
+@pytest.mark.parametrize(("part", "name", "other", "said"), OTHERS)
+def test_a_folder_of_another_comparison_is_refused(
+    world: World, result: dict[str, Any], part: str, name: str, other: Callable[[World], Any], said: str
+) -> None:
+    parts = {"comparison": replace(world.comparison), "arguments": replace(world.arguments)}
+    parts["config"] = world.config("whole")
+    setattr(parts[part], name, other(world))
+    with pytest.raises(UNSCError, match=f"holds a comparison that differs in {said}"):
+        compare_methods(**parts)
 
 
 def test_a_comparison_is_launched_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,28 +330,16 @@ def test_models_are_trained_on_the_named_column_of_bare_ids(tmp_path: Path) -> N
     )
     asked: list[tuple[Any, ...]] = []
 
-    def train(*given: Any) -> Path:
+    def train(*given: Any, vocabulary: Dataset) -> Path:
         asked.append(given)
         return tmp_path
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("unsc_hf.comparison.experiment.train_model", train)
         config = UNSCConfig(output_dir=str(tmp_path), use_cpu=True, label_column="coarse")
-        splits = read_splits(arguments, config)
-        assert splits.names == ["0", "1"]
-        Experiment([0], None, arguments, config, splits, Request(forget_classes=(1,)), tmp_path).original(0)
+        data, request = read_data(arguments, config), Request(forget_classes=(1,))
+        Experiment([0], None, arguments, config, data, tmp_path, request).original(0)
     assert asked[0][4:6] == (["0", "1"], "coarse")
-
-
-def test_a_folder_of_other_models_is_refused(world: World, result: dict[str, Any]) -> None:
-    swapped = replace(world.comparison, originals=world.originals[::-1])
-    with pytest.raises(
-        UNSCError, match=r"the original of seed 0 \(original-0 there, original-1 now\); choose another folder"
-    ):
-        compare_methods(swapped, world.arguments, world.config("whole"))
-    fewer = replace(world.arguments, retrained_model_name_or_path=world.references[:3])
-    with pytest.raises(UNSCError, match=r"retrained-2, retrained-3 there, retrained-0, retrained-1, retrained-2 now"):
-        compare_methods(world.comparison, fewer, world.config("whole"))
 
 
 def test_a_reference_that_knows_the_forgotten_class_is_named(world: World) -> None:
@@ -413,29 +362,7 @@ def test_without_references_a_report_comes_and_says_what_cannot_be_said(world: W
     assert "retrained" not in summary["rows"]
     page = (tmp_path / "frog" / "report.html").read_text()
     assert "With 0 retrained models no verdict can be &#39;removed&#39;" in page
-    assert page.count("data:image/png;base64,") == 4
-
-
-def test_the_files_that_the_docs_show_are_a_method_and_an_audit(world: World, tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "compare.md").read_text(encoding="utf-8")
-    files = []
-    for i, code in enumerate(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)):
-        assert code.count("\n") <= 60
-        files.append(tmp_path / f"own_{i}.py")
-        files[-1].write_text(code, encoding="utf-8")
-    assert len(files) == 2
-    comparison = replace(
-        world.comparison, plugins=[str(file) for file in files], methods=["uniform_labels"], audits=["entropy"],
-        seeds=[0], originals=world.originals[:1], no_intervals=True,
-    )  # fmt: skip
-    try:
-        found = compare_methods(comparison, world.arguments, world.config("own"))["forget_sets"]["frog"]
-    finally:
-        METHODS.pop("uniform_labels", None)
-        AUDITS.pop("entropy", None)
-    before, after = (found["runs"][name][0] for name in ("original", "uniform_labels"))
-    assert after["AccDut"] < before["AccDut"]
-    assert before["audits"]["entropy"]["forgotten"] < after["audits"]["entropy"]["forgotten"] <= 1
+    assert page.count("data:image/png;base64,") == 2
 
 
 def test_a_model_of_anybody_is_audited_beside_its_original(world: World, tmp_path: Path) -> None:

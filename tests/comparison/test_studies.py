@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,23 @@ from helpers.recipes import NAMES, image_folder
 
 from unsc_hf import UNSCConfig, UNSCError
 from unsc_hf.comparison.arguments import ImageArguments
-from unsc_hf.comparison.experiment import Experiment, read_splits
+from unsc_hf.comparison.experiment import Experiment, read_data
 from unsc_hf.comparison.methods import Workbench
-from unsc_hf.comparison.run_studies import AblationArguments, run_studies, table, write_study
-from unsc_hf.comparison.studies import STUDIES, Lab, calibration, features, first_order, many_classes, poison, rank
+from unsc_hf.comparison.run_studies import AblationArguments, run_studies, write_study
+from unsc_hf.comparison.studies import (
+    STUDIES,
+    Lab,
+    Panel,
+    Points,
+    calibration,
+    first_order,
+    many_classes,
+    poison,
+    rank,
+    study,
+)
 from unsc_hf.comparison.studies import requests as request_study
 from unsc_hf.data.columns import read_labels
-from unsc_hf.data.selection import Request
 
 
 class Images(Prepared):
@@ -62,29 +73,29 @@ def finished(arguments: Images, config: UNSCConfig) -> dict[str, str]:
             (calibration, "_BATCHES", (8, 64)),
             (calibration, "_ROWS", (5,)),
             (request_study, "COUNTS", (1, 2, 3)),
-            (poison, "BUDGETS", (0.1, None)),
+            (poison, "LIMITS", {name: poison.LIMITS[name] for name in ("leak 0.1", "no projection")}),
             (poison, "_FLIPPED", (0.5,)),
             (many_classes, "_SHARES", (0.3, 0.9)),
-            (features, "_ENERGIES", (0.9, 0.99)),
             (many_classes, "_WAYS", {"UNSC": {}, "no projection": {"null_space": "none"}}),
         ):
             patch.setattr(module, name, fewer)
         return run_studies(AblationArguments(seeds=[0]), arguments, config, "python recipes/ablate.py image")
 
 
-def test_each_study_writes_numbers_a_picture_and_a_paragraph(finished: dict[str, str], config: UNSCConfig) -> None:
+def test_each_study_writes_numbers_a_picture_and_two_sentences(finished: dict[str, str], config: UNSCConfig) -> None:
     assert list(finished) == list(STUDIES)
-    for name, paragraph in finished.items():
+    for name, conclusion in finished.items():
         folder = Path(str(config.output_dir)) / name
         found = json.loads((folder / "study.json").read_text(), parse_constant=pytest.fail)
-        assert found["paragraph"] == paragraph
-        assert re.search(r"\d", paragraph)
-        assert "nan" not in paragraph, paragraph
+        assert found["paragraph"] == conclusion
+        assert re.search(r"\d", conclusion)
+        assert "nan" not in conclusion, conclusion
+        assert len(re.findall(r"[.] [A-Z]", conclusion)) <= 1, conclusion
         assert len(found["points"]) >= 3
         assert (folder / "study.png").read_bytes().startswith(b"\x89PNG")
         page = (folder / "report.html").read_text()
         assert "://" not in page
-        assert paragraph.split(".")[0][:30] in page
+        assert conclusion.split(".")[0][:30] in page
         assert STUDIES[name].title in (folder / "README.md").read_text()
 
 
@@ -122,7 +133,7 @@ def test_a_setting_without_capacity_is_a_row_and_not_the_end(finished: dict[str,
     if not failed:
         points.append({"rule": "energy", "setting": 1.5, "seed": 0, "error": "energy: outside"})
         failed = points[-1:]
-    rows = table(STUDIES["rank"], points)
+    rows = STUDIES["rank"].table(points)
     assert all(len(row) == len(rows[0]) for row in rows)
     assert any(failed[0]["error"] in cell for row in rows for cell in row)
 
@@ -149,8 +160,7 @@ def test_a_folder_of_another_study_is_refused(finished: dict[str, str], argument
 
 # ---- attacks --------------------------------------------------------------------------------------------------------
 def _lab(arguments: Images, config: UNSCConfig, tmp_path: Path) -> Lab:
-    request = Request(forget_classes=(2,))
-    experiment = Experiment([0], None, arguments, config, read_splits(arguments, config), request, tmp_path)
+    experiment = Experiment([0], None, arguments, config, read_data(arguments, config), tmp_path)
     return Lab(experiment, "poison")
 
 
@@ -193,16 +203,21 @@ def test_a_backdoor_stamps_half_and_asks_for_one_class(arguments: Images, config
     assert relabel(None, None, outputs).tolist() == [0] * 5  # type: ignore[arg-type]
 
 
-def test_numbers_in_a_table_are_means_over_seeds(tmp_path: Path) -> None:
-    points = [
-        {"objective": o, "space": s, "seed": seed, "AccDut": 0.0, "AccDrt": 0.9 + 0.01 * seed, "leak": 0.02}
-        for o in ("unsc", "gradient_ascent")
-        for s in ("retained", "random", "none")
-        for seed in (0, 1, 2)
-    ]
-    rows = table(STUDIES["null-space"], points)
-    assert len(rows) == 7
+def test_a_study_of_ones_own_is_one_decorated_function(tmp_path: Path) -> None:
+    @study(
+        "What is mine?", tags={"kind": "kind"}, panels=[Panel("AccDrt", "kind")],
+        conclude=lambda points: f"It is {points.listed('kind', 'AccDrt')}.",
+    )  # fmt: skip
+    def my_study(lab: Lab) -> Iterator[dict[str, Any]]:
+        for seed in (0, 1, 2):
+            yield {"kind": "good", "seed": seed, "AccDut": 0.0, "AccDrt": 0.9 + 0.01 * seed, "leak": 0.02}
+        yield {"kind": "bad", "seed": 0, "error": "energy: too large"}
+
+    mine = STUDIES.pop("my-study")
+    points = Points(my_study(None))
     half = 4.302652729911275 * 0.01 / math.sqrt(3)
-    assert rows[1][3] == f"91.0 ± {100 * half:.1f}"
-    write_study(STUDIES["null-space"], points, tmp_path, "command")
-    assert rows[1][3] in (tmp_path / "README.md").read_text()
+    cells = f"91.0 ± {100 * half:.1f}"
+    assert mine.table(points)[1:] == [["good", "0.0", cells, "0.02", "–", "–"], ["bad", "energy: too large", *[""] * 4]]
+    assert write_study(mine, points, tmp_path, "command") == f"It is good: {cells}."
+    assert (tmp_path / "study.png").is_file()
+    assert cells in (tmp_path / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""Text classification: columns, padding, and the promise on texts of unequal length."""
+"""Comparisons on texts: tokenizers of originals and references."""
 
 from __future__ import annotations
 
@@ -6,30 +6,23 @@ import copy
 import json
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from helpers.models import fit
 from helpers.texts import NAMES, texts
-from helpers.training import make_trainer
 from rich.console import Console
-from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
-from unsc_hf import ActivationStatistics, UNSCConfig, UNSCError
+from unsc_hf import UNSCConfig
 from unsc_hf.comparison.arguments import TextArguments
 from unsc_hf.comparison.compare_methods import ComparisonArguments, compare_methods
 from unsc_hf.comparison.controls import compare
 from unsc_hf.comparison.references.texts import TextPlan, train_tokenizer
-from unsc_hf.data.columns import find_text_columns
 from unsc_hf.data.inputs import default_collator, prepare_dataset
-from unsc_hf.data.selection import Request, split_dataset
-from unsc_hf.data.sources import load_data, load_text_dataset
-from unsc_hf.erasure.bands import ProbeBands
-from unsc_hf.models.loading import load_as, own_processor
+from unsc_hf.data.selection import Request
+from unsc_hf.models.loading import own_processor
 
 
 @pytest.fixture(scope="module")
@@ -40,85 +33,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts(20, seed=1).to_parquet(folder / "data" / "test.parquet")
     texts(20, seed=2).to_parquet(folder / "data" / "validation.parquet")
     return folder
-
-
-def test_padding_does_not_enter_the_statistics() -> None:
-    """The same texts alone and padded beside longer ones."""
-    data = texts(5)
-    model, tokenizer = TextPlan("nano", vocabulary_size=200, max_length=16).start(data, NAMES)
-    one = ActivationStatistics.collect(model, data, processing_class=tokenizer, batch_size=1, progress=False)
-    many = ActivationStatistics.collect(model, data, processing_class=tokenizer, batch_size=15, progress=False)
-    for group, by_key in one.moments.items():
-        for key, moment in by_key.items():
-            assert many.moments[group][key].rows == moment.rows
-            torch.testing.assert_close(many.moments[group][key].matrix, moment.matrix, rtol=1e-4, atol=1e-4)
-
-
-def test_text_columns_are_found_or_named() -> None:
-    data = texts(2)
-    assert find_text_columns(data) == ("text",)
-    pairs = data.rename_column("text", "premise").add_column("hypothesis", ["x"] * len(data))
-    assert find_text_columns(pairs) == ("premise", "hypothesis")
-    assert find_text_columns(data.rename_column("text", "utter")) == ("utter",)
-    two = data.rename_column("text", "a").add_column("b", ["x"] * len(data))
-    with pytest.raises(UNSCError, match="cannot tell which of the columns a, label, user, b"):
-        find_text_columns(two)
-    with pytest.raises(UNSCError, match="no column 'c'"):
-        find_text_columns(two, ["c"])
-
-
-def test_text_needs_a_tokenizer_that_can_pad(tmp_path: Path) -> None:
-    data = texts(4)
-    model, tokenizer = TextPlan("nano", vocabulary_size=200, max_length=16).start(data, NAMES)
-    with pytest.raises(UNSCError, match="a tokenizer is needed, got NoneType"):
-        prepare_dataset(data, None, model)
-    gpt2 = GPT2ForSequenceClassification(
-        GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=1, num_labels=3, pad_token_id=None)
-    )
-    with pytest.raises(UNSCError, match=r"config\.pad_token_id is not set"):
-        prepare_dataset(data, tokenizer, gpt2)
-    tokenizer.pad_token = None
-    with pytest.raises(UNSCError, match="has no padding token"):
-        make_trainer(
-            model,
-            split_dataset(data, forget_classes=["money"]),
-            tmp_path,
-            trainer_kwargs={"processing_class": tokenizer},
-        )
-    assert default_collator(tokenizer) is default_collator(None)
-
-
-def test_rows_by_a_columns_value() -> None:
-    data = texts(8)
-    forget, retain = split_dataset(data, column_values={"user": [1, "3"]})
-    assert set(forget["user"]) == {1, 3}
-    assert set(retain["user"]) == {0, 2}
-    both = split_dataset(data, column_values={"user": 1, "label": 2}).forget
-    assert set(both["user"]) == {1}
-    assert set(both["label"]) == {2}
-    assert len(Request(indices=(0, 5)).split(data).forget) == 2
-    with pytest.raises(UNSCError, match="no row has user '9'; closest: '"):
-        split_dataset(data, column_values={"user": [9]})
-    with pytest.raises(UNSCError, match="no column 'owner'"):
-        split_dataset(data, column_values={"owner": [9]})
-
-
-def test_files_of_other_kinds(tmp_path: Path) -> None:
-    for kind, write in (("csv", Dataset.to_csv), ("json", Dataset.to_json)):
-        folder = tmp_path / kind
-        folder.mkdir()
-        write(texts(3), folder / f"train.{kind}")
-        write(texts(2), folder / f"test.{kind}")
-        assert len(load_text_dataset(str(folder), cache_dir=str(tmp_path / "cache"))["train"]) == 9
-    with pytest.raises(UNSCError, match="cannot load"):
-        load_data(str(tmp_path / "nothing"), cache_dir=str(tmp_path / "cache"))
-
-
-def test_a_validation_split_comes_along(world: Path, tmp_path: Path) -> None:
-    data = load_text_dataset(str(world / "data"), cache_dir=str(tmp_path))
-    assert {name: len(part) for name, part in data.items()} == {"train": 180, "test": 60, "validation": 60}
-    other = load_text_dataset(str(world / "data"), test_split="validation", cache_dir=str(tmp_path))
-    assert set(other) == {"train", "test"}
 
 
 def test_equal_texts_give_the_same_tokenizer_in_every_process() -> None:
@@ -198,34 +112,6 @@ def test_a_comparison_of_methods_reads_a_reference_with_its_own_tokenizer(world:
     distance = found["forget_sets"]["money"]["runs"]["original"][0]["audits"]["similarity"]
     assert distance["cka_kept"] == pytest.approx(1, abs=1e-5)
     assert distance["js_kept"] == pytest.approx(0, abs=1e-6)
-
-
-def test_bands_read_a_reference_with_its_own_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A probe of the original with its tokens numbered otherwise is given the features of the original."""
-    model, tokenizer = TextPlan("nano", vocabulary_size=100, max_length=16).start(texts(60), NAMES)
-    model.save_pretrained(tmp_path / "same")
-    tokenizer.save_pretrained(tmp_path / "same")
-    renumbered(model, tokenizer, tmp_path / "other")
-    loads = [
-        partial(load_as, AutoModelForSequenceClassification, str(tmp_path / name), "retrained")
-        for name in ("same", "other")
-    ]
-    given: list[torch.Tensor] = []
-    monkeypatch.setattr(
-        "unsc_hf.erasure.bands.linear_probe", lambda *rows, **_: given.extend((rows[0], rows[2])) or 0.5
-    )
-    trainer = make_trainer(
-        model,
-        split_dataset(texts(60), forget_classes=["money"]),
-        tmp_path,
-        trainer_kwargs={"processing_class": tokenizer},
-    )
-    ProbeBands(trainer.model, trainer.feature_rows(), loads)
-    same, other = given[: len(given) // 2], given[len(given) // 2 :]
-    assert len(same) == 2
-    for ours, theirs in zip(same, other, strict=True):
-        torch.testing.assert_close(theirs, ours)
-        assert float(ours.std(0).max()) > 1e-3
 
 
 def test_whole_numbers_name_the_same_training_as_fractions() -> None:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from helpers.results import method_result
 
-from unsc_hf.comparison.controls import judge_run
 from unsc_hf.comparison.summary import against, false_alarms, half_interval, judge_method
 from unsc_hf.evaluation.audits import AUDITS
 from unsc_hf.evaluation.verdict import Band, Evidence, audits_outside, judge, mean_result
@@ -72,15 +71,15 @@ def test_the_band_is_two_sample_standard_deviations_and_at_least_a_point() -> No
 
 
 def test_single_rows_are_compared_by_what_the_model_says_of_them() -> None:
-    def rows(accuracy: float, auc: float) -> Any:
-        return method_result(AccDf=accuracy, mia_auc=auc, probe_forget=None)
+    def rows(accuracy: float, auc: float) -> Evidence:
+        return method_result(AccDf=accuracy, mia_auc=auc, probe_forget=None).evidence([])
 
     band = [rows(a, 0.5) for a in (0.80, 0.82, 0.84)]
-    assert judge_run(rows(0.82, 0.5), band, [], erased=False).word == "suppressed"
-    assert "features were not examined" in judge_run(rows(0.82, 0.5), band, [], erased=False).reason
-    assert judge_run(rows(0.95, 0.5), band, [], erased=False).outside == ["accuracy on the rows"]
-    assert judge_run(rows(0.82, 0.6), band, [], erased=False).word == "not forgotten"
-    assert judge_run(rows(0.82, 0.5), band[:2], [], erased=False).word == "not judged"
+    assert judge(rows(0.82, 0.5), band, []).word == "suppressed"
+    assert "features were not examined" in judge(rows(0.82, 0.5), band, []).reason
+    assert judge(rows(0.95, 0.5), band, []).outside == ["accuracy on the rows"]
+    assert judge(rows(0.82, 0.6), band, []).word == "not forgotten"
+    assert judge(rows(0.82, 0.5), band[:2], []).word == "not judged"
 
 
 def test_a_run_and_a_comparison_say_the_same_of_the_same_model() -> None:
@@ -97,12 +96,11 @@ def test_a_run_and_a_comparison_say_the_same_of_the_same_model() -> None:
             )
             for p, a in [(probe, auc), *numbers]
         )
-        verdict = judge_run(ours, retrained, [1, 2], erased=True)
+        verdict = judge(ours.evidence([1, 2]), [one.evidence([1, 2]) for one in retrained], [1, 2])
         others = [record(membership=a, probe=p, prototype=p) for p, a in numbers]
         mine = record(accuracy, membership=auc, probe=probe, prototype=probe)
         assert judge_method([mine], others, [1, 2]) == (verdict.word, verdict.outside)
         assert verdict.word == word
-        assert ("ask readers of another kind" in verdict.reason) == (word == "removed")
 
 
 def test_a_method_is_judged_by_its_weakest_model() -> None:

@@ -70,8 +70,6 @@ def test_bad_rows(token_data: Data, tmp_path: Path) -> None:
         make_trainer(model, token_data, tmp_path, target_forget_accuracy=None)
     with pytest.raises(UNSCError, match="nearest_mean"):
         make_trainer(model, token_data, tmp_path, pseudo_labels="nearest_mean")
-    with pytest.raises(UNSCError, match="'left_out' needs classes"):
-        make_trainer(model, token_data, tmp_path, pseudo_labels="left_out")
     with pytest.raises(UNSCError, match="choose from .*unsc, "):
         UNSCConfig(output_dir=str(tmp_path), objective="oblivion")
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.models import copied, logits, make_vit, relative
+from helpers.language import questions
+from helpers.models import copied, logits, make_vit, randomise, relative
 from helpers.rows import Data
+from peft import LoraConfig
 from transformers import Trainer, TrainingArguments
+from trl import SFTConfig, SFTTrainer
 
 from unsc_hf import NullSpaceCallback, UNSCError
+from unsc_hf.comparison.references.texts import LanguagePlan
+from unsc_hf.data.dialogues import prepare_dialogues, to_dialogues
+from unsc_hf.evaluation.language.flips import token_flips
 
 
 def train(model: Any, data: Data, folder: Path, callbacks: list[Any], **options: Any) -> Trainer:
@@ -55,3 +62,32 @@ def test_several_processes_or_no_rows_are_refused(
     monkeypatch.setattr(TrainingArguments, "world_size", 2)
     with pytest.raises(UNSCError, match="NullSpaceCallback: got several processes"):
         train(make_vit(labels=10), exact_data, tmp_path, [NullSpaceCallback(exact_data[1])])
+
+
+@pytest.mark.parametrize("rank", [None, 4])
+def test_supervised_fine_tuning_with_trl_keeps_answers(rank: int | None, tmp_path: Path) -> None:
+    """TRL's trainer replaces the model's forward and PEFT wraps it; kept tokens stay the most likely ones."""
+    new, known = (
+        to_dialogues(questions(n, start)).select_columns(["prompt", "completion"]) for n, start in ((8, 50), (1, 0))
+    )
+    base, tokenizer = LanguagePlan(size="nano", vocabulary_size=300, max_length=64).start(new)
+    kept = prepare_dialogues(known, tokenizer, completion_only=False)
+    rows = [kept[i] for i in range(len(kept))]
+    randomise(base)
+    flips = {}
+    for protected in (True, False):
+        args = SFTConfig(
+            output_dir=str(tmp_path), max_steps=6, learning_rate=1e-2, per_device_train_batch_size=8, max_length=64,
+            use_cpu=True, bf16=False, gradient_checkpointing=False, disable_tqdm=True, report_to="none",
+            save_strategy="no",
+        )  # fmt: skip
+        trainer = SFTTrainer(
+            copy.deepcopy(base), args, train_dataset=new, processing_class=tokenizer,
+            callbacks=[NullSpaceCallback(kept, energy=0.999)] if protected else [],
+            peft_config=None if rank is None else LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear"),
+        )  # fmt: skip
+        trainer.train()
+        flips[protected] = token_flips(base, trainer.model, rows, tokenizer.pad_token_id, 8)
+    assert flips[False].share > 0.2
+    assert flips[True].share < flips[False].share / 4
+    assert flips[True].drift < flips[False].drift / 10

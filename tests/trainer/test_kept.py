@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 from helpers.models import logits, make_vit, relative
-from helpers.rows import Data
+from helpers.rows import Data, random_rows
 from helpers.training import Known, make_trainer, network_of, unlearned
 from peft import LoraConfig
 from scipy.stats import binomtest
 
-from unsc_hf import UNSCConfig, UNSCError
+from unsc_hf import UNSCConfig, UNSCError, split_dataset
 from unsc_hf.evaluation.flips import upper_bound
+from unsc_hf.models.outputs import one_per_sample
 from unsc_hf.trainer.checks import Check
 
 
@@ -195,3 +196,16 @@ def test_a_class_is_gone_when_its_rows_are_given_it_rarely(
     )
     trainer.train()
     assert (trainer.stop_reason, trainer.state.global_step) == ("target", steps)
+
+
+def test_one_class_that_is_still_known_keeps_a_run_going(tmp_path: Path) -> None:
+    """Of two classes one is gone at once; the mean loss of both would end the run."""
+    data = split_dataset(random_rows(40, classes=4), forget_classes=[0, 1])
+    trainer = make_trainer(make_vit(labels=4), data, tmp_path, energy=0.9)
+    labels = torch.tensor([0, 0, 1, 1])
+    logits = torch.zeros(4, 4)
+    logits[:2, 0], logits[2:, 1] = -20.0, -1.0
+    measured = trainer.task.measure(iter([one_per_sample(logits, labels)]))
+    apart = torch.nn.functional.cross_entropy(logits.double(), labels, reduction="none")
+    assert measured.loss == pytest.approx(float(apart[2]))
+    assert float(apart.mean()) > 3.0 > measured.loss

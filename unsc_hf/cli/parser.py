@@ -24,7 +24,7 @@ _GROUPS = {
     "Model and data": "model_name_or_path dataset_name retrained_model_name_or_path train_original train_retrained "
     "model_size label_column text_columns",
     "Method": "objective objectives energy max_leak max_flips target_forget_accuracy learning_rate max_steps "
-    "feature_erasure use_peft controls use_cpu seed",
+    "use_peft controls use_cpu seed",
     "Output": "output_dir references_dir push_to_hub hub_model_id resume_from_checkpoint disable_tqdm config",
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,7 +35,7 @@ class SharedArguments:
     dataset_config_name: str | None = HfArg(default=None, help="Configuration of a Hub data set.")
     cache_dir: str | None = HfArg(default=None, help="Where data sets are cached.")
     forget_indices: list[str] | None = HfArg(
-        default=None, help="Training rows to forget, by number, or a text file with one number a line."
+        default=None, help="Numbers of training rows to forget, or a file of them."
     )
     forget_column: str | None = HfArg(default=None, help="Column that marks the rows to forget.")
     forget_values: list[str] | None = HfArg(default=None, help="Its values in the rows to forget.")
@@ -58,12 +58,13 @@ class SharedArguments:
     train_retrained: bool = HfArg(default=False, help="Train a reference without the forgotten rows.")
     references_dir: str = HfArg(default="references", help="Where trained models are kept for the next run.")
     model_size: str | None = HfArg(
-        default=None,
-        help="Model to train from scratch: nano, tiny, small, ... base; else model_name_or_path is fine-tuned.",
+        default=None, help="Size to train from scratch: nano, tiny, ... base; else model_name_or_path is fine-tuned."
     )
     train_epochs: float = HfArg(default=10.0, help="Epochs of training an original or retrained model.")
     train_learning_rate: float = HfArg(default=1e-3, help="Its learning rate.")
     train_batch_size: int = HfArg(default=128, help="Its batch size.")
+
+    plan_class: ClassVar[type[TrainingPlan]]  # how models of this kind are made and read
 
     def request(self) -> Request | None:
         """What is to be forgotten, or None when nothing was named; UNSCError: more than one kind of selection."""
@@ -87,11 +88,23 @@ class SharedArguments:
         """Whether the embedded example runs."""
         return False
 
-    def base_plan(self, seed: int) -> dict[str, Any]:
-        """Fields that all training plans share."""
-        start = {"size": self.model_size, "base_model": None if self.model_size else self.model_name_or_path}
-        rates = {"epochs": float(self.train_epochs), "learning_rate": float(self.train_learning_rate)}
-        return {**start, **rates, "batch_size": self.train_batch_size, "seed": seed}
+    def plan(self, config: UNSCConfig) -> TrainingPlan:
+        """How originals and references are trained: fields of the plan are named as options, without `train_`."""
+        given = {name.removeprefix("train_"): value for name, value in vars(self).items()}
+        given |= {
+            "size": self.model_size,
+            "base_model": None if self.model_size else self.model_name_or_path,
+            "epochs": float(self.train_epochs),
+            "learning_rate": float(self.train_learning_rate),
+            "seed": config.seed,
+            "text_columns": tuple(config.text_columns) if config.text_columns else None,
+        }
+        names = [field.name for field in fields(self.plan_class)]
+        return self.plan_class(**{name: given[name] for name in names if name in given})
+
+    def load_processor(self, name: str) -> Any:
+        """Image processor or tokenizer of a model."""
+        return self.plan_class.load_processor(name)
 
 
 @dataclass
@@ -100,14 +113,8 @@ class ClassificationArguments(SharedArguments):
 
     train_split: str = HfArg(default="train", help="Split with the training rows.")
     test_split: str | None = HfArg(default=None, help="Split with the test rows; found by itself.")
-    forget_classes: list[str] | None = HfArg(
-        default=None, help="Classes to forget, by name or id, or a .txt file of them."
-    )
-    statistics_dir: str | None = HfArg(
-        default=None, help="Keep activation statistics here: later requests on the resulting model need no new pass."
-    )
-
-    plan_class: ClassVar[type[TrainingPlan]]  # how models of this kind are made and read
+    forget_classes: list[str] | None = HfArg(default=None, help="Names or ids of classes to forget, or a .txt file.")
+    statistics_dir: str | None = HfArg(default=None, help="Where activation statistics are kept for later requests.")
 
     def load(self, config: UNSCConfig) -> DatasetDict:
         """Splits "train" and "test"."""
@@ -118,22 +125,12 @@ class ClassificationArguments(SharedArguments):
         splits = {"train_split": self.train_split, "test_split": self.test_split}
         return {"config_name": self.dataset_config_name, "cache_dir": self.cache_dir, **splits}
 
-    def plan(self, config: UNSCConfig) -> TrainingPlan:
-        """How originals and references are trained."""
-        raise NotImplementedError
-
-    def load_processor(self, name: str) -> Any:
-        """Image processor or tokenizer of a model."""
-        return self.plan_class.load_processor(name)
-
 
 @dataclass
 class ImageArguments(ClassificationArguments):
     """What to forget, from which image classifier and data. Without `dataset_name` the embedded quickstart runs."""
 
     patch_size: int = HfArg(default=4, help="Patch side in pixels, for model_size.")
-    train_crop_padding: int = HfArg(default=0, help="Augmentation: random crops after this padding.")
-    train_flip: bool = HfArg(default=False, help="Augmentation: random mirror images.")
 
     plan_class = ImagePlan
 
@@ -150,10 +147,7 @@ class ImageArguments(ClassificationArguments):
         return load_image_dataset(self.dataset_name, config.label_column, **self.source())
 
     def plan(self, config: UNSCConfig) -> TrainingPlan:
-        if self.quickstart:
-            return replace(PLAN, seed=config.seed)
-        options: dict[str, Any] = {"crop_padding": self.train_crop_padding, "flip": self.train_flip}
-        return ImagePlan(**self.base_plan(config.seed), patch_size=self.patch_size, **options)
+        return replace(PLAN, seed=config.seed) if self.quickstart else super().plan(config)
 
 
 @dataclass
@@ -167,15 +161,8 @@ class TextArguments(ClassificationArguments):
 
     def load(self, config: UNSCConfig) -> DatasetDict:
         if self.dataset_name is None:
-            raise UNSCError(
-                "dataset_name: not given; name a Hub id or a local data file or folder with text and labels."
-            )
+            raise UNSCError("dataset_name: not given; name a Hub id, file or folder with texts and labels.")
         return load_text_dataset(self.dataset_name, config.label_column, config.text_columns, **self.source())
-
-    def plan(self, config: UNSCConfig) -> TrainingPlan:
-        columns = tuple(config.text_columns) if config.text_columns else None
-        options: dict[str, Any] = {"vocabulary_size": self.vocabulary_size, "max_length": self.max_length}
-        return TextPlan(**self.base_plan(config.seed), text_columns=columns, **options)
 
 
 @dataclass
@@ -185,46 +172,27 @@ class LanguageArguments(SharedArguments):
     The forget split is forgotten whole, or the part of it that `forget_indices` or `forget_column` names.
     """
 
-    forget_split: str | None = HfArg(
-        default=None, help="Split with the rows to forget; 'forget' without configurations."
-    )
-    retain_split: str | None = HfArg(default=None, help="Split with rows to keep; 'retain' without configurations.")
-    forget_config: str | None = HfArg(
-        default=None, help="Configuration with the rows to forget, such as TOFU's forget10."
-    )
+    forget_split: str | None = HfArg(default=None, help="Split with the rows to forget; 'forget' by default.")
+    retain_split: str | None = HfArg(default=None, help="Split with rows to keep; 'retain' by default.")
+    forget_config: str | None = HfArg(default=None, help="Configuration of rows to forget, such as TOFU's forget10.")
     retain_config: str | None = HfArg(default=None, help="Configuration with rows to keep.")
-    unseen_config: str | None = HfArg(
-        default=None, help="Configuration with rows no model is trained on, such as TOFU's holdout10."
-    )
-    unseen_column: str | None = HfArg(
-        default=None, help="Column that marks rows of the retain split no model is trained on."
-    )
+    unseen_config: str | None = HfArg(default=None, help="Configuration of rows that no model is trained on.")
+    unseen_column: str | None = HfArg(default=None, help="Column that marks such rows in the retain split.")
     unseen_values: list[str] | None = HfArg(default=None, help="Its values in those rows.")
-    eval_splits: list[str] | None = HfArg(
-        default=None, help="More splits (or configurations) to report on; every other split by default."
-    )
+    eval_splits: list[str] | None = HfArg(default=None, help="More splits to report on; every other one by default.")
     prompt_template: str | None = HfArg(
-        default=None,
-        help="Prompt of a question, with {prompt}. By default the tokenizer's chat template is used, or "
-        "'Question: {prompt}\\nAnswer:' where it has none.",
+        default=None, help="Prompt of a question, with {prompt}; the tokenizer's chat template by default."
     )
     system_prompt: str | None = HfArg(default=None, help="First message, for chat templates.")
     chat_template_kwargs: str | None = HfArg(default=None, help="More arguments of the chat template, as JSON.")
-    chunk_size: int | None = HfArg(
-        default=None, help="Tokens of the pieces that long texts are cut into (rows with text)."
-    )
-    objectives: list[str] | None = HfArg(
-        default=None, help="Objectives to compare; the first one's model is written. UNSC by default."
-    )
+    chunk_size: int | None = HfArg(default=None, help="Tokens of the pieces that long texts are cut into.")
+    objectives: list[str] | None = HfArg(default=None, help="Objectives to compare; the first one's model is written.")
     max_generated_rows: int = HfArg(default=300, help="Rows of each set that are answered for ROUGE-L.")
     max_new_tokens: int = HfArg(default=100, help="Longest answer.")
     vocabulary_size: int = HfArg(default=2048, help="Tokens of the tokenizer learned for model_size.")
     max_length: int = HfArg(default=256, help="Longest row in tokens, for model_size.")
 
-    def plan(self, config: UNSCConfig) -> LanguagePlan:
-        """How originals and references are trained."""
-        options: dict[str, Any] = {"vocabulary_size": self.vocabulary_size, "max_length": self.max_length}
-        return LanguagePlan(**self.base_plan(config.seed), **options)
+    plan_class = LanguagePlan
 
 
 def read_names(given: Sequence[str]) -> list[str]:

@@ -1,11 +1,13 @@
-"""Many methods on the same models, forget sets and seeds, each audited beside retrained models.
+"""Many methods on the same models, rows and seeds, each audited beside retrained models.
 
 A stopped comparison goes on where it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -18,24 +20,22 @@ from transformers import PreTrainedModel
 from transformers.hf_argparser import HfArg
 
 from ..config import UNSCConfig
-from ..data.columns import read_labels
 from ..errors import UNSCError
 from ..evaluation.audits import AUDITS
 from ..models.loading import load_config
 from ..reporting.model_card import public_name
-from ..utils.fingerprint import data_fingerprint
 from ..utils.reserve import check_writable, reserved
 from .arguments import ClassificationArguments, ImageArguments, TextArguments
-from .experiment import Experiment, RunArguments, Splits, check_folder, check_names, read_splits
-from .forget_set import ForgetSet, requests_by_folder
+from .experiment import Experiment, RunArguments, check_names, read_data
+from .forget_set import ForgetSet
 from .methods import METHODS
-from .parallel import Job, open_jobs, run_jobs
+from .parallel import Job, share, work
 from .plugins import load_plugins
 from .report import write_comparison
 from .summary import markdown, summarise, table
-from .workbench import Workbench
 
-_RECORDS = 3  # changes with what records hold: a comparison does not continue on those of older versions
+_LONGEST_NAME = 80  # of a folder, before a hash distinguishes it from others that begin alike
+_RECORDS = 4  # changes with what records hold: a comparison does not continue on those of older versions
 _STRANGERS = 0.8  # leak above which two models hardly share an ancestor; unprojected unlearning stays far below
 
 Model: TypeAlias = str | PathLike[str] | PreTrainedModel
@@ -43,14 +43,10 @@ Model: TypeAlias = str | PathLike[str] | PreTrainedModel
 
 @dataclass
 class ComparisonArguments(RunArguments):
-    """What is compared: methods, audits, forget sets, seeds."""
+    """What is compared: methods, audits, seeds."""
 
     methods: list[str] | None = HfArg(default=None, help="Methods by name; all by default.")
     audits: list[str] | None = HfArg(default=None, help="Audits by name; all by default.")
-    forget_sets: list[str] | None = HfArg(
-        default=None,
-        help="Several forget sets instead of forget_classes: names or ids joined by '+', or a .txt file of names.",
-    )
     no_intervals: bool = HfArg(default=False, help="Allow a single seed, without intervals.")
     jobs: int | None = HfArg(
         default=None,
@@ -78,29 +74,26 @@ class _Task:
     comparison: ComparisonArguments
     arguments: ClassificationArguments
     config: UNSCConfig
-    splits: Splits
+    data: DatasetDict
     audited: str | None
 
-    def forget_sets(self) -> dict[str, ForgetSet]:
-        """Forget sets by the name of their folder."""
-        comparison, config, splits = self.comparison, self.config, self.splits
+    def forget_set(self) -> ForgetSet:
+        """What is run."""
+        comparison, config = self.comparison, self.config
+        folder = Path(str(config.output_dir), "_runs")
+        experiment = Experiment(comparison.seeds, comparison.originals, self.arguments, config, self.data, folder)
+        name = re.sub(r"[^\w+ -]", "_", "+".join(experiment.names[c] for c in experiment.forgotten))
+        if len(name) > _LONGEST_NAME:
+            name = f"{name[:_LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        experiment.folder /= name
         methods = [METHODS[name] for name in (METHODS if comparison.methods is None else comparison.methods)]
-        audits = [AUDITS[name] for name in comparison.audits or AUDITS]
-        present = read_labels(splits.train, config.label_column).tolist()
-        requests = requests_by_folder(comparison.forget_sets, self.arguments, splits.names, present)
-        benches: dict[str, Workbench] = {}
+        return ForgetSet(experiment, methods, [AUDITS[name] for name in comparison.audits or AUDITS], self.audited)
 
-        def experiment(name: str) -> Experiment:
-            folder, models = Path(str(config.output_dir), "_runs", name), (comparison.seeds, comparison.originals)
-            return Experiment(*models, self.arguments, config, splits, requests[name], folder, benches)
-
-        return {name: ForgetSet(experiment(name), methods, audits, self.audited) for name in requests}
-
-    def all_jobs(self) -> list[Job]:
+    def in_worker(self) -> list[Job]:
         """All jobs, in a process that has just started."""
         load_plugins(self.comparison.plugins)
         self.config.dataloader_num_workers = 0  # a worker may have no processes of its own
-        return [job for forget_set in self.forget_sets().values() for job in forget_set.jobs()]
+        return self.forget_set().jobs()
 
 
 def compare_methods(
@@ -121,8 +114,8 @@ def compare_methods(
 
     Returns:
         {"forget_sets": {name: {"forgotten", "classes", "settings", "calibration", "runs", "references"}}, "test_rows",
-        "validation_rows", "seeds"}: "runs" holds a list of results by method (and "original"), one for each seed;
-        "references" one for each retrained model. An audited model is found under its own name.
+        "validation_rows", "seeds"}, with one forget set: "runs" holds a list of results by method (and "original"), one
+        for each seed; "references" one for each retrained model. An audited model is found under its own name.
 
     Raises:
         UNSCError: unknown names, too few seeds, references trained on the forgotten rows, a model that does not fit the
@@ -132,56 +125,39 @@ def compare_methods(
     if audited is not None:
         comparison = replace(comparison, methods=[], seeds=[int(config.seed)], no_intervals=True)
     comparison.check()
-    _check_models(comparison, arguments, audited)
-    splits = read_splits(arguments, config, data)
-    task = _Task(comparison, arguments, config, splits, audited)
-    sets = task.forget_sets()
-    fingerprint = data_fingerprint(splits.train)[:16] + data_fingerprint(splits.test)[:16]
-    origin = {"data": fingerprint, "records": _RECORDS, "audits": sorted(comparison.audits or AUDITS)}
-    for name, forget_set in sets.items():
-        origin |= {f"the classes of {name!r}": forget_set.experiment.forgotten, **forget_set.experiment.origin()}
-    with reserved(str(config.output_dir)):
-        check_folder(Path(str(config.output_dir)), comparison.kind, origin)
-        if not any(forget_set.experiment.reference_numbers() for forget_set in sets.values()):
-            console.print("No retrained references: nothing can be said about 'removed', and no band is drawn.")
-        run_jobs(
-            open_jobs([job for forget_set in sets.values() for job in forget_set.jobs()]),
-            task.all_jobs,
-            comparison.jobs,
-            lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
-        )
-    results = {name: forget_set.results() for name, forget_set in sets.items()}
-    if audited is not None:
-        _warn_of_strangers(public_name(audited), results, console)
-    validation_rows = len(splits.validation) if audited is None else 0
-    rows = {"test_rows": len(splits.test), "validation_rows": validation_rows}
-    return {"forget_sets": results, **rows, "seeds": comparison.seeds}
-
-
-def _warn_of_strangers(audited: str, results: Mapping[str, Any], console: Console) -> None:
-    for outcome in results.values():
-        leak = outcome["runs"][audited][0]["leak"]
-        if leak is not None and leak > _STRANGERS:
-            console.print(
-                f"warning: {audited} has little in common with this original (leak {leak:.2g}): "
-                "was it made from another one?"
-            )
-
-
-def _check_models(
-    comparison: ComparisonArguments, arguments: ClassificationArguments, audited: str | None = None
-) -> None:
-    """Refuse models that are not there before any is trained."""
     given: dict[str, Sequence[str | None]] = {
         "audited": [audited],
         "originals": comparison.originals or [],
         "model_name_or_path": [arguments.model_name_or_path],
         "retrained_model_name_or_path": arguments.retrained_model_name_or_path or [],
     }
-    for argument, names in given.items():
-        for name in names:
-            if name is not None:
-                load_config(name, argument)
+    for argument, names in given.items():  # refuse models that are not there before any is trained
+        for name in filter(None, names):
+            load_config(name, argument)
+    task = _Task(comparison, arguments, config, read_data(arguments, config, data), audited)
+    forget_set = task.forget_set()
+    experiment = forget_set.experiment
+    with reserved(str(config.output_dir)):
+        records = {"records": _RECORDS, "audits": sorted(comparison.audits or AUDITS)}
+        experiment.claim(Path(str(config.output_dir)), comparison.kind, **records)
+        if not experiment.reference_numbers:
+            console.print("No retrained references: nothing can be said about 'removed', and no band is drawn.")
+        jobs = forget_set.jobs()
+        missing = sum(not job.file.is_file() for job in jobs)
+        finished = work(jobs) if comparison.jobs is None else share(jobs, task.in_worker, comparison.jobs)
+        for i, job in enumerate(finished, 1):
+            console.print(f"[{i}/{missing}] {forget_set.line(job)}", markup=False, highlight=False, soft_wrap=True)
+    outcome = forget_set.results()
+    if audited is not None:
+        leak = outcome["runs"][public_name(audited)][0]["leak"]
+        if leak is not None and leak > _STRANGERS:
+            console.print(
+                f"warning: {public_name(audited)} has little in common with this original (leak {leak:.2g}): "
+                "was it made from another one?"
+            )
+    validation_rows = len(experiment.validation) if audited is None else 0
+    rows = {"test_rows": len(experiment.test), "validation_rows": validation_rows}
+    return {"forget_sets": {experiment.folder.name: outcome}, **rows, "seeds": comparison.seeds}
 
 
 # ---- from Python ----------------------------------------------------------------------------------------------------
@@ -222,6 +198,7 @@ def compare(
     processing_class: Any = None,
     jobs: int | None = None,
     console: Console | None = None,
+    audited: Model | None = None,
 ) -> ComparisonResult:
     """Run methods of unlearning on the same models and rows, and audit each beside retrained models.
 
@@ -239,57 +216,18 @@ def compare(
         processing_class: image processor or tokenizer of models that are given as objects.
         jobs: processes of one thread each; None works in this one. With several, the calling script needs a
             `if __name__ == "__main__":` guard.
+        audited: a model that is examined instead of methods; see `audit`.
 
     Raises:
         UNSCError: unknown names, references trained on the forgotten rows, or a folder of another comparison.
     """
-    several = list(originals) if isinstance(originals, list | tuple) else [originals]
-    models = {"original": several, "retrained": retrained}
-    options = {"methods": methods, "audits": audits, "seeds": seeds, "no_intervals": len(seeds) == 1, "jobs": jobs}
-    return _compare(models, dataset, forget_classes, output_dir, config, task, processing_class, console, options)
-
-
-def audit(
-    audited: Model,
-    original: Model,
-    dataset: DatasetDict | str,
-    forget_classes: Iterable[Any],
-    *,
-    audits: Sequence[str] | None = None,
-    retrained: Sequence[Model] = (),
-    output_dir: str | PathLike[str] = "audit",
-    config: UNSCConfig | None = None,
-    task: str = "image",
-    processing_class: Any = None,
-    console: Console | None = None,
-) -> ComparisonResult:
-    """Examine a model that was unlearned by anybody, by any means.
-
-    Args:
-        audited: the unlearned model; it may differ from the original in its weights alone.
-        original: the model before.
-        dataset, forget_classes, audits, retrained, output_dir, config, task, processing_class: as in `compare`.
-
-    Raises:
-        UNSCError: as `compare`, or a model that does not fit the data.
-    """
-    models = {"original": [original], "retrained": retrained, "audited": [audited]}
-    options = {"audits": audits}
-    return _compare(models, dataset, forget_classes, output_dir, config, task, processing_class, console, options)
-
-
-def _compare(
-    models: Mapping[str, Sequence[Model]], dataset: DatasetDict | str, forget_classes: Iterable[Any],
-    output_dir: str | PathLike[str], config: UNSCConfig | None, task: str, processing_class: Any,
-    console: Console | None, options: Mapping[str, Any],
-) -> ComparisonResult:  # fmt: skip
-    """What a command line does. Models that are objects are saved first."""
     check_writable(output_dir)
     kinds: dict[str, type[ClassificationArguments]] = {"image": ImageArguments, "text": TextArguments}
     if task not in kinds:
         raise UNSCError(f"task: got {task!r}; choose from {', '.join(kinds)}.")
 
-    def name(model: Model, kind: str, i: int) -> str:
+    def name(model: Model, kind: str, i: int = 0) -> str:
+        """Name of a model; one that is an object is saved first."""
         if isinstance(model, str | PathLike):
             return str(model)
         folder = str(Path(output_dir, "_models", f"{kind}-{i}"))
@@ -298,18 +236,38 @@ def _compare(
                 part.save_pretrained(folder)
         return folder
 
-    names = {kind: [name(model, kind, i) for i, model in enumerate(of_kind)] for kind, of_kind in models.items()}
+    originals = list(originals) if isinstance(originals, list | tuple) else [originals]
     classes = [forget_classes] if isinstance(forget_classes, str) else forget_classes
+    comparison = ComparisonArguments(
+        list(seeds), [name(model, "original", i) for i, model in enumerate(originals)], no_intervals=len(seeds) == 1,
+        methods=list(methods) if methods is not None else None, audits=list(audits) if audits is not None else None,
+        jobs=jobs,
+    )  # fmt: skip
     arguments = kinds[task](
         dataset_name=dataset if isinstance(dataset, str) else "given as an object",
         forget_classes=[str(c) for c in classes],
-        retrained_model_name_or_path=names["retrained"] or None,
+        retrained_model_name_or_path=[name(model, "retrained", i) for i, model in enumerate(retrained)] or None,
     )
     config = deepcopy(config) if config else UNSCConfig(report_to="none", disable_tqdm=True)
     config.output_dir = str(output_dir)
-    lists: dict[str, Any] = {
-        key: list(value) if isinstance(value, Sequence) else value for key, value in options.items()
-    }
-    comparison = ComparisonArguments(originals=names["original"], **lists)
-    data, (audited,) = None if isinstance(dataset, str) else dataset, names.get("audited", [None])
-    return ComparisonResult(compare_methods(comparison, arguments, config, console, data, audited), Path(output_dir))
+    data = None if isinstance(dataset, str) else dataset
+    examined = None if audited is None else name(audited, "audited")
+    return ComparisonResult(compare_methods(comparison, arguments, config, console, data, examined), Path(output_dir))
+
+
+def audit(
+    audited: Model, original: Model, dataset: DatasetDict | str, forget_classes: Iterable[Any],
+    *, output_dir: str | PathLike[str] = "audit", **options: Any,
+) -> ComparisonResult:  # fmt: skip
+    """Examine a model that was unlearned by anybody, by any means.
+
+    Args:
+        audited: the unlearned model; it may differ from the original in its weights alone.
+        original: the model before.
+        dataset, forget_classes, output_dir: as in `compare`.
+        options: `audits`, `retrained`, `config`, `task`, `processing_class` and `console` of `compare`.
+
+    Raises:
+        UNSCError: as `compare`, or a model that does not fit the data.
+    """
+    return compare(original, dataset, forget_classes, output_dir=output_dir, audited=audited, **options)

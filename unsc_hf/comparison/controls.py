@@ -7,7 +7,6 @@ import logging
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,9 @@ from ..data.columns import check_labels_match, read_labels
 from ..data.copies import without_overlap
 from ..data.inputs import default_collator, prepare_dataset
 from ..data.selection import Request, hold_out, split_dataset
-from ..erasure.bands import ProbeBands
 from ..errors import UNSCError
 from ..evaluation.engine import EvaluationRows, evaluate_outputs, output_metrics
-from ..evaluation.verdict import LABELS, MethodResult, Verdict, judge, mean_result
+from ..evaluation.verdict import LABELS, MethodResult, judge, mean_result
 from ..models.loading import load_as, load_config, model_label_names, own_processor
 from ..models.outputs import Outputs, RowOutputs, collect_outputs, head_weights
 from ..trainer.checkpoints import resume_from
@@ -60,7 +58,8 @@ class _Runs:
         self, train: Dataset, test: Dataset, request: Request, unseen: Dataset | None, config: UNSCConfig,
         processing_class: Any, peft_config: PeftConfig | None,
     ) -> None:  # fmt: skip
-        self.config, self.processing_class, column = config, processing_class, config.label_column
+        self.config, column = config, config.label_column
+        self.original: RowOutputs | None = None  # outputs of the original, once it was measured
         forget, retain = request.split(train, column)
         retain = without_overlap(forget, retain, config.drop_overlap, config.text_columns)
         asked, kept = read_labels(forget, column), read_labels(retain, column)
@@ -77,13 +76,14 @@ class _Runs:
             "processing_class": processing_class, "peft_config": peft_config,
         }  # fmt: skip
 
-    def trainer(self, null_space: str, model: PreTrainedModel, statistics: Any, callbacks: Any = None) -> UNSCTrainer:
+    def trainer(self, null_space: str, model: PreTrainedModel, statistics: Any) -> UNSCTrainer:
         """A trainer of `model`; see `UNSCConfig.null_space`."""
-        args = self.config.control(null_space)
-        return UNSCTrainer(model, args, statistics=statistics, callbacks=callbacks, **self._shared)
+        return UNSCTrainer(model, self.config.control(null_space), statistics=statistics, **self._shared)
 
-    def outputs(self, model: PreTrainedModel, processor: Any) -> RowOutputs:
-        """Outputs of a model, whose tokenizer or image processor is `processor`."""
+    def measure(
+        self, model: PreTrainedModel, processor: Any, leak: float | None = None, seconds: float | None = None
+    ) -> MethodResult:
+        """All metrics of a model, whose tokenizer or image processor is `processor`; the original is measured first."""
         config = self.config
 
         def collect(rows: Dataset) -> Outputs:
@@ -92,41 +92,20 @@ class _Runs:
             collator = default_collator(processor)
             return collect_outputs(model, prepared, collator, features=True, batch_size=size, progress=progress)
 
-        return self._rows.outputs(collect)
-
-    def evaluate(
-        self, model: PreTrainedModel, outputs: RowOutputs, original: RowOutputs, leak: float | None = None,
-        seconds: float | None = None,
-    ) -> MethodResult:  # fmt: skip
-        """All metrics of a model from its outputs and the original's."""
+        outputs = self._rows.outputs(collect)
+        self.original = self.original or outputs
         head = head_weights(model, model.config.num_labels)
-        return evaluate_outputs(outputs, head, self.forgotten, leak, seconds, original)
+        return evaluate_outputs(outputs, head, self.forgotten, leak, seconds, self.original)
 
-    def result(self, trainer: UNSCTrainer, original: RowOutputs, preparation: float) -> MethodResult:
-        """Of a run that is done; `preparation` is what its statistics and subspaces cost, in seconds."""
-        model, leak = trainer.unwrapped(), trainer.held_out_leak().total
-        outputs = self.outputs(model, self.processing_class)
-        return self.evaluate(model, outputs, original, leak, preparation + trainer.unlearning_seconds)
-
-    def masked_logits(self, original: MethodResult, outputs: RowOutputs) -> MethodResult:
+    def masked_logits(self, original: MethodResult) -> MethodResult:
         """The trivial control: the original with the forgotten logits at minus infinity, and the same features."""
 
         def masked(part: Outputs) -> Outputs:
             columns = torch.tensor(self.forgotten)
             return replace(part, logits=part.logits.index_fill(1, columns, -torch.inf))
 
-        parts = RowOutputs(masked(outputs.forget), masked(outputs.retain), masked(outputs.test))
+        parts = RowOutputs(**{name: masked(part) for name, part in vars(self.original).items()})
         return replace(original, **output_metrics(parts, self.forgotten), leak=0.0, seconds=0.0)
-
-    def retrained(self, name: str, network_class: type[PreTrainedModel], original: RowOutputs) -> MethodResult:
-        """Of a retrained model; a warning where it recognises what it should not have seen."""
-        model = load_as(network_class, name, "retrained_model_name_or_path").to(self.config.device)
-        outputs = self.outputs(model, own_processor(name, self.processing_class))
-        result = self.evaluate(model, outputs, original, seconds=training_seconds(name))
-        if result.AccDut is not None and result.AccDut > KNOWN:
-            share = 100 * result.AccDut
-            logger.warning("%s recognises %.0f %% of the forgotten classes: it was trained on them.", name, share)
-        return result
 
 
 def compare(
@@ -139,7 +118,6 @@ def compare(
     retrained: Sequence[str | Path] = (),
     controls: bool = True,
     peft_config: PeftConfig | None = None,
-    callbacks: Sequence[Any] = (),
     unseen: Dataset | None = None,
     statistics: Any = None,
 ) -> Comparison:
@@ -154,7 +132,6 @@ def compare(
         retrained: folders or Hub ids of models trained without the forgotten rows.
         controls: also run the controls with a random subspace and with no projection.
         peft_config: a `LoraConfig`, to unlearn in adapters only.
-        callbacks: more Trainer callbacks for the UNSC run.
         unseen: rows that the original never saw, for requests of single rows; without them a fifth of the test rows is
             taken for that and left out of the results.
         statistics: `ActivationStatistics` of the retained rows, or their folder; without them they are collected.
@@ -167,50 +144,42 @@ def compare(
     for data in (train, test):
         check_labels_match(data, config.label_column, model.config.num_labels, model_label_names(model))
     runs = _Runs(train, test, request, unseen, config, processing_class, peft_config)
-    pristine = deepcopy(model) if controls else None
+    pristine: Any = deepcopy(model) if controls else None
 
     phase("Statistics of the rows to keep")
-    unsc = runs.trainer("retained", model, statistics, list(callbacks))
+    unsc = runs.trainer("retained", model, statistics)
     unsc.prepare_unlearning()  # first: it refuses what cannot work
     collected = unsc.spaces.retained if controls else None
-    original = runs.outputs(unsc.model, processing_class)
-    methods = {"original": runs.evaluate(unsc.model, original, original, leak=0.0)}
+    methods = {"original": runs.measure(unsc.model, processing_class, leak=0.0)}
     if runs.forgotten:
-        methods["masked"] = runs.masked_logits(methods["original"], original)
-    if config.feature_erasure != "none" and unsc.task.whole_classes and len(names) > 1:
-        loads = [partial(load_as, network_class, name, "retrained_model_name_or_path") for name in names]
-        unsc.choose_erasure = ProbeBands(unsc.model, unsc.feature_rows(), loads)
+        methods["masked"] = runs.masked_logits(methods["original"])
     phase("Unlearning")
     unsc.train(resume_from_checkpoint=resume_from(config.resume_from_checkpoint))
     certificate = unsc.certify()
     preparation = sum(unsc.plan.seconds.values())  # the controls borrow the statistics, and share what they cost
-    if pristine is not None:
-        for name, null_space in CONTROLS.items():
+    for name, null_space in {"unsc": "retained", **(CONTROLS if controls else {})}.items():
+        trainer = unsc
+        if name != "unsc":
             phase(f"Control: {LABELS[name]}")
-            control = runs.trainer(null_space, deepcopy(pristine), collected)
-            control.train()
-            methods[name] = runs.result(control, original, preparation)
-    phase("Audits, also of retrained models")
-    methods["unsc"] = runs.result(unsc, original, preparation)
-
-    references = [runs.retrained(name, network_class, original) for name in names]
+            trainer = runs.trainer(null_space, deepcopy(pristine), collected)
+            trainer.train()
+        leak, seconds = trainer.held_out_leak().total, preparation + trainer.unlearning_seconds
+        methods[name] = runs.measure(trainer.unwrapped(), processing_class, leak, seconds)
+    references = []
+    for name in names:
+        phase("Audits of retrained models")
+        retrained_model = load_as(network_class, name, "retrained_model_name_or_path").to(config.device)
+        processor = own_processor(name, processing_class)
+        references.append(runs.measure(retrained_model, processor, seconds=training_seconds(name)))
+        share = references[-1].AccDut or 0.0
+        if share > KNOWN:
+            logger.warning("%s recognises %.0f %% of the forgotten classes: it was trained on them.", name, 100 * share)
     if references:
         methods["retrained"] = mean_result(references)
-    verdict = judge_run(methods["unsc"], references, runs.forgotten, erased=bool(unsc.erased))
+    retrained_evidence = [reference.evidence(runs.forgotten) for reference in references]
+    verdict = judge(methods["unsc"].evidence(runs.forgotten), retrained_evidence, runs.forgotten)
     ordered = {name: methods[name] for name in LABELS if name in methods}
     return Comparison(ordered, references, certificate.to_dict(), verdict.word, verdict.reason, unsc)
-
-
-def judge_run(
-    result: MethodResult, references: Sequence[MethodResult], forgotten: Sequence[int], erased: bool
-) -> Verdict:
-    """The verdict on an unlearned model; it warns where features were erased against the very probe that is used."""
-    retrained = [reference.evidence(forgotten) for reference in references]
-    verdict = judge(result.evidence(forgotten), retrained, forgotten)
-    if verdict.word != "removed" or not erased:
-        return verdict
-    warning = "the features were erased against such a probe, so ask readers of another kind before you rely on it"
-    return replace(verdict, reason=f"{verdict.reason}; {warning}")
 
 
 def _check_reference(name: str, num_labels: int) -> None:

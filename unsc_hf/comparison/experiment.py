@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers.hf_argparser import HfArg
 from ..config import UNSCConfig
 from ..data.columns import class_names, read_labels
 from ..data.copies import without_overlap
-from ..data.selection import Request, hold_out
+from ..data.selection import Request, hold_out, resolve_classes
 from ..errors import UNSCError, closest
 from ..evaluation.accuracy import macro_accuracy
 from ..models.loading import load_as
@@ -26,10 +27,9 @@ from ..models.outputs import Outputs, collect_outputs
 from ..reporting.model_card import public_name
 from ..reporting.results import finite
 from ..utils.files import alone, write_text
+from ..utils.fingerprint import data_fingerprint
 from .arguments import ClassificationArguments
-from .parallel import one_process
 from .plugins import load_plugins
-from .references.texts import TextPlan
 from .references.training import train_model
 from .workbench import Workbench
 
@@ -38,6 +38,7 @@ _VALIDATION_SHARE = 0.2  # of the test rows, where the data set has no validatio
 # Arguments that may differ between two runs which share a folder.
 _UNBOUND = (
     "references_dir", "cache_dir", "license", "controls", "statistics_dir", "retrained_model_name_or_path",
+    "forget_classes",
 )  # fmt: skip
 _OPTIONS = ("energy", "subspace_rule", "learning_rate", "max_steps", "max_leak", "optim")
 
@@ -57,13 +58,12 @@ class RunArguments:
     kind = "study"  # or "comparison"
 
     def check(self) -> None:
-        """Load the plugins; refuse seeds that are missing or named twice, unknown names, and originals that cannot be
-        assigned to the seeds.
-
-        Raises:
-            UNSCError: with what was given, and what exists.
-        """
-        one_process(f"a {self.kind}")
+        """Load the plugins; UNSCError for seeds or originals that do not fit, and for a launcher's many processes."""
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        if world > 1:  # they would wait for each other's files
+            raise UNSCError(
+                f"a {self.kind} was launched as {world} processes; start it once (--jobs spreads a comparison)."
+            )
         load_plugins(self.plugins)
         originals, seeds = self.originals, self.seeds
         if not seeds:
@@ -76,18 +76,8 @@ class RunArguments:
             )
 
 
-@dataclass(frozen=True)
-class Splits:
-    """Rows to train, choose and test with, and the class names by id."""
-
-    train: Dataset
-    validation: Dataset
-    test: Dataset
-    names: list[str]
-
-
-def read_splits(arguments: ClassificationArguments, config: UNSCConfig, data: DatasetDict | None = None) -> Splits:
-    """The splits of `data`, or of the data set that `arguments` name.
+def read_data(arguments: ClassificationArguments, config: UNSCConfig, data: DatasetDict | None = None) -> DatasetDict:
+    """Splits "train", "validation" and "test" of `data`, or of the data set that `arguments` name.
 
     Without a validation split, a fifth of the test rows becomes one.
     """
@@ -95,14 +85,11 @@ def read_splits(arguments: ClassificationArguments, config: UNSCConfig, data: Da
     for name in ("train", "test"):
         if name not in data:
             raise UNSCError(f"dataset: has no split {name!r}, only {', '.join(data)}; a comparison needs both.")
-    names = class_names(data["train"], config.label_column)
-    if names is None:  # bare ids
-        names = [str(i) for i in range(int(read_labels(data["train"], config.label_column).max()) + 1)]
     if "validation" in data:
-        return Splits(data["train"], data["validation"], data["test"], names)
+        return data
     labels = read_labels(data["test"], config.label_column)
     test, validation = hold_out(data["test"], _VALIDATION_SHARE, labels, len(labels), seed=0)
-    return Splits(data["train"], validation, test, names)
+    return DatasetDict(train=data["train"], validation=validation, test=test)
 
 
 @dataclass
@@ -111,7 +98,9 @@ class Experiment:
 
     Attributes:
         originals: a model for each seed, or one for all; None takes `model_name_or_path` or trains them.
-        benches: the workbench that was used last; experiments that share it keep one in memory together.
+        data: splits "train", "validation" and "test".
+        request: classes to forget, by id; None takes those that `arguments` name.
+        names: of the classes, by id.
         forget, retain: training rows.
         forgotten: ids of the classes to forget.
     """
@@ -120,17 +109,25 @@ class Experiment:
     originals: Sequence[str] | None
     arguments: ClassificationArguments
     config: UNSCConfig
-    splits: Splits
-    request: Request
+    data: DatasetDict
     folder: Path
-    benches: dict[str, Workbench] = field(default_factory=dict)
+    request: Request | None = None
 
     def __post_init__(self) -> None:
-        splits, column = self.splits, self.config.label_column
-        self.train, self.test, self.validation, self.names = splits.train, splits.test, splits.validation, splits.names
-        self.forget, retain = self.request.split(splits.train, column)
+        column = self.config.label_column
+        self.train, self.validation, self.test = (self.data[name] for name in ("train", "validation", "test"))
+        present = read_labels(self.train, column).tolist()
+        self.names = class_names(self.train, column) or [str(i) for i in range(max(present) + 1)]
+        if self.request is None:
+            asked = self.arguments.request()
+            if asked is None or asked.forget_classes is None:
+                raise UNSCError("forget_classes: not given; name the classes to forget.")
+            classes = resolve_classes(asked.forget_classes, self.names, present)
+            self.request = Request(forget_classes=tuple(classes))
+        self.forget, retain = self.request.split(self.train, column)
         self.retain = without_overlap(self.forget, retain, self.config.drop_overlap, self.config.text_columns)
         self.forgotten = sorted(set(read_labels(self.forget, column).tolist()))
+        self._bench: tuple[str, Workbench] | None = None
 
     # ---- models -----------------------------------------------------------------------------------------------------
     def original(self, seed: int) -> str:
@@ -155,11 +152,11 @@ class Experiment:
         wanted = self.arguments.train_retrained or self.arguments.quickstart
         return wanted and not self.arguments.retrained_model_name_or_path
 
+    @property
     def reference_numbers(self) -> list[int]:
         """Of the retrained models: places in the list that was given, or the seeds they are trained with."""
-        if self.trains_references:
-            return list(dict.fromkeys(self.seeds))
-        return list(range(len(self.arguments.retrained_model_name_or_path or ())))
+        given = self.arguments.retrained_model_name_or_path or ()
+        return list(self.seeds) if self.trains_references else list(range(len(given)))
 
     def reference(self, number: int) -> str:
         """Folder or id of a retrained model."""
@@ -167,28 +164,13 @@ class Experiment:
             return self._trained(self.retain, "retrained", number)
         return str((self.arguments.retrained_model_name_or_path or ())[number])
 
-    def references(self) -> list[str]:
-        """Folders or ids of the retrained models."""
-        return [self.reference(number) for number in self.reference_numbers()]
-
-    def origin(self) -> dict[str, Any]:
-        """What figures depend on besides data: options, which tell of trained models too, and given models."""
-        given = {name: value for name, value in vars(self.arguments).items() if name not in _UNBOUND}
-        options = {**given, **{name: getattr(self.config, name) for name in _OPTIONS}}
-        text = json.dumps(options, sort_keys=True, default=str)
-        origin = {"options": hashlib.sha256(text.encode()).hexdigest()[:16]}
-        if not self.trains_originals:
-            origin |= {f"the original of seed {seed}": public_name(self.original(seed)) for seed in self.seeds}
-        if not self.trains_references:
-            origin["the retrained models"] = ", ".join(map(public_name, self.references())) or "none"
-        return origin
-
     def _trained(self, rows: Dataset, kind: str, seed: int) -> str:
-        plan = self.arguments.plan(self.seeded(seed))
-        # A reference reads the same tokens as the original, so its tokenizer is learned from the same rows.
-        learned = isinstance(plan, TextPlan) and plan.base_model is None and rows is not self.train
-        folder, column = self.arguments.references_dir, self.config.label_column
-        return str(train_model(rows, plan, folder, kind, self.names, column, self.train if learned else None))
+        plan, arguments = self.arguments.plan(self.seeded(seed)), self.arguments
+        return str(
+            train_model(
+                rows, plan, arguments.references_dir, kind, self.names, self.config.label_column, vocabulary=self.train
+            )
+        )
 
     def load(self, name: str, argument: str = "retrained_model_name_or_path") -> PreTrainedModel:
         """A model by folder or id, on the device. `argument` is what an error names."""
@@ -202,12 +184,12 @@ class Experiment:
         return config
 
     def bench(self, seed: int, **options: Any) -> Workbench:
-        """The workbench of a seed, with other options of `UNSCConfig` where given. One at a time is kept."""
-        key = json.dumps([str(self.folder), self.forgotten, seed, options], sort_keys=True, default=str)
-        if key not in self.benches:
-            self.benches.clear()
-            self.benches[key] = self.new_bench(seed, self.forget, self.retain, **options)
-        return self.benches[key]
+        """The workbench of a seed, with other options of `UNSCConfig` where given. The last one is kept."""
+        key = f"{seed} {options}"
+        if self._bench is None or self._bench[0] != key:
+            self._bench = None  # not two in memory
+            self._bench = key, self.new_bench(seed, self.forget, self.retain, **options)
+        return self._bench[1]
 
     def new_bench(self, seed: int, forget: Dataset, retain: Dataset, **options: Any) -> Workbench:
         """A workbench of a seed's original with rows of one's own; it is not kept."""
@@ -222,14 +204,14 @@ class Experiment:
     def collect(self, bench: Workbench, model: PreTrainedModel, rows: Dataset, features: bool = True) -> Outputs:
         """Outputs of a model on raw rows."""
         size = self.config.per_device_eval_batch_size
-        return collect_outputs(model, bench.cached(rows), bench.collate, features=features, batch_size=size)
+        return collect_outputs(model, bench.prepared(rows), bench.collate, features=features, batch_size=size)
 
     def accuracies(self, outputs: Outputs) -> dict[str, float | None]:
         """AccDut and AccDrt: accuracy on rows of the forgotten and of the other classes, mean over classes."""
         kept = [c for c in range(outputs.logits.shape[1]) if c not in self.forgotten]
         return {
-            "AccDut": macro_accuracy(outputs.logits, outputs.labels, self.forgotten),
-            "AccDrt": macro_accuracy(outputs.logits, outputs.labels, kept),
+            name: macro_accuracy(outputs.logits, outputs.labels, classes)
+            for name, classes in (("AccDut", self.forgotten), ("AccDrt", kept))
         }
 
     # ---- records ----------------------------------------------------------------------------------------------------
@@ -237,27 +219,57 @@ class Experiment:
         """Of a record."""
         return self.folder / f"{name}.json"
 
-    def record(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """What `make` gives, kept in a file: made once, by one process."""
-        return record(self.file(name), make)
-
     def read(self, name: str) -> dict[str, Any]:
         """A record that was made."""
         content: dict[str, Any] = json.loads(self.file(name).read_text(encoding="utf-8"))
         return content
 
+    def record(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """What `make` gives, kept in a file: made once, by one process."""
+        once(self.file(name), lambda file: write_text(file, json.dumps(finite(make()))))
+        return self.read(name)
 
-def record(file: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """The content of a JSON file; where it is missing, `make` gives it. Other processes wait meanwhile."""
+    def claim(self, folder: Path, what: str, **more: Any) -> None:
+        """Refuse a folder whose records depend on other models, data or options; UNSCError names what differs.
+
+        Seeds may be added.
+        """
+        given = {name: value for name, value in vars(self.arguments).items() if name not in _UNBOUND}
+        options = {**given, **{name: getattr(self.config, name) for name in _OPTIONS}}
+        text = json.dumps(options, sort_keys=True, default=str)
+        data = "".join(data_fingerprint(rows)[:16] for rows in (self.train, self.test))
+        now = {
+            "data": data,
+            "classes": self.forgotten,
+            "options": hashlib.sha256(text.encode()).hexdigest()[:16],
+            **more,
+        }
+        if not self.trains_originals:
+            now |= {f"the original of seed {seed}": public_name(self.original(seed)) for seed in self.seeds}
+        if not self.trains_references:
+            names = map(public_name, map(self.reference, self.reference_numbers))
+            now["the retrained models"] = ", ".join(names) or "none"
+        file = folder / "_runs" / "identity.json"
+        with alone(file):
+            before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+            for name, value in now.items():
+                if before.get(name, value) != value:
+                    raise UNSCError(
+                        f"output_dir: {folder} holds a {what} that differs in {name} ({before[name]} there, {value} "
+                        "now); choose another folder."
+                    )
+            write_text(file, json.dumps({**before, **now}))
+
+
+def once(file: Path, make: Callable[[Path], None]) -> Path:
+    """The file; where it is missing, `make` writes it. Other processes wait meanwhile."""
     if not file.is_file():
         with alone(file):
             if not file.is_file():
-                write_text(file, json.dumps(finite(make())))
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return content
+                make(file)
+    return file
 
 
-# ---- checks ---------------------------------------------------------------------------------------------------------
 def check_names(option: str, names: Iterable[str] | None, known: Mapping[str, Any]) -> None:
     """Refuse names that nothing was registered under; UNSCError names what exists."""
     for name in names or ():
@@ -265,21 +277,3 @@ def check_names(option: str, names: Iterable[str] | None, known: Mapping[str, An
             raise UNSCError(
                 f"{option}: {name!r} does not exist; closest: {closest(name, known)}; all: {', '.join(known)}."
             )
-
-
-def check_folder(folder: Path, what: str, now: Mapping[str, Any]) -> None:
-    """Refuse a folder whose records in `_runs` depend on other things than `now`; UNSCError names what differs.
-
-    Seeds and forget sets may be added.
-    """
-    file = folder / "_runs" / "identity.json"
-    with alone(file):
-        before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        for name, value in now.items():
-            if before.get(name, value) != value:
-                raise UNSCError(
-                    f"output_dir: {folder} holds a {what} that differs in {name} ({before[name]} there, {value} now); "
-                    "choose another folder."
-                )
-        if now.keys() - before.keys():
-            write_text(file, json.dumps({**before, **now}))

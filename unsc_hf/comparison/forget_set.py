@@ -1,39 +1,41 @@
-"""One forget set of a comparison: every training, try, run and audit is a job whose result is a file."""
+"""One forget set of a comparison: models, tries, runs and audits, each a job whose result is a file."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from ..data.selection import Request, resolve_classes
 from ..errors import UNSCError
-from ..evaluation.audits import Audit
+from ..evaluation.audits import Audit, Examination, calibrate
+from ..evaluation.engine import EvaluationRows, accuracies, kept_changes
 from ..evaluation.verdict import FORGOTTEN
+from ..models.loading import own_processor
+from ..models.outputs import Outputs, RowOutputs
 from ..reporting.model_card import public_name
 from ..utils.files import write_beside
-from .arguments import ClassificationArguments, read_names
-from .examination import Examiner, in_words
-from .experiment import Experiment
+from .controls import KNOWN, training_seconds
+from .experiment import Experiment, once
 from .methods import Method
 from .parallel import Job
 from .summary import ORIGINAL, RETRAINED
 from .workbench import Workbench
 
-_LONGEST_NAME = 80  # of a folder, before a hash distinguishes it from others that begin alike
-
 
 class ForgetSet:
-    """What every method makes of one forget set.
+    """What every method makes of one forget set, audited beside its original and retrained models.
 
-    The settings of a method are tried on the first seed's original, and chosen on validation rows. The model of the
-    best try so far is kept in a file, so that it need not be made again.
+    Models are called "original-0" by their seed and "retrained-0" by their number. What each of them answers is kept in
+    a file.
 
     Args:
         experiment: models and rows.
@@ -44,177 +46,186 @@ class ForgetSet:
     def __init__(
         self, experiment: Experiment, methods: Sequence[Method], audits: Sequence[Audit], audited: str | None
     ) -> None:
-        self.experiment, self.methods, self.audited = experiment, methods, audited
-        self.examiner, self._first = Examiner(experiment, audits), experiment.seeds[0]
+        self.experiment, self.methods, self.audits, self.audited = experiment, methods, audits, audited
+        self._first, column = experiment.seeds[0], experiment.config.label_column
+        self._rows = EvaluationRows.sample(experiment.forget, experiment.retain, experiment.test, column)
+        self._references = [f"{RETRAINED}-{number}" for number in experiment.reference_numbers]
         self._audited_record = f"audited-{hashlib.sha256(str(audited).encode()).hexdigest()[:10]}"
 
     def results(self) -> dict[str, Any]:
         """Everything, after all jobs are done."""
-        experiment = self.experiment
-        names = (ORIGINAL, *(method.name for method in self.methods))
-        runs = {name: [experiment.read(f"{name}-{seed}") for seed in experiment.seeds] for name in names}
+        read, methods = self.experiment.read, [method.name for method in self.methods]
+        runs = {name: [read(f"{name}-{seed}") for seed in self.experiment.seeds] for name in (ORIGINAL, *methods)}
         if self.audited is not None:
-            runs[public_name(self.audited)] = [experiment.read(self._audited_record)]
-        settings = {method.name: self._choose(method) for method in self.methods}
+            runs[public_name(self.audited)] = [read(self._audited_record)]
         return {
-            "forgotten": experiment.forgotten,
-            "classes": experiment.names,
-            "settings": {name: {key: chosen[key] for key in ("chosen", "tries")} for name, chosen in settings.items()},
-            "calibration": self.examiner.calibration(),
+            "forgotten": self.experiment.forgotten,
+            "classes": self.experiment.names,
+            "settings": {name: read(f"settings-{name}") for name in methods},
+            "calibration": self.calibration(),
             "runs": runs,
-            "references": [experiment.read(f"{RETRAINED}-{number}") for number in experiment.reference_numbers()],
+            "references": [read(name) for name in self._references],
         }
 
-    # ---- jobs -------------------------------------------------------------------------------------------------------
     def jobs(self) -> list[Job]:
-        """All jobs, in an order in which they can be done."""
-        experiment, examiner, jobs = self.experiment, self.examiner, self._training_jobs()
-        trained = {job.name for job in jobs}
-
-        def read(kind: str, number: int, original: int) -> Job:
-            needs = trained & {self._name(f"train {kind} {number}"), self._name(f"train {ORIGINAL} {original}")}
-            name = f"{kind}-{number}"
-            return Job(self._name(f"read {name}"), partial(examiner.check_outputs, name), tuple(sorted(needs)))
-
-        references = [read(RETRAINED, number, self._first) for number in experiment.reference_numbers()]
-        jobs += [*references, *(read(ORIGINAL, seed, seed) for seed in experiment.seeds)]
-        first = self._name(f"read {ORIGINAL}-{self._first}")
-        needs = [*(job.name for job in references), first]
-        if any(audit.calibrate for audit in examiner.audits):
-            jobs.append(Job(self._name("calibrate"), examiner.calibration_line, (first,)))
-            needs.append(jobs[-1].name)
-        for number in experiment.reference_numbers():
-            name = f"{RETRAINED}-{number}"
-            jobs.append(self._record_job(name, partial(examiner.examine_given, name), needs, name))
-        tries = {method.name: self._try_jobs(method, first) for method in self.methods}
-        for seed in experiment.seeds:
-            here, title = [*needs, self._name(f"read {ORIGINAL}-{seed}")], "{} (seed {})"
-            make = partial(examiner.examine_given, f"{ORIGINAL}-{seed}")
-            jobs.append(self._record_job(f"{ORIGINAL}-{seed}", make, here, title.format(ORIGINAL, seed)))
-            if self.audited is not None and seed == self._first:
-                make = partial(examiner.examine_other, self.audited)
-                jobs.append(self._record_job(self._audited_record, make, here, self._audited_record))
-            for method in self.methods:
-                jobs += tries[method.name] if seed == self._first else []
-                after, make = [job.name for job in tries[method.name]], partial(self._examined_run, method, seed)
-                title_of = title.format(method.name, seed)
-                jobs.append(self._record_job(f"{method.name}-{seed}", make, [*here, *after], title_of))
-        return jobs
-
-    def _training_jobs(self) -> list[Job]:
+        """Files of everything, in an order in which they can be made."""
         experiment = self.experiment
+        given = [*self._references, *(f"{ORIGINAL}-{seed}" for seed in experiment.seeds)]
+        jobs = [Job(f"read {name}", self._outputs_file(name), partial(self.outputs, name)) for name in given]
+        if any(audit.calibrate for audit in self.audits):
+            jobs.append(Job("calibration", experiment.file("calibration"), self.calibration))
+        makes: dict[str, Callable[[], dict[str, Any]]] = {name: partial(self._examine_given, name) for name in given}
+        if self.audited is not None:
+            makes[self._audited_record] = partial(self._examine_other, self.audited)
+        for seed in experiment.seeds:
+            makes |= {f"{method.name}-{seed}": partial(self._run, method, seed) for method in self.methods}
+        records = (
+            Job(name, experiment.file(name), partial(experiment.record, name, make)) for name, make in makes.items()
+        )
+        return [*jobs, *records]
 
-        def train(kind: str, make: Callable[[int], str], number: int) -> Job:
-            text = f"train {kind} {number}"
-            return Job(self._name(text), lambda: f"{text}: {public_name(make(number))}", long=True)
+    def line(self, job: Job) -> str:
+        """What a finished job has found, for people."""
+        record = json.loads(job.file.read_text(encoding="utf-8")) if job.file.suffix == ".json" else {}
+        if job.name == "calibration":
+            chosen = [f"{name}: {choice['summary']}" for name, choice in record.items()]
+            return f"on {len(self.experiment.validation)} validation rows, {'; '.join(chosen)}"
+        shares = [f"{name} {record[name]:.1%}" for name in ("AccDut", "AccDrt") if record.get(name) is not None]
+        return f"{job.name}: {', '.join(shares)}" if shares else job.name
 
-        originals = experiment.seeds if experiment.trains_originals else []
-        references = experiment.reference_numbers() if experiment.trains_references else []
-        return [
-            *(train(ORIGINAL, experiment.original, seed) for seed in originals),
-            *(train(RETRAINED, experiment.reference, number) for number in references),
-        ]
-
-    def _try_jobs(self, method: Method, original: str) -> list[Job]:
-        """None where there is nothing to choose."""
-        count, jobs = len(method.settings), []
-        for i in range(count if count > 1 else 0):
-            name, line = self._try_name(method, i), partial(self._attempt_line, method, i)
-            jobs.append(Job(self._name(name), line, (original,), record=self.experiment.file(name)))
-        return jobs
-
-    def _record_job(self, name: str, make: Callable[[], dict[str, Any]], needs: Sequence[str], title: str) -> Job:
-        def run() -> str:
-            return f"{title}: {in_words(self.experiment.record(name, make))}"
-
-        return Job(self._name(name), run, tuple(needs), record=self.experiment.file(name), wanted=True)
-
-    def _name(self, text: str) -> str:
-        return f"{self.experiment.folder.name}: {text}"
+    def _path(self, name: str) -> str:
+        """Folder or id of "original-0" or "retrained-0", which is trained where that was asked for."""
+        kind, _, number = name.rpartition("-")
+        return (self.experiment.original if kind == ORIGINAL else self.experiment.reference)(int(number))
 
     # ---- tries and runs ---------------------------------------------------------------------------------------------
-    def _attempt(self, method: Method, i: int) -> dict[str, Any]:
-        """Accuracies on validation rows with the method's i-th settings, and what the run cost."""
+    def _run(self, method: Method, seed: int) -> dict[str, Any]:
+        """The record of a method's model. The one that was chosen of the tries on the first seed is not made again."""
+        bench, winner = self.experiment.bench(seed), list[tuple[PreTrainedModel, dict[str, Any]]]()
+        settings = self.experiment.record(f"settings-{method.name}", lambda: self._choose(method, winner))
+        if winner and seed == self._first:
+            model, cost = winner[-1]
+        else:
+            model = bench.run(method.run, settings["chosen"])
+            cost = bench.cost(model)
+        return {**self.examine(bench, model, seed), **cost}
 
-        def attempt() -> dict[str, Any]:
-            bench, settings = self.experiment.bench(self._first), dict(method.settings[i])
-            model = bench.run(method.run, settings)
-            answers = self.experiment.collect(bench, model, self.experiment.validation, features=False)
-            accuracies = {name: share or 0.0 for name, share in self.experiment.accuracies(answers).items()}
-            cost = _cost(bench, model)
-            _save_changes(bench, model, self._model_file(method, i))
-            return {"settings": settings, **accuracies, "cost": cost}
-
-        return self.experiment.record(self._try_name(method, i), attempt)
-
-    def _attempt_line(self, method: Method, i: int) -> str:
-        """Make a try, drop the models of all that can no longer be chosen, and say what it gave."""
-        attempt = self._attempt(method, i)
-        done = [k for k in range(len(method.settings)) if self.experiment.file(self._try_name(method, k)).is_file()]
-        best = max(done, key=lambda k: (rank(self._attempt(method, k)), -k))
-        self._drop_models(method, [k for k in done if k != best])
-        rows = f"{len(self.experiment.validation)} validation rows"
-        return f"{method.name}, try {i + 1} of {len(method.settings)} on {rows}: {in_words(attempt)}"
-
-    def _choose(self, method: Method) -> dict[str, Any]:
-        """The settings a method runs with, under "chosen", and what was tried.
+    def _choose(self, method: Method, winner: list[tuple[PreTrainedModel, dict[str, Any]]]) -> dict[str, Any]:
+        """Try all settings of a method on the first seed and validation rows; `winner` gets the best model.
 
         Of the tries that forget (AccDut at most 1 %) it is the one that keeps most. Where none forgets it is the one
         with the largest AccDrt - AccDut.
         """
+        experiment, bench = self.experiment, self.experiment.bench(self._first)
+        tries: list[dict[str, Any]] = []
+        best: dict[str, Any] = {}
+        for settings in map(dict, method.settings):
+            model = bench.run(method.run, settings)
+            answers = experiment.collect(bench, model, experiment.validation, features=False)
+            shares = {name: share or 0.0 for name, share in experiment.accuracies(answers).items()}
+            tries.append({"settings": settings, **shares})
+            if not best or rank(tries[-1]) > rank(best):
+                best = tries[-1]
+                winner[:] = [(model, bench.cost(model))]
+        return {"chosen": best["settings"], "tries": tries if len(tries) > 1 else []}
+
+    # ---- examinations -----------------------------------------------------------------------------------------------
+    def _outputs_file(self, name: str) -> Path:
+        return self.experiment.folder / "_outputs" / f"{name}.safetensors"
+
+    def outputs(self, name: str) -> RowOutputs:
+        """Outputs of "original-0" or "retrained-0" on sampled training rows and all test rows, kept in a file.
+
+        Raises:
+            UNSCError: a reference that knows the forgotten classes.
+        """
+
+        def make(file: Path) -> None:
+            bench = self._bench(name)
+            outputs = self._collect(bench, bench.original)
+            known = accuracies(outputs, self.experiment.forgotten)["AccDut"] or 0.0
+            if name in self._references and known > KNOWN:
+                raise UNSCError(
+                    f"retrained_model_name_or_path: {self._path(name)} recognises {known:.0%} of the forgotten "
+                    "classes, so it was trained on them; leave it out."
+                )
+            write_beside(file, partial(save_file, _to_tensors(outputs)))
+
+        return _from_tensors(load_file(once(self._outputs_file(name), make)))
+
+    def _collect(self, bench: Workbench, model: PreTrainedModel) -> RowOutputs:
+        return self._rows.outputs(partial(self.experiment.collect, bench, model))
+
+    def _bench(self, name: str) -> Workbench:
+        """What a model is read with; each has its own tokenizer or image processor."""
+        experiment = self.experiment
+        if name not in self._references:
+            return experiment.bench(int(name.rpartition("-")[2]))
+        reference = self._path(name)
+        processor = own_processor(reference, experiment.arguments.load_processor(experiment.original(self._first)))
+        model, config = experiment.load(reference), experiment.seeded(self._first)
+        return Workbench(model, experiment.forget, experiment.retain, config, processor)
+
+    def _examination(self, bench: Workbench, model: PreTrainedModel, outputs: RowOutputs, seed: int) -> Examination:
+        """What audits ask of a model; it knows of no retrained models."""
+
+        def batches(rows: Dataset, size: int, seed: int) -> Iterator[dict[str, Any]]:
+            while True:
+                yield from bench.batches(rows, size, seed=seed)
+                seed += 1
+
+        return Examination(
+            model, outputs, original=self.outputs(f"{ORIGINAL}-{seed}"), references=[],
+            forgotten=self.experiment.forgotten, **vars(self._rows),
+            collect=partial(self.experiment.collect, bench, features=False), batches=batches,
+        )  # fmt: skip
+
+    def calibration(self) -> dict[str, Any]:
+        """How strong each audit is, chosen on the first seed's original and validation rows."""
 
         def choose() -> dict[str, Any]:
-            if len(method.settings) == 1:
-                return {"chosen": dict(method.settings[0]), "tries": []}
-            tries = [self._attempt(method, i) for i in range(len(method.settings))]
-            best = max(range(len(tries)), key=lambda i: rank(tries[i]))
-            shown = [{name: attempt[name] for name in ("settings", "AccDut", "AccDrt")} for attempt in tries]
-            chosen, cost = tries[best]["settings"], tries[best]["cost"]
-            return {"chosen": chosen, "seed": self._first, "try": best, "cost": cost, "tries": shown}
+            bench, validation = self.experiment.bench(self._first), self.experiment.validation
+            answers = self.experiment.collect(bench, bench.original, validation)
+            outputs = replace(self.outputs(f"{ORIGINAL}-{self._first}"), test=answers)
+            exam = self._examination(bench, bench.original, outputs, self._first)
+            return calibrate(replace(exam, original=outputs, test=validation), self.audits)
 
-        return self.experiment.record(f"settings-{method.name}", choose)
+        return self.experiment.record("calibration", choose)
 
-    def _examined_run(self, method: Method, seed: int) -> dict[str, Any]:
-        """The record of a method's model with the chosen settings. The try that won is not run again."""
-        settings, bench = self._choose(method), self.experiment.bench(seed)
-        won, cost = settings.get("seed") == seed, settings.get("cost", {})
-        model = self.saved_model(bench, self._model_file(method, settings["try"])) if won else None
-        if model is None:
-            model = bench.run(method.run, settings["chosen"])
-            cost = _cost(bench, model)
-        result = {**self.examiner.examine(bench, model, seed), **cost}
-        if seed == self._first:
-            self._drop_models(method, range(len(method.settings)))
-        return result
+    def examine(self, bench: Workbench, model: PreTrainedModel, seed: int, name: str | None = None) -> dict[str, Any]:
+        """The record of one model, whoever made it: accuracies, decisions changed on kept test rows, and every audit.
 
-    def saved_model(self, bench: Workbench, file: Path) -> PreTrainedModel | None:
-        """The model of a try, None where it was not kept."""
-        if not file.is_file():
-            return None
-        model = bench.fresh()
-        weights = model.state_dict()
-        with torch.no_grad():
-            for name, value in load_file(file).items():
-                weights[name].copy_(value)
-        return model
+        Args:
+            bench: prepares rows for the model.
+            seed: of the original it is held against.
+            name: of an original or retrained model, whose outputs are kept. It is not held against itself.
+        """
+        forgotten = self.experiment.forgotten
+        outputs = self._collect(bench, model) if name is None else self.outputs(name)
+        references = [self.outputs(other) for other in self._references if other != name]
+        exam = self._examination(bench, model, outputs, seed)
+        exam = replace(exam, references=references, calibration=self.calibration())
+        audits = {audit.name: audit.run(exam) for audit in self.audits}
+        return {
+            **accuracies(outputs, forgotten), **kept_changes(outputs.test, exam.original.test, forgotten),
+            "audits": audits,
+        }  # fmt: skip
 
-    def _drop_models(self, method: Method, tries: Iterable[int]) -> None:
-        for i in tries:
-            self._model_file(method, i).unlink(missing_ok=True)
+    def _examine_given(self, name: str) -> dict[str, Any]:
+        """The original of a seed, or a retrained model beside the other ones."""
+        bench, path, seed = self._bench(name), self._path(name), self._first
+        cost: dict[str, Any] = {"seconds": training_seconds(path)}
+        if name not in self._references:
+            seed, cost = int(name.rpartition("-")[2]), {"leak": 0.0, "seconds": None}
+        return {**self.examine(bench, bench.original, seed, name), **cost, "model": public_name(path)}
 
-    def _try_name(self, method: Method, i: int) -> str:
-        return f"try-{method.name}-{i}-seed-{self._first}"
-
-    def _model_file(self, method: Method, i: int) -> Path:
-        return self.experiment.folder / "_kept" / f"{self._try_name(method, i)}.safetensors"
-
-
-def _save_changes(bench: Workbench, model: PreTrainedModel, file: Path) -> None:
-    """Save the weights that differ from the original's; a model of another shape is not kept, and made again."""
-    before, after = bench.original.state_dict(), model.state_dict()
-    if {name: value.shape for name, value in before.items()} == {name: value.shape for name, value in after.items()}:
-        changed = {name: value.cpu().clone() for name, value in after.items() if not torch.equal(value, before[name])}
-        write_beside(file, partial(save_file, changed))
+    def _examine_other(self, name: str) -> dict[str, Any]:
+        """A model that was unlearned by anybody; UNSCError where it has other labels than the original."""
+        bench, model = self.experiment.bench(self._first), self.experiment.load(name, "audited")
+        labels, expected = int(model.config.num_labels), int(bench.original.config.num_labels)
+        if labels != expected:
+            raise UNSCError(f"audited: {name} has {labels} labels, its original {expected}; name the right pair.")
+        return {**self.examine(bench, model, self._first), "leak": bench.leak(model), "seconds": None, "steps": None}
 
 
 def rank(attempt: Mapping[str, Any]) -> tuple[bool, float]:
@@ -222,41 +233,13 @@ def rank(attempt: Mapping[str, Any]) -> tuple[bool, float]:
     return round(attempt["AccDut"], 9) <= FORGOTTEN, attempt["AccDrt"] - attempt["AccDut"]
 
 
-def _cost(bench: Workbench, model: PreTrainedModel) -> dict[str, Any]:
-    return {"seconds": bench.seconds, "steps": bench.steps, "leak": bench.leak(model)}
+def _to_tensors(outputs: RowOutputs) -> dict[str, torch.Tensor]:
+    tensors = {f"{part}.{name}": value for part, of in vars(outputs).items() for name, value in vars(of).items()}
+    return {name: value.contiguous() for name, value in tensors.items() if value is not None}
 
 
-def requests_by_folder(
-    forget_sets: Sequence[str] | None, arguments: ClassificationArguments, names: list[str], present: Iterable[int]
-) -> dict[str, Request]:
-    """Requests by the name of their folder, with class ids.
+def _from_tensors(tensors: Mapping[str, torch.Tensor]) -> RowOutputs:
+    def part(name: str) -> Outputs:
+        return Outputs(tensors[f"{name}.logits"], tensors.get(f"{name}.features"), tensors[f"{name}.labels"])
 
-    Args:
-        forget_sets: classes joined by "+", or .txt files of them; None takes what `arguments` say.
-        names: of the classes, by id.
-        present: ids that have rows.
-
-    Raises:
-        UNSCError: no classes were named, or two forget sets would share a folder.
-    """
-    if forget_sets is None:
-        request = arguments.request()
-        if request is None or request.forget_classes is None:
-            raise UNSCError(
-                "forget_classes: not given; name the classes to forget (a comparison also takes forget_sets)."
-            )
-        sets = [("+".join(str(c) for c in request.forget_classes), list(request.forget_classes))]
-    else:
-        sets = [
-            (Path(text).stem, read_names([text])) if text.endswith(".txt") else (text, text.split("+"))
-            for text in forget_sets
-        ]
-    folders: dict[str, Request] = {}
-    for name, classes in sets:
-        folder = "".join(c if c.isalnum() or c in "+-_ " else "_" for c in name)
-        if len(folder) > _LONGEST_NAME:
-            folder = f"{folder[:_LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-        if folder in folders:
-            raise UNSCError(f"forget_sets: {folder!r} names two of them; give the files other names.")
-        folders[folder] = Request(forget_classes=tuple(resolve_classes(classes, names, present)))
-    return folders
+    return RowOutputs(part("forget"), part("retain"), part("test"))

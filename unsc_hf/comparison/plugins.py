@@ -8,21 +8,15 @@ import pkgutil
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..errors import UNSCError, first_line
 
 
-def import_modules(package: str, path: Iterable[str]) -> None:
-    """Import every module of a package, in the order of their names."""
-    for name in sorted(module.name for module in pkgutil.iter_modules(path)):
+def import_modules(package: str, path: Iterable[str], first: Sequence[str]) -> None:
+    """Import every module of a package: `first` those that register what comes first in tables, then by their names."""
+    found = sorted(module.name for module in pkgutil.iter_modules(path))
+    for name in dict.fromkeys((*first, *found)):
         importlib.import_module(f"{package}.{name}")
-
-
-def put_first(registry: dict[str, Any], names: Sequence[str]) -> None:
-    """Move these names to the front, as far as they are registered."""
-    for name in [*(name for name in names if name in registry), *(name for name in registry if name not in names)]:
-        registry[name] = registry.pop(name)
 
 
 def load_plugins(files: Sequence[str] | None) -> None:

@@ -1,4 +1,4 @@
-"""A comparison of methods as numbers that may be printed: means with intervals, distance to retraining, verdicts."""
+"""A comparison of methods as numbers that may be printed: means with intervals, and verdicts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 from scipy import stats
 
 from ..evaluation.audits import AUDITS
-from ..evaluation.signatures import accuracy_signatures
 from ..evaluation.verdict import FEWEST_REFERENCES, WORDS, Evidence, audits_outside, judge
 from .methods import METHODS
 
@@ -95,30 +94,19 @@ def against(
 
 
 def summarise(outcome: Mapping[str, Any]) -> dict[str, Any]:
-    """Statistics of one forget set: by method the mean, interval and z of each column, verdict, and UNSC's lead.
-
-    Failure signatures by method say what to do about each.
-    """
+    """Statistics of one forget set: by method the mean and interval of each column, verdict, and UNSC's lead."""
     runs, references = outcome["runs"], outcome["references"]
-    paths, before = columns(runs), values(runs[ORIGINAL], "AccDrt")
-    rows: dict[str, Any] = {}
-    signs: dict[str, list[str]] = {}
+    paths, rows = columns(runs), dict[str, Any]()
     for name, records in {**runs, **({RETRAINED: references} if references else {})}.items():
-        cells: dict[str, Any] = {}
+        cells = {}
         for path in paths:
-            numbers, band = values(records, path), values(references, path)
-            mean = float(np.mean(numbers)) if numbers else None
-            spread = float(np.std(band, ddof=1)) if len(band) > 1 else 0.0
-            z = (mean - float(np.mean(band))) / spread if mean is not None and spread > 0 else None
-            cells[path] = {"mean": mean, "half": half_interval(numbers), "z": z}
+            known = values(records, path)
+            cells[path] = {"mean": float(np.mean(known)) if known else None, "half": half_interval(known)}
         rows[name] = {"cells": cells, "verdict": "", "outside": [], "lead": against(runs, name)}
         if name not in (ORIGINAL, RETRAINED):
             word, outside = judge_method(records, references, outcome["forgotten"])
             rows[name] |= {"verdict": word, "outside": outside}
-            of_method = accuracy_signatures(before, values(records, "AccDrt"), values(records, "AccDut"))
-            signs |= {name: of_method} if of_method else {}
-    alarms = {path: false_alarms(references, path) for path in paths}
-    return {"columns": paths, "rows": rows, "false_alarms": alarms, "signatures": signs}
+    return {"columns": paths, "rows": rows, "false_alarms": {path: false_alarms(references, path) for path in paths}}
 
 
 # ---- as text --------------------------------------------------------------------------------------------------------
@@ -127,49 +115,34 @@ def with_interval(mean: float, half: float | None, digits: int = 1) -> str:
     return f"{mean:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
 
 
-def cell(path: str, numbers: Mapping[str, Any]) -> str:
-    """Mean ± half interval: percent, but for areas under a curve, ToW and seconds."""
-    if numbers["mean"] is None:
-        return "–"
-    digits = {"membership.auc": 3, "similarity.tow": 3, "seconds": 0}
-    scale = 1 if path in digits else 100
-    half = None if numbers["half"] is None else scale * numbers["half"]
-    return with_interval(scale * numbers["mean"], half, digits.get(path, 1))
-
-
 def table(summary: Mapping[str, Any]) -> list[list[str]]:
-    """Text cells of a comparison, the header first."""
-    rows = [["method", *summary["columns"].values(), "UNSC's lead in AccDrt", "verdict"]]
+    """Text cells of a comparison, the header first: percent, but for areas under a curve, ToW and seconds."""
+    digits, rows = {"membership.auc": 3, "similarity.tow": 3, "seconds": 0}, []
     for name, row in summary["rows"].items():
-        lead = "" if row["lead"] is None else f"{100 * row['lead'][0]:+.1f} ± {100 * row['lead'][1]:.1f}"
-        cells = [cell(path, row["cells"][path]) for path in summary["columns"]]
+        cells = []
+        for path, cell in row["cells"].items():
+            scale = 1 if path in digits else 100
+            half = None if cell["half"] is None else scale * cell["half"]
+            cells.append(
+                "–" if cell["mean"] is None else with_interval(scale * cell["mean"], half, digits.get(path, 1))
+            )
+        lead = "" if row["lead"] is None else "{:+.1f} ± {:.1f}".format(*(100 * part for part in row["lead"]))
         rows.append([title(name), *cells, lead, row["verdict"]])
     alarms = ["" if alarm is None else f"{100 * alarm:.0f} %" for alarm in summary["false_alarms"].values()]
     if any(alarms):
         rows.append(["false alarms on retrained models", *alarms, "", ""])
-    return rows
+    return [["method", *summary["columns"].values(), "UNSC's lead in AccDrt", "verdict"], *rows]
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
-    lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows[1:])]) + "\n"
-
-
-def latex(rows: Sequence[Sequence[str]]) -> str:
-    """A LaTeX tabular (booktabs)."""
-
-    def line(row: Sequence[str]) -> str:
-        special = {"%": r"\%", "_": r"\_", "&": r"\&", "±": r"$\pm$", "–": "--", "#": r"\#"}
-        return " & ".join("".join(special.get(c, c) for c in text) for text in row) + r" \\"
-
-    head = [r"\begin{tabular}{l" + "r" * (len(rows[0]) - 1) + "}", r"\toprule", line(rows[0]), r"\midrule"]
-    return "\n".join([*head, *map(line, rows[1:]), r"\bottomrule", r"\end{tabular}"]) + "\n"
+    header, *body = ("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join([header, "|---" * len(rows[0]) + "|", *body]) + "\n"
 
 
 def numbers(summary: Mapping[str, Any]) -> list[list[Any]]:
-    """Unrounded numbers for other programs: mean, half interval and z of each column."""
-    columns = [(path, part) for path in summary["columns"] for part in ("mean", "half", "z")]
+    """Unrounded numbers for other programs: mean and half interval of each column."""
+    columns = [(path, part) for path in summary["columns"] for part in ("mean", "half")]
     head: list[Any] = ["method", *(f"{path}:{part}" for path, part in columns), "verdict"]
     rows = summary["rows"].items()
     return [head, *([name, *(row["cells"][p][part] for p, part in columns), row["verdict"]] for name, row in rows)]

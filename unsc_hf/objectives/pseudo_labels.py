@@ -3,8 +3,8 @@
 UNSC (arXiv 2404.13588, section 4.2) takes the original model's most likely class among the remaining ones, "top1". A
 row that is pushed towards one label with full confidence takes retained rows of neighbouring classes with it. "soft" is
 the original's own distribution over the remaining classes: it asks only that the forgotten class disappears, and its
-gradient vanishes once it has. "matched" and "left_out" serve requests of single rows. A model that never saw a row
-still answers most such rows rightly, so they are labelled to be known as well as unseen rows are, not as badly as
+gradient vanishes once it has. "matched" serves requests of single rows. A model that never saw a row still
+answers most such rows rightly, so they are labelled to be known as well as unseen rows are, not as badly as
 possible. The other strategies exist to be compared.
 """
 
@@ -20,8 +20,7 @@ from torch import Tensor
 from ..errors import UNSCError
 from ..models.outputs import Outputs
 
-STRATEGIES = ("top1", "soft", "second", "random", "nearest_mean", "matched", "left_out")
-AS_UNSEEN = ("matched", "left_out")  # for single rows: they may keep their own label
+STRATEGIES = ("top1", "soft", "second", "random", "nearest_mean", "matched")
 
 
 def pseudo_labels(
@@ -34,34 +33,31 @@ def pseudo_labels(
     temperature: float = 1.0,
     seed: int | torch.Generator = 0,
 ) -> Tensor:
-    """Labels for the forget rows; but for `AS_UNSEEN` never a row's own label and never a class that does not remain.
+    """Labels for the forget rows; but for "matched" never a row's own label and never a class that does not remain.
 
     Args:
         strategy: "top1": the most likely remaining class; "second": the second most likely; "soft": the softmax over
             the remaining classes, of logits divided by `temperature`; "random": uniform over them; "nearest_mean": the
-            class whose mean head input over `retain` is nearest (Euclidean). "matched" and "left_out": a distribution
-            that knows each row as well as unseen rows are known. They rank rows by their margins, or by how well they
-            would be known if they had been left out (`experimental/left_out.py`).
+            class whose mean head input over `retain` is nearest (Euclidean). "matched": a distribution that
+            knows each row as well as unseen rows are known.
         forget: the original model's outputs on the forget rows, in eval mode.
         remaining: ids of the classes that still occur in the retained data.
         retain: outputs on retained rows, for "nearest_mean".
-        matching: for "matched" and "left_out".
+        matching: for "matched".
         temperature: of "soft"; towards 0 it becomes "top1".
         seed: for "random"; a generator goes on where it was.
 
     Returns:
-        int64 ids of shape (rows,), or for "soft" and `AS_UNSEEN` a float32 distribution of shape (rows, labels).
+        int64 ids of shape (rows,), or for "soft" and "matched" a float32 distribution of shape (rows, labels).
 
     Raises:
         UNSCError: unknown strategy, or too few remaining classes for it.
     """
     if strategy not in STRATEGIES:
         raise UNSCError(f"pseudo_labels: {strategy!r} does not exist; choose from {', '.join(STRATEGIES)}.")
-    if strategy in AS_UNSEEN:
+    if strategy == "matched":
         if matching is None:
-            raise UNSCError(
-                f"pseudo_labels: {strategy!r} needs unseen_dataset, rows that the original model never saw."
-            )
+            raise UNSCError("pseudo_labels: 'matched' needs unseen_dataset, rows that the original model never saw.")
         return matching.labels(forget)
     (rows, classes), place = forget.logits.shape, forget.logits.device
     allowed = torch.zeros(rows, classes, dtype=torch.bool, device=place)
@@ -96,29 +92,27 @@ class Matching:
     """How well rows are known: places of the rows to forget, and probabilities that unseen rows give their true labels.
 
     Attributes:
-        places: what ranks the rows, sorted, (forget rows,): `order`, else their margins under the original model.
+        places: margins of the rows to forget under the original model, sorted, (forget rows,).
         unseen: probabilities of the true labels of unseen rows, sorted, (unseen rows,).
-        order: how well each row would be known, the larger, the better, (forget rows,).
     """
 
     places: Tensor
     unseen: Tensor
-    order: Tensor | None = None
 
     @classmethod
-    def of(cls, forget: Iterable[Outputs], unseen: Iterable[Outputs], order: Tensor | None = None) -> Matching:
-        """From the original model's outputs, batch by batch; with `order` those on forget rows are not read."""
-        places = order if order is not None else torch.cat([margin(part).cpu() for part in forget])
+    def of(cls, forget: Iterable[Outputs], unseen: Iterable[Outputs]) -> Matching:
+        """From the original model's outputs, batch by batch."""
+        places = torch.cat([margin(part).cpu() for part in forget])
         known = [part.logits.double().softmax(1).gather(1, part.labels[:, None])[:, 0].cpu() for part in unseen]
-        return cls(places.sort().values, torch.cat(known).sort().values, order)
+        return cls(places.sort().values, torch.cat(known).sort().values)
 
     def labels(self, forget: Outputs) -> Tensor:
-        """Distributions (rows, labels); with `order` these must be all rows.
+        """Distributions (rows, labels).
 
-        A row at some quantile of the margins, or of `order`, gives its true label the probability at the same quantile
-        of the unseen rows. The other labels share the rest as they do under the original model.
+        A row at some quantile of the margins gives its true label the probability at the same quantile of the unseen
+        rows. The other labels share the rest as they do under the original model.
         """
-        own = margin(forget) if self.order is None else self.order
+        own = margin(forget)
         place = torch.searchsorted(self.places.to(own.device), own, right=True).double() - 0.5
         index = (place / len(self.places) * len(self.unseen)).long().clamp(0, len(self.unseen) - 1)
         true = self.unseen.to(own.device)[index]

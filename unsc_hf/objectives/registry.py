@@ -12,9 +12,6 @@ from torch import Tensor
 from ..errors import UNSCError, closest
 
 NEEDS = ("retained", "teacher", "retain_teacher", "hidden", "refusal")
-# Options of every objective that reads retained rows; how they are read is up to the trainer.
-REHEARSAL_OPTIONS: Mapping[str, Any] = {"retain_dropout": False}
-MIXING_OPTIONS: Mapping[str, Any] = {"retain_mixing": 0.3}
 
 
 @dataclass(frozen=True)
@@ -28,14 +25,12 @@ class Objective:
             "retain_teacher" (the original model's logits on forget rows and on retained rows), "hidden" (hidden states
             of a language model after the block that the option `layer` numbers; beside "retained"), "refusal"
             (the likelihood of a refusal in place of each answer).
-        mixed: whether its retained rows may be mixed with each other, since it reads none of their labels.
         defaults: its options and their defaults, the keyword arguments of `run`.
     """
 
     name: str
     run: Callable[..., Tensor]
     needs: frozenset[str]
-    mixed: bool
     defaults: Mapping[str, Any]
 
     @property
@@ -50,15 +45,7 @@ class Objective:
 
     def own(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The given options that this objective has, for commands that run several objectives."""
-        return {name: value for name, value in given.items() if name in self._defaults()}
-
-    def _defaults(self) -> dict[str, Any]:
-        known = dict(self.defaults)
-        if self.rehearses:
-            known.update(REHEARSAL_OPTIONS)
-        if self.mixed:
-            known.update(MIXING_OPTIONS)
-        return known
+        return {name: value for name, value in given.items() if name in self.defaults}
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All options of this objective, the given ones in place of their defaults.
@@ -66,7 +53,7 @@ class Objective:
         Raises:
             UNSCError: an option that this objective does not have, or a value of another kind.
         """
-        known = self._defaults()
+        known = dict(self.defaults)
         for name, value in given.items():
             if name not in known:
                 listed = closest(name, known) if known else "it has none"
@@ -77,10 +64,6 @@ class Objective:
             if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
                 raise UNSCError(f"objective_args: {name}={value!r} should be a {type(known[name]).__name__}.")
             known[name] = value
-        if not 0.0 <= known.get("retain_mixing", 0.0) < 1.0:
-            raise UNSCError(
-                f"objective_args: retain_mixing={known['retain_mixing']!r} is outside [0, 1); it is a share."
-            )
         if not known.get("beta", 1.0) > 0:
             raise UNSCError(f"objective_args: beta={known['beta']!r} is not a positive number.")
         return known
@@ -95,7 +78,7 @@ OBJECTIVES: dict[str, Objective] = {}
 
 
 def objective(
-    needs: Collection[str] = (), mixed: bool = False
+    needs: Collection[str] = (),
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Decorator: register a function as an objective; its keyword-only arguments become its options."""
     unknown = set(needs) - set(NEEDS)
@@ -105,7 +88,7 @@ def objective(
     def register(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
         parameters = inspect.signature(run).parameters.values()
         defaults = {one.name: one.default for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY}
-        OBJECTIVES[run.__name__] = Objective(run.__name__, run, frozenset(needs), mixed, defaults)
+        OBJECTIVES[run.__name__] = Objective(run.__name__, run, frozenset(needs), defaults)
         return run
 
     return register

@@ -42,7 +42,6 @@ class Terms:
         hidden: hidden states of answer tokens.
         refusal, refusal_reference: log-likelihood of a refusal in place of each sample's answer, summed over its
             tokens, under the model and under the original one, (samples,).
-        forgotten: ids of the classes of which no row remains, (classes forgotten,), where there are any.
 
     The optional fields are there for objectives that name them as needed; read them with `need`.
     """
@@ -56,7 +55,6 @@ class Terms:
     retain_logits: Tensor | None = None
     teacher: Tensor | None = None
     retain_teacher: Tensor | None = None
-    forgotten: Tensor | None = None
     hidden: HiddenStates | None = None
     refusal: Tensor | None = None
     refusal_reference: Tensor | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
@@ -118,7 +118,7 @@ def unlearn_classifier(job: Job, rows: ClassifierRows, task: str, statistics_dir
     run = finished_run(
         job, compared.trainer, forget, task, rows.names, methods=compared.methods, references=compared.references,
         certificate=compared.certificate, verdict=compared.verdict, reason=compared.reason,
-        table=classifier_table(compared.methods), details={"erased": [asdict(one) for one in compared.trainer.erased]},
+        table=classifier_table(compared.methods),
     )  # fmt: skip
     return UnlearningResult(compared.trainer, run, stored)
 

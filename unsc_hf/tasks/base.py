@@ -23,7 +23,7 @@ class Measure:
     """Forgetting or keeping on some rows, against the true labels: means, and the rows of a classifier."""
 
     accuracy: float
-    loss: float
+    loss: float  #: mean; where whole classes are forgotten, that of the class with the smallest
     losses: Tensor | None = None  #: of each row of a classifier, (rows,); None for language models
     outputs: Outputs | None = None  #: of a classifier, which are small; None for language models
 

@@ -43,9 +43,9 @@ class CausalLMTask(Task):
     def __init__(
         self, model: PreTrainedModel, args: UNSCConfig, forget: Dataset, retain: Dataset, processing_class: Any
     ) -> None:
-        if args.pseudo_labels in ("nearest_mean", "left_out"):
+        if args.pseudo_labels == "nearest_mean":
             raise UNSCError(
-                f"pseudo_labels: {args.pseudo_labels!r} needs classes; a language model has 'top1', 'soft', 'second', "
+                "pseudo_labels: 'nearest_mean' needs classes; a language model has 'top1', 'soft', 'second', "
                 "'random', 'matched'."
             )
         if args.per_class_statistics:

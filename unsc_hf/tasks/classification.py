@@ -19,7 +19,7 @@ from ..errors import UNSCError
 from ..evaluation.accuracy import macro_accuracy, row_accuracy
 from ..models.loading import model_label_names
 from ..models.outputs import Outputs, classify, join_outputs, one_per_sample
-from ..objectives.pseudo_labels import AS_UNSEEN, Matching, pseudo_labels
+from ..objectives.pseudo_labels import Matching, pseudo_labels
 from .base import Measure, Task, register
 
 
@@ -82,7 +82,7 @@ class ClassificationTask(Task):
             seed=self._args.seed,
         )
         hard = labels if labels.dim() == 1 else labels.argmax(1)
-        if strategy not in AS_UNSEEN and bool((hard == forget.labels).any()):
+        if strategy != "matched" and bool((hard == forget.labels).any()):
             raise RuntimeError("a pseudo-label equals the row's own label")
         reference = -F.cross_entropy(forget.logits, forget.labels, reduction="none")
         return [{"pseudo_labels": label, "reference": value} for label, value in zip(labels, reference, strict=True)]
@@ -96,11 +96,15 @@ class ClassificationTask(Task):
         return logits, labels, pseudo, torch.arange(len(labels), device=labels.device)
 
     def measure(self, outputs: Iterator[Outputs]) -> Measure:
-        """Accuracy: mean over classes where whole classes are forgotten, over rows otherwise."""
+        """Over rows; where whole classes are forgotten, the mean accuracy of classes and the smallest of their losses.
+
+        So a class that is still known is not hidden among others that are gone.
+        """
         rows = join_outputs(list(outputs))
         accuracy = macro_accuracy(rows.logits, rows.labels) if self.whole_classes else row_accuracy(rows)
         losses = F.cross_entropy(rows.logits.double(), rows.labels, reduction="none")
-        return Measure(accuracy or 0.0, float(losses.mean()), losses, rows)
+        by_class = [float(losses[rows.labels == label].mean()) for label in rows.labels.unique()]
+        return Measure(accuracy or 0.0, min(by_class) if self.whole_classes else float(losses.mean()), losses, rows)
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """The Trainer's own loss is a mean over batches, and several processes fill up the last one. This loss is the

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -100,12 +101,16 @@ class NullSpaceCallback(TrainerCallback):
 
     def _batches(self, model: nn.Module, collate_fn: Any, device: torch.device) -> Iterator[dict[str, Any]]:
         """Batches of what the model reads."""
-        names = set(inspect.signature(model.forward).parameters) | {"label", "label_ids"}
-        rows = self.retain_dataset
-        if hasattr(rows, "select_columns"):
-            rows = rows.select_columns([name for name in rows.column_names if name in names])
+        network = model.get_base_model() if isinstance(model, PeftModel) else model
+        # Of the class, since trainers put other functions in place of a model's own.
+        names = set(inspect.signature(type(network).forward).parameters) | {"label", "label_ids"}
+
+        def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+            batch: dict[str, Any] = collate_fn([{k: v for k, v in row.items() if k in names} for row in rows])
+            return batch
+
         generator = torch.Generator()  # leaves the global random state alone
-        for batch in DataLoader(rows, batch_size=self.batch_size, collate_fn=collate_fn, generator=generator):
+        for batch in DataLoader(self.retain_dataset, self.batch_size, collate_fn=collate, generator=generator):
             yield {name: value.to(device) for name, value in batch.items() if name not in NOT_INPUTS}
 
     def on_train_end(

@@ -127,7 +127,7 @@ def certify(
     merged = None
     if isinstance(model, PeftModel) and not sharded:
         merged = _merged_drift(model, plan, rows, reader, base_dtype)
-    network = None if sharded or args.erases_features else network_leak(model, plan, rows, reader)
+    network = None if sharded else network_leak(model, plan, rows, reader)
     certificate = Certificate(
         leak=leak.total,
         leak_per_layer=leak.per_layer,

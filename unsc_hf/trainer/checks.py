@@ -23,7 +23,7 @@ class Check:
 
     Attributes:
         forget_accuracy, forget_loss: on the validation part of the forget set, against the true labels (accuracy: mean
-            over classes).
+            over classes; loss: that of the class which is known best).
         retain_accuracy: on held-out retained rows.
         leak: on the same held-out retained rows.
         exposure: of single rows of a classifier, the chance that one is known better than an unseen row.
@@ -48,11 +48,9 @@ class Check:
         return self.forget_accuracy if self.exposure is None else self.exposure
 
     def reached(self, target: float, least_loss: float = 0.0) -> bool:
-        """Whether no more is known than the target, and forget rows are not right more often than unseen rows.
+        """Whether no more is known than the target, `forget_loss` is at least `least_loss`, and there is no gap.
 
-        The mean loss on forget rows must be at least `least_loss`.
-
-        The second part is waived once their losses are larger than those of unseen rows: getting more of them wrong
+        A gap is waived once the losses of forget rows are larger than those of unseen rows: getting more of them wrong
         would only make them stand out.
         """
         return (
@@ -145,7 +143,7 @@ class StoppingCallback(TrainerCallback):
             self._stop(control, "target")
             if self.refine:
                 self._step_back(before, self._within_budget)
-        elif not self.refine and _on_plateau(state, check.forget_accuracy):
+        elif not self.refine and check.known > self.target and _on_plateau(state, check.forget_accuracy):
             self._stop(control, "plateau")
 
     def _overspent(self, check: Check) -> str | None:

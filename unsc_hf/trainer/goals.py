@@ -16,9 +16,8 @@ from ..data.selection import hold_out
 from ..errors import UNSCError
 from ..evaluation.flips import count_flips
 from ..evaluation.membership import accuracy_gap, exposure, tolerated_exposure
-from ..experimental.left_out import LeftOut
 from ..models.outputs import Outputs
-from ..objectives.pseudo_labels import AS_UNSEEN, MatchedTargets, Matching
+from ..objectives.pseudo_labels import MatchedTargets, Matching
 from ..tasks import Task
 from ..tasks.base import Measure
 from .checks import Check
@@ -31,7 +30,6 @@ _VALIDATION_ROWS = 50  # forget rows wanted for validation where whole classes a
 _MOST_HELD_OUT = 0.4  # ... but never more than this share of them
 _CURVE_ROWS = 300  # held-out retained rows that a check reads: they draw a curve, nothing is decided by them
 _SETTLING_RATE = 10.0  # a run that settles beside unseen rows learns at most this many times faster than stated
-LEFT_OUT_ROWS = 20_000  # retained and unseen rows whose features are held in memory to see how hard rows are
 
 
 class ForgettingGoal(ABC):
@@ -71,11 +69,9 @@ class ForgettingGoal(ABC):
 
     def matching(self, model: nn.Module, reader: ModelReader, rows: UnlearningRows) -> Matching | None:
         """How well each forget row should be known, for strategies that look at unseen rows; None for the others."""
-        if self.pseudo_labels not in AS_UNSEEN or self.unseen is None:
+        if self.pseudo_labels != "matched" or self.unseen is None:
             return None
-        order = self._left_out(model, reader, rows) if self.pseudo_labels == "left_out" else None
-        forget = reader.iterate(model, rows.forget, "Margins")
-        return Matching.of(forget, self.read_unseen(model, reader), order)
+        return Matching.of(reader.iterate(model, rows.forget, "Margins"), self.read_unseen(model, reader))
 
     def read_unseen(self, model: nn.Module, reader: ModelReader) -> Iterable[Outputs]:
         """The original model's outputs on unseen rows."""
@@ -120,22 +116,6 @@ class ForgettingGoal(ABC):
 
     def _measured(self, model: nn.Module, reader: ModelReader, parts: Sequence[Dataset]) -> list[Measure]:
         return [self.task.measure(reader.iterate(model, part, "Check")) for part in parts]
-
-    def _left_out(self, model: nn.Module, reader: ModelReader, rows: UnlearningRows) -> Tensor:
-        """How well each forget row would be known if it had been left out. Only unseen rows as hard as these stay."""
-        unseen = at_most(self.unseen, LEFT_OUT_ROWS) if self.unseen is not None else rows.retain_held_out
-        read = LeftOut.of(
-            model,
-            reader.prepare(at_most(rows.retain, LEFT_OUT_ROWS)),
-            reader.prepare(rows.forget),
-            reader.prepare(unseen),
-            reader.collate,
-            batch_size=self.args.per_device_eval_batch_size,
-            seed=self.args.seed,
-            progress=not self.args.disable_tqdm,
-        )
-        self.unseen = unseen.select(read.counterparts)
-        return read.order
 
 
 class ClassesGone(ForgettingGoal):
@@ -263,12 +243,6 @@ def make_goal(task: Task, args: UNSCConfig, unseen: Dataset | None, follows: boo
         raise UNSCError(
             "unseen_dataset: not given, but single rows are to be forgotten, not whole classes; give rows that the "
             "model never saw (a validation split), or set target_forget_accuracy."
-        )
-    if args.pseudo_labels == "left_out" and (task.whole_classes or unseen is None):
-        advice = "use 'soft' for whole classes" if task.whole_classes else "give rows that the model never saw"
-        raise UNSCError(
-            "pseudo_labels: 'left_out' is for single rows that share their class with retained ones, compared with "
-            f"unseen_dataset; {advice}."
         )
     if task.whole_classes:
         return ClassesGone(task, args, unseen)

@@ -74,15 +74,6 @@ def check_fsdp(plugin: Any, config: UNSCConfig) -> None:
     for option, (given, reason) in reasons.items():
         if given:
             raise UNSCError(f"{option}: not supported with FSDP, {reason}.")
-    if config.feature_erasure != "none":
-        raise UNSCError(
-            "feature_erasure: not supported with FSDP, sharded weights cannot be folded into; use DDP (torchrun)."
-        )
-    if config.pseudo_labels == "left_out":
-        raise UNSCError(
-            "pseudo_labels: 'left_out' is not supported with FSDP, it reads an untrained model beside the sharded one; "
-            "use DDP (torchrun)."
-        )
     if OBJECTIVES[config.objective].keeps_original:
         raise UNSCError(
             f"objective: {config.objective!r} keeps a second, whole model beside the sharded one; use DDP (torchrun)."

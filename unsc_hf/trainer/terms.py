@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ..config import UNSCConfig
 from ..errors import UNSCError
-from ..experimental.rehearsal import dropout_mode, mix
 from ..models.hooks import NOT_INPUTS
 from ..models.layers import decoder_block
 from ..objectives import OBJECTIVES, Terms
@@ -55,16 +54,10 @@ class TermsProvider:
         original: a frozen copy of the original model for objectives that compare with it, else the model itself.
     """
 
-    def __init__(
-        self, model: nn.Module, task: Task, goal: ForgettingGoal, args: UNSCConfig, special_tokens: Tensor
-    ) -> None:
-        """
-        Args:
-            model: the model before its first step.
-            special_tokens: ids of tokens that are never exchanged when retained rows are mixed, (ids,).
-        """
+    def __init__(self, model: nn.Module, task: Task, goal: ForgettingGoal, args: UNSCConfig) -> None:
+        """`model` is the model before its first step."""
         self.objective, self.options = OBJECTIVES[args.objective], args.objective_options
-        self.task, self.goal, self.special_tokens = task, goal, special_tokens
+        self.task, self.goal = task, goal
         self.original = model
         if self.objective.keeps_original:
             self.original = copy.deepcopy(model).requires_grad_(False)
@@ -149,14 +142,9 @@ class TermsProvider:
     def _retained(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What an objective reads of a batch of retained rows, by the names in `Terms`."""
         inputs = {name: value for name, value in batch.items() if name not in NOT_INPUTS}
-        if self.objective.mixed and self.options["retain_mixing"] > 0:
-            inputs = mix(inputs, self.options["retain_mixing"], self.special_tokens)
-        with dropout_mode(model) if self.options["retain_dropout"] else nullcontext():
-            kept = self.task.outputs(self.task.logits(model, inputs), batch["labels"])
+        kept = self.task.outputs(self.task.logits(model, inputs), batch["labels"])
         loss = nn.functional.cross_entropy(kept.logits.float(), kept.labels)
         terms = {"retain_logits": kept.logits, "retain_loss": loss}
         if "retain_teacher" in self.objective.needs:
             terms["retain_teacher"] = self.task.outputs(self._taught(inputs), batch["labels"]).logits
-            if self.task.forgotten_classes:
-                terms["forgotten"] = torch.as_tensor(self.task.forgotten_classes)
         return terms

@@ -19,11 +19,8 @@ from transformers.trainer_utils import EvalLoopOutput, SchedulerType, TrainOutpu
 from transformers.utils import ModelOutput
 
 from ..config import REFUSED, UNSCConfig
-from ..erasure.eraser import Choose, Erased, erase_features
-from ..erasure.readings import FeatureRows
 from ..errors import UNSCError
 from ..evaluation.certificate import Certificate
-from ..experimental.rehearsal import check_dropout, special_tokens
 from ..models.adapters import add_adapters
 from ..models.hooks import quiet
 from ..models.loading import check_weights, load_model
@@ -77,8 +74,6 @@ class UNSCTrainer(PublishingTrainer):
         reader: runs the model on raw rows.
         original_weights: hash of the model as it was given.
         stop_reason: why unlearning ended: "target", "plateau", "leak_budget", "flips_budget", "max_steps" or "stopped".
-        erased: what was erased from the features, with `feature_erasure`.
-        choose_erasure: chooses how much is erased; None for `erasure_strength`.
         unlearning_seconds: time spent in `train`, without the preparation.
 
     Raises:
@@ -122,20 +117,16 @@ class UNSCTrainer(PublishingTrainer):
         check_weights(model, frozen=peft_config is not None)
         self.task = make_task(model, args, forget_dataset, retain_dataset, processing_class)
         self.goal = make_goal(self.task, args, unseen_dataset, OBJECTIVES[args.objective].rehearses)
-        if args.objective_options.get("retain_dropout"):
-            check_dropout(model, args.activation_checkpointing)
         forget = self.goal.hold_out(forget_dataset)
         self.rows = UnlearningRows.of(forget, retain_dataset, self.task.strata, args, certificate_dataset)
         self.stop_reason: str | None = None
-        self.erased: list[Erased] = []
-        self.choose_erasure: Choose | None = None
         self.unlearning_seconds = 0.0
         self._forgotten_rows = len(forget_dataset)
         self._given_statistics = statistics
         self._plan: UnlearningPlan | None = None
         self._spaces: Spaces | None = None
 
-        model = self._adopt(model, peft_config, processing_class)
+        model = self._adopt(model, peft_config)
         super().__init__(
             model=model,
             args=args,
@@ -158,12 +149,11 @@ class UNSCTrainer(PublishingTrainer):
         self.data_collator = self.reader.collate
         model.add_model_tags(self._tag_names)
 
-    def _adopt(self, model: PreTrainedModel, peft_config: PeftConfig | None, processing_class: Any) -> Any:
+    def _adopt(self, model: PreTrainedModel, peft_config: PeftConfig | None) -> Any:
         """Note what the model was, and add adapters where they are asked for."""
         self.original_weights, self.model_class = weight_hash(model), type(model).__name__
         self.base_dtype = str(model.dtype).removeprefix("torch.")
         self.base_model_name = public_name(str(model.config._name_or_path or ""))
-        self._special_tokens = special_tokens(processing_class, model.config)
         if self.base_dtype != "float32":  # images come in float32, and some models do not cast them
             model.register_forward_pre_hook(cast_inputs, with_kwargs=True)
         if peft_config is None:
@@ -187,7 +177,7 @@ class UNSCTrainer(PublishingTrainer):
             self._plan, self._spaces = self.make_preparation(*parts, self._given_statistics).plan()
             retain = prepare(self.rows.retain) if OBJECTIVES[args.objective].rehearses else None
             self.train_dataset = RelabelledDataset(prepare(self.rows.forget), self._plan.targets, retain, args.seed)
-            self.terms = TermsProvider(model, self.task, self.goal, args, self._special_tokens)
+            self.terms = TermsProvider(model, self.task, self.goal, args)
         return self._plan
 
     @property
@@ -229,8 +219,6 @@ class UNSCTrainer(PublishingTrainer):
         Raises:
             UNSCError: resuming with another model, data or options than the checkpoint's run began with.
         """
-        if self.erased:
-            raise UNSCError("feature_erasure: features are erased already; save the model, and start anew from there.")
         checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
         self.prepare_unlearning()
         if checkpoint is not None:
@@ -255,8 +243,6 @@ class UNSCTrainer(PublishingTrainer):
         try:
             output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
             plan.projection.project_displacements(torch.float64)
-            if self.args.erases_features:
-                self._erase()
         finally:
             for callback in callbacks:
                 self.remove_callback(callback)
@@ -266,28 +252,6 @@ class UNSCTrainer(PublishingTrainer):
         unchanged = weight_digests(self.model, exclude=trained)
         check_outcome(plan, self.goal, self.args, self.state, stopping.reason, frozen, unchanged)
         return output
-
-    def _erase(self) -> None:
-        """Erase what a linear probe reads of the forgotten rows, and log where that leaves the model."""
-        self.erased = erase_features(
-            self.unwrapped(),
-            self.plan.selection.layers,
-            self.feature_rows(),
-            self.plan.pseudo_labels if self.task.label_column is not None else None,
-            leak=lambda: gathered(self.held_out_leak().total, self.args.device)[0],  # one process decides for all
-            known=lambda: self.check().known,
-            target=self.goal.target,
-            choose=self.choose_erasure,
-        )
-        self.log(self.check().logged())
-
-    def feature_rows(self) -> FeatureRows:
-        """The rows that `unsc_hf.erasure` reads."""
-        rows, reader = self.rows, self.reader
-        return FeatureRows(
-            self.task, self.args, rows.forget, rows.retain, rows.forget_validation, self.processing_class,
-            reader.prepare, reader.collate,
-        )  # fmt: skip
 
     # ---- step -------------------------------------------------------------------------------------------------------
 

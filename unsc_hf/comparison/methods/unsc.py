@@ -12,10 +12,6 @@ SETTINGS: tuple[dict[str, object], ...] = ({}, {"objective": "unsc_retain"}, {"l
 
 trainer_method("unsc", "UNSC", SETTINGS)
 
-# What a linear probe reads of the features is erased in closed form afterwards, at the default strength, in every layer
-# that writes the features. The construction is LEACE's (Belrose et al., arXiv 2306.03819).
-trainer_method("unsc_erased", "UNSC, features erased", SETTINGS, feature_erasure="layers")
-
 trainer_method("no_null_space", "UNSC, no projection", SETTINGS, null_space="none")
 
 # A random subspace of the same rank in every layer.

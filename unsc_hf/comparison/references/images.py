@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from torch import Tensor
-from transformers import AutoModelForImageClassification, PreTrainedModel, ViTConfig, default_data_collator
+from transformers import AutoModelForImageClassification, PreTrainedModel, ViTConfig
 
 from ...data.inputs import open_image
 from ...data.selection import evenly_spaced
@@ -31,12 +29,9 @@ class ImagePlan(TrainingPlan):
     Attributes:
         size: a ViT's, or None to fine-tune `base_model`.
         patch_size: side of a patch in pixels, for `size`; it must divide the image.
-        crop_padding, flip: augmentation.
     """
 
     patch_size: int = 4
-    crop_padding: int = 0
-    flip: bool = False
 
     auto_class: ClassVar[Any] = AutoModelForImageClassification
     load_processor: ClassVar[Callable[[str], Any]] = load_image_processor
@@ -53,24 +48,6 @@ class ImagePlan(TrainingPlan):
             hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
         )  # fmt: skip
         return model, processor
-
-    def collator(self, processor: Any) -> Any:
-        return self.augmented
-
-    def augmented(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """A batch whose images are cropped at random after zero padding, and mirrored at random."""
-        batch = default_data_collator(features)
-        images: Tensor = batch["pixel_values"]  # (n, channels, height, width)
-        (n, _, height, width), pad = images.shape, self.crop_padding
-        if pad:
-            padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
-            top, left = torch.randint(0, 2 * pad + 1, (2, n))
-            rows = (top[:, None] + torch.arange(height))[:, :, None]
-            columns = (left[:, None] + torch.arange(width))[:, None, :]
-            images = padded[torch.arange(n)[:, None, None], :, rows, columns].permute(0, 3, 1, 2)
-        if self.flip:
-            images = torch.where((torch.rand(n) < 0.5)[:, None, None, None], images.flip(-1), images)
-        return {**batch, "pixel_values": images}
 
 
 def fitting_processor(dataset: Dataset, patch_size: int) -> tuple[Any, int]:

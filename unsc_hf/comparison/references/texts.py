@@ -45,6 +45,7 @@ class TextPlan(TrainingPlan):
     max_length: int = 64
 
     inputs: ClassVar[int] = 1
+    learns_tokens: ClassVar[bool] = True
     auto_class: ClassVar[Any] = AutoModelForSequenceClassification
     load_processor: ClassVar[Callable[[str], Any]] = load_tokenizer
 
@@ -112,13 +113,12 @@ class LanguagePlan(TrainingPlan):
         size: a Llama's, or None to fine-tune `base_model`.
         vocabulary_size: most tokens of the tokenizer that is learned for `size`.
         max_length: tokens of a row, for `size`.
-        completion_only: learn the completions' tokens alone.
     """
 
     vocabulary_size: int = 2048
     max_length: int = 256
-    completion_only: bool = False
 
+    learns_tokens: ClassVar[bool] = True
     auto_class: ClassVar[Any] = AutoModelForCausalLM
     load_processor: ClassVar[Callable[[str], Any]] = load_tokenizer
 
@@ -131,7 +131,7 @@ class LanguagePlan(TrainingPlan):
         return model, tokenizer
 
     def prepare(self, dataset: Dataset, processor: Any, model: PreTrainedModel, label_column: str | None) -> Dataset:
-        return prepare_dialogues(dataset, processor, self.completion_only)
+        return prepare_dialogues(dataset, processor, completion_only=False)
 
     def collator(self, processor: Any) -> Any:
         return AnswerCollator.of(processor)

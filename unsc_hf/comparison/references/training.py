@@ -60,6 +60,7 @@ class TrainingPlan:
     seed: int = 0
 
     inputs: ClassVar[int] = 0  # counts changes of how rows become inputs: a model trained before one reads others
+    learns_tokens: ClassVar[bool] = False  # whether a tokenizer is learned for `size`
     auto_class: ClassVar[Any] = None  # makes a model of `size`, or loads `base_model`
     load_processor: ClassVar[Callable[[str], Any]]  # loads its image processor or tokenizer
 
@@ -128,8 +129,8 @@ def train_model(
         name: start of the folder's name; an equal model is found under any name.
         labels: names of all classes by id. A retrained model has an output for the forgotten ones too.
         label_column: found by itself when None.
-        vocabulary: rows that the image processor or tokenizer is made from, where that is not `dataset`. A reference in
-            a comparison must read the same inputs as the original.
+        vocabulary: rows that a tokenizer is learned from, where that is not `dataset`: a reference in a comparison must
+            read the same tokens as the original.
 
     Returns:
         The model's folder, `folder/name-<hash of plan and data>`. It appears only when training has ended.
@@ -137,13 +138,12 @@ def train_model(
     Raises:
         UNSCError: a base model that cannot be loaded, an unknown size, or inputs that do not fit.
     """
+    if vocabulary is dataset or plan.base_model is not None or not plan.learns_tokens:
+        vocabulary = None
     settings: dict[str, Any] = {"plan": asdict(plan), "labels": list(labels), "data": data_fingerprint(dataset)}
-    if plan.inputs:
-        settings["inputs"] = plan.inputs
-    if label_column is not None:
-        settings["label_column"] = label_column
-    if vocabulary is not None:
-        settings["vocabulary"] = data_fingerprint(vocabulary)
+    tokens = None if vocabulary is None else data_fingerprint(vocabulary)
+    more = {"inputs": plan.inputs or None, "label_column": label_column, "vocabulary": tokens}
+    settings |= {name: value for name, value in more.items() if value is not None}
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
     target, trained = Path(folder) / f"{name}-{key}", _trained(Path(folder), key)
     if trained is not None:

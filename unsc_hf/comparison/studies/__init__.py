@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from ..plugins import import_modules, put_first
-from .study import STUDIES, Lab, Point, Points, Study, register
+from ..plugins import import_modules
+from .study import STUDIES, Lab, Panel, Point, Points, Study, study
 
-import_modules(__name__, __path__)
-put_first(
-    STUDIES,
-    ("null-space", "pseudo-labels", "rank", "calibration", "first-order", "many-classes", "requests", "poison",
-     "features"),
-)  # fmt: skip
+import_modules(__name__, __path__, ("null_space", "pseudo_labels", "rank", "calibration", "first_order"))
 
-__all__ = ["STUDIES", "Lab", "Point", "Points", "Study", "register"]
+__all__ = ["STUDIES", "Lab", "Panel", "Point", "Points", "Study", "study"]

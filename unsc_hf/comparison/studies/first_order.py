@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import deepcopy
 from functools import partial
 
 import numpy as np
 import torch
 from datasets import Dataset
-from matplotlib import colormaps
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -20,10 +19,9 @@ from ...nullspace.projection import NullSpaceProjection
 from ...nullspace.rules import build_subspace
 from ...nullspace.statistics import ActivationStatistics
 from ...nullspace.subspace import Subspace
-from ...reporting.plots import GREY
 from ...trainer.rows import cast_floats
 from ..workbench import Workbench
-from .study import Lab, Point, Points, Study, curves, legend, panels, register
+from .study import Lab, Panel, Point, Points, study
 
 ENERGIES = (1.0, 0.9999, 0.999, 0.99, 0.95, 0.9, 0.0)  # 0: no projection
 SIZES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of dW, relative to W
@@ -31,66 +29,48 @@ _FORGET_ROWS = 256
 _MATTERS = 0.01  # nats
 
 
-@register
-class FirstOrderStudy(Study):
+def _conclude(points: Points) -> str:
+    exact = max(abs(p["changed"]) for p in points.where(energy=1.0))
+    free, confined = (points.where(energy=energy, size=0.1) for energy in (0.0, 0.99))
+    leaks = [p["leak"] for p in points.where() if abs(p["changed"]) >= _MATTERS and 0 < p["energy"] < 1]
+    return (
+        f"At energy 1 the loss on the retained rows changes by at most {exact:.1e} nats, however far the weights move; "
+        f"below, {_MATTERS} nats are reached from a leak of {min(leaks, default=float('inf')):.2g} on. At a tenth of "
+        f"the weights' norm it changes by {confined.mean('changed'):+.2g} at energy 0.99 (first order predicts "
+        f"{confined.mean('predicted'):+.2g}), and by {free.mean('changed'):+.2g} without projection "
+        f"({free.mean('predicted'):+.2g})."
+    )
+
+
+@study(
+    "Does the retained loss stay where it was, and from which leak on does it not?",
+    tags={"energy": "energy (0: no projection)", "size": "dW / W"},
+    panels=[
+        Panel("changed", "size", by="energy", log="xy"),
+        Panel("changed", "size", by="energy", at="leak", log="xy"),
+    ],
+    conclude=_conclude,
+    numbers={
+        "leak": "leak on the same rows", "predicted": "predicted change of loss (nats)",
+        "changed": "change of retained loss (nats)", "rows": "rows",
+    },
+)  # fmt: skip
+def first_order(lab: Lab) -> Iterator[Point]:
     """The descent direction towards the pseudo-labels at the original weights, confined by each energy, at each size.
 
     There are few enough retained rows for every layer to have a null space at energy 1, and all of them are in the
     statistics; loss and gradient are evaluated on them, in float64.
     """
-
-    name = "first-order"
-    title = "Does the retained loss stay where it was, and from which leak on does it not?"
-    tags = {"energy": "energy (0: none)", "size": "dW / W"}
-    numbers = {"leak": "leak", "predicted": "predicted", "changed": "changed", "rows": "rows"}
-
-    def measure(self, lab: Lab) -> list[Point]:
-        return [point for seed in lab.seeds for point in lab.points({"seed": seed}, partial(_points, lab, seed))]
-
-    def plot(self, points: Points) -> Figure:
-        figure, axes = panels(2, 5.2, 3.8)
-        sizes = {"size_of_change": "changed", "size_of_predicted": "predicted"}
-        shown = Points({**p, **{name: abs(p[key]) for name, key in sizes.items()}} for p in points.where())
-        energies = shown.by("energy")
-        colours = colormaps["viridis"](np.arange(len(energies)) / max(1, len(energies) - 1))
-        words = [f"energy {energy:g}" if energy else "no projection" for energy in energies]
-        lines = list(zip(words, energies.values(), colours, strict=True))
-        shared = {"xscale": "log", "yscale": "log"}
-        label = "change of retained loss (nats; dotted: predicted)"
-        changes = [(word, runs, "size_of_change", colour) for word, runs, colour in lines]
-        curves(axes[0], "size", changes, 1.0, xlabel="|dW| / |W|", ylabel=label, **shared)
-        for word, runs, colour in lines:
-            by_size = dict(sorted(runs.by("size").items()))
-            leak, change, predicted = (
-                [of.mean(key) for of in by_size.values()] for key in ("leak", "size_of_change", "size_of_predicted")
-            )
-            axes[1].plot(leak, change, "o-", ms=4, color=colour, label=word)
-            axes[0].plot(list(by_size), predicted, ":", lw=1, color=colour)
-        axes[1].axhline(_MATTERS, color=GREY, ls=":", lw=1)
-        axes[1].set(xlabel="leak on the same rows", ylabel="change of retained loss (nats)", **shared)
-        legend(axes[1])
-        return figure
-
-    def paragraph(self, points: Points) -> str:
-        exact = max(abs(p["changed"]) for p in points.where(energy=1.0))
-        free, confined = (points.where(energy=energy, size=0.1) for energy in (0.0, 0.99))
-        text = (
-            f"At energy 1 the loss on the retained rows changes by at most {exact:.1e} nats, however far the weights "
-            f"move (up to {max(p['size'] for p in points):g} times their own norm). At a tenth of the weights' norm it "
-            f"changes by {confined.mean('changed'):+.2g} nats at energy 0.99 (first order predicts "
-            f"{confined.mean('predicted'):+.2g}) and by {free.mean('changed'):+.2g} without projection (predicted "
-            f"{free.mean('predicted'):+.2g})."
-        )
-        leaks = [p["leak"] for p in points.where() if abs(p["changed"]) >= _MATTERS and 0 < p["energy"] < 1]
-        least = f" The smallest leak at which a confined update changed the loss by {_MATTERS} nats or more was "
-        return f"{text}{least}{min(leaks):.2g}." if leaks else text
+    for seed in lab.seeds:
+        yield from lab.points({"seed": seed}, partial(_points, lab, seed))
 
 
 def _points(lab: Lab, seed: int) -> list[Point]:
     bench = lab.experiment.bench(seed)
     model = deepcopy(bench.original).double()
     layers = bench.layers(model)
-    start = [layer.weight.detach().clone() for layer in layers]
+    weights = [layer.weight for layer in layers]
+    start = [weight.detach().clone() for weight in weights]
     rows, statistics = _few_rows(bench, model, layers, lab.experiment.labels(lab.experiment.retain))
     retained = cast_floats(next(bench.batches(rows, len(rows), shuffle=False)), torch.double)
     forget = cast_floats(next(bench.batches(bench.forget, _FORGET_ROWS)), torch.double)
@@ -98,8 +78,8 @@ def _points(lab: Lab, seed: int) -> list[Point]:
     logits[:, bench.forgotten] = -torch.inf
     forget["labels"] = logits.argmax(1)
     before = _loss(model, retained)
-    weights = [layer.weight for layer in layers]
-    gradient, direction = (torch.autograd.grad(loss, weights) for loss in (before, _loss(model, forget)))
+    loss = float(before.detach())
+    gradient, direction = (torch.autograd.grad(value, weights) for value in (before, _loss(model, forget)))
     points = []
     for energy in ENERGIES:
         projection = NullSpaceProjection(layers, _subspace(statistics, energy or 1.0), identity=energy == 0)
@@ -110,15 +90,12 @@ def _points(lab: Lab, seed: int) -> list[Point]:
         slope = sum(float((part * step).sum()) for part, step in zip(gradient, steps, strict=True))
         unit = projection.relative_change()
         for size in SIZES:
-            scale = size / unit
             for weight, origin, step in zip(weights, start, steps, strict=True):
-                weight.data.copy_(origin + scale * step)
-            loss = float(before.detach())
-            points.append(
-                {"seed": seed, "energy": energy, "size": size, "rows": len(rows), "loss": loss,
-                 "predicted": scale * slope, "changed": float(_loss(model, retained).detach()) - loss,
-                 "leak": projection.leak(statistics.pooled(), statistics.module_keys).total}
-            )  # fmt: skip
+                weight.data.copy_(origin + size / unit * step)
+            changed = float(_loss(model, retained).detach()) - loss
+            leak = projection.leak(statistics.pooled(), statistics.module_keys).total
+            tags = {"seed": seed, "energy": energy, "size": size, "rows": len(rows), "loss": loss}
+            points.append({**tags, "predicted": size / unit * slope, "changed": changed, "leak": leak})
         projection.restore()
     return points
 
@@ -150,7 +127,7 @@ def _few_rows(
         chosen = np.sort(order[:count])
         rows = bench.retain.select(chosen)
         statistics = ActivationStatistics.collect(
-            model, bench.prepared(rows), groups=labels[chosen], layers=layers,
+            model, rows, groups=labels[chosen], layers=layers, prepare=bench.prepared,
             collate_fn=lambda samples: cast_floats(bench.collate(samples), torch.double), progress=False,
         )  # fmt: skip
         if all(layer.has_capacity for layer in _subspace(statistics, 1.0).layers.values()):

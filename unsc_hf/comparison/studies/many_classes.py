@@ -2,70 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from ...data.selection import Request
-from ...reporting.plots import BLUE, GREEN, GREY, ORANGE
-from .study import Lab, Point, Points, Study, curves, legend, panels, register
+from .study import Lab, Panel, Point, Points, study
 
 _SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
-_WAYS = {
+_WAYS: dict[str, dict[str, Any]] = {
     "UNSC": {}, "with rehearsal": {"objective": "unsc_retain"}, "random subspace": {"null_space": "random"},
     "no projection": {"null_space": "none"},
 }  # fmt: skip
-_COLOURS = dict(zip((*_WAYS, "retrained"), (BLUE, "#6fb1e0", ORANGE, GREY, GREEN), strict=True))
 
 
-@register
-class ManyClassesStudy(Study):
+def _conclude(points: Points) -> str:
+    counts = points.by("classes")
+    parts = [f"{count} classes: {runs.listed('way', 'AccDrt')}" for count, runs in counts.items()]
+    gaps = [
+        100 * (runs.where(way="UNSC").mean("AccDrt") - runs.where(way="retrained").mean("AccDrt"))
+        for runs in counts.values()
+        if runs.where(way="retrained")
+    ]
+    text = f"AccDrt in percent: {'; '.join(parts)}."
+    return f"{text} UNSC differs from retraining by {min(gaps):+.1f} to {max(gaps):+.1f} points." if gaps else text
+
+
+@study(
+    "How many classes can go at once?",
+    tags={"classes": "classes", "way": "way"},
+    panels=[Panel(y, "classes", by="way") for y in ("AccDut", "AccDrt")],
+    conclude=_conclude,
+)
+def many_classes(lab: Lab) -> Iterator[Point]:
     """Nested sets of classes in one random order; retrained models where they may be trained (`train_retrained`)."""
-
-    name = "many-classes"
-    title = "How many classes can go at once?"
-    tags = {"classes": "classes", "way": "way"}
-
-    def measure(self, lab: Lab) -> list[Point]:
-        experiment, points = lab.experiment, []
-        classes = np.unique(experiment.labels(experiment.train))
-        order = np.random.default_rng(0).permutation(classes).tolist()
-        for share in _SHARES:
-            count = min(max(1, round(share * len(classes))), len(classes) - 1)
-            request = Request(forget_classes=tuple(sorted(order[:count])))
-            inner = Lab(replace(experiment, request=request), f"{lab.study}-{count}", lab.console)
-            for seed in lab.seeds:
-                for way, options in _WAYS.items():
-                    points.append(inner.run({"way": way, "classes": count}, seed, options))
-            if experiment.arguments.train_retrained or experiment.arguments.quickstart:
-                for seed, folder in zip(lab.seeds, inner.experiment.references(), strict=True):
-                    tags = {"way": "retrained", "classes": count, "seed": seed}
-                    points.append(inner.point(tags, partial(_retrained, inner, seed, folder)))
-        return points
-
-    def plot(self, points: Points) -> Figure:
-        figure, axes = panels(2, 4.8)
-        for one, key in zip(axes, ("AccDut", "AccDrt"), strict=True):
-            lines = [(way, points.where(way=way), key, colour) for way, colour in _COLOURS.items()]
-            curves(one, "classes", lines, xlabel="classes to forget", ylabel=f"{key} (%)")
-        legend(axes[0])
-        return figure
-
-    def paragraph(self, points: Points) -> str:
-        lines, gaps = [], []
-        for count, of_count in points.by("classes").items():
-            ways = {way: of_count.where(way=way) for way in _COLOURS}
-            parts = ", ".join(f"{way} {runs.percent('AccDrt')}" for way, runs in ways.items() if runs)
-            lines.append(f"{count} classes: {parts} (UNSC's AccDut {ways['UNSC'].percent('AccDut')})")
-            if ways["UNSC"] and ways["retrained"]:
-                gaps.append(100 * (ways["UNSC"].mean("AccDrt") - ways["retrained"].mean("AccDrt")))
-        text = f"AccDrt, percent. {'; '.join(lines)}."
-        if gaps:
-            text += f" Against retraining, UNSC's AccDrt differs by {min(gaps):+.1f} to {max(gaps):+.1f} points."
-        return text
+    experiment = lab.experiment
+    classes = np.unique(experiment.labels(experiment.train))
+    order = np.random.default_rng(0).permutation(classes).tolist()
+    for share in _SHARES:
+        count = min(max(1, round(share * len(classes))), len(classes) - 1)
+        request = Request(forget_classes=tuple(sorted(order[:count])))
+        inner = Lab(replace(experiment, request=request), f"{lab.study}-{count}", lab.console)
+        for seed in lab.seeds:
+            for way, options in _WAYS.items():
+                yield inner.run({"way": way, "classes": count}, seed, **options)
+            if experiment.trains_references:
+                tags = {"way": "retrained", "classes": count, "seed": seed}
+                yield inner.point(tags, partial(_retrained, inner, seed))
 
 
-def _retrained(lab: Lab, seed: int, folder: str) -> Point:
-    return lab.accuracies(lab.experiment.bench(seed), lab.experiment.load(folder))
+def _retrained(lab: Lab, seed: int) -> Point:
+    model = lab.experiment.load(lab.experiment.reference(seed))
+    return lab.accuracies(lab.experiment.bench(seed), model)

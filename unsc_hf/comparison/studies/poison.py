@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from itertools import product
 from typing import Any, TypeAlias
@@ -10,26 +10,50 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
-from matplotlib.figure import Figure
 from PIL import ImageDraw
 from transformers import PreTrainedModel
 
 from ...evaluation.accuracy import per_class_accuracy
-from ...reporting.plots import BLUE, GREEN, GREY, ORANGE
 from ..workbench import Relabel, Workbench
-from .study import Lab, Point, Points, Study, curves, legend, panels, register
+from .study import Lab, Panel, Point, Points, study
 
-BUDGETS: tuple[float | None, ...] = (0.01, 0.02, 0.05, 0.1, None)
+# Options by what limits a run: a budget on the held-out leak, or the null space alone, or nothing.
+LIMITS: dict[str, dict[str, Any]] = {
+    **{f"leak {budget}": {"max_leak": budget} for budget in (0.01, 0.02, 0.05, 0.1)},
+    "no budget": {"max_leak": None},
+    "no projection": {"max_leak": None, "null_space": "none"},
+}
+_DEFAULT = "leak 0.1"
 _FLIPPED = (0.1, 0.5)  # of the forgotten class's rows, added from other classes under its name
-_NO_BUDGET = 1.0  # where "none" is drawn
 _TRIGGER = "cf cf"
-_COLOURS = (GREEN, "#e0b04f", ORANGE, BLUE, "#7b4ea3", GREY)
 
 Prepared: TypeAlias = tuple[Workbench, Relabel | None]
 
 
-@register
-class PoisonStudy(Study):
+def _conclude(points: Points) -> str:
+    default, free = (points.where(limit=limit).listed("attack", "fall") for limit in (_DEFAULT, "no projection"))
+    honest = points.where(attack="honest").by("limit")
+    serves = next((limit for limit, runs in honest.items() if runs.mean("AccDut") <= 0.01), None)
+    text = f"AccDrt falls by so many points at {_DEFAULT}: {default}; without null space and budget: {free}. "
+    if serves is None:
+        return text + "None of the budgets lets an honest request through."
+    costs = {attack: 100 * runs.mean("fall") for attack, runs in points.where(limit=serves).by("attack").items()}
+    del costs["honest"]
+    worst = max(costs, key=lambda attack: costs[attack])
+    return f"{text}At {serves}, the smallest that serves the honest request, {worst} cost {costs[worst]:.1f} points."
+
+
+@study(
+    "How much damage can a request do?",
+    tags={"attack": "attack", "limit": "limit"},
+    panels=[Panel(y, "limit", by="attack") for y in ("fall", "triggered", "AccDut")],
+    conclude=_conclude,
+    numbers={
+        "AccDut": "AccDut (%)", "AccDrt": "AccDrt (%)", "fall": "fall of AccDrt (%)", "worst": "worst class (%)",
+        "taken": "answered with the attacker's class (%)", "triggered": "the same with trigger (%)", "leak": "leak",
+    },
+)  # fmt: skip
+def poison(lab: Lab) -> Iterator[Point]:
     """Attacks by budget on the held-out leak, with the null space; and each without both.
 
     - "honest": nothing is wrong.
@@ -38,76 +62,18 @@ class PoisonStudy(Study):
     - "unlikely labels": each pseudo-label is the least likely remaining class.
     - "backdoor": half of the rows to forget bear a trigger, and their pseudo-labels are the attacker's class.
     """
-
-    name = "poison"
-    title = "How much damage can a request do?"
-    tags = {"attack": "attack", "space": "space", "budget": "budget (0: none)"}
-    numbers = {
-        "AccDut": "AccDut", "AccDrt": "AccDrt", "fall": "fall of AccDrt", "worst": "worst class",
-        "taken": "answered with the attacker's class", "triggered": "the same with trigger", "leak": "leak",
-    }  # fmt: skip
-
-    def measure(self, lab: Lab) -> list[Point]:
-        attacks: dict[str, Callable[[Lab, int], Prepared]] = {
-            "honest": lambda lab, seed: (lab.experiment.bench(seed), None),
-            **{f"label flips {share:.0%}": partial(flipped_labels, share=share) for share in _FLIPPED},
-            "false labels": lambda lab, seed: (lab.experiment.bench(seed), _towards(_kept(lab)[0])),
-            "unlikely labels": _unlikely,
-            "backdoor": backdoor,
-        }
-        points = []
-        for seed, (attack, prepare) in product(lab.seeds, attacks.items()):
-            prepared = cache(partial(prepare, lab, seed))  # once for all budgets, and only when one is missing
-            for space, budget in (*(("retained", b) for b in BUDGETS), ("none", None)):
-                tags = {"attack": attack, "space": space, "budget": budget or 0.0, "seed": seed}
-                points.append(lab.point(tags, partial(_attacked, lab, prepared, space, budget)))
-        return points
-
-    def plot(self, points: Points) -> Figure:
-        figure, axes = panels(3, 4.2)
-        shown = Points({**p, "place": p["budget"] or _NO_BUDGET} for p in points.where(space="retained"))
-        panel = ("fall", "fall of AccDrt (points)"), ("triggered", "more triggered rows answered as asked (points)")
-        for one, (key, label) in zip(axes, (*panel, ("AccDut", "AccDut (%)")), strict=True):
-            attacks = zip(shown.by("attack").items(), _COLOURS, strict=False)
-            lines = [(attack, runs, key, colour) for (attack, runs), colour in attacks]
-            heights = curves(one, "place", lines, xscale="log", xlabel="leak budget", ylabel=label)
-            one.set_xticks([b or _NO_BUDGET for b in BUDGETS], [f"{b:g}" if b else "none" for b in BUDGETS])
-            one.minorticks_off()
-            one.set_ylim(min(heights) - 3, max(heights) + 6)  # wide intervals of few seeds run off the picture
-        legend(axes[0], loc="upper left")
-        return figure
-
-    def paragraph(self, points: Points) -> str:
-        default = 0.1 if 0.1 in BUDGETS else BUDGETS[-1]
-
-        def of(budget: float | None, space: str = "retained") -> dict[str, Points]:
-            return points.where(space=space, budget=budget or 0.0).by("attack")
-
-        def falls(attacks: Mapping[str, Points]) -> str:
-            return ", ".join(f"{attack} {runs.percent('fall')}" for attack, runs in attacks.items())
-
-        text = (
-            f"Fall of AccDrt in points at a leak budget of {default}: {falls(of(default))}; without null space and "
-            f"budget: {falls(of(None, 'none'))}. A backdoor makes {of(default)['backdoor'].percent('triggered')} "
-            "points more of the triggered rows answer as the attacker wants. "
-        )
-        serves = [budget for budget in BUDGETS if of(budget)["honest"].mean("AccDut") <= 0.01]
-        if not serves:
-            return text + "None of the budgets lets an honest request through."
-        costs = {name: 100 * runs.mean("fall") for name, runs in of(serves[0]).items() if name != "honest"}
-        worst = max(costs, key=costs.__getitem__)
-        text += (
-            f"The smallest budget that serves the honest request is {serves[0] or 'none'}; there the worst attack "
-            f"({worst}) costs {costs[worst]:.1f} points. "
-        )
-        if costs[worst] > 1:
-            text += (
-                "So the budget does not stop a dishonest request that moves outputs no further than an honest one: it "
-                "bounds the mean change of layer outputs on held-out rows, not the fate of one class. What does: "
-                "pseudo-labels from the model itself, never from the request, and a look at the retained classes in "
-                "the report."
-            )
-        return text
+    attacks: dict[str, Callable[[Lab, int], Prepared]] = {
+        "honest": lambda lab, seed: (lab.experiment.bench(seed), None),
+        **{f"label flips {share:.0%}": partial(flipped_labels, share=share) for share in _FLIPPED},
+        "false labels": lambda lab, seed: (lab.experiment.bench(seed), _towards(_kept(lab)[0])),
+        "unlikely labels": _unlikely,
+        "backdoor": backdoor,
+    }
+    for seed, (attack, prepare) in product(lab.seeds, attacks.items()):
+        prepared = cache(partial(prepare, lab, seed))  # once for all limits, and only when one is missing
+        for limit, options in LIMITS.items():
+            tags = {"attack": attack, "limit": limit, "seed": seed}
+            yield lab.point(tags, partial(_attacked, lab, prepared, options))
 
 
 # ---- attacks --------------------------------------------------------------------------------------------------------
@@ -164,10 +130,10 @@ def triggered(rows: Dataset) -> Dataset:
 
 
 # ---- damage ---------------------------------------------------------------------------------------------------------
-def _attacked(lab: Lab, prepared: Callable[[], Prepared], space: str, budget: float | None) -> Point:
+def _attacked(lab: Lab, prepared: Callable[[], Prepared], options: Mapping[str, Any]) -> Point:
     """A run, and the damage on retained test rows: fall of AccDrt and of the worst class, gain of the attacker's."""
     bench, relabel = prepared()
-    model = bench.unlearn(relabel=relabel, null_space=space, max_leak=budget)
+    model = bench.unlearn(relabel=relabel, **options)
     run, experiment, target = lab.measured(bench, model), lab.experiment, _kept(lab)[0]
     others = np.flatnonzero(~np.isin(experiment.labels(experiment.test), [*experiment.forgotten, target]))
     stamped = triggered(experiment.test.select(others))

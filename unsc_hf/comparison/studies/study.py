@@ -1,25 +1,31 @@
-"""What a study is made of: runs that are measured alike and kept, means over seeds, a picture, a paragraph."""
+"""What a study is made of: runs that are measured alike and kept, means over seeds, panels of a picture."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from rich.console import Console
 from transformers import PreTrainedModel
 
 from ...errors import UNSCError, first_line
 from ..experiment import Experiment
-from ..plots import legend as legend
-from ..summary import half_interval, with_interval
+from ..plots import legend
+from ..summary import half_interval, values, with_interval
 from ..workbench import Workbench
 
 Point: TypeAlias = dict[str, Any]  # tags and measured numbers of one run
+
+_STATISTICS = ("rows_per_direction",)  # options that change what statistics are collected from
+_NUMBERS = {
+    "AccDut": "AccDut (%)", "AccDrt": "AccDrt (%)", "leak": "leak", "steps": "steps", "seconds": "seconds",
+}  # fmt: skip
 
 
 class Lab:
@@ -44,8 +50,8 @@ class Lab:
         key = hashlib.sha256(json.dumps(tags, sort_keys=True, default=str).encode()).hexdigest()[:16]
         point = self.experiment.record(f"{self.study}-{key}", measured)
         shown = {name: point[name] for name in ("AccDut", "AccDrt", "leak", "error") if point.get(name) is not None}
-        measured_words = [f"{k} {v:.4g}" if isinstance(v, float) else f"{v}" for k, v in shown.items()]
-        self.console.print(f"{', '.join(f'{k} {v}' for k, v in tags.items())}: {', '.join(measured_words)}")
+        words = [f"{k} {v:.4g}" if isinstance(v, float) else f"{v}" for k, v in shown.items()]
+        self.console.print(f"{', '.join(f'{k} {v}' for k, v in tags.items())}: {', '.join(words)}")
         return point
 
     def points(self, tags: Mapping[str, Any], make: Callable[[], list[Point]]) -> list[Point]:
@@ -54,28 +60,25 @@ class Lab:
         points: list[Point] = point.get("points", [point])
         return points
 
-    def run(self, tags: Mapping[str, Any], seed: int, options: Mapping[str, Any], rebuild: Sequence[str] = ()) -> Point:
-        """Unlearn with options of `UNSCConfig`, and measure; a point with `tags` and the seed.
-
-        `rebuild` names the options that change what statistics are collected from.
-        """
+    def run(self, tags: Mapping[str, Any], seed: int, **options: Any) -> Point:
+        """Unlearn with options of `UNSCConfig`, and measure; a point with `tags` and the seed."""
 
         def make() -> dict[str, Any]:
-            bench = self.experiment.bench(seed, **{name: options[name] for name in rebuild})
-            model = bench.unlearn(**{name: value for name, value in options.items() if name not in rebuild})
+            rebuilt = {name: options[name] for name in _STATISTICS if name in options}
+            bench = self.experiment.bench(seed, **rebuilt)
+            model = bench.unlearn(**{name: value for name, value in options.items() if name not in rebuilt})
             return self.measured(bench, model)
 
         return self.point({**tags, "seed": seed}, make)
 
     def measured(self, bench: Workbench, model: PreTrainedModel) -> dict[str, Any]:
         """Accuracies of an unlearned model, and what the last run of its bench cost."""
-        cost = {"leak": bench.leak(model), "steps": bench.steps, "seconds": bench.seconds}
-        return {**self.accuracies(bench, model), **cost, "stopped_by": bench.stop_reason}
+        return {**self.accuracies(bench, model), **bench.cost(model), "stopped_by": bench.stop_reason}
 
     def accuracies(self, bench: Workbench, model: PreTrainedModel) -> dict[str, Any]:
         """AccDut and AccDrt on the test rows."""
-        outputs = self.experiment.collect(bench, model, self.experiment.test, features=False)
-        return self.experiment.accuracies(outputs)
+        experiment = self.experiment
+        return experiment.accuracies(experiment.collect(bench, model, experiment.test, features=False))
 
 
 class Points(list[Mapping[str, Any]]):
@@ -87,102 +90,147 @@ class Points(list[Mapping[str, Any]]):
 
     def by(self, tag: str) -> dict[Any, Points]:
         """Points by the value of a tag, in the order of their first point, without the failed ones."""
-        values = dict.fromkeys(p[tag] for p in self.where() if p.get(tag) is not None)
-        return {value: self.where(**{tag: value}) for value in values}
-
-    def values(self, key: str) -> list[float]:
-        """Known numbers."""
-        return [float(p[key]) for p in self if p.get(key) is not None]
+        found = dict.fromkeys(p[tag] for p in self.where() if p.get(tag) is not None)
+        return {value: self.where(**{tag: value}) for value in found}
 
     def mean(self, key: str) -> float:
-        """Mean over points, NaN without any."""
-        return float(np.mean(known)) if (known := self.values(key)) else float("nan")
+        """Mean over the points that have this number, NaN where none has."""
+        known = values(self, key)
+        return float(np.mean(known)) if known else float("nan")
 
     def half(self, key: str) -> float:
         """Half the 95 % interval over points; 0 where it cannot be given."""
-        return half_interval(self.values(key)) or 0.0
+        return half_interval(values(self, key)) or 0.0
 
     def percent(self, key: str) -> str:
         """Mean ± half interval, in percent; a dash where nothing was measured."""
-        half = half_interval(self.values(key))
-        words = with_interval(100 * self.mean(key), None if half is None else 100 * half)
-        return words if self.values(key) else "–"
+        return with_interval(100 * self.mean(key), 100 * self.half(key) or None) if values(self, key) else "–"
+
+    def listed(self, tag: str, key: str) -> str:
+        """Percent of each value of a tag, for a sentence."""
+        known = {value: runs for value, runs in self.by(tag).items() if values(runs, key)}
+        return ", ".join(f"{value}: {runs.percent(key)}" for value, runs in known.items())
 
 
-class Study(ABC):
-    """A question, and what answers it; register a subclass with `@register`."""
+@dataclass(frozen=True)
+class Panel:
+    """One diagram of a study's picture: means over seeds with their 95 % intervals.
 
-    name: ClassVar[str]  # how it is asked for
-    title: ClassVar[str]  # its question
-    tags: ClassVar[Mapping[str, str]]  # heading by key of what tells runs apart, in the order of the table
-    numbers: ClassVar[Mapping[str, str]] = {  # heading by key of what is averaged over seeds
-        name: name for name in ("AccDut", "AccDrt", "leak", "steps", "seconds")
-    }
+    Attributes:
+        y: number that is drawn upwards.
+        x: tag of the places. Words stand beside each other, numbers on a line.
+        by: tag that has a line for each of its values.
+        at: number that is drawn to the right instead of the tag `x`.
+        log: logarithmic axes: "x", or "xy" with the size of `y` and without intervals.
+    """
 
-    @abstractmethod
-    def measure(self, lab: Lab) -> list[Point]:
-        """Run it; the numbers of runs that differ in their seed alone are averaged."""
+    y: str
+    x: str
+    by: str | None = None
+    at: str | None = None
+    log: str = ""
 
-    @abstractmethod
-    def plot(self, points: Points) -> Figure:
-        """Its picture."""
+    def draw(self, axes: Any, points: Points, headings: Mapping[str, str]) -> None:
+        """Draw into `axes`; `headings` are those of tags and numbers."""
+        places, label = list(points.by(self.x)), headings[self.y]
+        words, marked = any(isinstance(place, str) for place in places), bool(self.at and not self.log)
+        scale, heights = 100 if "%" in label else 1, list[float]()
+        for i, (name, line) in enumerate((points.by(self.by) if self.by else {"": points}).items()):
+            by_place = line.by(self.x)
+            runs = {place: by_place[place] for place in (places if words else sorted(places)) if place in by_place}
+            means, bars = (
+                [scale * number(of, self.y) for of in runs.values()] for number in (Points.mean, Points.half)
+            )
+            if self.at:
+                x = [of.mean(self.at) for of in runs.values()]
+            else:
+                x = [places.index(place) + 0.08 * i if words else place for place in runs]
+            style = {"fmt": "o" if words or marked else "o-", "ms": 4, "lw": 1.6, "elinewidth": 0.8}
+            if "y" in self.log:
+                means, bars = np.abs(means).tolist(), [0.0] * len(bars)
+            axes.errorbar(x, means, bars, label=name, color=colormaps["tab10"](i % 10), **style)
+            for place, where in zip(runs, zip(x, means, strict=True), strict=True) if marked else ():
+                axes.annotate(f"{place:g}", where, xytext=(3, 4), textcoords="offset points", fontsize=7)
+            heights += [mean for mean in means if mean == mean]
+        axes.set(xlabel=headings[self.at or self.x], ylabel=label)
+        axes.set(**{f"{axis}scale": "log" for axis in self.log})
+        if words:
+            axes.set_xticks(range(len(places)), places, rotation=25, ha="right", fontsize=8)
+        if scale == 100 and heights:  # the wide intervals of few seeds run off the picture
+            axes.set_ylim(min(heights) - 3, max(heights) + 3)
 
-    @abstractmethod
-    def paragraph(self, points: Points) -> str:
-        """What the points show, in words made from them."""
+
+Measure: TypeAlias = Callable[[Lab], Iterable[Point]]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question, and what answers it.
+
+    Attributes:
+        name: how it is asked for.
+        title: the question.
+        tags: heading by key of what tells runs apart, in the order of the table.
+        panels: of its picture.
+        conclude: says in two sentences what the points show.
+        measure: gives the points; the numbers of those that differ in their seed alone are averaged.
+        numbers: heading by key of what is averaged. With "(%)" in its heading it is a share, shown in percent.
+    """
+
+    name: str
+    title: str
+    tags: Mapping[str, str]
+    panels: Sequence[Panel]
+    conclude: Callable[[Points], str]
+    measure: Measure
+    numbers: Mapping[str, str]
+
+    def picture(self, points: Points) -> Figure:
+        """All panels for which something was measured."""
+        measured = [panel for panel in self.panels if values(points.where(), panel.y) and points.by(panel.x)]
+        panels = measured or self.panels[:1]
+        figure = Figure(figsize=(4.4 * len(panels), 3.6), layout="constrained")
+        axes = np.atleast_1d(figure.subplots(1, len(panels)))
+        for one, panel in zip(axes, panels, strict=True):
+            panel.draw(one, points, {**self.tags, **self.numbers})
+        if panels[0].by:
+            legend(axes[0])
+        return figure
+
+    def table(self, points: Iterable[Mapping[str, Any]]) -> list[list[str]]:
+        """A row for each combination of tags, the header first: means and half 95 % intervals over seeds."""
+        groups: dict[tuple[Any, ...], Points] = {}
+        for point in points:
+            groups.setdefault(tuple(point.get(tag) for tag in self.tags), Points()).append(point)
+        rows = [[*self.tags.values(), *self.numbers.values()]]
+        for combination, runs in groups.items():
+            measured = runs.where()
+            cells = [_cell(measured, key, heading) for key, heading in self.numbers.items()]
+            if not measured:
+                cells = [str(runs[0]["error"]), *[""] * (len(cells) - 1)]
+            rows.append([*("–" if value is None else str(value) for value in combination), *cells])
+        return rows
+
+
+def _cell(points: Points, key: str, heading: str) -> str:
+    if "%" in heading or not values(points, key):
+        return points.percent(key)
+    half = points.half(key)
+    return f"{points.mean(key):.3g}" + (f" ± {half:.2g}" if half else "")
 
 
 STUDIES: dict[str, Study] = {}
 
 
-def register(study: type[Study]) -> type[Study]:
-    """Decorator: make a study known by its name."""
-    STUDIES[study.name] = study()
-    return study
+def study(
+    title: str, *, tags: Mapping[str, str], panels: Sequence[Panel], conclude: Callable[[Points], str],
+    numbers: Mapping[str, str] = _NUMBERS,
+) -> Callable[[Measure], Measure]:  # fmt: skip
+    """Decorator: register a function from a `Lab` to points as a study; see `Study`. Its name is the function's."""
 
+    def register(measure: Measure) -> Measure:
+        name = measure.__name__.replace("_", "-")
+        STUDIES[name] = Study(name, title, tags, panels, conclude, measure, numbers)
+        return measure
 
-# ---- pictures -------------------------------------------------------------------------------------------------------
-Line: TypeAlias = tuple[str, Points, str, Any]  # label, points, key of the height, colour
-
-
-def panels(count: int, width: float = 4.6, height: float = 3.6) -> tuple[Figure, list[Any]]:
-    """A figure with axes side by side."""
-    figure = Figure(figsize=(width * count, height), layout="constrained")
-    return figure, list(np.atleast_1d(figure.subplots(1, count)))
-
-
-def curves(axes: Any, x: str, lines: Iterable[Line], scale: float = 100.0, **labels: Any) -> list[float]:
-    """Draw each line against the tag `x`; returns all means. With `scale` 100, of shares, the axis shows the means.
-
-    `labels` are for `axes.set`.
-    """
-    heights: list[float] = []
-    for label, points, key, colour in lines:
-        places = dict(sorted(points.by(x).items()))
-        if places:
-            means = [scale * runs.mean(key) for runs in places.values()]
-            bars = [scale * runs.half(key) for runs in places.values()]
-            style = {"ms": 4, "lw": 1.6, "elinewidth": 0.8}
-            axes.errorbar(list(places), means, yerr=bars, fmt="o-", label=label, color=colour, **style)
-            heights += means
-    axes.set(**labels)
-    if scale == 100:
-        zoom(axes, heights)
-    return heights
-
-
-def zoom(axes: Any, heights: Sequence[float], margin: float = 3.0) -> None:
-    """Let a percent axis show the means; the wide intervals of few seeds run off the picture."""
-    known = [h for h in heights if h == h]
-    if known:
-        axes.set_ylim(max(-2.0, min(known) - margin), min(102.0, max(known) + margin))
-
-
-def bars(axes: Any, groups: Mapping[str, Points], key: str, colours: Sequence[Any], **labels: Any) -> list[float]:
-    """Draw one bar for each group of points, in percent; returns all means."""
-    heights = [100 * runs.mean(key) for runs in groups.values()]
-    for i, (runs, height) in enumerate(zip(groups.values(), heights, strict=True)):
-        axes.bar(i, height, yerr=100 * runs.half(key), color=colours[i % len(colours)], capsize=3)
-    axes.set_xticks(range(len(groups)), list(groups), rotation=25, ha="right", fontsize=8)
-    axes.set(**labels)
-    return heights
+    return register

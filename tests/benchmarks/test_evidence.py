@@ -1,0 +1,99 @@
+"""The evidence script: figures come from JSON, whatever is missing is named, and a changed digit is noticed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script as a module, on copies of the files it writes."""
+    spec = importlib.util.spec_from_file_location("evidence", ROOT / "benchmarks" / "evidence.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    shutil.copytree(module.RESULTS, tmp_path / "results")
+    for name, source in (("PAGE", module.PAGE), ("README", module.README)):
+        monkeypatch.setattr(module, name, Path(shutil.copy(source, tmp_path)))
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    return module
+
+
+def command(module: Any, monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["evidence.py", *map(str, words)])
+    module.main()
+
+
+def test_committed_pages_are_those_of_the_json(evidence: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    command(evidence, monkeypatch, "check")
+
+
+def test_a_changed_digit_is_noticed(evidence: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = evidence.PAGE.read_text()
+    place = text.index("| **UNSC** | ") + len("| **UNSC** | ")
+    evidence.PAGE.write_text(text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :])
+    with pytest.raises(SystemExit, match="evidence.md: differs"):
+        command(evidence, monkeypatch, "check")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content.update(fingerprint="of another version"), "measured with another case or version"),
+        (lambda content: content.update(runs=content["runs"][:2]), "has 2 seeds; a spread needs 3"),
+    ],
+)
+def test_json_that_says_too_little_is_refused(
+    change: Any, message: str, evidence: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = evidence.RESULTS / f"{evidence.SHOWN}.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match=message):
+        command(evidence, monkeypatch, "check")
+
+
+def test_missing_data_are_named_and_the_other_cases_run(
+    evidence: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    done: list[tuple[str, int]] = []
+
+    def recipe(case: str, seed: int, root: str, folder: Path, smoke: bool, threads: int) -> None:
+        done.append((case, seed))
+        results = json.loads((ROOT / "benchmarks/results/evidence" / f"{case}.json").read_text())["runs"][seed]
+        (folder / case / str(seed)).mkdir(parents=True)
+        (folder / case / str(seed) / "results.json").write_text(json.dumps(results))
+
+    monkeypatch.setattr(evidence, "run_seed", recipe)
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit, match=r"fashion_mnist_shirt: not run, .*nowhere.* does not exist; give --root"):
+        command(evidence, monkeypatch, "run", "--root", tmp_path / "nowhere", "--output_dir", out, "--case", "digits",
+                "fashion_mnist_shirt")  # fmt: skip
+    assert done == [("digits", seed) for seed in range(5)]
+    made = json.loads((evidence.RESULTS / "digits.json").read_text())
+    committed = json.loads((ROOT / "benchmarks/results/evidence/digits.json").read_text())
+    assert made["runs"] == committed["runs"]
+
+
+@pytest.mark.slow
+def test_smoke(evidence: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ten steps of the demo's case; the committed JSON stays, and a second call does nothing."""
+    before = {path.name: path.read_bytes() for path in evidence.RESULTS.iterdir()}
+    command(evidence, monkeypatch, "run", "--smoke", "--case", "digits", "--output_dir", tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in evidence.RESULTS.iterdir()} == before
+    content = json.loads((tmp_path / "out" / "digits.json").read_text())
+    assert [run["seed"] for run in content["runs"]] == [0]
+    written = (tmp_path / "out" / "digits" / "0" / "results.json").stat().st_mtime_ns
+    command(evidence, monkeypatch, "run", "--smoke", "--case", "digits", "--output_dir", tmp_path / "out")
+    assert (tmp_path / "out" / "digits" / "0" / "results.json").stat().st_mtime_ns == written
