@@ -70,7 +70,8 @@ class ForgetSet:
     def jobs(self) -> list[Job]:
         """Files of everything, in an order in which they can be made."""
         experiment = self.experiment
-        given = [*self._references, *(f"{ORIGINAL}-{seed}" for seed in experiment.seeds)]
+        # References are read with the first original's kind of processor, so originals come first.
+        given = [*(f"{ORIGINAL}-{seed}" for seed in experiment.seeds), *self._references]
         jobs = [Job(f"read {name}", self._outputs_file(name), partial(self.outputs, name)) for name in given]
         if any(audit.calibrate for audit in self.audits):
             jobs.append(Job("calibration", experiment.file("calibration"), self.calibration))

@@ -103,7 +103,7 @@ class ClassificationTask(Task):
         rows = join_outputs(list(outputs))
         accuracy = macro_accuracy(rows.logits, rows.labels) if self.whole_classes else row_accuracy(rows)
         losses = F.cross_entropy(rows.logits.double(), rows.labels, reduction="none")
-        by_class = [float(losses[rows.labels == label].mean()) for label in rows.labels.unique()]
+        by_class = [float(losses[rows.labels == label].mean()) for label in torch.unique(rows.labels)]
         return Measure(accuracy or 0.0, min(by_class) if self.whole_classes else float(losses.mean()), losses, rows)
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
