@@ -15,9 +15,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $(STAMP)
 
-demo: $(STAMP) ## The quickstart: train, unlearn, compare, write a model card (a few minutes on a CPU).
-	rm -rf $(OUTPUT)
-	HF_HUB_OFFLINE=1 $(BIN)/accelerate launch --num_processes 1 --num_cpu_threads_per_process 2 --num_machines 1 --mixed_precision no --dynamo_backend no \
+demo: $(STAMP) ## The quickstart: train, unlearn, compare, write model, card and report (two minutes on two cores).
+	@rm -rf $(OUTPUT)
+	@HF_HUB_OFFLINE=1 $(BIN)/accelerate launch --num_processes 1 --num_cpu_threads_per_process 2 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		recipes/unlearn_vit.py --output_dir $(OUTPUT)
 
 test: $(STAMP) ## Tests: offline, on a CPU, two at a time; without the long ones.

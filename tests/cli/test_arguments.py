@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from unsc_hf import UNSCConfig, UNSCError
-from unsc_hf.cli.arguments import parse_arguments
+from unsc_hf.cli.parser import OptionsParser
 from unsc_hf.comparison.arguments import ImageArguments
 
 
@@ -18,16 +18,16 @@ from unsc_hf.comparison.arguments import ImageArguments
 def test_none_switches_a_number_off(option: str, number: float, tmp_path: Path) -> None:
     given = ["--output_dir", str(tmp_path), "--use_cpu", f"--{option}"]
     for text, expected in (("None", None), (str(number), number)):
-        (config,) = parse_arguments([UNSCConfig], [*given, text])
+        (config,) = OptionsParser([UNSCConfig]).parse([*given, text])
         assert getattr(config, option) == expected
 
 
-def test_what_is_no_number_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        parse_arguments([UNSCConfig], ["--output_dir", str(tmp_path), "--max_leak", "nothing"])
-    assert "--max_leak" in capsys.readouterr().err
-    with pytest.raises(SystemExit):  # an option that must be a number
-        parse_arguments([UNSCConfig], ["--output_dir", str(tmp_path), "--check_steps", "None"])
+def test_what_is_no_number_is_refused(tmp_path: Path) -> None:
+    parser = OptionsParser([UNSCConfig])
+    with pytest.raises(UNSCError, match="^max_leak: got 'nothing', expected a number"):
+        parser.parse(["--output_dir", str(tmp_path), "--max_leak", "nothing"])
+    with pytest.raises(UNSCError, match="^check_steps: got 'None', expected a whole number"):
+        parser.parse(["--output_dir", str(tmp_path), "--check_steps", "None"])
 
 
 @pytest.mark.parametrize(
@@ -36,13 +36,13 @@ def test_what_is_no_number_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_one_class_in_yaml_is_a_list_of_one(text: str, expected: list[str], tmp_path: Path) -> None:
     (tmp_path / "options.yaml").write_text(f"forget_classes: {text}\noutput_dir: {tmp_path}\n", encoding="utf-8")
     words = ["--config", str(tmp_path / "options.yaml"), "--use_cpu"]
-    arguments, _ = parse_arguments((ImageArguments, UNSCConfig), words)
+    arguments, _ = OptionsParser((ImageArguments, UNSCConfig)).parse(words)
     assert arguments.forget_classes == expected
 
 
 def test_every_training_argument_is_an_option(tmp_path: Path) -> None:
     words = ["--output_dir", str(tmp_path), "--adam_beta1", "0.8", "--max_leak", "0.1", "--use_cpu"]
-    arguments, config = parse_arguments((ImageArguments, UNSCConfig), words)
+    arguments, config = OptionsParser((ImageArguments, UNSCConfig)).parse(words)
     assert (config.adam_beta1, config.max_leak, arguments.dataset_name) == (0.8, 0.1, None)
 
 

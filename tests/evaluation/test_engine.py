@@ -15,6 +15,7 @@ from transformers import EvalPrediction
 from unsc_hf.evaluation.accuracy import macro_accuracy
 from unsc_hf.evaluation.audits import AUDITS, Examination
 from unsc_hf.evaluation.engine import EvaluationRows, evaluate_outputs, output_metrics
+from unsc_hf.evaluation.verdict import mean_result
 from unsc_hf.models.outputs import Outputs, RowOutputs
 from unsc_hf.tasks.causal_lm import CausalLMTask
 from unsc_hf.tasks.classification import ClassificationTask
@@ -64,6 +65,15 @@ def test_every_number_comes_from_its_own_rows(outputs: RowOutputs) -> None:
     # Training rows teach that this is class 0, test rows would teach that it is class 2.
     assert found.probe_forget < 0.1
     assert found.prototype_attack_10 < 0.1
+
+
+def test_what_forgotten_test_rows_are_called(outputs: RowOutputs) -> None:
+    found = evaluate_outputs(outputs, HEAD, FORGOTTEN, None, None)
+    assert found.answers == {2: {2: 0.5, 0: 0.5}}  # a wrong answer is the next class
+    other = replace(found, answers={2: {1: 1.0}})
+    assert mean_result([found, other]).answers == {2: {2: 0.25, 0: 0.25, 1: 0.5}}
+    assert mean_result([replace(found, answers=None)] * 2).answers is None
+    assert output_metrics(outputs, [])["answers"] is None  # single rows were forgotten
 
 
 def test_test_accuracies_are_kept_apart(outputs: RowOutputs) -> None:

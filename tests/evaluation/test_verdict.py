@@ -143,7 +143,7 @@ def test_means_and_table() -> None:
     header, *rows = classifier_table(
         {"masked": mean, "random_projector": mean, "unprojected": mean, "retrained": mean}
     ).cells
-    assert header[:3] == ["model", "AccDut", "AccDrt"]
+    assert header[:3] == ["model", "accuracy on forgotten", "accuracy on kept"]
     assert [row[0] for row in rows] == ["masked logits", "random subspace", "no projection", "retrained"]
-    assert rows[0][header.index("linear probe")] == "50.0"
+    assert rows[0][header.index("readable by a probe")] == "50 %"
     assert rows[0][header.index("leak")] == "–"

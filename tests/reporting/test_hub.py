@@ -82,6 +82,7 @@ def publish(call: Call) -> Call:
 
 def write_run_files(folder: Path, **content: Any) -> None:
     """The files of a run beside its model."""
+    content = {"model_name": "user/vit", **content}
     write_card(finished_run(pictures=[("unlearning.png", "The course")], **content), folder)
     (folder / "results.json").write_text(json.dumps({"verdict": "suppressed"}))
     (folder / "report.html").write_text("<!doctype html><p>report</p>")
@@ -118,6 +119,19 @@ def test_a_published_model_is_one_commit_and_loads_equal(hub: Hub, publish: Call
     assert call("load", name="user/vit", task="image", rows=rows.tolist())["logits"] == own.double().tolist()
     assert ModelCard(_files(hub, "user/vit")["README.md"].decode()).data.base_model == "user/vit"
     assert all(token != TOKEN for stage, token in hub.requests if stage == "storage")
+
+
+def test_the_card_loads_the_model_from_where_it_is(hub: Hub, publish: Call, finished: Path) -> None:
+    """A card is written beside the model, before anybody knows the repository's name."""
+    for adapter, lines in ((None, 2), ({"r": 4, "alpha": 4}, 2)):
+        write_run_files(finished, model_name="run", adapter=adapter)
+        publish(finished, "user/vit-without-shirt")
+        card = _files(hub, "user/vit-without-shirt")["README.md"].decode()
+        example = card.split("```python")[1].split("```")[0]
+        assert example.count('"user/vit-without-shirt")') == lines
+        assert '"run"' not in card
+        assert ('from_pretrained("user/vit")' in example) == (adapter is not None)
+        assert card.count("user/vit-without-shirt") == lines  # nothing else has changed
 
 
 def test_a_published_adapter_loads_on_its_base(hub: Hub, publish: Call, call: Call, tmp_path: Path) -> None:

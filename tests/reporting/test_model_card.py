@@ -32,6 +32,22 @@ def test_card_parses_and_holds_what_it_must(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["README.md"]
 
 
+def test_a_base_model_is_named_only_by_its_hub_id() -> None:
+    """A folder's name would lead readers of the Hub to somebody else's model, or to none."""
+    card = build_card(finished_run(base_model="vit-of-mine"))
+    assert card.data.base_model is None
+    assert card.data.base_model_relation is None
+    assert card.text.lstrip().startswith("# vit-without-shirt\n\nvit-of-mine after machine unlearning")
+    assert build_card(finished_run()).data.base_model_relation == "finetune"
+
+
+def test_a_card_says_first_what_the_report_says() -> None:
+    card = build_card(finished_run(summary=["It is gone.", "At most 1 % of *such* inputs change."])).text
+    first = card.split("## ")[0]
+    assert "- It is gone.\n- At most 1 % of \\*such\\* inputs change.\n" in first
+    assert "](https://pypi.org/project/unsc-hf/)" in first
+
+
 def test_many_classes_become_a_count_and_a_hash() -> None:
     text = str(build_card(finished_run(forgotten=[f"person {i}" for i in range(40)])))
     assert "40 classes" in text

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from PIL import Image
 
-from unsc_hf.nullspace.moments import SecondMoment
-from unsc_hf.nullspace.rules import build_subspace
-from unsc_hf.reporting.plots import plot_capacity, plot_per_class, plot_unlearning
+from unsc_hf.reporting.plots import STYLE, plot_answered, plot_methods, plot_per_class, plot_unlearning
 
 
 @pytest.mark.parametrize("classes", [2, 10, 100])
@@ -22,10 +23,62 @@ def test_per_class(classes: int, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["p.png"]
 
 
-def test_unlearning_and_capacity(tmp_path: Path) -> None:
+def test_unlearning(tmp_path: Path) -> None:
     history = [{"step": s, "leak": 0.001 * s, "retain_accuracy": 0.9, "forget_accuracy": 1 / (1 + s)} for s in range(5)]
     plot_unlearning([*history, {"loss": 1.0, "step": 5}], 0.05, tmp_path / "u.png")
-    moment = SecondMoment.zeros(1, 6).update(torch.randn(1, 40, 6))
-    space = build_subspace({"0": {"k": moment}}, {"layer": "k"}, energy=0.9, forget={"k": moment})
-    plot_capacity(space.report(), tmp_path / "c.png")
-    assert {p.name for p in tmp_path.iterdir()} == {"u.png", "c.png"}
+    assert [p.name for p in tmp_path.iterdir()] == ["u.png"]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures, which are not written."""
+    figures: list[Figure] = []
+    monkeypatch.setattr("unsc_hf.reporting.plots.save", lambda figure, path: figures.append(figure))
+    return figures
+
+
+def test_where_forgotten_rows_go(drawn: list[Figure], tmp_path: Path) -> None:
+    answers = {"before": {2: {2: 0.9, 0: 0.1}}, "after": {2: {0: 0.75, 1: 0.25}}}
+    plot_answered(answers, ["cat", "dog", "frog"], tmp_path / "a.png")
+    axes = drawn[0].axes[0]
+    cells = {(round(t.get_position()[1]), round(t.get_position()[0])): t.get_text() for t in axes.texts}
+    columns = [label.get_text() for label in axes.get_xticklabels()]
+    assert columns == ["cat", "dog", "frog", "others"]
+    assert [cells[0, j] for j in range(4)] == ["10", "0", "90", "0"]
+    assert [cells[1, j] for j in range(4)] == ["75", "25", "0", "0"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["frog, before", "frog, after"]
+
+
+def test_answers_beyond_the_columns_are_added_up(drawn: list[Figure], tmp_path: Path) -> None:
+    plot_answered({"after": {0: dict.fromkeys(range(20), 0.05)}}, [str(c) for c in range(20)], tmp_path / "a.png")
+    assert drawn[0].axes[0].texts[-1].get_text() == "60"
+
+
+def test_methods_are_named_beside_their_points(drawn: list[Figure], tmp_path: Path) -> None:
+    points = {
+        "masked logits": (0.0, 0.9),
+        "UNSC": (0.006, 0.88),
+        "retrained": (0.018, 0.5),
+        "no projection": (0.014, 0.9),
+    }
+    plot_methods(points, tmp_path / "m.png")
+    names = drawn[0].axes[0].texts
+    assert {text.get_text() for text in names} == set(points)
+    heights = sorted(text.xyann[1] for text in names)
+    assert all(above - below >= 9 for below, above in pairwise(heights))
+    for text in names:
+        assert text.xy == pytest.approx([100 * x for x in points[text.get_text()]])
+
+
+def test_ink_is_read_on_white_and_on_black(tmp_path: Path) -> None:
+    def brightness(colour: tuple[float, float, float]) -> float:
+        red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    path = plot_methods({"UNSC": (0.01, 0.5)}, tmp_path / "m.png")
+    image = Image.open(path)
+    assert image.mode == "RGBA"
+    assert image.getpixel((1, 1))[3] == 0  # no ground
+    ink = brightness(to_rgb(STYLE["text.color"]))
+    for ground in (1.0, brightness(to_rgb("#12171c"))):
+        assert (max(ink, ground) + 0.05) / (min(ink, ground) + 0.05) > 3.5

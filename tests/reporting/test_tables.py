@@ -19,8 +19,8 @@ def test_a_comparison_fits_80_columns_without_cutting_a_word() -> None:
     text = io.StringIO()
     Console(file=text, width=80).print(table.rich())
     assert "…" not in text.getvalue()
-    assert "1.23" in text.getvalue()
+    assert "1.2 %" in text.getvalue()
     header, first = table.cells[0], table.cells[1]
-    assert first[header.index("decisions changed")] == "1.23"
+    assert first[header.index("decisions changed")] == "1.2 %"
     unknown = classifier_table({"unsc": method_result()}).cells[1]
     assert unknown[header.index("decisions changed")] == "–"

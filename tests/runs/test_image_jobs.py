@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from unsc_hf import UNSCConfig, split_dataset
-from unsc_hf.cli.arguments import fill_output_dir
+from unsc_hf.cli.main import fill_output_dir
 from unsc_hf.cli.main import main as unsc
 from unsc_hf.comparison.references.images import PLAN, ImagePlan, digits_dataset
 from unsc_hf.reporting.hub import public_files
+from unsc_hf.reporting.screen import LOG
 from unsc_hf.utils.reserve import LOCK
 
 
@@ -54,7 +55,7 @@ def original(finished: Path, world: Path) -> Path:
 def test_everything_is_written_and_loads(finished: Path, world: Path) -> None:
     assert {p.name for p in finished.iterdir()} == {
         "config.json", "model.safetensors", "preprocessor_config.json", "README.md", "results.json",
-        "per_class_accuracy.png", "unlearning.png", "capacity.png", "report.html", LOCK,
+        "answered.png", "methods.png", "per_class_accuracy.png", "unlearning.png", "report.html", LOG, LOCK,
     }  # fmt: skip
     model = AutoModelForImageClassification.from_pretrained(finished)
     processor = AutoImageProcessor.from_pretrained(finished)
@@ -84,6 +85,7 @@ def test_everything_is_written_and_loads(finished: Path, world: Path) -> None:
     assert card.data.eval_results
     assert "suppressed" in card.text or "not forgotten" in card.text
     assert "](report.html)" in card.text
+    assert results["command"].startswith("unsc unlearn image --dataset_name data ")
     for file in ("README.md", "results.json", "report.html"):
         assert str(world) not in (finished / file).read_text(encoding="utf-8")
 
@@ -247,12 +249,20 @@ def test_quickstart_refuses_a_model_without_data(capsys: pytest.CaptureFixture[s
     assert "dataset_name: not given" in capsys.readouterr().err
 
 
-def test_quickstart_runs_without_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_quickstart_runs_without_arguments(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The real path with a shorter training; its figures are checked by running `make demo`."""
     monkeypatch.setattr("unsc_hf.comparison.arguments.PLAN", replace(PLAN, epochs=2))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TQDM_DISABLE", "1")
     assert run_recipe(RECIPE) == 0
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) <= 40
+    assert shown.err == ""
+    for said in ("8: recognised ", "Decisions changed on the other classes: ", "with 95 % confidence.", "report.html"):
+        assert said in shown.out
+    assert "'loss'" in (tmp_path / "outputs" / "quickstart" / LOG).read_text()
     assert results_of(tmp_path / "outputs" / "quickstart")["request"]["forget_classes"] == ["8"]
     config = UNSCConfig()
     fill_output_dir(config, "quickstart")

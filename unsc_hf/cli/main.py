@@ -1,29 +1,30 @@
-"""The command `unsc`: unlearn, evaluate, compare, ablate, audit, push and report.
+"""Make models forget by null-space calibration, and look at what is left.
 
-    unsc unlearn image                                  the embedded quickstart: handwritten digits without the 8
-    unsc unlearn image --model_name_or_path user/vit --dataset_name user/fashion --forget_classes Shirt --output_dir out
-    unsc unlearn text  ...                              a text classifier
-    unsc unlearn lm    ...                              a language model
-    unsc audit image   --audited user/unlearned --originals user/vit --dataset_name user/fashion \\
-                       --forget_classes Shirt --retrained_model_name_or_path user/without-0 --output_dir audit
-    unsc evaluate lm   --model_name_or_path user/unlearned --dataset_name locuslab/TOFU --forget_config forget10 \\
-                       --retain_config retain90 --unseen_config holdout10 --output_dir evaluation
-    unsc compare image --methods unsc scrub ssd --output_dir compare
-    unsc ablate image  --studies rank --output_dir studies
-    unsc push out --hub_model_id user/vit-without-shirt --hub_private_repo
-    unsc report out                                     make out/report.html again from out/results.json
+    unsc unlearn image|text|lm    unlearn, compare, and write model, card and report; without options: digits, no 8
+    unsc audit image|text         what an unlearned model still shows, whoever made it
+    unsc compare image|text       methods beside each other, with the same stopping rule
+    unsc ablate image|text        named studies of what the method depends on
+    unsc evaluate lm              a language model as TOFU measures it
+    unsc report FOLDER            make report.html again
+    unsc push FOLDER              publish a finished run on the Hub
+    unsc doctor                   versions, device, cache, token, disk
+    unsc completion bash|zsh      completion for your shell: eval "$(unsc completion bash)"
 
-`unsc unlearn image --help` and so on list all options. `--json` prints the result as JSON on standard output, and
-everything else on standard error. Exit code 0: done; 2: bad input, in one line; 1: anything else.
+For example:
+
+    unsc unlearn image --model_name_or_path user/vit --dataset_name user/data --forget_classes Shirt --output_dir out
+
+`unsc unlearn image --help` shows the options of a command, `--help-all` all of them. `--json` prints the result as JSON
+on standard output, and everything else on standard error. `unsc --version` prints the version. Exit code 0: done;
+2: bad input, in one line; 1: anything else.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,18 @@ from typing import Any
 from rich.console import Console
 
 from ..errors import UNSCError, closest, full_disk_in_one_line
-from .arguments import fill_output_dir, parse_arguments
+
+KINDS = {
+    "unlearn": ("image", "text", "lm"), "audit": ("image", "text"), "compare": ("image", "text"),
+    "ablate": ("image", "text"), "evaluate": ("lm",),
+}  # fmt: skip
 
 _QUIET = {"disable_tqdm": True, "report_to": "none"}
 _LANGUAGE_DEFAULTS = {"per_device_train_batch_size": 32}
+
+_OWN_MODEL = (
+    "Your own  unsc unlearn image --model_name_or_path user/vit --dataset_name user/data --forget_classes Shirt"
+)
 
 
 @dataclass
@@ -46,99 +55,128 @@ class AuditedArguments:
     )
 
 
-def _check_kind(words: Sequence[str], kinds: Sequence[str]) -> None:
-    """Refuse a first word that is not among `kinds`; `--help` in its place shows all commands."""
-    if words and words[0] in ("-h", "--help"):
+def options_parser(command: str, kind: str) -> Any:
+    """The parser of a command that works on models of a kind."""
+    from ..comparison.arguments import ImageArguments, LanguageArguments, TextArguments
+    from ..comparison.compare_methods import ComparisonArguments
+    from ..comparison.run_studies import AblationArguments
+    from ..config import UNSCConfig
+    from ..runs.evaluation_arguments import EvaluationArguments
+    from .parser import OptionsParser
+
+    own: dict[str, tuple[Any, ...]] = {
+        "audit": (AuditedArguments, ComparisonArguments), "compare": (ComparisonArguments,),
+        "ablate": (AblationArguments,), "evaluate": (EvaluationArguments,), "unlearn": (),
+    }  # fmt: skip
+    of_kind = {"image": ImageArguments, "text": TextArguments, "lm": LanguageArguments}[kind]
+    shared = () if command == "evaluate" else (of_kind, UNSCConfig)
+    names = [f.name for cls in own[command] for f in fields(cls)]
+    return OptionsParser((*own[command], *shared), f"unsc {command} {kind}", names)
+
+
+def _parse(command: str, words: Sequence[str], defaults: dict[str, Any] | None = None) -> tuple[Any, ...]:
+    """The options of a command; its first word is a kind of model, and `--help` in its place shows all commands."""
+    kinds = KINDS[command]
+    if words and words[0] in ("-h", "--help", "--help-all"):
         print(__doc__)
         raise SystemExit(0)
     if not words or words[0] not in kinds:
         seen = f"{words[0]!r}" if words else "nothing"
-        raise UNSCError(f"unsc: expected {', '.join(kinds)} after the command, got {seen}.")
+        raise UNSCError(f"unsc: expected {' or '.join(kinds)} after {command}, got {seen}.")
+    return tuple(options_parser(command, words[0]).parse(words[1:], defaults))
 
 
-def _parse(words: Sequence[str], *more: type, kinds: Sequence[str] = ("image", "text")) -> tuple[Any, ...]:
-    """Arguments of the types `more`, those of the kind that the first word names, and the options of unlearning."""
-    _check_kind(words, kinds)
-    from ..comparison.arguments import ImageArguments, LanguageArguments, TextArguments
-    from ..config import UNSCConfig
+def fill_output_dir(config: Any, base: str) -> None:
+    """Where no folder was given, take one that holds no finished run: `outputs/base`, `outputs/base-2`, ..."""
+    if config.output_dir != "trainer_output":  # what transformers fills in
+        return
+    folder, number = Path("outputs", base), 2
+    while (folder / "results.json").exists():
+        folder, number = Path("outputs", f"{base}-{number}"), number + 1
+    config.output_dir = str(folder)
 
-    types = {"image": ImageArguments, "text": TextArguments, "lm": LanguageArguments}
-    defaults = _LANGUAGE_DEFAULTS if words[0] == "lm" else _QUIET if more else None
-    return parse_arguments((*more, types[words[0]], UNSCConfig), words[1:], __doc__ or "", defaults)
+
+def _command(name: str, words: Sequence[str]) -> str:
+    """The command for cards and reports."""
+    from ..reporting.model_card import scrubbed_command
+
+    return scrubbed_command(["unsc", name, *words])
 
 
 def unlearn(words: Sequence[str], console: Console) -> dict[str, Any]:
     """`unsc unlearn image|text|lm ...`; the content of results.json."""
-    arguments, config = _parse(words, kinds=("image", "text", "lm"))
-    kind = "language-model" if words[0] == "lm" else words[0]
+    language = bool(words) and words[0] == "lm"
+    arguments, config = _parse("unlearn", words, _LANGUAGE_DEFAULTS if language else None)
+    from ..reporting.screen import LOG, Screen
+    from ..reporting.summary import print_summary
+
+    kind = "language-model" if language else words[0]
     fill_output_dir(config, "quickstart" if arguments.quickstart else f"unlearned-{kind}")
-    run = import_module(f"unsc_hf.runs.{'language' if words[0] == 'lm' else 'classification'}").run
-    run(arguments, config, console)
-    results = json.loads(Path(str(config.output_dir), "results.json").read_text(encoding="utf-8"))
-    return {"output_dir": str(config.output_dir), **results}
+    run = import_module(f"unsc_hf.runs.{'language' if language else 'classification'}").run
+    folder = Path(str(config.output_dir))
+    with Screen(console, bars=not config.disable_tqdm) as screen:
+        run(arguments, config, screen, _command("unlearn", words))
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    more = [f"Log       {folder / LOG}", *([_OWN_MODEL] if arguments.quickstart else [])]
+    print_summary(results, folder, screen.console, more)
+    return {"output_dir": str(folder), **results}
 
 
 def evaluate(words: Sequence[str], console: Console) -> dict[str, Any]:
     """`unsc evaluate lm ...`; the summary."""
-    _check_kind(words, ("lm",))
-    from ..runs.evaluation_arguments import EvaluationArguments
+    (arguments,) = _parse("evaluate", words)
     from ..runs.language_evaluation import run
 
-    (arguments,) = parse_arguments((EvaluationArguments,), words[1:], __doc__ or "")
     return {"output_dir": arguments.output_dir, "summary": run(arguments, console)}
 
 
 def compare(words: Sequence[str], console: Console) -> dict[str, Any]:
     """`unsc compare image|text ...`; the summaries by forget set."""
-    from ..comparison.compare_methods import ComparisonArguments, compare_methods
-
-    comparison, arguments, config = _parse(words, ComparisonArguments)
-    fill_output_dir(config, "comparison")
-    return _summarise(compare_methods(comparison, arguments, config, console), config, console)
+    comparison, arguments, config = _parse("compare", words, _QUIET)
+    return _compare("compare", words, console, comparison, arguments, config)
 
 
 def audit(words: Sequence[str], console: Console) -> dict[str, Any]:
     """`unsc audit image|text ...`; the summaries by forget set."""
-    from ..comparison.compare_methods import ComparisonArguments, compare_methods
-
-    audited, comparison, arguments, config = _parse(words, AuditedArguments, ComparisonArguments)
+    audited, comparison, arguments, config = _parse("audit", words, _QUIET)
     if audited.audited is None:
         raise UNSCError("audited: not given; name the unlearned model, by its Hub id or folder.")
-    fill_output_dir(config, "audit")
-    result = compare_methods(comparison, arguments, config, console, audited=audited.audited)
-    return _summarise(result, config, console)
+    return _compare("audit", words, console, comparison, arguments, config, audited.audited)
 
 
-def _summarise(result: dict[str, Any], config: Any, console: Console) -> dict[str, Any]:
-    """Write and print what a comparison has found."""
+def _compare(
+    name: str, words: Sequence[str], console: Console, comparison: Any, arguments: Any, config: Any,
+    audited: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Compare or audit, then write and print what was found."""
+    from ..comparison.compare_methods import compare_methods
     from ..comparison.report import write_comparison
     from ..comparison.summary import markdown, table
-    from ..reporting.model_card import typed_command
 
-    summaries = write_comparison(result, Path(str(config.output_dir)), typed_command())
-    for name, summary in summaries.items():
-        console.print(f"\n{name}\n\n{markdown(table(summary))}", soft_wrap=True, markup=False)
+    fill_output_dir(config, "comparison" if audited is None else "audit")
+    result = compare_methods(comparison, arguments, config, console, audited=audited)
+    summaries = write_comparison(result, Path(str(config.output_dir)), _command(name, words))
+    for forgotten, summary in summaries.items():
+        console.print(f"\n{forgotten}\n\n{markdown(table(summary))}", soft_wrap=True, markup=False)
     return {"output_dir": str(config.output_dir), "forget_sets": summaries}
 
 
 def ablate(words: Sequence[str], console: Console) -> dict[str, Any]:
     """`unsc ablate image|text ...`; the paragraph of each study."""
-    from ..comparison.run_studies import AblationArguments, run_studies
-    from ..reporting.model_card import typed_command
+    ablation, arguments, config = _parse("ablate", words, _QUIET)
+    from ..comparison.run_studies import run_studies
 
-    ablation, arguments, config = _parse(words, AblationArguments)
     fill_output_dir(config, "studies")
-    paragraphs = run_studies(ablation, arguments, config, typed_command(), console)
+    paragraphs = run_studies(ablation, arguments, config, _command("ablate", words), console)
     return {"output_dir": str(config.output_dir), "studies": paragraphs}
 
 
 def push(words: Sequence[str], console: Console) -> dict[str, Any]:
     """`unsc push FOLDER --hub_model_id user/name ...`; the commit."""
     from ..reporting.hub import publish
+    from .parser import OneLineParser
 
-    parser = argparse.ArgumentParser(
-        prog="unsc push", description=publish.__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = OneLineParser(prog="unsc push", description="Publish a finished run: one commit, and nothing private.")
     parser.add_argument("folder", help="output folder of a finished run")
     parser.add_argument("--hub_model_id", required=True, help="user/name")
     parser.add_argument("--hub_private_repo", action="store_true", default=None, help="make a new repository private")
@@ -157,25 +195,49 @@ def push(words: Sequence[str], console: Console) -> dict[str, Any]:
 def report(words: Sequence[str], console: Console) -> dict[str, Any]:
     """`unsc report FOLDER`; where the report is."""
     from ..reporting.report import write_run_report
+    from ..reporting.run_folder import RESULTS, UNFINISHED
+    from .parser import OneLineParser
 
-    parser = argparse.ArgumentParser(
-        prog="unsc report", description="Make report.html again from a run's results.json."
-    )
+    parser = OneLineParser(prog="unsc report", description="Make report.html again from a run's results.json.")
     parser.add_argument("folder", help="output folder of a finished run")
     folder = Path(parser.parse_args(list(words)).folder)
-    file = folder / "results.json"
+    file = folder / RESULTS
     if not file.is_file():
+        if (folder / UNFINISHED).exists():
+            raise UNSCError(f"folder: {folder} holds an interrupted run; start that run again, it goes on from there.")
         raise UNSCError(f"folder: {folder} holds no results.json; name the output folder of a finished run.")
     try:
         path = write_run_report(json.loads(file.read_text(encoding="utf-8")), folder)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UNSCError(f"folder: {file} is not what a run writes ({type(error).__name__}: {error}).") from error
     console.print(f"Report: {path}", markup=False)
     return {"report": str(path)}
 
 
+def doctor(words: Sequence[str], console: Console) -> dict[str, Any]:
+    """`unsc doctor`; what it found, by name."""
+    from .doctor import examine
+
+    found = examine()
+    for name, value in found.items():
+        console.print(f"{name:<18} {value}", markup=False, highlight=False, soft_wrap=True)
+    return found
+
+
+def completion(words: Sequence[str], console: Console) -> dict[str, Any]:
+    """`unsc completion bash|zsh`; the script."""
+    from .completion import script
+
+    if not words or words[0] not in ("bash", "zsh"):
+        raise UNSCError(f"unsc: expected bash or zsh after completion, got {words[0] if words else 'nothing'!r}.")
+    text = script(words[0])
+    console.out(text, highlight=False)
+    return {"script": text}
+
+
 COMMANDS: dict[str, Callable[[Sequence[str], Console], dict[str, Any]]] = {
-    command.__name__: command for command in (unlearn, evaluate, compare, ablate, audit, push, report)
+    command.__name__: command
+    for command in (unlearn, audit, compare, ablate, evaluate, report, push, doctor, completion)
 }
 
 
@@ -184,10 +246,15 @@ def main(words: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if words is None else words)
     as_json = "--json" in words
     words = [word for word in words if word != "--json"]
-    console = Console(stderr=as_json)
     if not words or words[0] in ("-h", "--help", "help"):
         print(__doc__)
         return 0 if words else 2
+    if words[0] in ("-V", "--version", "version"):
+        from .. import __version__
+
+        print(f"unsc_hf {__version__}")
+        return 0
+    console = Console(file=sys.stderr if as_json else sys.stdout)
     try:
         if words[0] not in COMMANDS:
             raise UNSCError(f"unsc: {words[0]!r} is no command; closest: {closest(words[0], COMMANDS)}.")
@@ -199,11 +266,24 @@ def main(words: Sequence[str] | None = None) -> int:
         if as_json:
             print(json.dumps({"error": line}))
         return 2
+    except KeyboardInterrupt:
+        print("stopped: give the same command again; what is complete is used.", file=sys.stderr)
+        return 130
     if as_json:
         from ..reporting.results import finite
 
         print(json.dumps(finite(result)))
     return 0
+
+
+def run_recipe(main: Callable[[], Any]) -> None:
+    """Run a script; what a user can correct is printed as one line on standard error, with exit code 2."""
+    try:
+        with full_disk_in_one_line():
+            main()
+    except UNSCError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def entry() -> None:

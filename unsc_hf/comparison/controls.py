@@ -28,6 +28,7 @@ from ..models.loading import load_as, load_config, model_label_names, own_proces
 from ..models.outputs import Outputs, RowOutputs, collect_outputs, head_weights
 from ..trainer.checkpoints import resume_from
 from ..trainer.trainer import UNSCTrainer
+from ..utils.phases import phase
 
 logger = logging.getLogger(__name__)
 
@@ -145,24 +146,28 @@ def compare(
     runs = _Runs(train, test, request, unseen, config, processing_class, peft_config)
     pristine: Any = deepcopy(model) if controls else None
 
+    phase("Statistics of the rows to keep")
     unsc = runs.trainer("retained", model, statistics)
     unsc.prepare_unlearning()  # first: it refuses what cannot work
     collected = unsc.spaces.retained if controls else None
     methods = {"original": runs.measure(unsc.model, processing_class, leak=0.0)}
     if runs.forgotten:
         methods["masked"] = runs.masked_logits(methods["original"])
+    phase("Unlearning")
     unsc.train(resume_from_checkpoint=resume_from(config.resume_from_checkpoint))
     certificate = unsc.certify()
     preparation = sum(unsc.plan.seconds.values())  # the controls borrow the statistics, and share what they cost
     for name, null_space in {"unsc": "retained", **(CONTROLS if controls else {})}.items():
         trainer = unsc
         if name != "unsc":
+            phase(f"Control: {LABELS[name]}")
             trainer = runs.trainer(null_space, deepcopy(pristine), collected)
             trainer.train()
         leak, seconds = trainer.held_out_leak().total, preparation + trainer.unlearning_seconds
         methods[name] = runs.measure(trainer.unwrapped(), processing_class, leak, seconds)
     references = []
     for name in names:
+        phase("Audits of retrained models")
         retrained_model = load_as(network_class, name, "retrained_model_name_or_path").to(config.device)
         processor = own_processor(name, processing_class)
         references.append(runs.measure(retrained_model, processor, seconds=training_seconds(name)))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from torch import Tensor
 
 from ..data.columns import read_labels
 from ..data.selection import at_most_per_class
@@ -65,10 +66,18 @@ def accuracies(outputs: RowOutputs, forgotten: Sequence[int]) -> dict[str, Any]:
 
 
 def output_metrics(outputs: RowOutputs, forgotten: Sequence[int]) -> dict[str, Any]:
-    """What the logits say: accuracies and the membership attack."""
+    """What the logits say: accuracies, the membership attack, and what forgotten test rows are called."""
     attack = attack_forgotten_rows(outputs, forgotten) if _finite(outputs) else {}
     membership = {f"mia_{name}": attack.get(name) for name in ("auc", "tpr_at_1pct_fpr")}
-    return {**accuracies(outputs, forgotten), **membership}
+    test = outputs.test
+    answers = {c: _shares(test.logits[test.labels == c].argmax(1)) for c in forgotten if bool((test.labels == c).any())}
+    return {**accuracies(outputs, forgotten), **membership, "answers": answers or None}
+
+
+def _shares(answers: Tensor) -> dict[int, float]:
+    """Share of each answer among `answers`, (rows,)."""
+    ids, counts = np.unique(answers.numpy(), return_counts=True)
+    return {int(c): int(count) / len(answers) for c, count in zip(ids, counts, strict=True)}
 
 
 def kept_changes(outputs: Outputs, original: Outputs, forgotten: Sequence[int]) -> dict[str, float]:

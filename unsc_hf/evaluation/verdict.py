@@ -66,6 +66,7 @@ class MethodResult:
     flips: float | None = None  #: kept test rows whose decision among the remaining classes is not the original's
     negative_flips: float | None = None  #: those that the original answered rightly and this model does not
     drift: float | None = None  #: relative change of the remaining logits on the same rows
+    answers: dict[int, dict[int, float]] | None = None  #: by forgotten class id, the share of its test rows by answer
 
     def evidence(self, forgotten: Sequence[int]) -> Evidence:
         """What a verdict rests on; for single rows (no class is `forgotten` whole) nothing about the features."""
@@ -82,12 +83,18 @@ def mean_result(results: Sequence[MethodResult]) -> MethodResult:
         known = [value for value in values if value is not None]
         return float(np.mean(known)) if known else None
 
-    fields = [name for name in asdict(results[0]) if name != "per_class"]
+    fields = [name for name in asdict(results[0]) if name not in ("per_class", "answers")]
     classes = results[0].per_class
     per_class = {c: float(np.mean([result.per_class[c] for result in results])) for c in classes}
+    given = [result.answers for result in results if result.answers]
+    answers = {
+        c: {n: sum(one[c].get(n, 0.0) for one in given) / len(given) for n in set().union(*(one[c] for one in given))}
+        for c in (given[0] if given else ())
+    }
     return MethodResult(
-        **{name: mean([getattr(result, name) for result in results]) for name in fields}, per_class=per_class
-    )
+        **{name: mean([getattr(result, name) for result in results]) for name in fields}, per_class=per_class,
+        answers=answers or None,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

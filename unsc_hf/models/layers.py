@@ -9,7 +9,6 @@ Everything else (biases, norms, embeddings, bare parameters, tied weights, fused
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -127,10 +126,6 @@ class LayerSelection:
 
     layers: tuple[ProtectedLayer, ...]  #: what can be protected, in the model's order
     frozen: dict[str, str]  #: reason by parameter name for every parameter that will not be trained
-
-    def unprotectable(self) -> dict[str, int]:
-        """Number of frozen weights by reason, without biases: the part of the model that unlearning cannot change."""
-        return dict(Counter(reason for reason in self.frozen.values() if reason != "bias"))
 
     def without(self, reasons: Mapping[str, str]) -> LayerSelection:
         """The same selection with the layers named in `reasons` moved to the frozen ones."""

@@ -19,6 +19,11 @@ class Origin:
     license: str | None = None  # SPDX id
     command: str = ""  # what makes the run again
 
+    @property
+    def hub_model(self) -> str | None:
+        """The original's Hub id, None where it is a folder's name."""
+        return self.model if "/" in self.model else None
+
 
 @dataclass(frozen=True)
 class FinishedRun:
@@ -38,13 +43,13 @@ class FinishedRun:
     certificate: dict[str, Any] = field(default_factory=dict)  # `Certificate.to_dict()`; empty before a certificate
     verdict: str = "not judged"  # this and the reason as `evaluation.verdict.judge` gives them
     reason: str = "no comparison was made"
+    summary: Sequence[str] = ()  # the decision and the sentences of `summary`, from results
     table: Table = field(default_factory=Table)
     options: dict[str, Any] = field(default_factory=dict)  # as they were given
     seconds: dict[str, float] = field(default_factory=dict)
     steps: int = 0
     layers: list[Any] = field(default_factory=list)  # rows of `Subspace.report()`
     frozen: dict[str, str] = field(default_factory=dict)  # reason by weight that was not trained
-    unreachable: dict[str, int] = field(default_factory=dict)  # number of frozen weights by reason, without biases
     history: list[dict[str, Any]] = field(default_factory=list)  # the checks while unlearning
     requests: list[dict[str, Any]] = field(default_factory=list)  # served on this model, oldest first
     budget: dict[str, float | None] | None = None  # of the leak over all requests: what was given, and what is spent

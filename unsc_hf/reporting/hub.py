@@ -133,6 +133,7 @@ def publish(
     api = HfApi(token=token)
     try:
         repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        files["README.md"] = _card_of(repo, (Path(folder) / "README.md").read_text(encoding="utf-8")).encode()
         if revision not in (None, "main"):
             api.create_branch(repo, branch=revision, exist_ok=True)
         head = api.model_info(repo, revision=revision)
@@ -148,6 +149,12 @@ def publish(
         )
     except (HTTPError, OSError, RuntimeError, ValueError) as error:  # HTTPError: of the client's HTTP library
         raise UNSCError(_explain(error, repo_id, folder)) from error
+
+
+def _card_of(repo_id: str, card: str) -> str:
+    """A card whose example loads the model from its repository, not from the folder where it was made."""
+    names = re.findall(r'from_pretrained\(("[^"\n]*")', card)
+    return card.replace(names[-1], json.dumps(repo_id)) if names else card
 
 
 def _status(error: BaseException | None) -> int | None:

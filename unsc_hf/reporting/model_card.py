@@ -18,7 +18,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..objectives import OBJECTIVES
 from ..utils.files import write_text
 from .finished_run import FinishedRun
-from .tables import CERTIFICATE_NOTE, certificate_table, forgotten_text, options_table, requests_table
+from .tables import CERTIFICATE_NOTE, DECIDING, certificate_table, forgotten_text, options_table, requests_table
+
+PROJECT = "https://pypi.org/project/unsc-hf/"
 
 _TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
 
@@ -74,13 +76,6 @@ def scrubbed_command(arguments: Sequence[str]) -> str:
     return shlex.join(shown)
 
 
-def typed_command() -> str:
-    """The command that runs this recipe, or `unsc`, as `scrubbed_command` returns it."""
-    program = Path(sys.argv[0]).name
-    start = ["unsc"] if program in ("unsc", "unsc.exe") else ["python", f"recipes/{program}"]
-    return scrubbed_command([*start, *sys.argv[1:]])
-
-
 def _last_part(text: str) -> str:
     path = Path(text).expanduser()
     return path.name if path.is_absolute() or text.startswith(("..", "~")) else text
@@ -131,8 +126,8 @@ def _eval_results(run: FinishedRun) -> list[EvalResult]:
 def _metadata(run: FinishedRun) -> ModelCardData:
     origin = run.origin
     return ModelCardData(
-        base_model=origin.model or None,
-        base_model_relation=("adapter" if run.adapter is not None else "finetune") if origin.model else None,
+        base_model=origin.hub_model,
+        base_model_relation=("adapter" if run.adapter is not None else "finetune") if origin.hub_model else None,
         license=origin.license or "unknown",
         library_name="peft" if run.adapter is not None else "transformers",
         pipeline_tag=run.task,
@@ -154,9 +149,11 @@ def build_card(run: FinishedRun) -> ModelCard:
         base_model=escape(origin.model or "A classifier"),
         dataset=escape(origin.dataset),
         reason=escape(run.reason[:1].upper() + run.reason[1:]),
+        summary=[escape(sentence) for sentence in run.summary],
+        project=PROJECT,
         forgotten=escape(forgotten_text(run.rows, run.forgotten_names, run.digest)),
         reads_retained=objective in OBJECTIVES and OBJECTIVES[objective].rehearses,
-        comparison=markdown_table(run.table.cells, run.table.written),
+        comparison=markdown_table([row[:DECIDING] for row in run.table.cells], run.table.written),
         comparison_note=run.table.note,
         certificate=markdown_table(certificate_table(run.certificate) if run.certificate else []),
         certificate_note=CERTIFICATE_NOTE,

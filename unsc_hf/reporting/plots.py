@@ -1,29 +1,37 @@
-"""Pictures of one run: accuracy of each class, the course of unlearning, rank and capacity of each layer."""
+"""Pictures of one run. They fit a phone, and their grey ink on no ground can be read on white and on black."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.collections import PathCollection
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from ..utils.files import write_beside
 
-matplotlib.use("Agg")
-
 GREY, BLUE, ORANGE, GREEN = "#9aa0a6", "#1f6fb4", "#d1642a", "#3a8f5c"
 
-_MOST_CLASSES = 40  # bars of more classes would be too thin to read
+_INK = "#76808a"
+STYLE = {
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
+    "figure.figsize": (5.0, 3.6), "font.size": 10, "axes.labelsize": 10, "legend.frameon": False, "legend.fontsize": 9,
+}  # fmt: skip
+_styled = rc_context(STYLE)  # draws a function's figure in this style
+
+_MOST_CLASSES = 16  # bars of more classes would be too thin to read
 
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG without the upper and right frame, whole or not at all."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
-    write_beside(path, lambda scratch: figure.savefig(scratch, dpi=150, bbox_inches="tight"))
+    write_beside(path, lambda scratch: figure.savefig(scratch, dpi=180, bbox_inches="tight"))
     return path
 
 
@@ -33,125 +41,153 @@ def shorten(name: str, width: int = 18) -> str:
     return plain if len(plain) <= width else plain[: width - 1] + "…"
 
 
-def plot_per_class(
-    accuracies: Mapping[str, Mapping[int, float]], names: Sequence[str], forgotten: Sequence[int], path: Path
-) -> Path:
-    """Test accuracy in [0, 1] of each class id, one bar for each model, in drawing order; `names` are by id.
-
-    The classes to forget are drawn first and shaded.
-    """
-    shown = [*forgotten, *(c for c in range(len(names)) if c not in forgotten)]
-    shown = [c for c in shown if any(c in by_class for by_class in accuracies.values())]
-    if len(shown) > _MOST_CLASSES:  # keep some forgotten classes, and those that changed most
-        series = list(accuracies.values())
-        change = {c: abs(series[-1].get(c, 0.0) - series[0].get(c, 0.0)) for c in shown if c not in forgotten}
-        half = _MOST_CLASSES // 2
-        shown = [*forgotten[:half], *sorted(change, key=lambda c: -change[c])[:half]]
-    figure = Figure(figsize=(max(6.5, 0.75 * len(shown)), 3.6))
-    axes = figure.subplots()
-    colours = [GREY, BLUE, ORANGE, GREEN]
-    width = 0.8 / max(len(accuracies), 1)
-    for i, (model, by_class) in enumerate(accuracies.items()):
-        x = [j + (i - (len(accuracies) - 1) / 2) * width for j in range(len(shown))]
-        axes.bar(x, [100 * by_class.get(c, 0.0) for c in shown], width, label=model, color=colours[i % len(colours)])
-    shaded = sum(c in forgotten for c in shown)
-    axes.axvspan(-0.5, shaded - 0.5, color="#f3d9c9", zorder=0, label="to be forgotten")
-    axes.set_xticks(range(len(shown)), [shorten(names[c]) for c in shown], rotation=30, ha="right")
-    axes.set(xlim=(-0.5, len(shown) - 0.5), ylim=(0, 100), ylabel="test accuracy (%)")
-    axes.legend(ncols=len(accuracies) + 1, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, fontsize=9)
-    return save(figure, path)
-
-
 def objective_title(method: str) -> str:
     """Name for readers of an objective, with or without projection."""
     return method.replace("unsc", "UNSC").replace(" unprojected", ", no projection").replace("_", " ")
 
 
+def _legend(figure: Figure, columns: int = 3) -> None:
+    """Above the axes."""
+    figure.legend(ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 0.89))
+
+
+def _bars(labels: Sequence[str], series: Mapping[str, Sequence[float]], colours: Sequence[Any], x_label: str) -> Figure:
+    """A group of bars for each label, one of each series, of shares in [0, 1]; colours may have an alpha."""
+    figure = Figure(figsize=(5.0, 0.8 + 0.1 * len(labels) * (len(series) + 1)))
+    axes = figure.subplots()
+    height = 0.84 / max(len(series), 1)
+    for i, (name, shares) in enumerate(series.items()):
+        y = np.arange(len(labels)) + (i - (len(series) - 1) / 2) * height
+        axes.barh(y, [100 * share for share in shares], 0.92 * height, label=name, color=colours[i])
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set(ylim=(len(labels) - 0.5, -0.5), xlim=(0, 100), xlabel=x_label)
+    return figure
+
+
+@_styled
+def plot_per_class(
+    accuracies: Mapping[str, Mapping[int, float]], names: Sequence[str], forgotten: Sequence[int], path: Path
+) -> Path:
+    """Test accuracy in [0, 1] of each class id, one bar for each model, in drawing order; `names` are by id.
+
+    The classes to forget come first and are shaded. Of many classes those that changed most are drawn.
+    """
+    by_model = list(accuracies.values())
+    known = [c for c in range(len(names)) if any(c in by_class for by_class in by_model)]
+    gone = [c for c in known if c in forgotten][: _MOST_CLASSES // 2]
+    kept = [c for c in known if c not in forgotten]
+    kept.sort(key=lambda c: -abs(by_model[-1].get(c, 0.0) - by_model[0].get(c, 0.0)))
+    shown = [*gone, *sorted(kept[: _MOST_CLASSES - len(gone)])]
+    series = {model: [by_class.get(c, 0.0) for c in shown] for model, by_class in accuracies.items()}
+    figure = _bars([shorten(names[c]) for c in shown], series, (GREY, BLUE, GREEN, ORANGE), "test accuracy (%)")
+    figure.axes[0].axhspan(-0.5, len(gone) - 0.5, color=ORANGE, alpha=0.15, lw=0, zorder=0, label="to forget")
+    _legend(figure, 4)
+    return save(figure, path)
+
+
+@_styled
+def plot_answered(answers: Mapping[str, Mapping[int, Mapping[int, float]]], names: Sequence[str], path: Path) -> Path:
+    """What forgotten test rows are called: a row for each forgotten class and model, a column for each answer.
+
+    Args:
+        answers: by model, the share of each answer by forgotten class id.
+        names: of the classes, by id.
+        path: the PNG file.
+    """
+    rows = [(c, model) for c in next(iter(answers.values())) for model in answers][:12]
+    shares = np.array([[answers[model][c].get(n, 0.0) for n in range(len(names))] for c, model in rows])
+    common = np.sort(np.argsort(-shares.max(0))[:8])  # answers that are given most
+    table = 100 * np.column_stack([shares[:, common], 1 - shares[:, common].sum(1)])
+    titles = [*(shorten(names[n], 10) for n in common), "others"]
+    figure = Figure(figsize=(5.0, 1.2 + 0.42 * len(rows)))
+    axes = figure.subplots()
+    axes.imshow(table, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    for i, row in enumerate(table):
+        for j, share in enumerate(row):
+            axes.text(j, i, f"{share:.0f}", ha="center", va="center", color="white" if share > 55 else "#39424b")
+    axes.set_xticks(range(len(titles)), titles, rotation=0 if max(map(len, titles)) < 7 else 35, ha="center")
+    axes.set_yticks(range(len(rows)), [f"{shorten(names[c], 12)}, {model}" for c, model in rows])
+    axes.set_xlabel("test rows that are called so (%)")
+    return save(figure, path)
+
+
+@_styled
+def plot_methods(points: Mapping[str, tuple[float, float]], path: Path) -> Path:
+    """What each model changes and what it still shows, each point named; low and left is best.
+
+    `points`: by name, the shares of kept decisions that changed, and of forgotten rows that a probe reads.
+    """
+    figure = Figure()
+    axes = figure.subplots(gridspec_kw={"right": 0.68})
+    x, y = (100 * np.array(values) for values in zip(*points.values(), strict=True))
+    most = max(x.max(), 1.0)
+    axes.set(xlim=(-0.05 * most, 1.05 * most), ylim=(-4, 108))
+    below = 200.0
+    for i in np.argsort(-y, kind="stable"):  # the names stand beside the axes, under each other
+        name, below = list(points)[i], min(y[i], below - 9)
+        colour, size = {"UNSC": (BLUE, 80), "retrained": (GREEN, 60)}.get(name, (GREY, 45))
+        axes.scatter(x[i], y[i], s=size, color=colour, zorder=3)
+        axes.annotate(
+            name, (x[i], y[i]), (1.1 * most, below), va="center", weight="bold" if name == "UNSC" else "normal",
+            color=_INK if colour == GREY else colour, arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6},
+            annotation_clip=False,
+        )  # fmt: skip
+    axes.set(xlabel="decisions changed on kept test rows (%)", ylabel="still readable by a probe (%)")
+    return save(figure, path)
+
+
+@_styled
 def plot_answers(methods: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path) -> Path:
     """ROUGE-L of every model's answers, a group of bars for each set that has it; `methods` by method and set."""
     sets = [name for name, metrics in next(iter(methods.values())).items() if "rouge_l" in metrics]
-    figure = Figure(figsize=(min(11.0, max(6.5, 0.9 * len(sets) * len(methods) ** 0.5 + 2)), 4.2))
-    axes = figure.subplots()
-    width = 0.84 / len(methods)
-    emphasised = {"original": GREY, "unsc": BLUE, "retrained": GREEN}
-    others = iter([ORANGE, "#7a5195", "#bc5090", "#8c6d31", "#5b8c85"])
-    colours: dict[str, Any] = {}
-    for i, (method, of_sets) in enumerate(methods.items()):
-        places = [x + (i - (len(methods) - 1) / 2) * width for x in range(len(sets))]
-        objective = method.removesuffix(" unprojected")
-        if objective not in colours:
-            colours[objective] = emphasised.get(objective) or next(others, "black")
-        alpha = 1.0 if objective == method else 0.35  # a paler bar for the run without projection
-        heights = [100 * of_sets[s]["rouge_l"] for s in sets]
-        axes.bar(places, heights, width * 0.92, label=objective_title(method), color=colours[objective], alpha=alpha)
-    axes.set_xticks(range(len(sets)), [name.replace("_", " ") for name in sets])
-    axes.set(ylim=(0, 103), ylabel="ROUGE-L of the answers (%)")
-    figure.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 0.9), frameon=False, fontsize=8)
+    fixed = {"original": GREY, "unsc": BLUE, "retrained": GREEN}
+    objectives = list(dict.fromkeys(method.removesuffix(" unprojected") for method in methods))
+    others = cycle([ORANGE, "#7a5195", "#bc5090", "#8c6d31", "#5b8c85"])
+    colours = {objective: fixed.get(objective) or next(others) for objective in objectives}
+    # A paler bar is the run without projection.
+    shades = [to_rgba(colours[method.split(" unprojected")[0]], 0.4 if " " in method else 1.0) for method in methods]
+    series = {objective_title(method): [of[name]["rouge_l"] for name in sets] for method, of in methods.items()}
+    figure = _bars([name.replace("_", " ") for name in sets], series, shades, "ROUGE-L of the answers (%)")
+    _legend(figure)
     return save(figure, path)
 
 
+@_styled
 def plot_trade_off(methods: Mapping[str, Any], path: Path) -> Path:
-    """Forget quality against model utility, as TOFU draws them: a point for each model, the best ones upper right.
+    """Forget quality against model utility, as TOFU draws them: a named point for each model, the best upper right.
 
-    Args:
-        methods: by name, with `forget_quality` and `model_utility`, and flips of kept tokens, which sizes the points.
+    `methods`: by name, with `forget_quality` and `model_utility`.
     """
-    figure = Figure(figsize=(6.5, 4.2))
+    figure = Figure()
     axes = figure.subplots()
     for name, method in methods.items():
-        size = 30 + 600 * (method.flips or 0.0)
-        axes.scatter(
-            [method.model_utility], [max(method.forget_quality, 1e-30)], s=size, alpha=0.7, label=objective_title(name)
-        )
+        place = (method.model_utility, max(method.forget_quality, 1e-30))
+        axes.scatter(*place, color=BLUE if name == "unsc" else GREY)
+        axes.annotate(objective_title(name), place, (5, 4), textcoords="offset points", fontsize=9)
     axes.set_yscale("log")
-    axes.set_ylim(top=2.0)
-    axes.set_xlim(-0.02, 1.02)
-    axes.set_xlabel("model utility")
-    axes.set_ylabel("forget quality (p-value)")
-    legend = axes.legend(frameon=False, fontsize=8, bbox_to_anchor=(1.0, 1.0), loc="upper left")
-    for handle in legend.legend_handles:
-        if isinstance(handle, PathCollection):
-            handle.set_sizes([30])
+    axes.set_ylim(top=4.0)
+    axes.set(xlim=(-0.02, 1.02), xlabel="model utility", ylabel="forget quality (p-value)")
     return save(figure, path)
 
 
+@_styled
 def plot_unlearning(history: Sequence[Mapping[str, Any]], max_leak: float | None, path: Path) -> Path:
     """Accuracy on held-out forget and retain rows, and the leak beside its budget `max_leak`, over optimiser steps.
 
     Entries of `history`, the trainer's `state.log_history`, that have no leak are ignored.
     """
     checks = [entry for entry in history if "leak" in entry]
-    figure = Figure(figsize=(6.5, 4.4))
+    figure = Figure(figsize=(5.0, 4.2))
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
     steps, columns = [entry["step"] for entry in checks], ("retain_accuracy", "forget_accuracy", "leak")
     kept, known, leak = ([100 * entry[key] for entry in checks] for key in columns)
-    above.plot(steps, kept, "o-", color=BLUE, label="held-out retain rows")
-    above.plot(steps, known, "o-", color=ORANGE, label="checked forget rows")
+    above.plot(steps, kept, "o-", color=BLUE, label="rows to keep")
+    above.plot(steps, known, "o-", color=ORANGE, label="rows to forget")
     below.plot(steps, leak, "o-", color=GREEN, label="leak")
     above.set(ylim=(-3, 103), ylabel="accuracy (%)")
     if max_leak is not None:
-        below.axhline(100 * max_leak, color=GREY, linestyle="--", label="leak budget")
+        below.axhline(100 * max_leak, color=GREY, linestyle="--", label="its budget")
     below.set_ylim(bottom=0)
-    below.set(ylabel="held-out leak (%)", xlabel="optimiser steps")
-    figure.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 0.88), frameon=False, fontsize=9)
-    return save(figure, path)
-
-
-def plot_capacity(report: Sequence[Any], path: Path) -> Path:
-    """Rank kept and capacity left, as shares of the width of each layer's input, from `Subspace.report()`."""
-    figure = Figure(figsize=(7.5, max(2.5, 0.22 * len(report) + 1.2)))
-    axes = figure.subplots()
-    y = list(range(len(report)))
-    kept = [100 * row.rank / row.width for row in report]
-    axes.barh(y, kept, color=BLUE, label="kept fixed (rank)")
-    axes.barh(y, [100 - share for share in kept], left=kept, color="#d7e6f2", label="free (capacity)")
-    measured = [i for i in y if report[i].forget_null_energy is not None]
-    energies = [100 * report[i].forget_null_energy for i in measured]
-    axes.plot(energies, measured, "D", color=ORANGE, ms=4, label="forgotten energy that is free")
-    for i, row in enumerate(report):
-        axes.text(101, i, f"{row.rank:.4g} / {row.width}", va="center", fontsize=7)
-    axes.set_yticks(y, [shorten(row.layer, 44) for row in report], fontsize=7)
-    axes.invert_yaxis()
-    axes.set(xlim=(0, 100), xlabel="share of the layer's input (%)")
-    axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.4, 1.0), frameon=False, fontsize=8)
+    below.set(ylabel="leak (%)", xlabel="optimiser steps")
+    _legend(figure, 4)
     return save(figure, path)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.box import SIMPLE
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
 
@@ -17,19 +17,18 @@ from ..evaluation.verdict import LABELS, MethodResult
 from .plots import objective_title
 
 _CLASSIFIER_NOTE = (
-    "Percent, except MIA AUC and seconds. AccDut and AccDrt: test accuracy on the forgotten and on the remaining "
-    "classes (mean over classes). AccDf and AccDr: the same on training rows (up to 500 of each class). MIA AUC: how "
-    "well an attacker tells forgotten training rows from unseen ones (0.5 is chance). Linear probe: test accuracy on "
-    "the forgotten classes of a new head trained on this model's features. 10-shot prototype: the same after the mean "
-    "feature of ten examples is written into the head. Decisions changed: share of kept test rows whose most likely "
-    "remaining class is another than the original model's."
+    "Accuracies are means over classes, of test rows unless said otherwise. Decisions changed: share of kept test rows "
+    "whose most likely remaining class is another than the original model's. Readable by a probe: test accuracy on the "
+    "forgotten classes of a new head trained on this model's features. By 10 examples: the same after the mean feature "
+    "of ten examples is written into the head. Training rows: up to 500 of each class. Attack: AUC of telling "
+    "forgotten training rows from unseen ones (0.5 is chance). Leak: relative change of layer outputs on held-out rows."
 )
 
 _LANGUAGE_NOTE = (
-    "Percent, except loss and seconds. ROUGE-L: share of the true answer's words that the greedy answer gives in their "
-    "order, on each set. Extraction: share of a forgotten answer that the model recites when it is given the tokens "
-    "before it. Tokens changed: share of the retained answers' tokens where the most likely token is another than the "
-    "original's. Each objective runs with and without projection onto the null space."
+    "ROUGE-L: share of the true answer's words that the greedy answer gives in their order, on each set. Tokens "
+    "changed: share of the kept answers' tokens where the most likely token is another than the original's. Recited: "
+    "share of a forgotten answer that the model recites when it is given the tokens before it. Each objective runs "
+    "with and without projection onto the null space."
 )
 
 CERTIFICATE_NOTE = "Measured on retained rows: how far the model moved where it should stay the same."
@@ -42,82 +41,85 @@ STOP_REASONS = {
 }
 
 _MOST_NAMES = 20  # beyond this many classes their names are not listed
+DECIDING = 5  # the first columns of a table: the model, what it knows, what it changed, what is left
 
-# Title, scale and format of each column of a comparison of classifiers.
-_COLUMNS = {
-    **{name: (name, 100, ".1f") for name in ("AccDut", "AccDrt", "AccDf", "AccDr")},
-    "mia_auc": ("MIA AUC", 1, ".3f"),
-    "probe_forget": ("linear probe", 100, ".1f"),
-    "prototype_attack_10": ("10-shot prototype", 100, ".1f"),
-    "flips": ("decisions changed", 100, ".2f"),
-    "leak": ("leak", 100, ".2g"),
-    "seconds": ("seconds", 1, ".0f"),
-}
 
-_SHORT_TITLES = {"10-shot prototype": "10-shot", "seconds": "sec"}
+def percent(share: float | None) -> str:
+    """A share in percent with one decimal where it needs one; a dash where it was not measured."""
+    return "–" if share is None else f"{100 * share:.1f}".removesuffix(".0") + " %"
+
+
+def _number(value: float | None, form: str = ".3g", unknown: str = "–") -> str:
+    return unknown if value is None else f"{value:{form}}"
 
 
 @dataclass(frozen=True)
 class Table:
-    """A comparison of models as text, for `print`."""
+    """A comparison of models as text; `print` shows the columns that decide."""
 
     cells: list[list[str]] = field(default_factory=list)  # first the header; the first cell of a row names the model
     written: str = LABELS["unsc"]  # first cell of the row of the unlearned model
     note: str = ""  # what the columns mean
 
     def rich(self) -> RichTable:
-        """For a terminal of 80 columns, with shorter titles."""
-        header, *rows = self.cells
-        header = [_SHORT_TITLES.get(title, title) for title in header]
-        table = RichTable(box=SIMPLE, show_edge=False, padding=0)
-        table.add_column(header[0])
-        for i, title in enumerate(header[1:], 1):  # long titles are wrapped, figures are not
-            widest = max(len(text) for text in (*title.split(), *(row[i] for row in rows)))
-            table.add_column(title, justify="right", width=widest)
+        """The columns that decide, for a terminal of 80 columns."""
+        header, *rows = [row[:DECIDING] for row in self.cells]
+        table = RichTable(header[0], box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for title in header[1:]:
+            table.add_column(title, justify="right", vertical="bottom", max_width=12)
         for row in rows:
             table.add_row(*row, style="bold" if row[0] == self.written else None)
         return table
 
     def __str__(self) -> str:
         text = io.StringIO()
-        Console(file=text, width=120).print(self.rich())
-        return f"{text.getvalue().rstrip()}\n\n{self.note}"
+        Console(file=text, width=80).print(self.rich())
+        return text.getvalue().rstrip()
 
 
 def classifier_table(methods: Mapping[str, MethodResult]) -> Table:
-    """Accuracies and attacks of each model."""
-    cells = [["model", *(title for title, _, _ in _COLUMNS.values())]]
-    for name, result in methods.items():
-        shown = [_cell(getattr(result, column), scale, form) for column, (_, scale, form) in _COLUMNS.items()]
-        cells.append([LABELS[name], *shown])
-    return Table(cells, note=_CLASSIFIER_NOTE)
+    """Accuracies and attacks of each model; those of the forgotten rows where no class was forgotten whole."""
+    whole = any(result.AccDut is not None for result in methods.values())
+    cells = [
+        [
+            LABELS[name],
+            percent(result.AccDut if whole else result.AccDf),
+            percent(result.AccDrt),
+            percent(result.flips),
+            percent(result.probe_forget) if whole else _number(result.mia_auc, ".2f"),
+            percent(result.prototype_attack_10),
+            percent(result.AccDf),
+            percent(result.AccDr),
+            _number(result.mia_auc, ".3f"),
+            percent(result.leak),
+            _number(result.seconds, ".0f"),
+        ]
+        for name, result in methods.items()
+    ]
+    left = "readable by a probe" if whole else "found by an attack"
+    header = ["model", "accuracy on forgotten", "accuracy on kept", "decisions changed", left, "by 10 examples",
+              "forgotten training rows", "kept training rows", "attack", "leak", "seconds"]  # fmt: skip
+    return Table([header, *cells], note=_CLASSIFIER_NOTE)
 
 
 def answers_table(methods: Mapping[str, Answers], written: str) -> Table:
     """ROUGE-L on each set and extraction strength of each model; `written` is the method of the unlearned model."""
-    names = list(next(iter(methods.values())).sets)
-    cells = [
-        [
-            "model",
-            *(f"ROUGE-L {name}" for name in names),
-            "extraction forget",
-            "loss forget",
-            "tokens changed",
-            "leak",
-            "seconds",
-        ]
-    ]
+    others = [name for name in next(iter(methods.values())).sets if name not in ("forget", "retain")]
+    header = ["model", "ROUGE-L on forgotten", "ROUGE-L on kept", "tokens changed", "recited"]
+    header += [*(f"ROUGE-L on {name.replace('_', ' ')}" for name in others), "loss on forgotten", "leak", "seconds"]
+    cells = []
     for method, answers in methods.items():
+        rouge = {name: percent(metrics.get("rouge_l")) for name, metrics in answers.sets.items()}
         forget = answers.sets["forget"]
-        row = [_cell(answers.sets[name].get("rouge_l"), 100, ".1f") for name in names]
-        row += [_cell(forget["extraction_strength"], 100, ".1f"), _cell(forget["loss"], 1, ".2f")]
-        row += [_cell(answers.flips, 100, ".2f"), _cell(answers.leak, 100, ".2g"), _cell(answers.seconds, 1, ".0f")]
-        cells.append([objective_title(method), *row])
-    return Table(cells, objective_title(written), _LANGUAGE_NOTE)
-
-
-def _cell(value: float | None, scale: float, form: str) -> str:
-    return "–" if value is None else f"{scale * value:{form}}"
+        row = [
+            rouge["forget"],
+            rouge.get("retain", "–"),
+            percent(answers.flips),
+            percent(forget["extraction_strength"]),
+        ]
+        row += [*(rouge[name] for name in others), _number(forget["loss"], ".2f"), percent(answers.leak)]
+        cells.append([objective_title(method), *row, _number(answers.seconds, ".0f")])
+    return Table([header, *cells], objective_title(written), _LANGUAGE_NOTE)
 
 
 def forgotten_text(rows: int, classes: Sequence[str], digest: str = "") -> str:
@@ -150,8 +152,8 @@ def certificate_table(certificate: Mapping[str, Any]) -> list[list[str]]:
         ["leak budget", "none" if budget is None else f"{budget:.3g}"],
         ["logit drift, relative", f"{drift['relative']:.3g}"],
         ["largest change of one logit", f"{drift['largest']:.3g}"],
-        ["leak inside the unlearned network", _number(certificate["network_leak"])],
-        ["amplification from layer to layer", _number(certificate["amplification"])],
+        ["leak inside the unlearned network", _number(certificate["network_leak"], unknown="not measured")],
+        ["amplification from layer to layer", _number(certificate["amplification"], unknown="not measured")],
         *(
             [
                 f"merged into the base weights, stored as {dtype}: logit drift, decisions unchanged",
@@ -162,10 +164,6 @@ def certificate_table(certificate: Mapping[str, Any]) -> list[list[str]]:
         ["relative change of the trained weights", f"{certificate['relative_change']:.3g}"],
         ["unlearning ended by", STOP_REASONS.get(stopped, str(stopped))],
     ]
-
-
-def _number(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.3g}"
 
 
 def requests_table(requests: Sequence[Mapping[str, Any]]) -> list[list[str]]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
-from rich.console import Console
 
 from ..comparison.arguments import ClassificationArguments, ImageArguments, check_model_dtype
 from ..comparison.controls import compare
@@ -19,8 +18,10 @@ from ..data.selection import Request, Split, resolve_classes
 from ..errors import UNSCError
 from ..models.loading import load_config
 from ..reporting.run_folder import check_output_folder
+from ..reporting.screen import Screen
 from ..reporting.tables import classifier_table
 from ..trainer.sequence import StoredRequest
+from ..utils.phases import phase
 from .job import Job, UnlearningResult, finished_run, job_folder
 
 
@@ -65,28 +66,33 @@ class ClassifierRows:
         return Split(forget, without_overlap(forget, retain, config.drop_overlap, config.text_columns))
 
 
-def run(arguments: ClassificationArguments, config: UNSCConfig, console: Console | None = None) -> UnlearningResult:
-    """Unlearn, compare, and write everything into `config.output_dir`; after a UNSCError nothing is written."""
-    console = console or Console()
+def run(
+    arguments: ClassificationArguments, config: UNSCConfig, screen: Screen | None = None, command: str = ""
+) -> UnlearningResult:
+    """Unlearn, compare, and write everything into `config.output_dir`; after a UNSCError nothing is written.
+
+    `screen` keeps its log there; `command` is what makes the run again, for the card.
+    """
     if arguments.dataset_name is None and (arguments.model_name_or_path or arguments.retrained_model_name_or_path):
         raise UNSCError(
             "dataset_name: not given; a model needs the data it was trained on (without both, the quickstart runs)."
         )
     check_model_dtype(arguments)
     check_output_folder(str(config.output_dir))
+    phase("Loading the data")
     data = arguments.load(config)
-    with job_folder(str(config.output_dir)), unreadable_rows_by_number(data, config.text_columns):
+    with job_folder(str(config.output_dir), screen), unreadable_rows_by_number(data, config.text_columns):
         name = arguments.model_name_or_path
         names = None if name is None else names_in(load_config(name, "model_name_or_path"))
         rows = ClassifierRows.of(data, arguments.request(), names, config.label_column)
         without = "-".join(map(str, (rows.request.forget_classes or ["rows"])[:10]))
         job = Job.of(
-            arguments, config, arguments.plan(config), rows.train, rows.split(config).retain, console,
+            arguments, config, arguments.plan(config), rows.train, rows.split(config).retain, command,
             f"retrained-without-{without}", rows.names, rows.label_column,
         )  # fmt: skip
         task = "image-classification" if isinstance(arguments, ImageArguments) else "text-classification"
         result = unlearn_classifier(job, rows, task, arguments.statistics_dir)
-        result.deliver(job)
+        result.deliver(config)
     return result
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from datasets import Dataset
 from transformers.hf_argparser import HfArg
@@ -13,44 +14,44 @@ from ..data.sources import config_names, load_config, load_data
 from ..errors import UNSCError, closest
 from ..evaluation.language.tofu import METRICS
 
+_DTYPES = ("float32", "bfloat16", "float16")
 _PUBLISHED = {"ra": "real_authors", "wf": "world_facts"}  # sets of TOFU beside those that options name
+
+
+# Options that mean the same when a model is unlearned.
+_SHARED = (
+    "dataset_name", "forget_config", "retain_config", "unseen_config", "forget_split", "retain_split", "cache_dir",
+)  # fmt: skip
+
+
+def _same(name: str) -> Any:
+    """An option as `LanguageArguments` declares it."""
+    declared = LanguageArguments.__dataclass_fields__[name]
+    return field(default=declared.default, metadata=declared.metadata)
 
 
 @dataclass
 class EvaluationArguments:
-    """Which language model is evaluated, and on what."""
+    """Which language model is evaluated, and on what. Of configurations, NAME_perturbed is read where it exists."""
 
     model_name_or_path: str | None = HfArg(default=None, help="The model, or an adapter: a Hub id or folder.")
-    dataset_name: str | None = HfArg(
-        default=None, help="Hub id, or local folder, with configurations as TOFU is published, or splits."
-    )
-    forget_config: str | None = HfArg(
-        default=None, help="Configuration of the forgotten rows; NAME_perturbed is read where it exists."
-    )
-    retain_config: str | None = HfArg(
-        default=None, help="Configuration of the kept rows; retain_perturbed is read where it exists."
-    )
-    unseen_config: str | None = HfArg(
-        default=None, help="Configuration of rows no model was trained on, for membership attacks."
-    )
-    forget_split: str | None = HfArg(default=None, help="Split of the forgotten rows.")
-    retain_split: str | None = HfArg(default=None, help="Split of the kept rows.")
+    dataset_name: str | None = _same("dataset_name")
+    forget_config: str | None = _same("forget_config")
+    retain_config: str | None = _same("retain_config")
+    unseen_config: str | None = _same("unseen_config")
+    forget_split: str | None = _same("forget_split")
+    retain_split: str | None = _same("retain_split")
     unseen_split: str | None = HfArg(default=None, help="Split of rows no model was trained on.")
-    cache_dir: str | None = HfArg(default=None, help="Where data sets are cached.")
+    cache_dir: str | None = _same("cache_dir")
     retain_logs: str | None = HfArg(default=None, help="TOFU_EVAL.json of a model trained without the forgotten rows.")
     reference_model: str | None = HfArg(default=None, help="Model of the reference attack: a Hub id or folder.")
-    prompt_template: str | None = HfArg(
-        default=None,
-        help="Prompt of a question, with {prompt}; the tokenizer's chat template is used by default.",
-    )
-    system_prompt: str | None = HfArg(default=None, help="First message, for chat templates.")
-    chat_template_kwargs: str | None = HfArg(default=None, help="More arguments of the chat template, as JSON.")
+    prompt_template: str | None = _same("prompt_template")
+    system_prompt: str | None = _same("system_prompt")
+    chat_template_kwargs: str | None = _same("chat_template_kwargs")
     metrics: list[str] | None = HfArg(default=None, help="Metrics to compute; all of TOFU's by default.")
     per_device_eval_batch_size: int = HfArg(default=16, help="Rows at a time, in one process.")
     max_new_tokens: int = HfArg(default=200, help="Longest answer.")
-    model_dtype: str = HfArg(
-        default="float32", help="Precision of the models.", metadata={"choices": ["float32", "bfloat16", "float16"]}
-    )
+    model_dtype: str = HfArg(default="float32", help="Precision of the models.", metadata={"choices": list(_DTYPES)})
     use_cpu: bool = HfArg(default=False, help="Do not use an accelerator.")
     disable_tqdm: bool = HfArg(default=False, help="Show no progress bars.")
     overwrite: bool = HfArg(default=False, help="Begin anew where output_dir holds an evaluation.")
@@ -60,8 +61,8 @@ class EvaluationArguments:
         for name in ("per_device_eval_batch_size", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise UNSCError(f"{name}: got {getattr(self, name)}; choose a whole number of 1 or more.")
-        if self.model_dtype not in ("float32", "bfloat16", "float16"):
-            raise UNSCError(f"model_dtype: got {self.model_dtype!r}; choose from float32, bfloat16, float16.")
+        if self.model_dtype not in _DTYPES:
+            raise UNSCError(f"model_dtype: got {self.model_dtype!r}; choose from {', '.join(_DTYPES)}.")
         unknown = [name for name in self.metrics or () if name not in METRICS]
         if unknown:
             raise UNSCError(f"metrics: {unknown[0]!r} does not exist; closest: {closest(unknown[0], METRICS)}.")
@@ -133,13 +134,4 @@ def _refuse_overlap(forget: Dataset, retain: Dataset) -> None:
 
 def evaluation_arguments(arguments: LanguageArguments) -> EvaluationArguments:
     """How the models of an unlearning job are evaluated: on the configurations that the job names."""
-    names = (
-        "dataset_name",
-        "forget_config",
-        "retain_config",
-        "unseen_config",
-        "forget_split",
-        "retain_split",
-        "cache_dir",
-    )
-    return EvaluationArguments(**{name: getattr(arguments, name) for name in names})
+    return EvaluationArguments(**{name: getattr(arguments, name) for name in _SHARED})

@@ -13,7 +13,6 @@ from typing import Any
 from datasets import Dataset
 from huggingface_hub import CommitInfo, ModelCard
 from peft import LoraConfig, PeftConfig, PeftModel
-from rich.console import Console
 from transformers import PreTrainedModel
 
 from ..comparison.arguments import SharedArguments, load_original, lora_config
@@ -24,14 +23,16 @@ from ..errors import UNSCError
 from ..models.loading import load_config
 from ..reporting.finished_run import FinishedRun, Origin
 from ..reporting.hub import publish
-from ..reporting.model_card import public_name, typed_command, write_card
-from ..reporting.results import options_of, print_run, write_run
+from ..reporting.model_card import public_name, write_card
+from ..reporting.results import options_of, write_run
 from ..reporting.run_folder import RESULTS, UNFINISHED, check_output_folder, move_model
+from ..reporting.screen import Screen
 from ..reporting.tables import Table
 from ..trainer.checkpoints import has_checkpoint
 from ..trainer.sequence import StoredRequest
 from ..trainer.trainer import UNSCTrainer
 from ..utils.fingerprint import data_fingerprint
+from ..utils.phases import phase
 from ..utils.reserve import reserved
 from .examiner import write_evaluations
 
@@ -47,12 +48,11 @@ class Job:
     retrained: Sequence[str]  # folders or Hub ids of models trained without the forgotten rows
     controls: bool
     peft_config: PeftConfig | None
-    console: Console
 
     @classmethod
     def of(
         cls, arguments: SharedArguments, config: UNSCConfig, plan: TrainingPlan, train: Dataset, retain: Dataset,
-        console: Console, retrained_name: str = "retrained", labels: Sequence[str] = (), column: str | None = None,
+        command: str, retrained_name: str = "retrained", labels: Sequence[str] = (), column: str | None = None,
     ) -> Job:  # fmt: skip
         """The job that the command line describes; its models are given, found from an earlier run, or trained now.
 
@@ -66,7 +66,7 @@ class Job:
         if arguments.quickstart or arguments.train_original:
             if plan.size is None and plan.base_model is None:
                 raise UNSCError("train_original: needs model_size (from scratch) or model_name_or_path (to fine-tune).")
-            console.print("Original model: training it, or taking it from an earlier run.")
+            phase("Original model")
             original = str(train_model(train, plan, folder, "original", labels, column))
         if original is None:
             raise UNSCError(
@@ -78,17 +78,15 @@ class Job:
                     "train_retrained: fine-tuning model_name_or_path would begin with a model that knows the forgotten "
                     "rows; give model_size, or use --train_original too, with a base model not trained on this data."
                 )
-            console.print("Retrained reference: training it, or taking it from an earlier run.")
+            phase("Model retrained without the forgotten rows")
             # A reference must read the same tokens as the original.
             vocabulary = train if isinstance(plan, TextPlan | LanguagePlan) and plan.base_model is None else None
             reference = train_model(retain, plan, folder, retrained_name, labels, column, vocabulary)
             references.append(str(reference))
         load = partial(load_original, arguments, plan.auto_class, original)
-        origin = origin_of(
-            original, arguments.dataset_name, arguments.license, typed_command(), unnamed="scikit-learn digits"
-        )
+        origin = origin_of(original, arguments.dataset_name, arguments.license, command, unnamed="scikit-learn digits")
         adapters, processor = lora_config(arguments), type(plan).load_processor(original)
-        return cls(load, processor, config, origin, references, arguments.controls, adapters, console)
+        return cls(load, processor, config, origin, references, arguments.controls, adapters)
 
 
 def origin_of(model: str, dataset: str | None, licence: str | None, command: str, unnamed: str) -> Origin:
@@ -102,22 +100,24 @@ def origin_of(model: str, dataset: str | None, licence: str | None, command: str
 
 
 @contextmanager
-def job_folder(folder: str | Path) -> Iterator[None]:
-    """Keep the folder for this job. When bad input ends it, a folder made meanwhile is removed, unless it holds a
-    checkpoint or a model.
+def job_folder(folder: str | Path, screen: Screen | None = None) -> Iterator[None]:
+    """Keep the folder for this job, and the log of `screen` in it.
+
+    When bad input ends it, a folder made meanwhile is removed, unless it holds a checkpoint or a model.
 
     Raises:
         UNSCError: a folder that cannot be written, or that another job holds.
     """
     existed = Path(folder).exists()
-    try:
-        with reserved(folder):
-            yield
-    except UNSCError:
-        kept = has_checkpoint(folder) or any(Path(folder, name).exists() for name in (RESULTS, UNFINISHED))
-        if not existed and not kept:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
+    with reserved(folder):
+        try:
+            with nullcontext() if screen is None else screen.log_into(folder):
+                yield
+        except UNSCError:
+            kept = has_checkpoint(folder) or any(Path(folder, name).exists() for name in (RESULTS, UNFINISHED))
+            for path in () if existed or kept else Path(folder).glob("[!.]*"):  # its lock stays, and goes with it
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            raise
 
 
 class UnlearningResult:
@@ -188,13 +188,10 @@ class UnlearningResult:
         message = "Unlearned by UNSCTrainer"
         return publish(folder, repo_id, private=private, revision=revision, token=token, message=message)
 
-    def deliver(self, job: Job) -> None:
-        """Save into `output_dir`, print the summary, and publish if `push_to_hub` says so."""
-        config = job.config
+    def deliver(self, config: UNSCConfig) -> None:
+        """Save into `output_dir`, and publish if `push_to_hub` says so."""
+        phase("Writing model, card and report")
         folder = self.save(str(config.output_dir), config.hub_model_id)
-        if self.trainer.is_world_process_zero():
-            print_run(self._run, job.console)
-            job.console.print(f"Model, card, pictures and results: {config.output_dir}")
         if config.push_to_hub:
             name, private = config.hub_model_id or folder.resolve().name, config.hub_private_repo
             self.push_to_hub(name, private=private, token=config.hub_token, revision=config.hub_revision)
@@ -223,7 +220,6 @@ def finished_run(
         steps=trainer.state.global_step,
         layers=plan.subspace.report(),
         frozen=plan.selection.frozen,
-        unreachable=plan.selection.unprotectable(),
         history=[entry for entry in trainer.state.log_history if "leak" in entry],
         **measured,
     )

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 from datasets import Dataset, concatenate_datasets
-from rich.console import Console
 from transformers import AutoModelForCausalLM
 from transformers.trainer_utils import SaveStrategy
 
@@ -24,10 +23,13 @@ from ..evaluation.language.tofu import TofuEvaluation
 from ..models.loading import load_as, load_tokenizer
 from ..nullspace.statistics import ActivationStatistics
 from ..objectives import OBJECTIVES
+from ..reporting.plots import objective_title
 from ..reporting.run_folder import check_output_folder
+from ..reporting.screen import Screen
 from ..reporting.tables import answers_table
 from ..trainer.checkpoints import resume_from
 from ..trainer.trainer import UNSCTrainer
+from ..utils.phases import phase
 from .evaluation_arguments import evaluation_arguments
 from .examiner import Examiner
 from .job import Job, UnlearningResult, finished_run, job_folder
@@ -175,19 +177,21 @@ def check_unseen(unseen: Dataset | None, config: UNSCConfig, argument: str) -> N
         )
 
 
-def run(arguments: LanguageArguments, config: UNSCConfig, console: Console | None = None) -> UnlearningResult:
-    """Unlearn, compare, and write everything into `config.output_dir`.
+def run(
+    arguments: LanguageArguments, config: UNSCConfig, screen: Screen | None = None, command: str = ""
+) -> UnlearningResult:
+    """Unlearn, compare, and write everything into `config.output_dir`; see `classification.run`.
 
     Raises:
         UNSCError: input that cannot work; nothing is written then.
     """
-    console = console or Console()
     check_model_dtype(arguments)
     check_output_folder(str(config.output_dir))
+    phase("Loading the data")
     rows = load_rows(arguments, config).disjoint(config)
     sets = None if arguments.forget_config is None else evaluation_arguments(arguments).sets(refuse_overlap=False)
-    with job_folder(str(config.output_dir)):
-        job = Job.of(arguments, config, arguments.plan(config), rows.train, rows.retain, console)
+    with job_folder(str(config.output_dir), screen):
+        job = Job.of(arguments, config, arguments.plan(config), rows.train, rows.retain, command)
         rows = rows.in_chunks(job.processor, arguments.chunk_size)
         tofu: Callable[..., TofuEvaluation] | None = None
         if sets is not None:
@@ -198,7 +202,7 @@ def run(arguments: LanguageArguments, config: UNSCConfig, console: Console | Non
             )  # fmt: skip
         length = (arguments.max_generated_rows, arguments.max_new_tokens)
         result = unlearn_language_model(job, rows, arguments.objectives, *length, tofu)
-        result.deliver(job)
+        result.deliver(config)
     return result
 
 
@@ -238,20 +242,22 @@ def unlearn_language_model(
 
     examine = Examiner(evaluate, compare, tofu)
     reference = partial(load_as, AutoModelForCausalLM, argument="retrained_model_name_or_path")
+    phase("Answers of the original and the retrained models")
     references = [examine("retrained", reference(name).to(config.device)) for name in job.retrained]
     methods = {"original": examine("original", original, leak=0.0)}
-    job.console.print(f"Unlearning: {objectives[0]}.")
+    phase("Statistics of the rows to keep")
     trainer = _trainer(job, rows, *first)
     preparing = sum(trainer.prepare_unlearning().seconds.values())
     statistics = trainer.spaces.retained
+    phase(f"Unlearning: {objective_title(objectives[0])}")
     trainer.train(resume_from_checkpoint=resume_from(config.resume_from_checkpoint))
     certificate = trainer.certify().to_dict()
     methods[objectives[0]] = _unlearned(objectives[0], trainer, examine, preparing)
     for objective, null_space in others:
-        job.console.print(f"Unlearning: {objective}{'' if null_space == 'retained' else ', no projection'}.")
+        name = objective if null_space == "retained" else f"{objective} unprojected"
+        phase(f"Unlearning: {objective_title(name)}")
         other = _trainer(job, rows, objective, null_space, statistics)
         other.train()
-        name = objective if null_space == "retained" else f"{objective} unprojected"
         methods[name] = _unlearned(name, other, examine, preparing)
     if references:
         methods["retrained"] = mean_answers(references)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,8 +83,8 @@ def run(
     settings = _settings(arguments, evaluation)
     if arguments.retain_logs is not None:
         evaluation.retain_logs = read_retain_logs(Path(arguments.retain_logs), evaluation, settings["parameters"])
-    files = _Files(Path(arguments.output_dir), settings)
-    evaluation.results.update(gathered(files.start(arguments.overwrite), state.device)[0])
+    folder = Path(arguments.output_dir)
+    evaluation.results.update(gathered(_finished(folder, settings, arguments.overwrite), state.device)[0])
     left_out: dict[str, str] = {}
     # A reference model that cannot be loaded is refused before the long work.
     for metric in sorted(arguments.metrics or SUMMARY, key=lambda name: name != "mia_reference"):
@@ -93,7 +92,7 @@ def run(
             evaluation.result(metric)
         except MissingInputError as error:
             left_out[metric] = str(error)
-        files.write(evaluation.results, left_out)
+        _write(folder, {**settings, "left_out": left_out}, evaluation.results)
     state.wait_for_everyone()  # no process leaves before everything is written
     summary = summarise(evaluation.results)
     if process()[0] == 0:
@@ -170,44 +169,27 @@ def _letters(text: str) -> str:
     return "".join(filter(str.isalnum, text))
 
 
-@dataclass(frozen=True)
-class _Files:
-    """The files of an evaluation, written by the first process."""
-
-    folder: Path
-    settings: Mapping[str, Any]
-
-    def start(self, overwrite: bool) -> dict[str, Any]:
-        """What is finished already.
-
-        Raises:
-            UNSCError: an evaluation with other settings.
-        """
-        if overwrite or not (self.folder / EVAL).exists():
-            return {}
-        try:
-            before = json.loads((self.folder / SETTINGS).read_text(encoding="utf-8"))
-            finished = json.loads((self.folder / EVAL).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+def _finished(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> dict[str, Any]:
+    """The metrics that are in the folder already; UNSCError for an evaluation with other settings."""
+    if overwrite or not (folder / EVAL).exists():
+        return {}
+    try:
+        before, finished = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (SETTINGS, EVAL))
+    except (OSError, ValueError) as error:
+        raise UNSCError(
+            f"output_dir: cannot continue in {folder} ({first_line(error)}); choose another, or use overwrite."
+        ) from error
+    for name, value in json.loads(json.dumps(settings)).items():
+        if before.get(name) != value:
             raise UNSCError(
-                f"output_dir: cannot continue in {self.folder} ({first_line(error)}); choose another, or use overwrite."
-            ) from error
-        for name, value in json.loads(json.dumps(self.settings)).items():
-            if before.get(name) != value:
-                raise UNSCError(
-                    f"output_dir: {self.folder} holds an evaluation with {name} {before.get(name)}, not {value}; "
-                    "choose another folder, or use overwrite."
-                )
-        return dict(finished)
+                f"output_dir: {folder} holds an evaluation with {name} {before.get(name)}, not {value}; choose another "
+                "folder, or use overwrite."
+            )
+    return dict(finished)
 
-    def write(self, results: Mapping[str, Any], left_out: Mapping[str, str]) -> None:
-        """Write everything, each file completely or not at all."""
-        if process()[0] > 0:
-            return
-        contents: Sequence[tuple[str, Any]] = (
-            (SETTINGS, {**self.settings, "left_out": left_out}),
-            (EVAL, dict(sorted(results.items()))),
-            (SUMMARY_FILE, summarise(results)),
-        )
-        for name, content in contents:
-            write_text(self.folder / name, json.dumps(content, indent=4))
+
+def _write(folder: Path, settings: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+    """Write everything, each file completely or not at all; the first process does."""
+    contents = {SETTINGS: settings, EVAL: dict(sorted(results.items())), SUMMARY_FILE: summarise(results)}
+    for name, content in contents.items() if process()[0] == 0 else ():
+        write_text(folder / name, json.dumps(content, indent=4))

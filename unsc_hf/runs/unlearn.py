@@ -12,7 +12,6 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 from peft import PeftConfig
-from rich.console import Console
 from transformers import PreTrainedModel
 
 from ..config import UNSCConfig
@@ -84,8 +83,7 @@ def unlearn(
     command = f"unsc_hf.unlearn({public_name(name)!r}, dataset, {named})"
     origin = origin_of(name, dataset if isinstance(dataset, str) else None, license, command, unnamed="a data set")
     read = processing_class if processing_class is not None else _processor(name, data, task)
-    console = Console(quiet=bool(options.disable_tqdm))
-    job = Job(partial(deepcopy, original), read, options, origin, retrained, controls, peft_config, console)
+    job = Job(partial(deepcopy, original), read, options, origin, retrained, controls, peft_config)
     with job_folder(str(options.output_dir)), unreadable_rows_by_number(data, options.text_columns):
         if task == "text-generation":
             if forget_classes is not None or statistics_dir is not None:

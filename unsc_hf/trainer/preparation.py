@@ -272,7 +272,7 @@ class Preparation:
         """The layers whose null space is not empty; the others are frozen and named."""
         full = full_layers(subspace, selection.layers, **self.args.subspace_options)
         for name, reason in full.items():
-            logger.warning("%s is frozen: %s.", name, reason)
+            logger.info("%s is frozen: %s.", name, reason)
         return selection.without(full)
 
     def _projection(self, selection: LayerSelection, spaces: Spaces) -> NullSpaceProjection:
