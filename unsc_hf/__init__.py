@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .trainer.sequence import serve_request as serve_request
     from .trainer.trainer import UNSCTrainer as UNSCTrainer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Where each name lives. Modules are imported when a name is first asked for (PEP 562), so that `import unsc_hf` and
 # `unsc --help` need no torch.
