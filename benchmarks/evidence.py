@@ -28,7 +28,6 @@ import numpy as np
 import yaml
 from matplotlib.figure import Figure
 
-import unsc_hf
 from unsc_hf.reporting.model_card import versions
 from unsc_hf.reporting.plots import BLUE, GREEN, save
 from unsc_hf.utils.files import write_text
@@ -58,9 +57,9 @@ def seeds_of(case: str, smoke: bool) -> list[int]:
 
 
 def fingerprint(case: str) -> str:
-    """What a JSON belongs to: the case as it stands in the YAML, and the version of the package."""
+    """What a JSON belongs to: the case as it stands in the YAML. Its `versions` say which code measured it."""
     plan = json.dumps({key: value for key, value in CASES[case].items() if key != "title"}, sort_keys=True)
-    return hashlib.sha256(f"{plan}{unsc_hf.__version__}".encode()).hexdigest()[:16]
+    return hashlib.sha256(plan.encode()).hexdigest()[:16]
 
 
 def missing_data(case: str, root: str) -> list[str]:
@@ -73,9 +72,14 @@ def missing_data(case: str, root: str) -> list[str]:
     return sorted(path for path in paths if not Path(path).exists())
 
 
+def run_folder(case: str, seed: int, folder: Path, smoke: bool) -> Path:
+    """Where a run is kept: runs of another version of the case, or of a smoke test, are not taken for it."""
+    return folder / case / f"{'smoke' if smoke else fingerprint(case)}-{seed}"
+
+
 def run_seed(case: str, seed: int, root: str, folder: Path, smoke: bool, threads: int) -> None:
     """One run by the recipe, as a user would start it, unless its results are there."""
-    plan, place = CASES[case], folder / case / str(seed)
+    plan, place = CASES[case], run_folder(case, seed, folder, smoke)
     if (place / "results.json").is_file():
         return
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -95,7 +99,8 @@ def collect(case: str, folder: Path, smoke: bool) -> None:
     """The JSON of a case from its finished runs; that of a smoke test stays in the output folder."""
     plan, runs = CASES[case], []
     for seed in seeds_of(case, smoke):
-        results = json.loads((folder / case / str(seed) / "results.json").read_text(encoding="utf-8"))
+        file = run_folder(case, seed, folder, smoke) / "results.json"
+        results = json.loads(file.read_text(encoding="utf-8"))
         keys = ("methods", "certificate", "verdict", "seconds", "steps")
         runs.append({"seed": seed, **{key: results[key] for key in keys}})
     content = {"case": case, "title": plan["title"], "recipe": plan["recipe"], "arguments": plan["arguments"]}
@@ -123,7 +128,7 @@ def stored() -> list[dict[str, Any]]:
     """The committed JSON of every case, in the order of the YAML.
 
     Raises:
-        SystemExit: it belongs to another version of the case or of the package, or has too few seeds for a spread.
+        SystemExit: it belongs to another version of the case, or has too few seeds for a spread.
     """
     contents = []
     for case in CASES:
@@ -132,7 +137,7 @@ def stored() -> list[dict[str, Any]]:
             continue
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["fingerprint"] != fingerprint(case):
-            sys.exit(f"{path.name}: measured with another case or version; run `evidence.py run --case {case}` again.")
+            sys.exit(f"{path.name}: measured for another version of the case; run it again with --case {case}.")
         if len(content["runs"]) < FEWEST_SEEDS:
             sys.exit(f"{path.name}: has {len(content['runs'])} seeds; a spread needs {FEWEST_SEEDS}.")
         contents.append(content)

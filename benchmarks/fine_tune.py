@@ -39,6 +39,7 @@ def encoder_folder() -> str:
 def fine_tune(encoder: str, data: str, output: Path, seed: int, without: list[str]) -> None:
     """Train on the `train` split of `data` (columns `text` and `label`) and save model, tokenizer and seconds."""
     torch.set_num_threads(1)
+    unfinished = output.with_name(f"{output.name}-unfinished")  # renamed when it is whole
     rows = load_dataset("parquet", data_files={"train": str(Path(data) / "train.parquet")})["train"]
     names = rows.features["label"].names
     dropped = {names.index(name) for name in without}
@@ -55,7 +56,7 @@ def fine_tune(encoder: str, data: str, output: Path, seed: int, without: list[st
         remove_columns=rows.column_names,
     )
     options = TrainingArguments(
-        output_dir=str(output),
+        output_dir=str(unfinished),
         num_train_epochs=EPOCHS,
         learning_rate=RATE,
         per_device_train_batch_size=BATCH,
@@ -71,7 +72,6 @@ def fine_tune(encoder: str, data: str, output: Path, seed: int, without: list[st
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started
-    unfinished = output.with_name(f"{output.name}-unfinished")
     model.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
     (unfinished / "training.json").write_text(json.dumps({"seconds": seconds, "rows": len(rows)}))

@@ -49,7 +49,7 @@ def test_a_changed_digit_is_noticed(evidence: Any, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.update(fingerprint="of another version"), "measured with another case or version"),
+        (lambda content: content.update(fingerprint="of another version"), "measured for another version of the case"),
         (lambda content: content.update(runs=content["runs"][:2]), "has 2 seeds; a spread needs 3"),
     ],
 )
@@ -72,8 +72,9 @@ def test_missing_data_are_named_and_the_other_cases_run(
     def recipe(case: str, seed: int, root: str, folder: Path, smoke: bool, threads: int) -> None:
         done.append((case, seed))
         results = json.loads((ROOT / "benchmarks/results/evidence" / f"{case}.json").read_text())["runs"][seed]
-        (folder / case / str(seed)).mkdir(parents=True)
-        (folder / case / str(seed) / "results.json").write_text(json.dumps(results))
+        place = evidence.run_folder(case, seed, folder, smoke)
+        place.mkdir(parents=True)
+        (place / "results.json").write_text(json.dumps(results))
 
     monkeypatch.setattr(evidence, "run_seed", recipe)
     out = tmp_path / "out"
@@ -94,6 +95,6 @@ def test_smoke(evidence: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert {path.name: path.read_bytes() for path in evidence.RESULTS.iterdir()} == before
     content = json.loads((tmp_path / "out" / "digits.json").read_text())
     assert [run["seed"] for run in content["runs"]] == [0]
-    written = (tmp_path / "out" / "digits" / "0" / "results.json").stat().st_mtime_ns
+    written = (tmp_path / "out" / "digits" / "smoke-0" / "results.json").stat().st_mtime_ns
     command(evidence, monkeypatch, "run", "--smoke", "--case", "digits", "--output_dir", tmp_path / "out")
-    assert (tmp_path / "out" / "digits" / "0" / "results.json").stat().st_mtime_ns == written
+    assert (tmp_path / "out" / "digits" / "smoke-0" / "results.json").stat().st_mtime_ns == written

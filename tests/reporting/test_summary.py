@@ -34,7 +34,7 @@ METHODS = {
 )
 def test_three_sentences_on_classes(classes: list[str], name: str) -> None:
     assert sentences(results(METHODS, classes)) == [
-        f"{name}: recognised 98 % before, 0 % now.",
+        f"{name}: recognised 98 % before, < 0.1 % now.",
         "Decisions changed on the other classes: 0.6 % (retraining 1.8 %, no projection 1.4 %).",
         "Decisions changed on 3 of 900 held-out inputs: at most 0.8 % of such inputs change, with 95 % confidence.",
     ]
@@ -74,7 +74,7 @@ def test_columns_of_an_earlier_version_are_not_misread() -> None:
         ("not forgotten", 0, ["8"], "Because. Do not publish"),
         ("not judged", 0, ["8"], "Because."),
         ("suppressed", 2, ["8"], "Whether the features still show it is open"),
-        ("suppressed", 3, ["8"], "Features still show it: publish the weights only if"),
+        ("suppressed", 3, ["8"], "output, but because. Publish the weights only if"),
         ("suppressed", 3, [], "The features were not examined"),
         ("removed", 4, ["8"], "no audit tells the model from 4 retrained ones"),
     ],
@@ -93,7 +93,7 @@ def test_a_summary_fits_a_terminal(tmp_path: Path) -> None:
     assert lines[-1] == "the last line"
     for said in (*sentences(content)[:2], "Note: One caveat.", f"{tmp_path}/report.html", "Verdict: suppressed."):
         assert any(line.startswith(said) or said in line for line in lines), said
-    assert any(line.split()[:2] == ["UNSC", "0"] for line in lines)
+    assert any(line.split()[:2] == ["UNSC", "<"] for line in lines)
 
 
 @pytest.mark.parametrize(("word", "shared"), [("suppressed", True), ("not forgotten", False)])
@@ -111,5 +111,5 @@ def test_percent() -> None:
         "100 %",
         "0.6 %",
         "98.5 %",
-        "0 %",
+        "< 0.1 %",
     ]

@@ -14,9 +14,8 @@ _unsc() {{
     if [[ "$word" == -* || "$COMP_CWORD" -le 2 ]]; then
         COMPREPLY=($(compgen -W "$choices" -- "$word"))
     fi
-    [[ ${{#COMPREPLY[@]}} -gt 0 ]] || COMPREPLY=($(compgen -f -- "$word"))
 }}
-complete -o filenames -F _unsc unsc
+complete -o bashdefault -o default -F _unsc unsc
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def _device() -> str:
 def examine() -> dict[str, str]:
     """Versions, device, folders and access, by name. Nothing is sent anywhere, and the token is not shown."""
     cache = Path(constants.HF_HOME)
-    there = next(path for path in (cache, *cache.parents) if path.exists())
+    there = next(path for path in (cache, *cache.parents) if os.path.exists(path))
     return {
         **versions(),
         "device": _device(),

@@ -21,7 +21,9 @@ on standard output, and everything else on standard error. `unsc --version` prin
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -208,7 +210,7 @@ def report(words: Sequence[str], console: Console) -> dict[str, Any]:
         raise UNSCError(f"folder: {folder} holds no results.json; name the output folder of a finished run.")
     try:
         path = write_run_report(json.loads(file.read_text(encoding="utf-8")), folder)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UNSCError(f"folder: {file} is not what a run writes ({type(error).__name__}: {error}).") from error
     console.print(f"Report: {path}", markup=False)
     return {"report": str(path)}
@@ -254,22 +256,24 @@ def main(words: Sequence[str] | None = None) -> int:
 
         print(f"unsc_hf {__version__}")
         return 0
-    console = Console(file=sys.stderr if as_json else sys.stdout)
+    first = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
+    console = Console(file=sys.stderr if as_json else sys.stdout, quiet=not first)
     try:
         if words[0] not in COMMANDS:
             raise UNSCError(f"unsc: {words[0]!r} is no command; closest: {closest(words[0], COMMANDS)}.")
-        with full_disk_in_one_line():
+        aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+        with full_disk_in_one_line(), aside:  # transformers prints; only the result is JSON
             result = COMMANDS[words[0]](words[1:], console)
     except UNSCError as error:
         line = " ".join(str(error).split())
         print(f"error: {line}", file=sys.stderr)
-        if as_json:
+        if as_json and first:
             print(json.dumps({"error": line}))
         return 2
     except KeyboardInterrupt:
         print("stopped: give the same command again; what is complete is used.", file=sys.stderr)
         return 130
-    if as_json:
+    if as_json and first:
         from ..reporting.results import finite
 
         print(json.dumps(finite(result)))

@@ -107,14 +107,15 @@ class OptionsParser(OneLineParser, HfArgumentParser):
     def print_help(self, file: Any = None) -> None:
         """The options of everyday, in groups."""
         width, actions = shutil.get_terminal_size().columns, {action.dest: action for action in reversed(self._actions)}
-        groups = {**({"This command": self.own} if self.own else {}), **{t: n.split() for t, n in _GROUPS.items()}}
+        common = {title: [name for name in names.split() if name not in self.own] for title, names in _GROUPS.items()}
+        groups = {**({"This command": self.own} if self.own else {}), **common}
         lines = [f"usage: {self.prog} [--option value ...]"]
         for title, names in groups.items():
             shown = [actions[name] for name in names if name in actions]
             lines += ["", f"{title}:"] if shown else []
             for action in shown:
                 first = _WORDS.get(action.dest) or re.split(r"(?<=[^.])[.;] ", f"{action.help} ", maxsplit=1)[0]
-                default = "" if action.default in (None, False, True, "") else f" ({action.default})"
+                default = _shown(action.default, action.dest)
                 lines += textwrap.wrap(
                     f"--{action.dest:<30} {first}{default}", width, initial_indent="  ", subsequent_indent=" " * 35
                 )
@@ -158,10 +159,23 @@ class OptionsParser(OneLineParser, HfArgumentParser):
         for name, value in options.items():
             action = actions[name]
             action.required = False
+            if isinstance(value, list) and action.nargs not in ("+", "*"):
+                raise UNSCError(f"config: {file.name} sets {name} to a list, expected one value.")
+            if isinstance(value, int | float) and not isinstance(value, bool) and callable(action.type):
+                options[name] = str(value)  # so that it is read, and refused, as on the command line
             if action.nargs in ("+", "*") and value is not None:  # one name is a list of one
                 items = value if isinstance(value, list) else [value]
                 options[name] = [action.type(item) if callable(action.type) else item for item in items]
         self.set_defaults(**options)
+
+
+def _shown(default: Any, name: str) -> str:
+    """A default as help shows it: as one would type it."""
+    if default is True:
+        return f" (on; --no_{name} switches it off)"
+    if default is None or default is False or default == "":
+        return ""
+    return f" ({' '.join(map(str, default)) if isinstance(default, list) else default})"
 
 
 def _number_or_none(kind: Callable[[str], float], text: str) -> float | None:

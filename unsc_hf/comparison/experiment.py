@@ -27,7 +27,7 @@ from ..models.outputs import Outputs, collect_outputs
 from ..reporting.model_card import public_name
 from ..reporting.results import finite
 from ..utils.files import alone, write_text
-from ..utils.fingerprint import data_fingerprint
+from ..utils.fingerprint import data_fingerprint, file_hash
 from .arguments import ClassificationArguments
 from .plugins import load_plugins
 from .references.training import train_model
@@ -40,7 +40,13 @@ _UNBOUND = (
     "references_dir", "cache_dir", "license", "controls", "statistics_dir", "retrained_model_name_or_path",
     "forget_classes",
 )  # fmt: skip
-_OPTIONS = ("energy", "subspace_rule", "learning_rate", "max_steps", "max_leak", "optim")
+# Options of `UNSCConfig` that change results, besides its seed.
+_OPTIONS = (
+    "energy", "subspace_rule", "subspace_size", "target_modules", "rows_per_direction", "pseudo_labels",
+    "pseudo_label_temperature", "objective", "objective_args", "learning_rate", "lr_doubling_steps", "max_steps",
+    "optim", "displacement_decay", "target_forget_accuracy", "max_leak", "max_flips", "check_steps",
+    "validation_fraction", "per_device_train_batch_size",
+)  # fmt: skip
 
 
 @dataclass
@@ -127,7 +133,7 @@ class Experiment:
         self.forget, retain = self.request.split(self.train, column)
         self.retain = without_overlap(self.forget, retain, self.config.drop_overlap, self.config.text_columns)
         self.forgotten = sorted(set(read_labels(self.forget, column).tolist()))
-        self._bench: tuple[str, Workbench] | None = None
+        self._bench: tuple[int, Workbench] | None = None
 
     # ---- models -----------------------------------------------------------------------------------------------------
     def original(self, seed: int) -> str:
@@ -183,12 +189,11 @@ class Experiment:
             setattr(config, name, value)
         return config
 
-    def bench(self, seed: int, **options: Any) -> Workbench:
-        """The workbench of a seed, with other options of `UNSCConfig` where given. The last one is kept."""
-        key = f"{seed} {options}"
-        if self._bench is None or self._bench[0] != key:
+    def bench(self, seed: int) -> Workbench:
+        """The workbench of a seed. The last one is kept."""
+        if self._bench is None or self._bench[0] != seed:
             self._bench = None  # not two in memory
-            self._bench = key, self.new_bench(seed, self.forget, self.retain, **options)
+            self._bench = seed, self.new_bench(seed, self.forget, self.retain)
         return self._bench[1]
 
     def new_bench(self, seed: int, forget: Dataset, retain: Dataset, **options: Any) -> Workbench:
@@ -240,14 +245,15 @@ class Experiment:
         data = "".join(data_fingerprint(rows)[:16] for rows in (self.train, self.test))
         now = {
             "data": data,
+            "the origin of its models": "trained" if self.trains_originals else "given",
             "classes": self.forgotten,
             "options": hashlib.sha256(text.encode()).hexdigest()[:16],
             **more,
         }
         if not self.trains_originals:
-            now |= {f"the original of seed {seed}": public_name(self.original(seed)) for seed in self.seeds}
+            now |= {f"the original of seed {seed}": identity(self.original(seed)) for seed in self.seeds}
         if not self.trains_references:
-            names = map(public_name, map(self.reference, self.reference_numbers))
+            names = map(identity, map(self.reference, self.reference_numbers))
             now["the retrained models"] = ", ".join(names) or "none"
         file = folder / "_runs" / "identity.json"
         with alone(file):
@@ -277,3 +283,10 @@ def check_names(option: str, names: Iterable[str] | None, known: Mapping[str, An
             raise UNSCError(
                 f"{option}: {name!r} does not exist; closest: {closest(name, known)}; all: {', '.join(known)}."
             )
+
+
+def identity(model: str) -> str:
+    """The public name of a model, and of a folder a hash of its weights: another model may have the same name."""
+    files = sorted(Path(model).glob("*.safetensors"))
+    digest = hashlib.sha256("".join(map(file_hash, files)).encode()).hexdigest()[:10]
+    return f"{public_name(model)} {digest}" if files else public_name(model)

@@ -24,7 +24,7 @@ from ..models.outputs import Outputs, RowOutputs
 from ..reporting.model_card import public_name
 from ..utils.files import write_beside
 from .controls import KNOWN, training_seconds
-from .experiment import Experiment, once
+from .experiment import Experiment, identity, once
 from .methods import Method
 from .parallel import Job
 from .summary import ORIGINAL, RETRAINED
@@ -50,14 +50,16 @@ class ForgetSet:
         self._first, column = experiment.seeds[0], experiment.config.label_column
         self._rows = EvaluationRows.sample(experiment.forget, experiment.retain, experiment.test, column)
         self._references = [f"{RETRAINED}-{number}" for number in experiment.reference_numbers]
-        self._audited_record = f"audited-{hashlib.sha256(str(audited).encode()).hexdigest()[:10]}"
+        audited_model = "" if audited is None else identity(audited)
+        self._audited_record = f"audited-{hashlib.sha256(audited_model.encode()).hexdigest()[:10]}"
 
     def results(self) -> dict[str, Any]:
         """Everything, after all jobs are done."""
         read, methods = self.experiment.read, [method.name for method in self.methods]
         runs = {name: [read(f"{name}-{seed}") for seed in self.experiment.seeds] for name in (ORIGINAL, *methods)}
         if self.audited is not None:
-            runs[public_name(self.audited)] = [read(self._audited_record)]
+            name = public_name(self.audited)
+            runs[f"audited {name}" if name in {*runs, RETRAINED} else name] = [read(self._audited_record)]
         return {
             "forgotten": self.experiment.forgotten,
             "classes": self.experiment.names,

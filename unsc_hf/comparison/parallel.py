@@ -50,6 +50,7 @@ def work(jobs: Sequence[Job]) -> Iterator[Job]:
                 yield job
     for job in later:
         job.make()
+        yield job
 
 
 def share(jobs: Sequence[Job], again: Callable[[], Sequence[Job]], processes: int) -> Iterator[Job]:
@@ -72,6 +73,8 @@ def share(jobs: Sequence[Job], again: Callable[[], Sequence[Job]], processes: in
                 missing = [job for job in missing if not job.file.is_file()]
                 for one in done:
                     one.result()
+                if missing and not working:
+                    raise UNSCError(f"jobs: no process made {missing[0].name!r}; register what it needs in plugins.")
         except BaseException as error:
             for child in multiprocessing.active_children():
                 if child not in others:

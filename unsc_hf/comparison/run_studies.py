@@ -70,7 +70,10 @@ def run_studies(
 
 def write_study(study: Study, points: Points, folder: Path, command: str) -> str:
     """Write `study.json`, `study.png`, `README.md` and `report.html` into a folder; returns the conclusion."""
-    conclusion = study.conclude(points) if points.where() else "No run could be made; the table says why."
+    try:
+        conclusion = study.conclude(points)
+    except (LookupError, ValueError, StopIteration):  # a sentence compares runs, and some of them failed
+        conclusion = "Too many runs failed for a conclusion; the table says why."
     rows = study.table(points)
     picture = save(study.picture(points), folder / "study.png")
     parts = (

@@ -28,6 +28,7 @@ from .storage import mapped
 
 logger = logging.getLogger(__name__)
 
+_PROBED = 32  # rows that show how many activation rows a sample has
 _LEAST_SAMPLES = 1_000  # patches of few images look alike, however many they are
 
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
@@ -114,17 +115,21 @@ def stream(
         model(**{name: value.to(device) for name, value in batch.items() if name not in NOT_INPUTS})
 
     with torch.no_grad():
-        probe = collate_fn([dataset[i] for i in range(min(2, len(dataset)))])
-        trace = trace_layers(layers, lambda: forward(probe), min(2, len(dataset)))
+        some = evenly_spaced(np.arange(len(dataset)), _PROBED)
+        probe = collate_fn([dataset[int(i)] for i in some])
+        trace = trace_layers(layers, lambda: forward(probe), len(some))
     if trace.silent:
         raise UNSCError(
             f"target_modules: {len(trace.silent)} layers never ran on the data, the first is {trace.silent[0]!r}."
         )
     leaders = [layer for layer in layers if trace.leaders[layer.name] == layer.name]
     if rows_per_direction is not None:
-        needed = max(layer.geometry.width / trace.rows_per_sample[layer.name] for layer in leaders) * rows_per_direction
-        each = math.ceil(max(needed, _LEAST_SAMPLES) / (1 if pool_as is None else len(members)))
-        members = {group: evenly_spaced(rows, each) for group, rows in members.items()}
+        mask = probe.get("attention_mask")
+        real = 1.0 if mask is None else float(mask.float().mean())
+        counts = [trace.rows_per_sample[layer.name] for layer in leaders]  # an expert may have got none
+        needs = [x.geometry.width / max(1.0, n * real) for x, n in zip(leaders, counts, strict=True) if n > 0]
+        wanted = max(_LEAST_SAMPLES, math.ceil(max(needs, default=0) * rows_per_direction))
+        members = _dealt(members, wanted) if pool_as else {g: evenly_spaced(r, wanted) for g, r in members.items()}
     plan, on_disk = plan_memory(leaders, limit, dtype), False
     if limit is not None:
         held = plan.results * (1 if pool_as is not None else len(members))
@@ -167,6 +172,15 @@ def stream(
     keys = {layer.name: trace.leaders[layer.name] for layer in layers}
     samples = sum(len(rows) for rows in members.values())
     return {group: {key: by_key[key] for key in order} for group, by_key in moments.items()}, keys, samples
+
+
+def _dealt(members: Mapping[str, np.ndarray], wanted: int) -> dict[str, np.ndarray]:
+    """About `wanted` rows of all groups together: equally many of each, and what small groups lack from the others."""
+    dealt: dict[str, np.ndarray] = {}
+    for i, group in enumerate(sorted(members, key=lambda group: len(members[group]))):
+        dealt[group] = evenly_spaced(members[group], max(1, math.ceil(wanted / (len(members) - i))))
+        wanted -= len(dealt[group])
+    return {group: dealt[group] for group in members}
 
 
 def read_batches(

@@ -75,6 +75,12 @@ class SecondMoment:
             if last < width:
                 matrix[last:, first:last] = matrix[first:last, last:].mT
 
+    def same_as(self, other: SecondMoment) -> bool:
+        """Whether both are of the same rows, to rounding."""
+        if self.rows != other.rows or self.matrix.shape != other.matrix.shape:
+            return False
+        return bool((self.matrix - other.matrix).norm() <= 1e-6 * self.matrix.norm())
+
     def add_(self, other: SecondMoment, sign: int = 1) -> SecondMoment:
         """Add another moment in place (with `sign` -1 take it out); returns self.
 

@@ -174,7 +174,7 @@ def _ratio_basis(retained: SecondMoment, forgotten: SecondMoment | None, ratio: 
     if bool(failed.any()):
         raise UNSCError(
             "subspace_rule: 'ratio' divides by the smallest retained energies, which these statistics have rounded "
-            "away; collect them with float64 products (statistics_dtype='float64')."
+            "away; collect them with float64 products (dtype=torch.float64)."
         )
     half = torch.linalg.solve_triangular(chol, f, upper=False)
     whitened = torch.linalg.solve_triangular(chol, half.mT, upper=False)

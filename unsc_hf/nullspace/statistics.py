@@ -227,7 +227,7 @@ class ActivationStatistics:
                 moments[group] = dict(by_key)
                 continue
             mine = moments[group]
-            if sign < 0 and budget and any(by_key[key].rows != mine[key].rows for key in by_key):
+            if sign < 0 and budget and not all(by_key[key].same_as(mine[key]) for key in by_key):
                 raise UNSCError(
                     "statistics: were collected with a budget, so whether they hold single rows of class "
                     f"{group!r} is unknown; take out whole classes, or collect with "

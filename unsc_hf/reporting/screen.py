@@ -39,7 +39,7 @@ class _Log(io.TextIOBase):
 
     def write(self, text: str) -> int:
         shown = _CURSOR.sub("", text)
-        if shown.strip() or (shown.endswith("\n") and not self._line_is_empty):
+        if shown.strip() or shown == " " or (shown.endswith("\n") and not self._line_is_empty):
             with contextlib.suppress(OSError):
                 self._file.write(shown.encode("utf-8", "replace"))
             self._line_is_empty = shown.endswith("\n")
@@ -126,10 +126,10 @@ class Screen(logging.Handler):
             self._title, self._began = record.getMessage(), time.monotonic()
             self._bar = self._progress.add_task(self._title, total=None, count="")
             if not self._live:
-                self.console.print(f"{self._title} ...", markup=False, highlight=False)
+                self.console.print(f"{self._title} ...", markup=False, highlight=False, emoji=False)
         elif record.levelno >= logging.WARNING and record.getMessage() not in self._said:
             self._said.add(record.getMessage())  # controls say the same once more
-            self.console.print(f"Note: {record.getMessage()}", markup=False, highlight=False)
+            self.console.print(f"Note: {record.getMessage()}", markup=False, highlight=False, emoji=False)
 
     def _end_phase(self, completed: bool = True) -> None:
         if self._bar is None:
@@ -138,7 +138,7 @@ class Screen(logging.Handler):
         self._bar = None
         if self._live:
             seconds = f"{time.monotonic() - self._began:.0f} s" if completed else "stopped"
-            self.console.print(f"{self._title:<48} {seconds:>8}", markup=False, highlight=False)
+            self.console.print(f"{self._title:<48} {seconds:>8}", markup=False, highlight=False, emoji=False)
 
     def _follow(self, bar: tqdm[Any], msg: str | None = None, pos: int | None = None) -> bool:
         """What a library's progress bar does in place of drawing itself."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from ..evaluation.verdict import FEWEST_REFERENCES
-from .tables import DECIDING, STOP_REASONS, Table, percent
+from .tables import DECIDING, STOP_REASONS, Table, counted, percent
 
 _MOST_NAMES = 3  # beyond this many classes a sentence counts them
 
@@ -28,7 +30,7 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
         listed = ", ".join(names) if len(names) <= _MOST_NAMES else f"{len(names)} classes"
         known, where = f"{listed}: recognised", "Decisions changed on the other classes"
     else:
-        known, where = f"{request['rows']:,} rows: classified rightly", "Decisions changed on test rows"
+        known, where = f"{counted(request['rows'], 'row')}: classified rightly", "Decisions changed on test rows"
     others = {"retrained": "retraining", "no projection": "no projection", f"{written}, no projection": "no projection"}
     beside = {words: rows[name] for name, words in others.items() if name in rows}
     said = []
@@ -39,7 +41,7 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
         costs = ", ".join(f"{words} {row[2]}" for words, row in beside.items() if row[2] != "–")
         said.append(f"{where}: {ours[2]}{f' ({costs})' if costs else ''}.")
     changed = f"Decisions changed on {certificate['flips']:,} of {certificate['rows']:,} held-out inputs"
-    bound = percent(certificate["upper_95"])
+    bound = f"{math.ceil(1000 * certificate['upper_95'] - 1e-9) / 10:g} %"  # never less than was shown
     return [*said, f"{changed}: at most {bound} of such inputs change, with 95 % confidence."]
 
 
@@ -61,17 +63,17 @@ def decision(results: Mapping[str, Any]) -> str:
         )
     if not results["request"].get("forget_classes"):
         return f"{gone}. The features were not examined: publish the weights only if that is enough."
-    return f"{gone}. Features still show it: publish the weights only if that is acceptable, or retrain."
+    return f"{gone}, but {reason}. Publish the weights only if that is acceptable, or retrain."
 
 
 def course(results: Mapping[str, Any]) -> list[str]:
     """How unlearning went and what a reader must know: one sentence a point."""
-    steps = f"{results['steps']} steps, " if "steps" in results else ""
+    steps = f"{counted(results['steps'], 'step')}, " if "steps" in results else ""
     seconds = sum(value for value in results["seconds"].values() if value)
     stopped = results["certificate"]["stop_reason"]
     wrong = results["methods"].get("unsc", {}).get("negative_flips")
     return [
-        f"Unlearning took {steps}{seconds:.0f} seconds with the statistics. It ended by "
+        f"Unlearning took {steps}{counted(round(seconds), 'second')} with the statistics. It ended by "
         f"{STOP_REASONS.get(stopped, str(stopped))}.",
         *([] if wrong is None else [f"Kept test rows whose decision went from right to wrong: {percent(wrong)}."]),
         *(results.get("caveats") or ()),
@@ -83,7 +85,7 @@ def print_summary(results: Mapping[str, Any], folder: Path, console: Console, mo
 
     def show(*lines: str, style: str | None = None, **options: Any) -> None:
         for line in lines:
-            console.print(line, markup=False, highlight=False, style=style, **options)
+            console.print(line, markup=False, highlight=False, emoji=False, style=style, **options)
 
     show("", *sentences(results), style="bold")
     show("")
@@ -91,5 +93,6 @@ def print_summary(results: Mapping[str, Any], folder: Path, console: Console, mo
     show("", f"Verdict: {results['verdict']['word']}. {decision(results)}")
     show(*(f"Note: {caveat}" for caveat in results["caveats"]), "")
     forgot = results["verdict"]["word"] in ("suppressed", "removed")
-    share = [f"Share     unsc push {folder} --hub_model_id user/name --hub_private_repo"] if forgot else []
+    push = f"Share     unsc push {shlex.quote(str(folder))} --hub_model_id user/name --hub_private_repo"
+    share = [push] if forgot else []
     show(f"Report    {folder}/report.html", *share, *more, soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +39,8 @@ STOP_REASONS = {
     "leak_budget": "the leak budget",
     "flips_budget": "the budget of changed decisions",
     "max_steps": "the step limit",
+    "plateau": "making no more progress for a while",
+    "stopped": "another callback",
 }
 
 _MOST_NAMES = 20  # beyond this many classes their names are not listed
@@ -46,11 +49,20 @@ DECIDING = 5  # the first columns of a table: the model, what it knows, what it 
 
 def percent(share: float | None) -> str:
     """A share in percent with one decimal where it needs one; a dash where it was not measured."""
-    return "–" if share is None else f"{100 * share:.1f}".removesuffix(".0") + " %"
+    if share is None or not math.isfinite(share):
+        return "–"
+    if 0 < share < 0.0005:
+        return "< 0.1 %"
+    return f"{100 * share:.1f}".removesuffix(".0") + " %"
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things, such as "1 row" or "2,000 rows"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _number(value: float | None, form: str = ".3g", unknown: str = "–") -> str:
-    return unknown if value is None else f"{value:{form}}"
+    return unknown if value is None or not math.isfinite(value) else f"{value:{form}}"
 
 
 @dataclass(frozen=True)
@@ -127,7 +139,7 @@ def forgotten_text(rows: int, classes: Sequence[str], digest: str = "") -> str:
 
     Where single rows were forgotten there are no `classes`, and `digest` begins a hash over the rows.
     """
-    text = f"{rows:,} training rows"
+    text = counted(rows, "training row")
     if not classes:
         return text + (f" (not listed; their hash begins with {digest})" if digest else " (not listed)")
     if len(classes) <= _MOST_NAMES:
@@ -139,7 +151,7 @@ def forgotten_text(rows: int, classes: Sequence[str], digest: str = "") -> str:
 def certificate_table(certificate: Mapping[str, Any]) -> list[list[str]]:
     """Rows of `Certificate.to_dict()`, first the header."""
     leaks, drift, budget = certificate["leak_per_layer"], certificate["drift"], certificate["max_leak"]
-    worst = max(leaks, key=lambda name: leaks[name], default="")
+    worst = max(leaks, key=lambda name: math.inf if leaks[name] is None else leaks[name], default="")
     origin = "held out from the statistics" if certificate["held_out"] else "the caller's statistics may hold them"
     stopped = certificate["stop_reason"]
     return [
@@ -147,21 +159,21 @@ def certificate_table(certificate: Mapping[str, Any]) -> list[list[str]]:
         [f"retained rows ({origin})", f"{certificate['rows']:,}"],
         ["decisions changed", f"{certificate['flips']:,}"],
         ["at most this share of such inputs changes, with 95 % confidence", f"{certificate['upper_95']:.2%}"],
-        ["leak: relative change of layer outputs, all trained layers", f"{certificate['leak']:.3g}"],
-        [f"worst layer, {worst}", f"{leaks.get(worst, 0.0):.3g}"],
+        ["leak: relative change of layer outputs, all trained layers", _number(certificate["leak"])],
+        [f"worst layer, {worst}", _number(leaks.get(worst, 0.0))],
         ["leak budget", "none" if budget is None else f"{budget:.3g}"],
-        ["logit drift, relative", f"{drift['relative']:.3g}"],
-        ["largest change of one logit", f"{drift['largest']:.3g}"],
+        ["logit drift, relative", _number(drift["relative"])],
+        ["largest change of one logit", _number(drift["largest"])],
         ["leak inside the unlearned network", _number(certificate["network_leak"], unknown="not measured")],
         ["amplification from layer to layer", _number(certificate["amplification"], unknown="not measured")],
         *(
             [
                 f"merged into the base weights, stored as {dtype}: logit drift, decisions unchanged",
-                f"{merged['relative']:.3g}, {merged['agreement']:.2%}",
+                f"{_number(merged['relative'])}, {_number(merged['agreement'], '.2%')}",
             ]
             for dtype, merged in (certificate.get("merged") or {}).items()
         ),
-        ["relative change of the trained weights", f"{certificate['relative_change']:.3g}"],
+        ["relative change of the trained weights", _number(certificate["relative_change"])],
         ["unlearning ended by", STOP_REASONS.get(stopped, str(stopped))],
     ]
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
 from datasets import Dataset
 from huggingface_hub import CommitInfo, ModelCard
 from peft import LoraConfig, PeftConfig, PeftModel
@@ -25,10 +25,9 @@ from ..reporting.finished_run import FinishedRun, Origin
 from ..reporting.hub import publish
 from ..reporting.model_card import public_name, write_card
 from ..reporting.results import options_of, write_run
-from ..reporting.run_folder import RESULTS, UNFINISHED, check_output_folder, move_model
-from ..reporting.screen import Screen
+from ..reporting.run_folder import check_output_folder, move_model
+from ..reporting.screen import LOG, Screen
 from ..reporting.tables import Table
-from ..trainer.checkpoints import has_checkpoint
 from ..trainer.sequence import StoredRequest
 from ..trainer.trainer import UNSCTrainer
 from ..utils.fingerprint import data_fingerprint
@@ -93,8 +92,9 @@ def origin_of(model: str, dataset: str | None, licence: str | None, command: str
     """How a card names model and data; without a licence the one in the model's own card."""
     card = Path(model) / "README.md"
     if licence is None and model and card.is_file():
-        stated = ModelCard.load(card).data.to_dict().get("license")
-        licence = stated if isinstance(stated, str) else None
+        with suppress(ValueError, yaml.YAMLError):  # the card of a stranger
+            stated = ModelCard.load(card).data.to_dict().get("license")
+            licence = stated if isinstance(stated, str) else None
     named = unnamed if dataset is None else public_name(dataset)
     return Origin(public_name(model), named, dataset is not None and not Path(dataset).exists(), licence, command)
 
@@ -103,7 +103,7 @@ def origin_of(model: str, dataset: str | None, licence: str | None, command: str
 def job_folder(folder: str | Path, screen: Screen | None = None) -> Iterator[None]:
     """Keep the folder for this job, and the log of `screen` in it.
 
-    When bad input ends it, a folder made meanwhile is removed, unless it holds a checkpoint or a model.
+    When bad input ends it, a folder that holds nothing but this job's log is removed again.
 
     Raises:
         UNSCError: a folder that cannot be written, or that another job holds.
@@ -114,9 +114,9 @@ def job_folder(folder: str | Path, screen: Screen | None = None) -> Iterator[Non
             with nullcontext() if screen is None else screen.log_into(folder):
                 yield
         except UNSCError:
-            kept = has_checkpoint(folder) or any(Path(folder, name).exists() for name in (RESULTS, UNFINISHED))
-            for path in () if existed or kept else Path(folder).glob("[!.]*"):  # its lock stays, and goes with it
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            left = [path for path in Path(folder).glob("[!.]*") if path.name != LOG]
+            if not existed and not left:  # its lock stays, and goes with it
+                Path(folder, LOG).unlink(missing_ok=True)
             raise
 
 

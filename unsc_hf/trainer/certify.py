@@ -20,6 +20,7 @@ from ..evaluation.flips import remaining_columns, upper_bound
 from ..models.hooks import evaluation_mode, layer_outputs
 from ..models.outputs import Outputs
 from ..nullspace.projection import Leak
+from ..reporting.tables import STOP_REASONS
 from ..utils.precision import full_float32
 from .goals import ForgettingGoal
 from .preparation import UnlearningPlan, exact_rows
@@ -52,7 +53,10 @@ def check_outcome(
         UNSCError: no weight moved.
         RuntimeError: a frozen weight has changed.
     """
-    if not plan.projection.relative_change() > 0:
+    change = plan.projection.relative_change()
+    if not math.isfinite(change):
+        raise UNSCError(f"learning_rate: {args.learning_rate} made weights infinite or not a number; lower it.")
+    if change == 0:
         raise UNSCError(
             f"learning_rate: {args.learning_rate} moved no weight within the budgets (max_leak {args.max_leak}, "
             f"max_flips {args.max_flips}), so nothing was forgotten; lower it, or lower check_steps."
@@ -62,10 +66,12 @@ def check_outcome(
     changed = [name for name, digest in now.items() if frozen.get(name) != digest]
     if changed:
         raise RuntimeError(f"{changed[0]}, a frozen weight or buffer, has changed while unlearning")
-    if stop_reason != "target":
+    if stop_reason != "target" and not args.is_control:
         logger.warning(
-            "Unlearning ended (%s) before the target %s %.3g was reached.", stop_reason, goal.measure, goal.target
-        )
+            "Unlearning ended by %s before the target was reached (%s %.3g%s).",
+            STOP_REASONS[stop_reason], goal.measure, goal.target,
+            f", loss at least {goal.least_loss:g}" if goal.least_loss else "",
+        )  # fmt: skip
     for sentence in nothing_to_forget(goal, state.log_history):
         logger.warning(sentence)
     kept = [entry["retain_accuracy"] for entry in state.log_history if "retain_accuracy" in entry]
@@ -82,7 +88,7 @@ def nothing_to_forget(goal: ForgettingGoal, history: Sequence[Mapping[str, float
     """A sentence where the target was reached before the first step, by the log of a run."""
     first = next((entry for entry in history if "forget_accuracy" in entry), None)
     known = None if first is None else first.get("exposure", first["forget_accuracy"])
-    if known is None or known > goal.target:
+    if first is None or known is None or known > goal.target or first["forget_loss"] < goal.least_loss:
         return []
     return [
         f"Before the first step the {goal.measure} was {known:.3g} already, and the target is {goal.target:.3g}: there "

@@ -92,7 +92,7 @@ class StoppingCallback(TrainerCallback):
             check_steps: optimiser steps between two checks.
             target: unlearning ends when what is known is at or below this.
             max_leak, max_flips: budgets on the leak and on changed decisions; None for none.
-            least_loss: unlearning does not end at the target while the mean loss on forget rows is smaller.
+            least_loss: unlearning does not end at the target while the loss on forget rows is smaller.
             refine: walk the last stretch back to where the target is just reached.
         """
         self.projection, self.check, self.log = projection, check, log

@@ -37,7 +37,7 @@ class ForgettingGoal(ABC):
 
     Attributes:
         target: what is known of the forget rows must be at or below this; fixed by `fix` before the first step.
-        least_loss: the mean loss on forget rows must be at least this, too.
+        least_loss: the loss on forget rows (of whole classes, on the one known best) must be at least this, too.
         measure: what the target is a value of, for messages.
         refines: whether the last stretch is walked back to where the target is just reached.
         rate_limit: how many times the stated learning rate may be reached by doubling.

@@ -240,7 +240,7 @@ class Preparation:
             prepare=self.reader.prepare,
             collate_fn=self.reader.collate,
             batch_size=STATISTICS_BATCH,
-            rows_per_direction=args.row_budget,
+            rows_per_direction=None if group == "held-out" else args.row_budget,
             weights=self.weights,
             progress=not args.disable_tqdm,
             num_workers=args.dataloader_num_workers,
@@ -261,6 +261,11 @@ class Preparation:
             return collected, list(collected.moments)
         retained = given if isinstance(given, ActivationStatistics) else ActivationStatistics.from_pretrained(given)
         retained.check_same_model(self.weights)
+        if self.args.is_exact and retained.fingerprint.rows_per_direction is not None:
+            raise UNSCError(
+                "statistics: were collected with a budget, but energy 1.0 keeps every direction; collect them with "
+                "rows_per_direction=None."
+            )
         missing = [layer.name for layer in selection.layers if layer.name not in retained.module_keys]
         if missing:
             raise UNSCError(

@@ -33,15 +33,15 @@ def alone(path: Path) -> Iterator[None]:
     locks = path.parent / "_locks"
     locks.mkdir(parents=True, exist_ok=True)
     lock = locks / f"{path.name}.lock"
-    with FileLock(str(lock)):
-        try:
+    try:
+        with FileLock(str(lock)):
             yield
-        except BaseException:
+    except BaseException:
+        with suppress(OSError):  # in use, or not empty: others work here
             lock.unlink(missing_ok=True)
             for folder in (locks, path.parent):
-                with suppress(OSError):  # not empty: others use it
-                    folder.rmdir()
-            raise
+                folder.rmdir()
+        raise
 
 
 def busy(path: Path) -> bool:

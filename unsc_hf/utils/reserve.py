@@ -63,9 +63,10 @@ def reserved(folder: str | Path) -> Iterator[None]:
         yield
     finally:
         holder.unlink(missing_ok=True)
-        if made and [path.name for path in place.iterdir()] == [LOCK]:
-            (place / LOCK).unlink()
-        lock.release()
+        empty = [path.name for path in place.iterdir()] == [LOCK]
+        lock.release()  # first: some systems do not delete files that are open
         with suppress(OSError):  # not empty
+            if made and empty:
+                (place / LOCK).unlink()
             for path in made:
                 path.rmdir()

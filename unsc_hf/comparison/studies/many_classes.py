@@ -42,8 +42,8 @@ def many_classes(lab: Lab) -> Iterator[Point]:
     experiment = lab.experiment
     classes = np.unique(experiment.labels(experiment.train))
     order = np.random.default_rng(0).permutation(classes).tolist()
-    for share in _SHARES:
-        count = min(max(1, round(share * len(classes))), len(classes) - 1)
+    counts = dict.fromkeys(min(max(1, round(share * len(classes))), len(classes) - 1) for share in _SHARES)
+    for count in counts:
         request = Request(forget_classes=tuple(sorted(order[:count])))
         inner = Lab(replace(experiment, request=request), f"{lab.study}-{count}", lab.console)
         for seed in lab.seeds:

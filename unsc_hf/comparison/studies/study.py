@@ -22,7 +22,6 @@ from ..workbench import Workbench
 
 Point: TypeAlias = dict[str, Any]  # tags and measured numbers of one run
 
-_STATISTICS = ("rows_per_direction",)  # options that change what statistics are collected from
 _NUMBERS = {
     "AccDut": "AccDut (%)", "AccDrt": "AccDrt (%)", "leak": "leak", "steps": "steps", "seconds": "seconds",
 }  # fmt: skip
@@ -64,10 +63,8 @@ class Lab:
         """Unlearn with options of `UNSCConfig`, and measure; a point with `tags` and the seed."""
 
         def make() -> dict[str, Any]:
-            rebuilt = {name: options[name] for name in _STATISTICS if name in options}
-            bench = self.experiment.bench(seed, **rebuilt)
-            model = bench.unlearn(**{name: value for name, value in options.items() if name not in rebuilt})
-            return self.measured(bench, model)
+            bench = self.experiment.bench(seed)
+            return self.measured(bench, bench.unlearn(**options))
 
         return self.point({**tags, "seed": seed}, make)
 
