@@ -50,7 +50,7 @@ def test_a_changed_digit_is_noticed(evidence: Any, monkeypatch: pytest.MonkeyPat
     ("change", "message"),
     [
         (lambda content: content.update(fingerprint="of another version"), "measured for another version of the case"),
-        (lambda content: content.update(runs=content["runs"][:2]), "has 2 seeds; a spread needs 3"),
+        (lambda content: content.update(runs=content["runs"][:1]), "has 1 seeds; a spread needs 2"),
     ],
 )
 def test_json_that_says_too_little_is_refused(
