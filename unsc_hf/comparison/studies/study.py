@@ -38,16 +38,12 @@ class Lab:
         self.seeds = experiment.seeds
 
     def point(self, tags: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]) -> Point:
-        """Tags and what `make` measures; made once. A run that the options forbid becomes a point with "error"."""
-
-        def measured() -> dict[str, Any]:
-            try:
-                return {**tags, **make()}
-            except UNSCError as error:
-                return {**tags, "error": first_line(error)}
-
+        """Tags and what `make` measures; made once. A run that fails becomes a point with "error", which is not kept."""
         key = hashlib.sha256(json.dumps(tags, sort_keys=True, default=str).encode()).hexdigest()[:16]
-        point = self.experiment.record(f"{self.study}-{key}", measured)
+        try:
+            point = self.experiment.record(f"{self.study}-{key}", lambda: {**tags, **make()})
+        except UNSCError as error:
+            point = {**tags, "error": first_line(error)}
         shown = {name: point[name] for name in ("AccDut", "AccDrt", "leak", "error") if point.get(name) is not None}
         words = [f"{k} {v:.4g}" if isinstance(v, float) else f"{v}" for k, v in shown.items()]
         self.console.print(f"{', '.join(f'{k} {v}' for k, v in tags.items())}: {', '.join(words)}")
