@@ -70,7 +70,7 @@ def finished(arguments: Images, config: UNSCConfig) -> dict[str, str]:
             (rank, "_ENERGIES", (0.9, 1.0)),
             (rank, "_SHARES", (0.25,)),
             (rank, "_RATIOS", (1.0,)),
-            (calibration, "_BATCHES", (8, 64)),
+            (calibration, "_BATCHES", (8, 32, 64)),
             (request_study, "COUNTS", (1, 2, 3)),
             (poison, "LIMITS", {name: poison.LIMITS[name] for name in ("leak 0.1", "no projection")}),
             (poison, "_FLIPPED", (0.5,)),

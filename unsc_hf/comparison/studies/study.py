@@ -38,7 +38,7 @@ class Lab:
         self.seeds = experiment.seeds
 
     def point(self, tags: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]) -> Point:
-        """Tags and what `make` measures; made once. A run that fails becomes a point with "error", which is not kept."""
+        """Tags and what `make` measures; made once. A failed run becomes a point with "error", which is not kept."""
         key = hashlib.sha256(json.dumps(tags, sort_keys=True, default=str).encode()).hexdigest()[:16]
         try:
             point = self.experiment.record(f"{self.study}-{key}", lambda: {**tags, **make()})
