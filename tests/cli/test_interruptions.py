@@ -112,6 +112,7 @@ def kill_until(runner: Runner, words: list[str], kills: int, expect: Callable[[P
     return f"{done} kills in {runs} runs of {length:.1f} s"
 
 
+@pytest.mark.slow
 def test_killed_anywhere_it_ends_at_the_same_weights(runner: Runner) -> None:
     words = [
         "unlearn", "image", "--model_name_or_path", str(runner.root / "original"), "--no_controls",
@@ -148,6 +149,7 @@ def test_a_full_disk_is_one_line_and_the_run_can_go_on(runner: Runner, largest: 
     assert runner.run(name, words) == 0, log.read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_goes_on(runner: Runner) -> None:
     words = [
         "compare", "image", "--originals", str(runner.root / "original"), "--seeds", "0", "--no_intervals",

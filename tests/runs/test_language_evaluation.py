@@ -165,6 +165,7 @@ def test_an_adapter_is_evaluated(model: Path, data: Path, finished: Path, tmp_pa
     assert read(tmp_path / "out", SUMMARY_FILE)["mia_loss"] == read(finished, SUMMARY_FILE)["mia_loss"]
 
 
+@pytest.mark.slow
 def test_two_processes_give_identical_numbers(model: Path, data: Path, finished: Path, tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "recipes" / "evaluate_lm.py"
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(script)]

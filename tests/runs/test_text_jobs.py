@@ -35,6 +35,7 @@ def _run(world: Path, out: Path, *arguments: Any) -> int:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_class_is_forgotten(world: Path, tmp_path: Path) -> None:
     assert _run(world, tmp_path / "out", "--forget_classes", "money", "--max_steps", 200) == 0
     methods = results_of(tmp_path / "out")["methods"]
@@ -63,6 +64,7 @@ def test_rows_are_forgotten_in_adapters(world: Path, tmp_path: Path) -> None:
     assert "base model still remembers" in card
 
 
+@pytest.mark.slow
 def test_requests_in_sequence_share_one_budget(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The second request may spend what the first has left; the results tell what was given from what was spent."""
     common = ("--statistics_dir", tmp_path / "statistics", "--no_controls", "--max_steps", 40)

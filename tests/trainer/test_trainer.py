@@ -324,6 +324,7 @@ def test_controls_do_not_protect(known: Known, tmp_path: Path) -> None:
     assert leaks["retained"] < 0.5 * min(leaks["random"], leaks["none"])
 
 
+@pytest.mark.slow
 def test_shirt_is_forgotten_on_fashion_mnist(shared_folder: Path, tmp_path: Path) -> None:
     data = load_image_dataset(str(shared_folder / "data" / "fashion_mnist"), cache_dir=str(tmp_path / "cache"))
     train, test_rows = data["train"].select(range(0, 60_000, 10)), data["test"].select(range(0, 10_000, 4))

@@ -21,6 +21,8 @@ from safetensors.torch import load_file
 
 from unsc_hf.trainer.checkpoints import find_checkpoint
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = two_processes.__file__
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
 

@@ -14,8 +14,10 @@ _unsc() {{
     if [[ "$word" == -* || "$COMP_CWORD" -le 2 ]]; then
         COMPREPLY=($(compgen -W "$choices" -- "$word"))
     fi
+    local IFS=$'\n'
+    [[ ${{#COMPREPLY[@]}} -gt 0 ]] || COMPREPLY=($(compgen -f -- "$word"))
 }}
-complete -o bashdefault -o default -F _unsc unsc
+complete -o filenames -F _unsc unsc
 """
 
 
