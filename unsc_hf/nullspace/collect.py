@@ -124,11 +124,7 @@ def stream(
         )
     leaders = [layer for layer in layers if trace.leaders[layer.name] == layer.name]
     if rows_per_direction is not None:
-        mask = probe.get("attention_mask")
-        real = 1.0 if mask is None else float(mask.float().mean())
-        counts = [trace.rows_per_sample[layer.name] for layer in leaders]  # an expert may have got none
-        needs = [x.geometry.width / max(1.0, n * real) for x, n in zip(leaders, counts, strict=True) if n > 0]
-        wanted = max(_LEAST_SAMPLES, math.ceil(max(needs, default=0) * rows_per_direction))
+        wanted = _samples_wanted(leaders, trace.rows_per_sample, probe.get("attention_mask"), rows_per_direction)
         members = _dealt(members, wanted) if pool_as else {g: evenly_spaced(r, wanted) for g, r in members.items()}
     plan, on_disk = plan_memory(leaders, limit, dtype), False
     if limit is not None:
@@ -172,6 +168,16 @@ def stream(
     keys = {layer.name: trace.leaders[layer.name] for layer in layers}
     samples = sum(len(rows) for rows in members.values())
     return {group: {key: by_key[key] for key in order} for group, by_key in moments.items()}, keys, samples
+
+
+def _samples_wanted(
+    layers: Sequence[ProtectedLayer], rows_per_sample: Mapping[str, float], mask: Tensor | None, rows_per_direction: int
+) -> int:
+    """Samples that give the neediest layer its rows for each direction; `mask` says how much of a sample is padding."""
+    real = 1.0 if mask is None else float(mask.float().mean())
+    counts = [rows_per_sample[layer.name] for layer in layers]  # an expert may have got none
+    needs = [x.geometry.width / max(1.0, n * real) for x, n in zip(layers, counts, strict=True) if n > 0]
+    return max(_LEAST_SAMPLES, math.ceil(max(needs, default=0) * rows_per_direction))
 
 
 def _dealt(members: Mapping[str, np.ndarray], wanted: int) -> dict[str, np.ndarray]:
