@@ -13,7 +13,6 @@ from helpers.models import copied, logits, make_vit, randomise, relative
 from helpers.rows import Data
 from peft import LoraConfig
 from transformers import Trainer, TrainingArguments
-from trl import SFTConfig, SFTTrainer
 
 from unsc_hf import NullSpaceCallback, UNSCError
 from unsc_hf.comparison.references.texts import LanguagePlan
@@ -67,6 +66,7 @@ def test_several_processes_or_no_rows_are_refused(
 @pytest.mark.parametrize("rank", [None, 4])
 def test_supervised_fine_tuning_with_trl_keeps_answers(rank: int | None, tmp_path: Path) -> None:
     """TRL's trainer replaces the model's forward and PEFT wraps it; kept tokens stay the most likely ones."""
+    trl = pytest.importorskip("trl")  # its own dependencies are younger than the oldest that are admitted here
     new, known = (
         to_dialogues(questions(n, start)).select_columns(["prompt", "completion"]) for n, start in ((8, 50), (1, 0))
     )
@@ -76,12 +76,12 @@ def test_supervised_fine_tuning_with_trl_keeps_answers(rank: int | None, tmp_pat
     randomise(base)
     flips = {}
     for protected in (True, False):
-        args = SFTConfig(
+        args = trl.SFTConfig(
             output_dir=str(tmp_path), max_steps=6, learning_rate=1e-2, per_device_train_batch_size=8, max_length=64,
             use_cpu=True, bf16=False, gradient_checkpointing=False, disable_tqdm=True, report_to="none",
             save_strategy="no",
         )  # fmt: skip
-        trainer = SFTTrainer(
+        trainer = trl.SFTTrainer(
             copy.deepcopy(base), args, train_dataset=new, processing_class=tokenizer,
             callbacks=[NullSpaceCallback(kept, energy=0.999)] if protected else [],
             peft_config=None if rank is None else LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear"),
