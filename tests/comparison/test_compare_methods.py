@@ -300,7 +300,7 @@ OTHERS: list[tuple[str, str, Callable[[World], Any], str]] = [
         lambda w: w.references[:3],
         r"the retrained models \(.* there, .* now",
     ),
-    ("comparison", "originals", lambda w: w.originals[::-1], r"original of seed 0 \(original-0 \w+ there, original-1"),
+    ("comparison", "originals", lambda w: w.originals[::-1], r"the original of seed 0 \(original-0 \w+ there"),
     ("config", "energy", lambda w: 0.5, "options"),
 ]
 
