@@ -30,6 +30,7 @@ from matplotlib.figure import Figure
 
 from unsc_hf.reporting.model_card import versions
 from unsc_hf.reporting.plots import BLUE, GREEN, save
+from unsc_hf.reporting.tables import counted
 from unsc_hf.utils.files import write_text
 
 ROOT = Path(__file__).parents[1]
@@ -139,7 +140,7 @@ def stored() -> list[dict[str, Any]]:
         if content["fingerprint"] != fingerprint(case):
             sys.exit(f"{path.name}: measured for another version of the case; run it again with --case {case}.")
         if len(content["runs"]) < FEWEST_SEEDS:
-            sys.exit(f"{path.name}: has {len(content['runs'])} seeds; a spread needs {FEWEST_SEEDS}.")
+            sys.exit(f"{path.name}: has {counted(len(content['runs']), 'seed')}; a spread needs {FEWEST_SEEDS}.")
         contents.append(content)
     return contents
 

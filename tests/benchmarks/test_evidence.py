@@ -50,7 +50,7 @@ def test_a_changed_digit_is_noticed(evidence: Any, monkeypatch: pytest.MonkeyPat
     ("change", "message"),
     [
         (lambda content: content.update(fingerprint="of another version"), "measured for another version of the case"),
-        (lambda content: content.update(runs=content["runs"][:1]), "has 1 seeds; a spread needs 2"),
+        (lambda content: content.update(runs=content["runs"][:1]), "has 1 seed; a spread needs 2"),
     ],
 )
 def test_json_that_says_too_little_is_refused(
@@ -88,6 +88,7 @@ def test_missing_data_are_named_and_the_other_cases_run(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_smoke(evidence: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Ten steps of the demo's case; the committed JSON stays, and a second call does nothing."""
     before = {path.name: path.read_bytes() for path in evidence.RESULTS.iterdir()}

@@ -40,6 +40,19 @@ def test_one_class_in_yaml_is_a_list_of_one(text: str, expected: list[str], tmp_
     assert arguments.forget_classes == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("max_steps: [1]", "^config: options.yaml sets max_steps to a list, expected one value"),
+        ("max_steps: 3.5", "^max_steps: got '3.5', expected a whole number"),
+    ],
+)
+def test_values_in_yaml_are_checked_as_words_are(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "options.yaml").write_text(f"{text}\noutput_dir: {tmp_path}\n", encoding="utf-8")
+    with pytest.raises(UNSCError, match=said):
+        OptionsParser((ImageArguments, UNSCConfig)).parse(["--config", str(tmp_path / "options.yaml"), "--use_cpu"])
+
+
 def test_every_training_argument_is_an_option(tmp_path: Path) -> None:
     words = ["--output_dir", str(tmp_path), "--adam_beta1", "0.8", "--max_leak", "0.1", "--use_cpu"]
     arguments, config = OptionsParser((ImageArguments, UNSCConfig)).parse(words)

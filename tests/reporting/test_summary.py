@@ -40,6 +40,15 @@ def test_three_sentences_on_classes(classes: list[str], name: str) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("bound", "shown"), [(0.0015, "0.2 %"), (0.00015, "0.1 %"), (0.008, "0.8 %"), (0.0081, "0.9 %")]
+)
+def test_a_bound_is_never_rounded_down(bound: float, shown: str) -> None:
+    content = results(METHODS, ["8"])
+    content["certificate"]["upper_95"] = bound
+    assert f"at most {shown} of such inputs" in sentences(content)[-1]
+
+
 def test_rows_and_what_was_not_measured() -> None:
     known = {"original": 0.995, "unsc": 0.81, "retrained": 0.805}
     rows = {name: method_result(AccDut=None, AccDf=share, mia_auc=0.51) for name, share in known.items()}

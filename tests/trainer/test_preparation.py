@@ -19,6 +19,31 @@ from unsc_hf.evaluation.membership import accuracy_gap, exposure
 from unsc_hf.models.loading import model_label_names
 
 
+def test_energy_one_refuses_statistics_of_some_rows(known: Known, tmp_path: Path) -> None:
+    """A direction that only unread rows use would not be kept."""
+    model, train, data = known
+    some = ActivationStatistics.collect(model, train, rows_per_direction=10, progress=False)
+    with pytest.raises(UNSCError, match="^statistics: were collected with a budget, but energy 1.0 keeps every"):
+        make_trainer(model, data, tmp_path, statistics=some, energy=1.0).prepare_unlearning()
+    make_trainer(model, data, tmp_path, statistics=some, energy=0.9).prepare_unlearning()
+
+
+@pytest.mark.parametrize("null_space", ["retained", "none"])
+def test_weights_that_diverged_are_named_and_end_no_comparison(null_space: str, known: Known, tmp_path: Path) -> None:
+    """A control may diverge beside a run that did not."""
+    trainer = make_trainer(
+        known.model, known.data, tmp_path, energy=0.9, null_space=null_space, max_steps=1, check_steps=1,
+        learning_rate=1e-3, max_leak=None, displacement_decay=0.0,
+    )  # fmt: skip
+    trainer.prepare_unlearning()
+    trainer.plan.projection.relative_change = lambda: float("nan")  # type: ignore[method-assign]
+    if null_space == "none":
+        trainer.train()
+    else:
+        with pytest.raises(UNSCError, match="^learning_rate: 0.001 made weights infinite or not a number; lower it"):
+            trainer.train()
+
+
 def test_saved_statistics_spare_the_pass_and_give_the_same_result(
     known: Known, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
