@@ -209,3 +209,15 @@ def test_one_class_that_is_still_known_keeps_a_run_going(tmp_path: Path) -> None
     apart = torch.nn.functional.cross_entropy(logits.double(), labels, reduction="none")
     assert measured.loss == pytest.approx(float(apart[2]))
     assert float(apart.mean()) > 3.0 > measured.loss
+
+
+def test_a_class_that_only_lacks_loss_is_on_no_plateau(known: Known, tmp_path: Path) -> None:
+    """Its accuracy cannot fall further, but the loss still rises."""
+    options = {"energy": 0.9, "max_steps": 40, "check_steps": 5, "target_forget_accuracy": None}
+    trainer = make_trainer(known.model, known.data, tmp_path, **options)
+    real = trainer.check
+    trainer.check = lambda: replace(  # type: ignore[method-assign]
+        real(), forget_accuracy=0.0, forget_loss=2.9 if trainer.state.global_step < 35 else 3.1
+    )
+    trainer.train()
+    assert (trainer.stop_reason, trainer.state.global_step) == ("target", 35)
