@@ -59,7 +59,9 @@ def seeds_of(case: str, smoke: bool) -> list[int]:
 
 def fingerprint(case: str) -> str:
     """What a JSON belongs to: the case as it stands in the YAML. Its `versions` say which code measured it."""
-    plan = json.dumps({key: value for key, value in CASES[case].items() if key != "title"}, sort_keys=True)
+    plan = json.dumps(
+        {key: value for key, value in CASES[case].items() if key not in ("title", "note")}, sort_keys=True
+    )
     return hashlib.sha256(plan.encode()).hexdigest()[:16]
 
 
@@ -183,7 +185,7 @@ def section(content: dict[str, Any]) -> str:
     runs, lines = content["runs"], table(content["runs"], COLUMNS)
     certificates = [run["certificate"] for run in runs]
     shown = ", ".join(f"{c['flips']} of {c['rows']} (at most {c['upper_95']:.2%})" for c in certificates)
-    seeds = f"{len(runs)} seeds; percent, mean ± standard deviation." if len(runs) > 1 else "One seed; percent."
+    seeds = f"{len(runs)} seeds; percent, mean ± standard deviation. {CASES[content['case']].get('note', '')}".rstrip()
     arguments = [f"$(cat {item[1:]})" if item.startswith("@") else item for item in content["arguments"]]
     command = (
         " ".join([f"recipes/{content['recipe']}", *arguments])
