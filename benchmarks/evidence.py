@@ -62,7 +62,7 @@ def fingerprint(case: str) -> str:
     plan = json.dumps(
         {key: value for key, value in CASES[case].items() if key not in ("title", "note")}, sort_keys=True
     )
-    return hashlib.sha256(plan.encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def missing_data(case: str, root: str) -> list[str]:
