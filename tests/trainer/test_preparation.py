@@ -271,7 +271,7 @@ def test_bad_options(option: str, value: object, message: str, tmp_path: Path) -
     ("options", "advice"),
     [
         ({"subspace_rule": "rank", "subspace_size": 999}, "lower subspace_size"),
-        ({"subspace_rule": "class_energy"}, "merge by 'sum'"),
+        ({"subspace_rule": "class_energy"}, "use subspace_rule 'energy'"),
     ],
 )
 def test_no_capacity_advises_by_rule(options: dict[str, Any], advice: str, tmp_path: Path) -> None:

@@ -268,9 +268,7 @@ class ActivationStatistics:
         rule: str = "energy",
         energy: float = 0.95,
         *,
-        rank: int | None = None,
-        ratio: float | None = None,
-        merge: str = "sum",
+        size: float | None = None,
         device: torch.device | str | None = None,
     ) -> Subspace:
         """Subspace of the rows that are kept: see `rules.build_subspace`; `exclude` names the forgotten classes."""
@@ -280,9 +278,7 @@ class ActivationStatistics:
             self.module_keys,
             rule=rule,
             energy=energy,
-            rank=rank,
-            ratio=ratio,
-            merge=merge,
+            size=size,
             forget=self.excluded(exclude),
             device=device,
         )
