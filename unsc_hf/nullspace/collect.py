@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..data.selection import evenly_spaced
 from ..errors import UNSCError
-from ..models.hooks import NOT_INPUTS, capture_inputs, row_mask, trace_layers
+from ..models.hooks import capture_inputs, model_inputs, row_mask, trace_layers
 from ..models.layers import ProtectedLayer
 from ..utils.distributed import is_sharded, process
 from ..utils.sizes import format_size
@@ -112,7 +112,7 @@ def stream(
     device = next(model.parameters()).device
 
     def forward(batch: Mapping[str, Any]) -> None:
-        model(**{name: value.to(device) for name, value in batch.items() if name not in NOT_INPUTS})
+        model(**model_inputs(batch, device))
 
     with torch.no_grad():
         some = evenly_spaced(np.arange(len(dataset)), _PROBED)

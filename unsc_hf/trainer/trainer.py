@@ -41,7 +41,7 @@ from .preparation import Preparation, Spaces, UnlearningPlan
 from .publishing import PublishingTrainer
 from .rows import ModelReader, RelabelledDataset, UnlearningRows, cast_inputs, check_arguments, prepare_evaluation
 from .sharding import shard_model
-from .terms import TermsProvider, TrainingBatch
+from .terms import TermsProvider
 
 
 class UNSCTrainer(PublishingTrainer):
@@ -277,7 +277,7 @@ class UNSCTrainer(PublishingTrainer):
         if "pseudo_labels" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, None)
         quiet(model)
-        terms, logits = self.terms(model, TrainingBatch.of(inputs))
+        terms, logits = self.terms(model, inputs)
         loss = self.terms.loss(terms)
         return (loss, ModelOutput(logits=logits)) if return_outputs else loss
 

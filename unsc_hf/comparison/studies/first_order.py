@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...errors import UNSCError
-from ...models.hooks import NOT_INPUTS, evaluation_mode
+from ...models.hooks import evaluation_mode, model_inputs
 from ...models.layers import ProtectedLayer
 from ...nullspace.projection import NullSpaceProjection
 from ...nullspace.rules import build_subspace
@@ -102,7 +102,7 @@ def _points(lab: Lab, seed: int) -> list[Point]:
 
 def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     with evaluation_mode(model, gradients=True):
-        logits: Tensor = model(**{name: value for name, value in batch.items() if name not in NOT_INPUTS}).logits
+        logits: Tensor = model(**model_inputs(batch)).logits
     return logits
 
 
