@@ -26,7 +26,7 @@ from ..utils.sizes import size_in_bytes
 from .collect import stream
 from .moments import SecondMoment, total_moment
 from .rules import build_subspace
-from .storage import Stored, load_statistics, save_statistics
+from .storage import load_statistics, save_statistics
 from .subspace import Subspace
 
 
@@ -289,8 +289,7 @@ class ActivationStatistics:
         With `pending` they wait beside those that are there, until `storage.settle` sees that the model they belong to
         was saved.
         """
-        stored = Stored(self.moments, self.module_keys, self.fingerprint, self.group_names, self.requests)
-        save_statistics(stored, Path(folder), pending)
+        save_statistics(self, Path(folder), pending)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str], model: nn.Module | None = None) -> ActivationStatistics:
@@ -299,7 +298,7 @@ class ActivationStatistics:
         Raises:
             UNSCError: missing or damaged files, another format, or another model (both hashes are named).
         """
-        statistics = cls(*load_statistics(Path(folder)))
+        statistics = cls(**load_statistics(Path(folder)))
         if model is not None:
             statistics.check_same_model(weight_hash(model))
         return statistics

@@ -24,7 +24,7 @@ from ..reporting.tables import STOP_REASONS
 from ..utils.precision import full_float32
 from .goals import ForgettingGoal
 from .preparation import UnlearningPlan, exact_rows
-from .rows import ModelReader, UnlearningRows, at_most, cast_floats
+from .rows import ModelReader, UnlearningRows, at_most, cast_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -227,10 +227,10 @@ def _merged_drift(
     with the original in float32.
     """
     merged: Any = copy.deepcopy(model).float()
+    merged.get_base_model().register_forward_pre_hook(cast_inputs, with_kwargs=True)
 
     def logits(network: nn.Module, dtype: torch.dtype) -> Tensor:
-        cast = CastingReader(reader, dtype)
-        return cast.outputs(network.to(dtype), rows.certificate, "Merged").logits
+        return reader.outputs(network.to(dtype), rows.certificate, "Merged").logits
 
     before = plan.certificate.logits
     if base_dtype != "float32":
@@ -242,14 +242,3 @@ def _merged_drift(
         "float32": logit_drift(before, logits(merged, torch.float32)),
         "bfloat16": logit_drift(plan.certificate.logits, logits(merged, torch.bfloat16)),
     }
-
-
-class CastingReader(ModelReader):
-    """A reader whose batches are cast to another floating precision."""
-
-    def __init__(self, reader: ModelReader, dtype: torch.dtype) -> None:
-        self.task, self.args, self.prepare = reader.task, reader.args, reader.prepare
-        self._inner, self._dtype = reader, dtype
-
-    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        return cast_floats(self._inner.collate(rows), self._dtype)
