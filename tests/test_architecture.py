@@ -15,10 +15,10 @@ import torch
 from datasets import ClassLabel, Dataset
 from helpers.models import fit, learned
 from helpers.rows import separable
-from helpers.training import make_trainer, unlearned
+from helpers.training import make_trainer, quiet_config, unlearned
 from transformers import DefaultDataCollator, PreTrainedConfig, PreTrainedModel
 
-from unsc_hf import UNSCConfig, split_dataset
+from unsc_hf import split_dataset
 from unsc_hf.comparison.methods import METHODS, Workbench
 from unsc_hf.comparison.plugins import load_plugins
 from unsc_hf.evaluation.audits import AUDITS, Examination
@@ -127,7 +127,7 @@ def test_the_method_of_the_page(rows: Dataset, model: PreTrainedModel, tmp_path:
     """It changes a copy, in the trained weights alone, and more at a larger scale."""
     page_file("A method", tmp_path)
     forget, retain = split_dataset(rows, forget_classes=["frog"])
-    config = UNSCConfig(output_dir=str(tmp_path), disable_tqdm=True, report_to="none", use_cpu=True, energy=0.9)
+    config = quiet_config(tmp_path, energy=0.9)
     bench, before = Workbench(model, forget, retain, config, None), weight_hash(model)
     method, leaks = METHODS["weight_noise"], []
     for settings in method.settings:
@@ -151,8 +151,7 @@ def test_the_task_of_the_page(tmp_path: Path) -> None:
     network = page.TableClassifier(PreTrainedConfig(num_labels=3, id2label=dict(enumerate("abc"))))
     fit(network, {"measurements": values, "labels": labels}, steps=150)
     data = split_dataset(table, forget_classes=["c"])
-    config = UNSCConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none")
-    assert type(make_task(network, config, *data, None)) is page.TableTask
+    assert type(make_task(network, quiet_config(tmp_path), *data, None)) is page.TableTask
     trainer = make_trainer(
         network, data, tmp_path / "out", eval_dataset={"forget": data[0], "retain": data[1]}, energy=0.9, max_steps=200,
         learning_rate=1e-2, check_steps=10,
