@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from ..config import UNSCConfig
-from ..data.inputs import CachedRows
+from ..data.inputs import CachedRows, Collator
 from ..errors import UNSCError
 from ..models.hooks import evaluation_mode, model_inputs
 from ..models.layers import LayerSelection, ProtectedLayer
@@ -100,7 +100,7 @@ class Workbench:
         return self._prepared_trainer.spaces
 
     @property
-    def collate(self) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+    def collate(self) -> Collator:
         """Makes a batch of prepared rows."""
         return self._prepared_trainer.reader.collate
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..data.inputs import Collator
 from ..errors import UNSCError
 from ..utils.distributed import gathered, process, whole
 from .hooks import capture_inputs, evaluation_mode, model_inputs, pieces
 from .layers import ADAPTER, ProtectedLayer, RowGeometry
 
-Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
 Reader = Callable[[Tensor, Tensor], "Outputs"]  # of a batch's logits and labels
 
 _LOGITS_AT_ONCE = 2**26  # logits that are converted to float64 at a time

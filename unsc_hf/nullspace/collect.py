@@ -6,7 +6,7 @@ import logging
 import math
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..data.inputs import Collator
 from ..data.selection import evenly_spaced
 from ..errors import UNSCError
 from ..models.hooks import capture_inputs, model_inputs, row_mask, trace_layers
@@ -30,8 +31,6 @@ logger = logging.getLogger(__name__)
 
 _PROBED = 32  # rows that show how many activation rows a sample has
 _LEAST_SAMPLES = 1_000  # patches of few images look alike, however many they are
-
-Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
 class Recorder:
@@ -94,7 +93,7 @@ def stream(
     dataset: Any,
     members: Mapping[str, np.ndarray],
     layers: Sequence[ProtectedLayer],
-    collate_fn: Collate,
+    collate_fn: Collator,
     *,
     batch_size: int,
     rows_per_direction: int | None,

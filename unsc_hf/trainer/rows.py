@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from ..config import UNSCConfig
 from ..data.columns import read_labels
 from ..data.copies import without_copies, without_overlap
+from ..data.inputs import Collator
 from ..data.selection import evenly_spaced, hold_out
 from ..errors import UNSCError
 from ..models.hooks import model_inputs
@@ -110,7 +111,7 @@ class ModelReader:
         self,
         task: Task,
         args: UNSCConfig,
-        collate_inputs: Callable[[list[dict[str, Any]]], dict[str, Any]],
+        collate_inputs: Collator,
         input_names: Sequence[str],
     ) -> None:
         """`collate_inputs` makes a batch of what the model reads; `input_names` are the names of its inputs."""
