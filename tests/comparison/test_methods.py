@@ -101,6 +101,7 @@ UNPROJECTED = (
 def test_projected_methods_stay_in_the_null_space_and_others_leave_it(name: str, bench: Workbench) -> None:
     share = outside(bench, change(bench, bench.run(METHODS[name].run, dict(METHODS[name].settings[0]))))
     assert share < 1e-4 if name in PROJECTED else share > 1e-2
+    assert bench.steps  # the trainer made it
 
 
 def test_the_random_projector_has_the_rank_of_the_real_one(bench: Workbench) -> None:
