@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from helpers.comparisons import Prepared, three_classes
+from helpers.comparisons import Prepared
 from helpers.models import learned, make_vit
-from helpers.rows import tensor_dataset
+from helpers.rows import separable, tensor_dataset
 from helpers.training import quiet_config
 from PIL import Image
 from rich.console import Console
@@ -51,8 +51,8 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("models")
-    train, test = three_classes(30, 20)
-    data = DatasetDict({"train": train, "test": test})
+    draw = separable()
+    data = DatasetDict(train=draw(30), test=draw(20))
     retain = split_dataset(data["train"], forget_classes=["frog"]).retain
 
     def kept(name: str, rows: Dataset) -> str:

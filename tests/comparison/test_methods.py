@@ -10,10 +10,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
-from helpers.comparisons import three_classes
-from helpers.models import learned
-from helpers.training import quiet_config
-from transformers import PreTrainedModel
+from helpers.training import Known, quiet_config
 
 from unsc_hf import UNSCError, split_dataset
 from unsc_hf.comparison.methods import METHODS, Workbench
@@ -27,19 +24,10 @@ from unsc_hf.utils.fingerprint import weight_hash
 FORGOTTEN = 2
 
 
-@pytest.fixture(scope="module")
-def known() -> tuple[Dataset, PreTrainedModel]:
-    """Rows of three classes that differ in their mean image, and a model that knows them."""
-    (data,) = three_classes(30)
-    return data, learned(data)
-
-
 @pytest.fixture
-def bench(known: tuple[Dataset, PreTrainedModel], tmp_path: Path) -> Workbench:
-    data, model = known
-    forget, retain = split_dataset(data, forget_classes=["frog"])
+def bench(known: Known, tmp_path: Path) -> Workbench:
     config = quiet_config(tmp_path, energy=0.9, max_steps=15, learning_rate=1e-3, max_leak=None)
-    return Workbench(model, forget, retain, config, None)
+    return Workbench(known.model, *known.data, config, None)
 
 
 def logits(bench: Workbench, model: Any, rows: Dataset) -> torch.Tensor:
