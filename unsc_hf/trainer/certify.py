@@ -38,7 +38,6 @@ _MUCH_LOST = 0.02  # of the accuracy on held-out retained rows: worth a warning
 def check_outcome(
     plan: UnlearningPlan,
     goal: ForgettingGoal,
-    args: UNSCConfig,
     state: TrainerState,
     stop_reason: str,
     frozen: Mapping[str, str],
@@ -53,7 +52,7 @@ def check_outcome(
         UNSCError: no weight moved, or weights are not finite.
         RuntimeError: a frozen weight has changed.
     """
-    change = plan.projection.relative_change()
+    change, args = plan.projection.relative_change(), goal.args
     if not math.isfinite(change) and not args.is_control:  # a control may diverge; its figures say so
         raise UNSCError(f"learning_rate: {args.learning_rate} made weights infinite or not a number; lower it.")
     if change == 0:
@@ -108,7 +107,6 @@ def certify(
     rows: UnlearningRows,
     reader: ModelReader,
     leak: Leak,
-    args: UNSCConfig,
     stop_reason: str | None,
     base_dtype: str,
     *,
@@ -119,13 +117,13 @@ def certify(
     Args:
         model: the unlearned model, unwrapped.
         leak: on the held-out rows of the checks.
-        args: its budgets; controls are measured, not limited.
         base_dtype: precision in which the original was loaded.
         sharded: sharded adapters are not merged for the measurement, and layers are not compared inside the network.
 
     Raises:
-        UNSCError: a budget is exceeded, or logits that `energy` 1.0 should keep have drifted.
+        UNSCError: a budget is exceeded (controls have none), or logits that `energy` 1.0 should keep have drifted.
     """
+    args = reader.args
     if args.is_exact:
         _check_exactness(model, plan, rows, reader, base_dtype)
     after = reader.outputs(model, rows.certificate, "Certificate")

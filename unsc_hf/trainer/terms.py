@@ -10,13 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import UNSCConfig
 from ..errors import UNSCError
 from ..models.hooks import model_inputs
 from ..models.layers import decoder_block
 from ..objectives import OBJECTIVES, Terms
 from ..objectives.terms import HiddenStates
-from ..tasks import Task
 from .goals import ForgettingGoal
 
 
@@ -27,17 +25,17 @@ class TermsProvider:
         original: a frozen copy of the original model for objectives that compare with it, else the model itself.
     """
 
-    def __init__(self, model: nn.Module, task: Task, goal: ForgettingGoal, args: UNSCConfig) -> None:
+    def __init__(self, model: nn.Module, goal: ForgettingGoal) -> None:
         """`model` is the model before its first step."""
-        self.objective, self.options = OBJECTIVES[args.objective], args.objective_options
-        self.task, self.goal = task, goal
+        self.objective, self.options = OBJECTIVES[goal.args.objective], goal.args.objective_options
+        self.task, self.goal = goal.task, goal
         self.original = model
         if self.objective.keeps_original:
             self.original = copy.deepcopy(model).requires_grad_(False)
             self.original.eval()
         self._blocks: tuple[nn.Module, nn.Module] | None = None
         if "hidden" in self.objective.needs:
-            if task.label_column is not None:
+            if self.task.label_column is not None:
                 raise UNSCError(
                     f"objective: {self.objective.name!r} reads hidden states of answer tokens, which a classifier does "
                     "not have; choose another."
