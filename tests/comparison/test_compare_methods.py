@@ -421,5 +421,5 @@ def test_models_of_one_name_are_told_apart_by_their_weights(tmp_path: Path) -> N
 @pytest.mark.timeout(60)
 def test_a_job_that_no_process_knows_is_named(tmp_path: Path) -> None:
     job = Job("unsc-0", tmp_path / "never.json", lambda: None)
-    with pytest.raises(UNSCError, match="^jobs: no process made 'unsc-0'"):
+    with pytest.raises(UNSCError, match="^jobs: no process can make 'unsc-0'"):
         list(share([job], list, 1))  # `list` makes no job at all
