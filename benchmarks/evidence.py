@@ -224,6 +224,8 @@ def section(content: dict[str, Any]) -> str:
     runs, lines = content["runs"], table(content["runs"], COLUMNS)
     certificates = [run["certificate"] for run in runs]
     shown = ", ".join(f"{c['flips']} of {c['rows']} (at most {c['upper_95']:.2%})" for c in certificates)
+    parts = {part.replace("_", "-"): [run["seconds"][part] for run in runs] for part in runs[0]["seconds"]}
+    spent = ", ".join(f"{part} {np.mean(seconds):.0f}" for part, seconds in parts.items())
     seeds = f"{len(runs)} seeds; percent, mean ± standard deviation. {CASES[content['case']].get('note', '')}".rstrip()
     arguments = [f"$(cat {item[1:]})" if item.startswith("@") else item for item in content["arguments"]]
     command = (
@@ -236,6 +238,7 @@ def section(content: dict[str, Any]) -> str:
         [
             f"## {content['title']}", "", conclusion(runs), "", seeds, "", *lines, "",
             f"Certificates, decisions changed on rows that nothing else read: {shown}.", "",
+            f"Seconds of UNSC: {spent}.", "",
             f"```bash\naccelerate launch {command} --seed SEED\n```", "",
         ]
     )  # fmt: skip
