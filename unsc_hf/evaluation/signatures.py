@@ -63,6 +63,8 @@ def run_signatures(results: Mapping[str, Any]) -> list[str]:
         signs.append(_NOT_FINITE)
     for control in ("random_projector", "unprojected"):
         theirs, forgets = known(control, "AccDrt"), known(control, "AccDut")
-        if None not in (kept, theirs, forgets) and forgets <= FORGOTTEN and theirs >= kept:
+        if kept is None or theirs is None or forgets is None:
+            continue
+        if forgets <= FORGOTTEN and theirs >= kept:
             signs.append(_NO_HELP.format(control=LABELS[control], theirs=theirs, ours=kept))
     return signs
