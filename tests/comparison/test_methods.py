@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from helpers.training import Known, quiet_config
 
 from unsc_hf import UNSCError, split_dataset
+from unsc_hf.comparison import workbench
 from unsc_hf.comparison.methods import METHODS, Workbench
 from unsc_hf.comparison.methods.masked import LOW
 from unsc_hf.comparison.methods.salun import GradientMask
@@ -71,6 +73,24 @@ def test_every_method_leaves_the_original_alone_and_changes_trained_weights_only
     assert weight_hash(bench.original) == before
     hooks = [hook for module in model.modules() for hook in module._forward_hooks.values()]
     assert all(hook.__module__.startswith("transformers.") for hook in hooks)  # they ask for hidden states
+
+
+@pytest.mark.parametrize(("name", "borrows"), [("unsc", True), ("fine_tune", False), ("ssd", False), ("salun", False)])
+def test_seconds_do_not_depend_on_which_method_needs_the_statistics_first(
+    name: str, borrows: bool, bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, collect = [0.0], workbench.SharedPreparation.spaces
+
+    def slow(preparation: Any, selection: Any) -> Any:
+        spaces = collect(preparation, selection)
+        clock[0] += 1000 if spaces.seconds else 0
+        return spaces
+
+    monkeypatch.setattr(workbench, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(workbench.SharedPreparation, "spaces", slow)
+    bench.run(METHODS[name].run, dict(METHODS[name].settings[0]))
+    shared = bench.plan.seconds
+    assert bench.seconds == (shared["statistics"] + shared["decomposition"] if borrows else 0)
 
 
 def test_methods_that_choose_have_the_same_number_of_tries() -> None:

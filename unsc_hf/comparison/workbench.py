@@ -79,7 +79,7 @@ class Workbench:
     ) -> None:
         self.original, self.forget, self.retain, self.config = original, forget, retain, deepcopy(config)
         self._processor, self._prepared = processing_class, dict[str, CachedRows]()
-        self.seconds = 0.0
+        self.seconds, self._borrowed = 0.0, False
         self.steps: int | None = None
         self.stop_reason: str | None = None
         self._prepared_trainer = self._trainer(self.fresh(), {}, SharedPreparation)
@@ -137,12 +137,11 @@ class Workbench:
             callbacks: Trainer callbacks.
             options: fields of `UNSCConfig`, such as `null_space`, `objective`, `pseudo_labels`, `learning_rate`.
         """
-        needed, start = self.plan.seconds, model or self.fresh()
+        start = model or self.fresh()
         # A start with another head has the same inputs of its layers.
         statistics = self.spaces.retained.bound_to(weight_hash(start), [])
         trainer = self._trainer(start, options, partial(SharedPreparation, bench=self), callbacks, statistics)
         trainer.prepare_unlearning()
-        started = time.perf_counter()
         if relabel is not None:
             rows, targets = trainer.rows.forget, trainer.train_dataset
             outputs = trainer.reader.outputs(start, rows, "Forget rows")
@@ -150,23 +149,22 @@ class Workbench:
             targets.targets = [
                 {**row, "pseudo_labels": label} for row, label in zip(targets.targets, labels, strict=True)
             ]
-        relabelled = time.perf_counter() - started
         trainer.train()
-        self.seconds = trainer.plan.seconds["pseudo_labels"] + relabelled + trainer.unlearning_seconds
-        if not trainer.args.is_control:
-            self.seconds += needed["statistics"] + needed["decomposition"]
+        self._borrowed = not trainer.args.is_control and trainer.plan.seconds["statistics"] == 0
         self.steps, self.stop_reason = trainer.state.global_step, trainer.stop_reason
         unlearned: PreTrainedModel = trainer.unwrapped()
         return unlearned
 
     def run(self, run: Callable[..., PreTrainedModel], settings: dict[str, Any]) -> PreTrainedModel:
-        """Run a method; `seconds` and `steps` tell what it took."""
-        self.seconds, self.steps = 0.0, None
+        """Run a method; `seconds` and `steps` tell what it took, with the shared statistics if it used them."""
+        shared = self.plan.seconds
+        self.steps, self._borrowed = None, False
         torch.manual_seed(int(self.config.seed))
         started = time.perf_counter()
         model = run(self, **settings)
-        if self.steps is None:  # it did not use the trainer
-            self.seconds = time.perf_counter() - started
+        self.seconds = time.perf_counter() - started
+        if self._borrowed:
+            self.seconds += shared["statistics"] + shared["decomposition"]
         return model
 
     def batches(

@@ -133,7 +133,7 @@ def triggered(rows: Dataset) -> Dataset:
 def _attacked(lab: Lab, prepared: Callable[[], Prepared], options: Mapping[str, Any]) -> Point:
     """A run, and the damage on retained test rows: fall of AccDrt and of the worst class, gain of the attacker's."""
     bench, relabel = prepared()
-    model = bench.unlearn(relabel=relabel, **options)
+    model = bench.run(Workbench.unlearn, {"relabel": relabel, **options})
     run, experiment, target = lab.measured(bench, model), lab.experiment, _kept(lab)[0]
     others = np.flatnonzero(~np.isin(experiment.labels(experiment.test), [*experiment.forgotten, target]))
     stamped = triggered(experiment.test.select(others))

@@ -60,7 +60,7 @@ class Lab:
 
         def make() -> dict[str, Any]:
             bench = self.experiment.bench(seed)
-            return self.measured(bench, bench.unlearn(**options))
+            return self.measured(bench, bench.run(Workbench.unlearn, options))
 
         return self.point({**tags, "seed": seed}, make)
 
