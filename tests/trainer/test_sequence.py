@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
+from helpers.failpoints import Killed
 from helpers.models import logits, make_vit, relative
 from helpers.rows import tensor_dataset
 from peft import LoraConfig
@@ -137,6 +139,26 @@ def test_a_request_gets_what_is_left_of_the_budget_and_leaves_nothing_stale(tmp_
     args.max_leak = sum(entry["leak"] for entry in stored.requests)
     with pytest.raises(UNSCError, match="2 requests have spent"):
         serve_request(model, folder, args, parts[2], concatenate_datasets(parts[3:]))
+
+
+def test_a_model_that_a_killed_request_left_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, parts, args = make_vit(labels=10, hidden=96), rows_of_images(8), options(tmp_path)
+
+    def serve(number: int) -> None:
+        serve_request(model, tmp_path / "statistics", args, parts[number], concatenate_datasets(parts[number + 1 :]))
+
+    def killed(path: Path, **_: Any) -> None:
+        raise Killed if path.name.startswith("request-") else AssertionError(path)
+
+    serve(0)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("unsc_hf.trainer.sequence.shutil", SimpleNamespace(rmtree=killed))
+        serve(1)
+    assert (tmp_path / "out" / "request-1" / "model.safetensors").is_file()
+    serve(2)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["request-3"]
 
 
 def test_the_budget_is_of_all_requests_together(tmp_path: Path) -> None:
