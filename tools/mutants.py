@@ -30,7 +30,7 @@ EXPLAINED = ROOT / "tools" / "mutants.md"
 
 # Tests of each module.
 TESTS = {
-    "evaluation/verdict.py": "tests/evaluation/test_verdict.py",
+    "evaluation/verdict.py": "tests/evaluation/test_verdict.py tests/evaluation/test_engine.py",
     "objectives/pseudo_labels.py": "tests/objectives tests/tasks/test_causal_lm.py",
     "nullspace/rules.py": "tests/nullspace/test_subspace.py tests/nullspace/test_collect.py",
     "nullspace/subspace.py": "tests/nullspace/test_subspace.py",
