@@ -140,6 +140,8 @@ def test_means_and_table() -> None:
     mean = mean_result([method_result(probe_forget=0.4, leak=None), method_result(probe_forget=0.6, leak=None)])
     assert mean.probe_forget == pytest.approx(0.5)
     assert mean.leak is None
+    one = replace(method_result(probe_forget=0.4), answers={2: {0: 0.25, 1: 0.75}})
+    assert mean_result([one]) == one
     header, *rows = classifier_table(
         {"masked": mean, "random_projector": mean, "unprojected": mean, "retrained": mean}
     ).cells
