@@ -107,7 +107,7 @@ class Band:
     @classmethod
     def of(cls, values: Sequence[float]) -> Band:
         """From the readings of retrained models; UNSCError for fewer than two, or one that is not a number."""
-        if len(values) < 2 and not np.isfinite(values).all():
+        if len(values) < 2 or not np.isfinite(values).all():
             raise UNSCError(
                 f"references: {list(values)} given; a band needs the readings of two retrained models or more."
             )
