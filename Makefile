@@ -4,10 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUTPUT ?= outputs/digits-without-8
-PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Long tests that prove most in the time that continuous integration has.
+SLOW := tests/cli/test_interruptions.py tests/runs/test_text_jobs.py tests/tasks tests/trainer/test_two_processes.py
 OLDEST := tests/data tests/models tests/nullspace tests/reporting tests/trainer/test_adapters.py tests/trainer/test_trainer.py
 
-.PHONY: demo test test-all test-oldest mutants lint types docs wheel clean
+.PHONY: demo test test-slow test-all test-oldest mutants audit-dependencies lint types docs wheel clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,10 +23,13 @@ demo: $(STAMP) ## The quickstart: train, unlearn, compare, write model, card and
 		recipes/unlearn_vit.py --output_dir $(OUTPUT)
 
 test: $(STAMP) ## Tests: offline, on a CPU, two at a time; without the long ones.
-	$(PYTEST) -m "not slow"
+	$(PYTEST) tests -m "not slow"
+
+test-slow: $(STAMP) ## Long tests: whole jobs, several processes, kills.
+	$(PYTEST) $(SLOW) -m slow
 
 test-all: $(STAMP) ## All tests, the long ones too.
-	$(PYTEST)
+	$(PYTEST) tests
 
 test-oldest: $(STAMP) ## Unit tests with the oldest versions that pyproject.toml admits (of everything but torch).
 	rm -rf build/oldest
@@ -35,9 +40,13 @@ test-oldest: $(STAMP) ## Unit tests with the oldest versions that pyproject.toml
 	build/oldest/bin/python -m pip install --quiet --constraint build/oldest/constraints.txt --editable ".[test]"
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 build/oldest/bin/python -m pytest $(OLDEST) -n 2 --dist loadfile
 
-mutants: $(STAMP) ## Faults planted in the mathematics one at a time, and those that no test notices (hours; not in CI).
-	$(BIN)/python -m pip install --quiet --requirement tools/mutants.txt
+mutants: $(STAMP) ## Faults planted in the mathematics one at a time, and those that no test notices (not in CI).
 	OMP_NUM_THREADS=1 $(BIN)/python tools/mutants.py
+
+audit-dependencies: ## Known vulnerabilities of the pinned versions, from PyPI's database.
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install --quiet pip-audit
+	$(PYTHON) tools/audit_dependencies.py build/audit/bin/pip-audit
 
 lint: $(STAMP) ## ruff (lint and format), the order of the layers, lengths and private names, words of the pages.
 	$(BIN)/ruff check .
@@ -53,7 +62,7 @@ docs: $(STAMP) ## The site, into docs/_build; warnings are errors.
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
 
 wheel: $(STAMP) ## Build the wheel, install it in an environment of its own, and run the quickstart outside the checkout.
-	rm -rf build dist
+	rm -rf build/lib build/bdist.* build/clean build/elsewhere dist
 	$(BIN)/python -m build --wheel
 	$(PYTHON) -m venv build/clean
 	build/clean/bin/python -m pip install --quiet --constraint constraints.txt torch

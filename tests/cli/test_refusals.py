@@ -13,7 +13,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 from helpers.language import questions
 from helpers.recipes import results_of
-from helpers.worlds import World, again, answers, images, sentences
+from helpers.tofu import write_tofu
+from helpers.worlds import FAST, World, again, answers, images, sentences
 from safetensors.torch import load_file, save_file
 
 from unsc_hf import UNSCConfig, UNSCError, audit, compare, unlearn
@@ -88,6 +89,17 @@ def test_one_split_cannot_be_both_sides(
     twice = DatasetDict(forget=questions(4), retain=questions(4))
     with pytest.raises(UNSCError, match="8 of 8 rows to keep are also among the 8 rows to forget, so there is nothing"):
         unlearn(worlds["lm"].model, twice, config=options(target_forget_accuracy=0.0, drop_overlap=True))
+
+
+def test_one_configuration_cannot_be_both_sides(
+    worlds: dict[str, World], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, world = write_tofu(tmp_path / "tofu", with_perturbed=False), worlds["lm"]
+    same = ("--forget_config", "forget10", "--retain_config", "forget10", "--target_forget_accuracy", "0")
+    words = ["unlearn", "lm", "--model_name_or_path", world.model, "--dataset_name", folder, *same, *FAST]
+    assert main([str(word) for word in (*words, "--output_dir", tmp_path / "out", "--drop_overlap")]) == 2
+    assert "6 of 6 rows to keep are also among the 6 rows to forget, so there is nothing to keep" in said(capsys)
+    assert not (tmp_path / "out").exists()
 
 
 def test_copies_of_training_rows_do_not_count_as_held_out(worlds: dict[str, World], tmp_path: Path) -> None:

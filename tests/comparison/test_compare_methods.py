@@ -112,12 +112,17 @@ def fails(bench):
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        (
+        pytest.param(
             "raise RuntimeError('first line\\nsecond')",
             "jobs: 'fails-0' failed, RuntimeError: first line; without",
+            marks=pytest.mark.slow,
         ),
         ("import os; os.kill(os.getpid(), 9)", "jobs: a process died, perhaps for lack of memory"),
-        ("from unsc_hf import UNSCError; raise UNSCError('name: seen; do this.')", "^name: seen; do this.$"),
+        pytest.param(
+            "from unsc_hf import UNSCError; raise UNSCError('name: seen; do this.')",
+            "^name: seen; do this.$",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_process_that_fails_is_told_in_one_line(world: World, tmp_path: Path, what: str, said: str) -> None:
@@ -169,7 +174,7 @@ def _slow_jobs(folder: Path) -> list[Job]:
     return [Job(name, folder / name, partial(make, name, need)) for name, need in needs.items()]
 
 
-@pytest.mark.parametrize("processes", [None, 2])
+@pytest.mark.parametrize("processes", [None, pytest.param(2, marks=pytest.mark.slow)])
 def test_missing_files_are_made_by_whoever_is_free(processes: int | None, tmp_path: Path) -> None:
     (tmp_path / "there").touch()
     jobs = _slow_jobs(tmp_path)

@@ -236,7 +236,7 @@ def test_every_method_runs_on_texts_of_all_lengths(name: str, tmp_path: Path) ->
     words = [" ".join([str(row), *["word", "other", "third"] * 8][: length + 1]) for row, length in enumerate(lengths)]
     features = Features({"text": Value("string"), "label": ClassLabel(names=["cat", "dog", "frog"])})
     data = Dataset.from_dict({"text": words, "label": [row % 3 for row in range(60)]}, features=features)
-    model, tokenizer = TextPlan("tiny", vocabulary_size=100, max_length=32).start(data, ["cat", "dog", "frog"])
+    model, tokenizer = TextPlan("nano", vocabulary_size=100, max_length=32).start(data, ["cat", "dog", "frog"])
     forget, retain = split_dataset(data, forget_classes=["frog"])
     config = quiet_config(tmp_path, energy=0.5, max_steps=2, check_steps=2, learning_rate=1e-3, max_leak=None)
     bench = Workbench(model, forget, retain, config, tokenizer)

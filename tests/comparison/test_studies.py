@@ -79,6 +79,7 @@ def finished(arguments: Images, config: UNSCConfig) -> dict[str, str]:
         return run_studies(AblationArguments(seeds=[0]), arguments, config, "python recipes/ablate.py image")
 
 
+@pytest.mark.slow
 def test_each_study_writes_numbers_a_picture_and_two_sentences(finished: dict[str, str], config: UNSCConfig) -> None:
     assert list(finished) == list(STUDIES)
     for name, conclusion in finished.items():
@@ -96,6 +97,7 @@ def test_each_study_writes_numbers_a_picture_and_two_sentences(finished: dict[st
         assert STUDIES[name].title in (folder / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_retained_loss_stays_at_energy_one_and_only_there(finished: dict[str, str], config: UNSCConfig) -> None:
     points = json.loads((Path(str(config.output_dir)) / "first-order" / "study.json").read_text())["points"]
     by = {(p["energy"], p["size"]): p for p in points}
@@ -116,6 +118,7 @@ def test_the_retained_loss_stays_at_energy_one_and_only_there(finished: dict[str
     assert leaks == sorted(leaks)
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_run_again(
     finished: dict[str, str], arguments: Images, config: UNSCConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +127,7 @@ def test_what_is_finished_is_not_run_again(
     assert again["null-space"] == finished["null-space"]
 
 
+@pytest.mark.slow
 def test_a_setting_without_capacity_is_a_row_and_not_the_end(finished: dict[str, str], config: UNSCConfig) -> None:
     points = json.loads((Path(str(config.output_dir)) / "rank" / "study.json").read_text())["points"]
     failed = [p for p in points if "error" in p]
@@ -148,6 +152,7 @@ def test_bad_input_is_one_line(changes: dict[str, Any], said: str, arguments: Im
         run_studies(ablation, arguments, config, "")
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_study_is_refused(finished: dict[str, str], arguments: Images, config: UNSCConfig) -> None:
     other = replace(arguments, forget_classes=["owl"])
     with pytest.raises(UNSCError, match="holds a study that differs in classes"):

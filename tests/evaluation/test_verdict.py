@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers.results import method_result
 
+from unsc_hf import UNSCError
 from unsc_hf.comparison.summary import against, false_alarms, half_interval, judge_method
 from unsc_hf.evaluation.audits import AUDITS
 from unsc_hf.evaluation.verdict import Band, Evidence, audits_outside, judge, mean_result
@@ -63,6 +64,11 @@ def test_the_band_is_two_sample_standard_deviations_and_at_least_a_point() -> No
         assert Band.of(numbers).holds(value) is inside
         assert (judge(model(probe=value), references(*numbers), [2]).word == "removed") is inside
     assert Band.of([0.5, 0.51, 0.52]).holds(0.52)
+    assert Band.of(numbers).distance(0.3) == pytest.approx(1.0)
+    assert Band.of([0.4, 0.6]).mean == pytest.approx(0.5)
+    for few in ([0.5], [0.5, 0.6, float("nan")]):
+        with pytest.raises(UNSCError, match="a band needs the readings of two retrained models or more"):
+            Band.of(few)
     assert Band.of([0.5] * 3).holds(0.509)
     assert not Band.of([0.5] * 3).holds(0.511)
     assert audits_outside(model(probe=0.71), references(*numbers)) == {
@@ -140,6 +146,8 @@ def test_means_and_table() -> None:
     mean = mean_result([method_result(probe_forget=0.4, leak=None), method_result(probe_forget=0.6, leak=None)])
     assert mean.probe_forget == pytest.approx(0.5)
     assert mean.leak is None
+    one = replace(method_result(probe_forget=0.4), answers={2: {0: 0.25, 1: 0.75}})
+    assert mean_result([one]) == one
     header, *rows = classifier_table(
         {"masked": mean, "random_projector": mean, "unprojected": mean, "retrained": mean}
     ).cells

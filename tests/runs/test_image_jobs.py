@@ -101,6 +101,7 @@ def test_trained_models_are_found_again(finished: Path, world: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)  # same seed, same model
 
 
+@pytest.mark.slow
 def test_accelerate_launch_and_yaml(original: Path, world: Path) -> None:
     config = world / "options.yaml"
     config.write_text(f"forget_classes: [dog, owl]\nmodel_name_or_path: {original}\ncontrols: false\nmax_steps: 3\n")
@@ -249,6 +250,7 @@ def test_quickstart_refuses_a_model_without_data(capsys: pytest.CaptureFixture[s
     assert "dataset_name: not given" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_quickstart_runs_without_arguments(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -254,6 +254,7 @@ def test_target_is_what_unseen_rows_score(tmp_path: Path) -> None:
 
 
 # ---- the recipe -----------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_everything_is_written_and_loads(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()

@@ -26,9 +26,14 @@ def weights(model: Any, data: Data, folder: Path, adapters: bool = False, **opti
     return copied(network_of(trainer).named_parameters())
 
 
-@pytest.mark.parametrize("adapters", [False, True], ids=["full weights", "adapters"])
 @pytest.mark.parametrize(
-    "options", [COMPILED, {"activation_checkpointing": True}], ids=["compiled", "activation checkpointing"]
+    ("options", "adapters"),
+    [
+        pytest.param(COMPILED, False, id="compiled"),
+        pytest.param(COMPILED, True, id="compiled adapters", marks=pytest.mark.slow),
+        pytest.param({"activation_checkpointing": True}, False, id="checkpointing"),
+        pytest.param({"activation_checkpointing": True}, True, id="checkpointing adapters"),
+    ],
 )
 def test_weights_of_the_plain_run(options: dict[str, Any], adapters: bool, low_rank_data: Data, tmp_path: Path) -> None:
     model = make_vit()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
+from helpers.failpoints import Killed
 from helpers.models import logits, make_vit, relative
 from helpers.rows import tensor_dataset
 from helpers.training import quiet_config
@@ -129,3 +131,24 @@ def test_a_request_gets_what_is_left_of_the_budget_and_leaves_nothing_stale(tmp_
     args.max_leak = sum(entry["leak"] for entry in stored.requests)
     with pytest.raises(UNSCError, match=rf"2 requests have spent (.*) of the budget {args.max_leak:.3g}; raise it"):
         serve_request(model, folder, args, parts[2], concatenate_datasets(parts[3:]))
+
+
+def test_a_model_that_a_killed_request_left_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, parts, args = make_vit(labels=10, hidden=96), rows_of_images(8), options(tmp_path)
+
+    def serve(number: int) -> None:
+        serve_request(model, tmp_path / "statistics", args, parts[number], concatenate_datasets(parts[number + 1 :]))
+
+    def killed(path: Path, **_: Any) -> None:
+        raise Killed if path.name.startswith("request-") else AssertionError(path)
+
+    serve(0)
+    with monkeypatch.context() as patch:
+        patch.setattr("unsc_hf.trainer.sequence.shutil", SimpleNamespace(rmtree=killed))
+        with pytest.raises(Killed):
+            serve(1)
+    assert (tmp_path / "out" / "request-1" / "model.safetensors").is_file()
+    serve(2)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["request-3"]

@@ -199,7 +199,7 @@ def serve_request(
     """Serve one request of several: unlearn `forget_dataset` on the model that earlier requests have left.
 
     The first call reads all rows once and keeps the statistics in `statistics_dir`; later calls subtract. The unlearned
-    model is saved in `args.output_dir/request-N`. Then the model of the request before is removed.
+    model is saved in `args.output_dir/request-N`. Then the models of requests before are removed.
 
     Args:
         model: as the previous request has left it; it becomes the unlearned model.
@@ -230,7 +230,8 @@ def serve_request(
         if trainer.is_world_process_zero():
             finish(folder / f"request-{number}")
     if trainer.is_world_process_zero():
-        # The model of the request before still knows what this one has forgotten.
-        shutil.rmtree(folder / f"request-{number - 1}", ignore_errors=True)
+        # Models of requests before still know what this one has forgotten; a kill may have left more than one.
+        for earlier in range(1, number):
+            shutil.rmtree(folder / f"request-{earlier}", ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     return trainer
