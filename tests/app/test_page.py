@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
 import socket
 import sys
@@ -10,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from datasets import DatasetDict
+from helpers.app import ANIMALS, finished_image_run
 from helpers.language import questions
-from helpers.recipes import FAST
-from helpers.stand_ins import images, write_splits
 from helpers.texts import NAMES, texts
 from peft import LoraConfig
 from PIL import Image, ImageDraw
@@ -26,7 +27,7 @@ from unsc_hf.cli.main import main
 from unsc_hf.comparison.references.texts import LanguagePlan, TextPlan
 from unsc_hf.data.dialogues import to_dialogues
 
-ANIMALS = ["cat", "dog", "owl"]
+SPACE = Path(__file__).parents[2] / "space"
 
 
 def config(**changes: Any) -> UNSCConfig:
@@ -36,15 +37,7 @@ def config(**changes: Any) -> UNSCConfig:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run in `out`, beside its data and references."""
-    folder = tmp_path_factory.mktemp("app")
-    (folder / "data").mkdir()
-    write_splits(
-        folder / "data", **{s: images(ANIMALS, n, i, "L", "label") for s, n, i in (("train", 40, 0), ("test", 15, 1))}
-    )
-    words = ["unlearn", "image", "--dataset_name", folder / "data", "--forget_classes", "owl", "--train_original"]
-    words += ["--train_retrained", "--no_controls", "--references_dir", folder / "references"]
-    assert main([*map(str, words), "--output_dir", str(folder / "out"), *FAST]) == 0
-    return folder
+    return finished_image_run(tmp_path_factory.mktemp("app")).parent
 
 
 @pytest.fixture(scope="module")
@@ -216,3 +209,16 @@ def test_a_port_in_use_is_one_line(root: Path, capsys: pytest.CaptureFixture[str
         port = taken.getsockname()[1]
         assert main(["app", str(root / "out"), "--port", str(port)]) == 2
     assert f"error: port: cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+def test_the_space_runs_the_page(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its script builds the page of the run that `RUN` names; its README asks for the version that is tested."""
+    pytest.importorskip("gradio")
+    shown: list[tuple[str, str]] = []
+    monkeypatch.setattr("unsc_hf.app.serve", lambda page, host: shown.append((page.title, host)))
+    monkeypatch.setenv("RUN", str(root / "out"))
+    runpy.run_path(str(SPACE / "app.py"))
+    assert shown == [("Forgotten: owl", "0.0.0.0")]
+    header = yaml.safe_load((SPACE / "README.md").read_text(encoding="utf-8").split("---")[1])
+    assert (header["sdk"], header["app_file"]) == ("gradio", "app.py")
+    assert f"gradio=={header['sdk_version']}\n" in (SPACE.parent / "constraints.txt").read_text(encoding="utf-8")

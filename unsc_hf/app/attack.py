@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +24,7 @@ from .opening import OpenedRun
 MOST = 50  # examples of a class
 
 
-@dataclass(frozen=True)
-class Attacked:
+class Attacked(NamedTuple):
     """One model under attack: the share of forgotten test rows that it recognises."""
 
     title: str
@@ -54,27 +52,27 @@ def _examination(run: OpenedRun, model: PreTrainedModel, processor: Any, example
     """What the audit asks for, on no more rows than it needs."""
     assert run.data is not None
     label, texts = run.columns
-    forget, retain = split_dataset(_few(run.data["train"], label, examples), forget_classes=run.forgotten)
+    train, classes = run.data["train"], {"forget_classes": run.forgotten, "label_column": label}
+    few = at_most_per_class(read_labels(train, label), examples, np.random.default_rng(0))
+    forget, retain = split_dataset(train.select(few), **classes)
+    test, _ = split_dataset(run.data["test"], **classes)
+    collate = default_collator(processor)
 
     def prepared(rows: Dataset) -> CachedRows:
         return CachedRows(prepare_dataset(rows, processor, model, label, texts))
 
     def collect(model: PreTrainedModel, rows: Dataset) -> Outputs:
-        return collect_outputs(model, prepared(rows), default_collator(processor))
+        return collect_outputs(model, prepared(rows), collate)
 
     def batches(rows: Dataset, size: int, seed: int) -> Iterator[dict[str, Any]]:
-        generator, ready = torch.Generator().manual_seed(seed), prepared(rows)
+        generator = torch.Generator().manual_seed(seed)
+        ready: Any = prepared(rows)
         while True:
-            for batch in DataLoader(ready, size, True, collate_fn=default_collator(processor), generator=generator):  # type: ignore[arg-type]
+            for batch in DataLoader(ready, size, shuffle=True, collate_fn=collate, generator=generator):
                 yield {name: value.to(model.device) for name, value in batch.items()}
 
-    test, _ = split_dataset(run.data["test"], forget_classes=run.forgotten, label_column=label)
     outputs = RowOutputs(*(collect(model, rows) for rows in (forget, retain, test)))
     return Examination(model, outputs, outputs, [], run.forgotten, forget, retain, test, collect, batches)
-
-
-def _few(rows: Dataset, label_column: str | None, examples: int) -> Dataset:
-    return rows.select(at_most_per_class(read_labels(rows, label_column), examples, np.random.default_rng(0)))
 
 
 def what_came_back(done: list[Attacked], examples: int) -> str:

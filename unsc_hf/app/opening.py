@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +18,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from ..comparison.references.images import digits_dataset
-from ..data.columns import read_labels
+from ..data.columns import class_names
 from ..data.selection import resolve_classes
 from ..data.sources import load_image_dataset, load_text_dataset
 from ..errors import UNSCError, first_line
@@ -25,7 +27,6 @@ from ..reporting.run_folder import read_results
 from ..runs.job import DIGITS
 from ..runs.unlearn import hub_task
 
-ADAPTER = "adapter_config.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _T = TypeVar("_T")
 
@@ -104,31 +105,31 @@ def open_run(
             missing.append(f"The {what} cannot be loaded ({first_line(error)}); name it with {option}.")
         return None
 
-    base = _adapter_base(place)
+    adapter = place / "adapter_config.json"
+    base = str(_read(adapter)["base_model_name_or_path"]) if adapter.is_file() else None
     found = _look_for(base or str(results["request"]["model"]), place)
     before = attempt(load_model, original, found, "original", "--original")
-    if base is not None and before is None:
+    if base is None:
+        unlearned = load_model(str(place))
+    elif before is None:
         raise UNSCError(f"original: the adapter in {place} changes {base!r}, which was not found; name it.")
-    unlearned = load_model(str(place)) if base is None else _with_adapter(original or str(found), place)
+    else:
+        unlearned = PeftModel.from_pretrained(deepcopy(before), str(place)).merge_and_unload()
     task = hub_task(unlearned)
-    load = load_image_processor if task == "image-classification" else load_tokenizer
-    own = load(str(place))
-    models, processors = {"unlearned": unlearned}, {"unlearned": own}
-    if before is not None:
-        models, processors = {"original": before, **models}, {"original": own, **processors}
+    own = (load_image_processor if task == "image-classification" else load_tokenizer)(str(place))
     data = None
     if task != "text-generation":
-        name = _look_for(str(results["request"]["dataset"]), place)
-        data = attempt(lambda found: _load_rows(found, task, results), dataset, name, "data set", "--dataset")
+        rows = _look_for(str(results["request"]["dataset"]), place)
+        data = attempt(partial(_load_rows, task, results["hyperparameters"]), dataset, rows, "data set", "--dataset")
     forgotten = _forgotten(results, unlearned, data)
     beside = _trained_beside(original or found, forgotten)
     after = attempt(load_model, retrained, beside, "retrained model", "--retrained")
-    if after is not None:
-        models["retrained"] = after
-        processors["retrained"] = own_processor(str(retrained or beside), own)
+    named = {"original": before, "unlearned": unlearned, "retrained": after}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for model in models.values():
-        model.to(device)  # type: ignore[arg-type]
+    models = {title: model.to(device) for title, model in named.items() if model is not None}  # type: ignore[arg-type]
+    processors = dict.fromkeys(models, own)
+    if after is not None:
+        processors["retrained"] = own_processor(str(retrained or beside), own)
     return OpenedRun(place, results, task, models, processors, data, forgotten, missing, prompt_template)
 
 
@@ -142,17 +143,6 @@ def _fetch(folder: str) -> Path:
         raise UNSCError(f"folder: {folder} is no folder here, and no run on the Hub ({first_line(error)}).") from error
 
 
-def _adapter_base(folder: Path) -> str | None:
-    """The model that an adapter belongs to; None for full weights."""
-    file = folder / ADAPTER
-    return str(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]) if file.is_file() else None
-
-
-def _with_adapter(base: str, folder: Path) -> PreTrainedModel:
-    merged: PreTrainedModel = PeftModel.from_pretrained(load_model(base), str(folder)).merge_and_unload()
-    return merged
-
-
 def _look_for(name: str, folder: Path) -> str | None:
     """A Hub id, or a folder of this name where runs put it."""
     if name == DIGITS or _HUB_ID.fullmatch(name):
@@ -162,8 +152,7 @@ def _look_for(name: str, folder: Path) -> str | None:
     return next((str(place) for place in places if place.exists()), None)
 
 
-def _load_rows(name: str, task: str, results: dict[str, Any]) -> DatasetDict:
-    options = results["hyperparameters"]
+def _load_rows(task: str, options: dict[str, Any], name: str) -> DatasetDict:
     if name == DIGITS:
         return digits_dataset()
     if task == "image-classification":
@@ -173,26 +162,25 @@ def _load_rows(name: str, task: str, results: dict[str, Any]) -> DatasetDict:
 
 def _forgotten(results: dict[str, Any], model: PreTrainedModel, data: DatasetDict | None) -> list[int]:
     """Ids of the classes that were forgotten whole."""
-    names = results["request"].get("forget_classes")
+    names, known = results["request"].get("forget_classes"), model_label_names(model)
     if not names:
         return []
-    count = model.config.num_labels
-    present = range(count) if data is None else read_labels(data["train"], results["hyperparameters"]["label_column"])
-    known = model_label_names(model)
-    return resolve_classes(names, known if set(names) <= set(known) else None, present)
+    if data is not None and not set(names) <= set(known):
+        known = class_names(data["train"], results["hyperparameters"].get("label_column")) or known
+    return resolve_classes(names, known if set(names) <= set(known) else None, range(len(known)))
 
 
 def _trained_beside(original: str | None, forgotten: list[int]) -> str | None:
     """The newest model that was trained in the same way as the original, without the forgotten classes."""
-    plan = _plan(Path(original or ""))
-    if not forgotten or plan is None:
+    training = "training.json"  # what this package writes beside the models that it trains
+    if not forgotten or original is None or not Path(original, training).is_file():
         return None
-    name = f"retrained-without-{'-'.join(map(str, forgotten[:10]))}-*"
-    alike = [path for path in Path(str(original)).parent.glob(name) if _plan(path) == plan]
-    return str(max(alike, key=lambda path: path.stat().st_mtime)) if alike else None
+    plan, name = _read(Path(original, training))["plan"], f"retrained-without-{'-'.join(map(str, forgotten[:10]))}-*"
+    files = Path(original).parent.glob(f"{name}/{training}")
+    alike = [file for file in files if _read(file)["plan"] == plan]
+    return str(max(alike, key=lambda file: file.stat().st_mtime).parent) if alike else None
 
 
-def _plan(model: Path) -> Any:
-    """How a model was trained, where this package trained it."""
-    file = model / "training.json"
-    return json.loads(file.read_text(encoding="utf-8"))["plan"] if file.is_file() else None
+def _read(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content

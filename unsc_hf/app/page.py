@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.columns import find_text_columns, read_labels
+from ..data.selection import at_most_per_class
 from ..errors import UNSCError, first_line
 from ..evaluation.audits.relearning import EVERY, RATES
 from ..reporting.report import FILE
@@ -22,7 +23,8 @@ from .attack import MOST, Attacked, can_attack, relearn, what_came_back
 from .opening import OpenedRun
 
 PORT = 7860
-_PAD = 280  # side of the paper in pixels
+_PAPER = 280  # side in pixels
+_OFFERED = 6  # test rows to click on
 _SHOWN = 3  # most likely classes of each model
 _NOTE = (
     "Every model is trained on the same few examples of *every* class, for 40 steps of AdamW. The forgotten classes "
@@ -64,23 +66,21 @@ def build(run: OpenedRun) -> Any:
 
 def _try_it(gr: Any, run: OpenedRun) -> None:
     """Inputs at the left (on a phone above), and what each model says about them."""
-    texts, drawable, given, ready = run.task != "image-classification", is_drawable(run), None, None
+    pad = text = picture = button = None
     with gr.Row():
         with gr.Column(scale=2):
-            if texts:
-                given = gr.Textbox(label="Your question" if run.task == "text-generation" else "Your text", lines=2)
+            if run.task != "image-classification":
+                text = gr.Textbox(label="Your question" if run.task == "text-generation" else "Your text", lines=2)
                 button = gr.Button("Ask", variant="primary")
-            if drawable:
-                brush = gr.Brush(default_size=_PAD // 16, colors=["#000000"], color_mode="fixed")
-                size = {"canvas_size": (_PAD, _PAD), "fixed_canvas": True, "height": _PAD + 70}
-                given = gr.Sketchpad(label="Draw", type="pil", brush=brush, layers=False, transforms=(), **size)
-            with gr.Accordion("Or take an image", open=not drawable, visible=not texts):
-                picture = gr.Image(label="Image", type="pil", sources=["upload"], height=200, visible=not texts)
-                ready = given if texts else picture
-                if not texts:
-                    _test_rows(gr, run, ready)
-            if texts:
-                _test_rows(gr, run, ready)
+                _offer_rows(gr, run, text)
+            if is_drawable(run):
+                brush = gr.Brush(default_size=_PAPER // 16, colors=["#000000"], color_mode="fixed")
+                size = {"canvas_size": (_PAPER, _PAPER), "fixed_canvas": True, "height": _PAPER + 70}
+                pad = gr.Sketchpad(label="Draw", type="pil", brush=brush, layers=False, transforms=(), **size)
+            if text is None:
+                with gr.Accordion("Or take an image", open=pad is None):
+                    picture = gr.Image(label="Image", type="pil", sources=["upload"], height=200)
+                    _offer_rows(gr, run, picture)
         with gr.Column(scale=3):
             sentence = gr.Markdown("*What changed appears here.*")
             show: Callable[..., Any] = gr.Textbox if run.task == "text-generation" else gr.Label
@@ -97,12 +97,12 @@ def _try_it(gr: Any, run: OpenedRun) -> None:
         return [what_changed(run, answers), *(_shown(gr, run, answers, title) for title in run.models)]
 
     outputs = [sentence, *shown]
-    if texts:
-        gr.on([button.click, given.submit], answer, given, outputs)
-    else:
+    if text is not None and button is not None:
+        gr.on([button.click, text.submit], answer, text, outputs)
+    if picture is not None:
         picture.change(answer, picture, outputs)
-    if drawable:
-        given.change(answer, given, outputs, trigger_mode="always_last", show_progress="hidden")
+    if pad is not None:
+        pad.change(answer, pad, outputs, trigger_mode="always_last", show_progress="hidden")
 
 
 def _shown(gr: Any, run: OpenedRun, answers: Answers, title: str) -> Any:
@@ -114,28 +114,20 @@ def _shown(gr: Any, run: OpenedRun, answers: Answers, title: str) -> Any:
     return {name: answers[title][name] for name in likely}
 
 
-def _test_rows(gr: Any, run: OpenedRun, box: Any) -> None:
-    """Buttons that put some test row into a box."""
-    with gr.Row():
-        for kind in ("forgotten", "kept") if can_attack(run) else ():
-            button = gr.Button(f"A {kind} test row", size="sm", min_width=100)
-            button.click(_row_of(run, kind == "forgotten"), outputs=box)
-
-
-def _row_of(run: OpenedRun, forgotten: bool) -> Callable[[], Image.Image | str]:
-    """Gives some test row of a forgotten class, or of a kept one."""
-    assert run.data is not None
+def _offer_rows(gr: Any, run: OpenedRun, box: Any) -> None:
+    """Some test rows to click on, of forgotten and of kept classes."""
+    if not can_attack(run) or run.data is None:
+        return
     rows, (label, texts) = run.data["test"], run.columns
-    chosen = np.flatnonzero(np.isin(read_labels(rows, label), run.forgotten) == forgotten)
-
-    def draw() -> Image.Image | str:
-        row = rows[int(np.random.default_rng().choice(chosen))]
-        if run.task != "image-classification":
-            return str(row[find_text_columns(rows, texts)[0]])
-        image: Image.Image = next(value for value in row.values() if isinstance(value, Image.Image))
-        return image.resize([side * max(1, 200 // image.height) for side in image.size], Image.Resampling.NEAREST)
-
-    return draw
+    labels = read_labels(rows, label)
+    chosen = [*run.forgotten, *(c for c in np.unique(labels) if c not in run.forgotten)][:_OFFERED]
+    taken = rows.select(at_most_per_class(labels, 1, np.random.default_rng(), chosen))
+    if run.task == "image-classification":
+        images = (next(value for value in row.values() if isinstance(value, Image.Image)) for row in taken)
+        examples = [[image.resize((200, 200), Image.Resampling.NEAREST)] for image in images]
+    else:
+        examples = [[text] for text in taken[find_text_columns(rows, texts)[0]]]
+    gr.Examples(examples, box, label="Test rows, forgotten classes first", examples_per_page=_OFFERED)
 
 
 def _attack_it(gr: Any, run: OpenedRun) -> None:
@@ -151,15 +143,8 @@ def _attack_it(gr: Any, run: OpenedRun) -> None:
             button = gr.Button("Relearn", variant="primary")
         with gr.Column():
             sentence = gr.Markdown()
-            axes = {
-                "x": "step",
-                "y": "recognised",
-                "color": "model",
-                "color_map": _COLOURS,
-                "y_lim": [0, 1],
-                "height": 280,
-            }
-            plot = gr.LinePlot(pandas.DataFrame(columns=columns), **axes)
+            axes = {"x": "step", "y": "recognised", "color": "model", "color_map": _COLOURS}
+            plot = gr.LinePlot(pandas.DataFrame(columns=columns), **axes, y_lim=[0, 1], height=280)
 
     def attack(count: float, learning_rate: float) -> Iterator[tuple[str, Any]]:
         curves: dict[str, list[float]] = {title: [math.nan] for title in run.models}  # all, for the plot's legend
