@@ -32,7 +32,7 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 # The slowest files, slowest first. If one of them started last, the other worker would have nothing to do meanwhile.
 _LONG = (
-    "docs/test_blocks.py",
+    "docs/test_blocks.py", "docs/test_notebooks.py",
     "comparison/test_compare_methods.py", "cli/test_interruptions.py", "trainer/test_two_processes.py",
     "trainer/test_trainer.py", "trainer/test_architectures.py", "runs/test_image_jobs.py", "comparison/test_studies.py",
     "comparison/test_texts.py", "trainer/test_large_layers.py", "trainer/test_preparation.py",

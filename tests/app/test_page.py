@@ -148,6 +148,7 @@ def test_an_adapter_of_a_language_model_replies(tmp_path: Path) -> None:
     assert list(run.models) == ["original", "unlearned"]
     answers = ask(run, "Where does P1 live?")
     assert all(0 < next(iter(shares.values())) <= 1 for shares in answers.values())
+    assert what_changed(run, {**answers, "unlearned": {"I do not know.": 0.5}}) == "The answer changed."
     assert not can_attack(run)
 
 

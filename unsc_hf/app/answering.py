@@ -107,8 +107,9 @@ def what_changed(run: OpenedRun, answers: Answers) -> str:
     now = said["unlearned"]
     if "original" not in said:
         return f"The unlearned model says {now} ({sure['unlearned']}). There is no original to compare it with."
-    before = said["original"]
-    retrained = ""
+    before, retrained = said["original"], ""
+    if run.task == "text-generation":  # answers are long, and stand beside each other
+        return "Nothing changed." if before == now else "The answer changed."
     if "retrained" in said:
         retrained = f" A model that never saw what was forgotten says {said['retrained']} ({sure['retrained']})."
     if before == now:

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..data.columns import find_text_columns, read_labels
 from ..data.selection import at_most_per_class
@@ -18,13 +18,14 @@ from ..errors import UNSCError, first_line
 from ..evaluation.audits.relearning import EVERY, RATES
 from ..reporting.report import FILE
 from ..reporting.summary import sentences
+from ..reporting.tables import counted
 from .answering import Answers, ask, drawing_to_image, is_drawable, top, what_changed
 from .attack import MOST, Attacked, can_attack, relearn, what_came_back
 from .opening import OpenedRun
 
 PORT = 7860
 _PAPER = 280  # side in pixels
-_OFFERED = 6  # test rows to click on
+_OFFERED = 3  # forgotten test rows to click on
 _SHOWN = 3  # most likely classes of each model
 _NOTE = (
     "Every model is trained on the same few examples of *every* class, for 40 steps of AdamW. The forgotten classes "
@@ -47,7 +48,9 @@ def load_gradio() -> Any:
 def build(run: OpenedRun) -> Any:
     """The page of a run, a `gradio.Blocks`; UNSCError where gradio is not installed."""
     gr = load_gradio()
-    forgotten = ", ".join(run.results["request"].get("forget_classes") or ()) or "single rows"
+    names = [str(name) for name in run.results["request"].get("forget_classes") or ()]
+    forgotten = f"{len(names)} classes" if len(names) > _OFFERED else ", ".join(names)
+    forgotten = forgotten or counted(run.results["request"]["rows"], "training row")
     with gr.Blocks(title=f"Forgotten: {forgotten}", analytics_enabled=False) as page:
         gr.Markdown("\n\n".join([f"# Forgotten: {forgotten}", *sentences(run.results)[:1], *run.missing]))
         with gr.Tab("Try it"):
@@ -55,7 +58,7 @@ def build(run: OpenedRun) -> Any:
         if (run.folder / FILE).is_file():
             with gr.Tab("Report"):
                 report = html.escape((run.folder / FILE).read_text(encoding="utf-8"))
-                gr.HTML(f'<iframe class="report" title="Report" srcdoc="{report}"></iframe>', padding=False)
+                gr.HTML(f'<iframe class="report" title="Report" sandbox="" srcdoc="{report}"></iframe>', padding=False)
         if can_attack(run):
             with gr.Tab("Attack it"):
                 _attack_it(gr, run)
@@ -120,14 +123,14 @@ def _offer_rows(gr: Any, run: OpenedRun, box: Any) -> None:
         return
     rows, (label, texts) = run.data["test"], run.columns
     labels = read_labels(rows, label)
-    chosen = [*run.forgotten, *(c for c in np.unique(labels) if c not in run.forgotten)][:_OFFERED]
+    chosen = [*run.forgotten[:_OFFERED], *(c for c in np.unique(labels) if c not in run.forgotten)][: 2 * _OFFERED]
     taken = rows.select(at_most_per_class(labels, 1, np.random.default_rng(), chosen))
     if run.task == "image-classification":
         images = (next(value for value in row.values() if isinstance(value, Image.Image)) for row in taken)
-        examples = [[image.resize((200, 200), Image.Resampling.NEAREST)] for image in images]
+        examples = [[ImageOps.scale(image, max(1, 200 // image.height), Image.Resampling.NEAREST)] for image in images]
     else:
         examples = [[text] for text in taken[find_text_columns(rows, texts)[0]]]
-    gr.Examples(examples, box, label="Test rows, forgotten classes first", examples_per_page=_OFFERED)
+    gr.Examples(examples, box, label="Test rows, forgotten classes first", examples_per_page=2 * _OFFERED)
 
 
 def _attack_it(gr: Any, run: OpenedRun) -> None:
