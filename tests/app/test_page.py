@@ -92,8 +92,8 @@ def test_an_attack_trains_copies(run: OpenedRun) -> None:
     assert [one.title for one in done] == ["original", "unlearned", "retrained"]
     original = done[0]
     assert original.before > 0.9
-    assert original.curve[-1] > max(0.5, original.curve[0])  # the head starts empty
-    assert done[2].before < 0.5
+    assert original.curve[-1] > 0.5
+    assert done[2].before < 0.5 < done[2].curve[-1]
     assert {title: ask(run, run.data["test"][0]["image"]) for title in run.models} == before
     said = what_came_back(done, 5)
     assert said.startswith("Forgotten test rows that are recognised, with 5 examples a class: original ")

@@ -52,7 +52,8 @@ def _examination(run: OpenedRun, model: PreTrainedModel, processor: Any, example
     """What the audit asks for, on no more rows than it needs."""
     assert run.data is not None
     label, texts = run.columns
-    train, classes = run.data["train"], {"forget_classes": run.forgotten, "label_column": label}
+    train = run.data["train"]
+    classes: dict[str, Any] = {"forget_classes": run.forgotten, "label_column": label}
     few = at_most_per_class(read_labels(train, label), examples, np.random.default_rng(0))
     forget, retain = split_dataset(train.select(few), **classes)
     test, _ = split_dataset(run.data["test"], **classes)

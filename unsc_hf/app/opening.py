@@ -126,7 +126,7 @@ def open_run(
     after = attempt(load_model, retrained, beside, "retrained model", "--retrained")
     named = {"original": before, "unlearned": unlearned, "retrained": after}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    models = {title: model.to(device) for title, model in named.items() if model is not None}  # type: ignore[arg-type]
+    models = {title: model.to(device) for title, model in named.items() if model is not None}
     processors = dict.fromkeys(models, own)
     if after is not None:
         processors["retrained"] = own_processor(str(retrained or beside), own)
