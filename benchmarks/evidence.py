@@ -178,11 +178,54 @@ def readme() -> str:
     return before + BEGIN + "\n".join(["", *lines, ""]) + END + rest.split(END)[1]
 
 
+def mean(runs: list[dict[str, Any]], model: str, column: str) -> float:
+    """Mean over seeds; NaN where one of them was not measured."""
+    values = [run["methods"].get(model, {}).get(column) for run in runs]
+    return float(np.mean([np.nan if value is None else value for value in values]))
+
+
+def fewer(runs: list[dict[str, Any]], model: str) -> str:
+    """Whether UNSC changed fewer decisions than another model of the same seeds: by two standard errors, or unclear."""
+    gaps = [run["methods"][model]["flips"] - run["methods"]["unsc"]["flips"] for run in runs]
+    error = float(np.std(gaps, ddof=1)) / len(gaps) ** 0.5
+    return "fewer" if np.mean(gaps) > 2 * error else "more" if np.mean(gaps) < -2 * error else "unclear"
+
+
+def conclusion(runs: list[dict[str, Any]]) -> str:
+    """Who keeps more, who forgets deeper, and when to retrain, in three sentences."""
+    others = {"unprojected": "no projection", "random_projector": "a random subspace", "retrained": "retraining"}
+    flips = {model: f"{100 * mean(runs, model, 'flips'):.2f} %" for model in [*others, "unsc"]}
+    said = []
+    for verdict, wording in (("fewer", "fewer than"), ("more", "more than"), ("unclear", "not told apart from")):
+        names = [
+            f"{name} ({flips[model]})"
+            for model, name in others.items()
+            if model in runs[0]["methods"] and fewer(runs, model) == verdict
+        ]
+        said += [f"{wording} {' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))}"] if names else []
+    sentences = [f"Kept: UNSC changes {flips['unsc']} of the decisions, {'; '.join(said)}."]
+    probes = {model: 100 * mean(runs, model, "probe_forget") for model in ("original", "unsc", "retrained")}
+    if not np.isnan(probes["unsc"]):
+        against = "" if np.isnan(probes["retrained"]) else f" and {probes['retrained']:.0f} % after retraining"
+        sentences.append(
+            f"Forgotten: a linear probe still reads {probes['unsc']:.0f} % of the forgotten rows in the features, "
+            f"{probes['original']:.0f} % before{against}."
+        )
+        if probes["retrained"] < probes["unsc"]:
+            sentences.append("Retrain when that must not be readable.")
+    ratio = mean(runs, "retrained", "seconds") / mean(runs, "unsc", "seconds")
+    if not np.isnan(ratio):
+        sentences.append(f"Retraining takes {ratio:.1f} times as long.")
+    return " ".join(sentences)
+
+
 def section(content: dict[str, Any]) -> str:
     """A case as a heading, a table and its certificates."""
     runs, lines = content["runs"], table(content["runs"], COLUMNS)
     certificates = [run["certificate"] for run in runs]
     shown = ", ".join(f"{c['flips']} of {c['rows']} (at most {c['upper_95']:.2%})" for c in certificates)
+    parts = {part.replace("_", "-"): [run["seconds"][part] for run in runs] for part in runs[0]["seconds"]}
+    spent = ", ".join(f"{part} {np.mean(seconds):.0f}" for part, seconds in parts.items())
     seeds = f"{len(runs)} seeds; percent, mean ± standard deviation. {CASES[content['case']].get('note', '')}".rstrip()
     arguments = [f"$(cat {item[1:]})" if item.startswith("@") else item for item in content["arguments"]]
     command = (
@@ -193,8 +236,9 @@ def section(content: dict[str, Any]) -> str:
     )
     return "\n".join(
         [
-            f"## {content['title']}", "", seeds, "", *lines, "",
+            f"## {content['title']}", "", conclusion(runs), "", seeds, "", *lines, "",
             f"Certificates, decisions changed on rows that nothing else read: {shown}.", "",
+            f"Seconds of UNSC: {spent}.", "",
             f"```bash\naccelerate launch {command} --seed SEED\n```", "",
         ]
     )  # fmt: skip
