@@ -18,7 +18,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from ..comparison.references.images import digits_dataset
-from ..data.columns import class_names
+from ..data.columns import check_labels_match, class_names
 from ..data.selection import resolve_classes
 from ..data.sources import load_image_dataset, load_text_dataset
 from ..errors import UNSCError, first_line
@@ -120,7 +120,8 @@ def open_run(
     data = None
     if task != "text-generation":
         rows = _look_for(str(results["request"]["dataset"]), place)
-        data = attempt(partial(_load_rows, task, results["hyperparameters"]), dataset, rows, "data set", "--dataset")
+        load_rows = partial(_load_rows, unlearned, results["hyperparameters"])
+        data = attempt(load_rows, dataset, rows, "data set", "--dataset")
     forgotten = _forgotten(results, unlearned, data)
     beside = _trained_beside(original or found, forgotten)
     after = attempt(load_model, retrained, beside, "retrained model", "--retrained")
@@ -152,12 +153,16 @@ def _look_for(name: str, folder: Path) -> str | None:
     return next((str(place) for place in places if place.exists()), None)
 
 
-def _load_rows(task: str, options: dict[str, Any], name: str) -> DatasetDict:
+def _load_rows(model: PreTrainedModel, options: dict[str, Any], name: str) -> DatasetDict:
+    """The data of a classifier; UNSCError where their labels are not the model's."""
+    label, texts = options.get("label_column"), options.get("text_columns")
     if name == DIGITS:
         return digits_dataset()
-    if task == "image-classification":
-        return load_image_dataset(name, options.get("label_column"))
-    return load_text_dataset(name, options.get("label_column"), options.get("text_columns"))
+    images = hub_task(model) == "image-classification"
+    data = load_image_dataset(name, label) if images else load_text_dataset(name, label, texts)
+    for split in data.values():
+        check_labels_match(split, label, model.config.num_labels, model_label_names(model))
+    return data
 
 
 def _forgotten(results: dict[str, Any], model: PreTrainedModel, data: DatasetDict | None) -> list[int]:

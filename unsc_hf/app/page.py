@@ -27,13 +27,19 @@ PORT = 7860
 _PAPER = 280  # side in pixels
 _OFFERED = 3  # forgotten test rows to click on
 _SHOWN = 3  # most likely classes of each model
+_SHORT = 6  # letters of class names of which two models fit beside each other on a phone
 _NOTE = (
     "Every model is trained on the same few examples of *every* class, for 40 steps of AdamW. The forgotten classes "
     "start with an empty head. Where the original does not come back either, the attack is too weak to say anything."
 )
 _READY_TO_DRAW = "() => setTimeout(() => document.querySelector('button[aria-label=Brush]')?.click(), 500)"
 _COLOURS = {"original": "#6b7280", "unlearned": "#ea580c", "retrained": "#2563eb"}
-_STYLE = "iframe.report { width: 100%; height: 80vh; border: 0 } footer { display: none !important }"
+_STYLE = """
+iframe.report { width: 100%; height: 80vh; border: 0 }
+footer { display: none !important }
+.gradio-container .output-class { font-size: 1.4rem !important; overflow-wrap: anywhere }
+.gradio-container .confidence-set .text { overflow-wrap: anywhere }
+"""
 
 
 def load_gradio() -> Any:
@@ -87,8 +93,9 @@ def _try_it(gr: Any, run: OpenedRun) -> None:
         with gr.Column(scale=3):
             sentence = gr.Markdown("*What changed appears here.*")
             show: Callable[..., Any] = gr.Textbox if run.task == "text-generation" else gr.Label
+            width = 150 if show is gr.Label and max(map(len, run.names)) <= _SHORT else 220  # on a phone 220 fill a row
             with gr.Row():
-                shown = [show(label=title.capitalize(), min_width=150) for title in run.models]
+                shown = [show(label=title.capitalize(), min_width=width) for title in run.models]
 
     def answer(value: Any) -> list[Any]:
         if isinstance(value, dict):  # a drawing
