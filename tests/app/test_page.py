@@ -113,9 +113,8 @@ def test_what_was_moved_is_named_and_left_out(root: Path, tmp_path: Path) -> Non
     assert "no original to compare" in what_changed(moved, ask(moved, Image.new("L", (8, 8))))
     named = open_run(tmp_path / "far" / "away" / "out", dataset=str(root / "data"))
     assert can_attack(named)
-    write_splits(
-        tmp_path, train=images(["lion", "dog", "owl"], 2, 0, "L", "label"), test=images(ANIMALS, 2, 0, "L", "label")
-    )
+    other = images(["lion", "dog", "owl"], 2, 0, "L", "label")
+    write_splits(tmp_path, train=other, test=other)
     with pytest.raises(UNSCError, match="^dataset: calls label 0 'cat', the data set 'lion'"):
         open_run(tmp_path / "far" / "away" / "out", dataset=str(tmp_path))
     for option in ("original", "retrained", "dataset"):
