@@ -15,6 +15,7 @@ import yaml
 from datasets import DatasetDict
 from helpers.app import ANIMALS, finished_image_run
 from helpers.language import questions
+from helpers.results import method_result
 from helpers.stand_ins import images, write_splits
 from helpers.texts import NAMES, texts
 from peft import LoraConfig
@@ -27,6 +28,7 @@ from unsc_hf.app.attack import can_attack, relearn, what_came_back
 from unsc_hf.cli.main import main
 from unsc_hf.comparison.references.texts import LanguagePlan, TextPlan
 from unsc_hf.data.dialogues import to_dialogues
+from unsc_hf.reporting.tables import classifier_table
 
 SPACE = Path(__file__).parents[2] / "space"
 
@@ -228,3 +230,12 @@ def test_the_space_runs_the_page(root: Path, monkeypatch: pytest.MonkeyPatch) ->
     header = yaml.safe_load((SPACE / "README.md").read_text(encoding="utf-8").split("---")[1])
     assert (header["sdk"], header["app_file"]) == ("gradio", "app.py")
     assert f"gradio=={header['sdk_version']}\n" in (SPACE.parent / "constraints.txt").read_text(encoding="utf-8")
+
+
+def test_a_table_is_text_in_a_notebook_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where rich finds Jupyter, it would show the table at once, and leave the text empty."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as its kernel does
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    table = classifier_table({"unsc": method_result(AccDut=0.0, AccDrt=0.5)})
+    assert "50 %" in str(table)
+    assert "\x1b" not in str(table)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 
-import pytest
 from helpers.results import method_result
 from rich.console import Console
 
@@ -25,12 +24,3 @@ def test_a_comparison_fits_80_columns_without_cutting_a_word() -> None:
     assert first[header.index("decisions changed")] == "1.2 %"
     unknown = classifier_table({"unsc": method_result()}).cells[1]
     assert unknown[header.index("decisions changed")] == "–"
-
-
-def test_a_table_is_text_in_a_notebook_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where rich finds Jupyter, it would show the table at once, and leave the text empty."""
-    monkeypatch.setenv("FORCE_COLOR", "1")  # as its kernel does
-    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
-    table = classifier_table({"unsc": method_result(AccDut=0.0, AccDrt=0.5)})
-    assert "50 %" in str(table)
-    assert "\x1b" not in str(table)
