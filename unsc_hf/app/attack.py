@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
@@ -54,7 +53,7 @@ def _examination(run: OpenedRun, model: PreTrainedModel, processor: Any, example
     label, texts = run.columns
     train = run.data["train"]
     classes: dict[str, Any] = {"forget_classes": run.forgotten, "label_column": label}
-    few = at_most_per_class(read_labels(train, label), examples, np.random.default_rng(0))
+    few = at_most_per_class(read_labels(train, label), examples)
     forget, retain = split_dataset(train.select(few), **classes)
     test, _ = split_dataset(run.data["test"], **classes)
     collate = default_collator(processor)

@@ -130,8 +130,10 @@ def _offer_rows(gr: Any, run: OpenedRun, box: Any) -> None:
         return
     rows, (label, texts) = run.data["test"], run.columns
     labels = read_labels(rows, label)
-    chosen = [*run.forgotten[:_OFFERED], *(c for c in np.unique(labels) if c not in run.forgotten)][: 2 * _OFFERED]
-    taken = rows.select(at_most_per_class(labels, 1, np.random.default_rng(), chosen))
+    one_of_each = at_most_per_class(labels, 1)
+    gone = np.isin(labels[one_of_each], run.forgotten)
+    chosen = [*one_of_each[gone][:_OFFERED], *one_of_each[~gone]][: 2 * _OFFERED]
+    taken = rows.select(chosen)
     if run.task == "image-classification":
         images = (next(value for value in row.values() if isinstance(value, Image.Image)) for row in taken)
         examples = [[ImageOps.scale(image, max(1, 200 // image.height), Image.Resampling.NEAREST)] for image in images]
