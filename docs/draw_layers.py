@@ -17,7 +17,11 @@ HERE = Path(__file__).parent
 GROUPS = {
     "commands and jobs": (
         "#dbeafe",
-        {"cli": "the command line", "runs": "whole jobs: model and data in, result out"},
+        {
+            "cli": "the command line",
+            "app": "a page to try a run on",
+            "runs": "whole jobs: model and data in, result out",
+        },
     ),
     "research": ("#e0e7ff", {"comparison": "methods, controls and studies beside each other"}),
     "unlearning": (

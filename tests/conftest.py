@@ -33,6 +33,7 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 # The slowest files, slowest first. If one of them started last, the other worker would have nothing to do meanwhile.
 _LONG = (
     "trainer/test_soak.py", "cli/test_interruptions.py", "trainer/test_two_processes.py", "docs/test_blocks.py",
+    "docs/test_notebooks.py",
     "comparison/test_compare_methods.py", "tasks/test_causal_lm.py", "trainer/test_architectures.py",
     "trainer/test_trainer.py", "comparison/test_methods.py", "runs/test_image_jobs.py", "comparison/test_studies.py",
     "trainer/test_compile.py", "trainer/test_preparation.py", "comparison/test_texts.py",

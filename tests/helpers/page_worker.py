@@ -69,6 +69,10 @@ def run_script(words: list[str]) -> None:
 
 
 def run_unsc(words: list[str]) -> None:
+    if words[0] == "app":  # its page is closed at once
+        import gradio
+
+        gradio.Blocks.block_thread = gradio.Blocks.close
     code = unsc([*words, *QUICKER.get(words[0], [])])
     assert code == 0, f"exit code {code}"
 

@@ -6,6 +6,7 @@
     unsc ablate image|text        named studies of what the method depends on
     unsc evaluate lm              a language model as TOFU measures it
     unsc report FOLDER            make report.html again
+    unsc app FOLDER               a page to try a finished run on
     unsc push FOLDER              publish a finished run on the Hub
     unsc doctor                   versions, device, cache, token, disk
     unsc completion bash|zsh      completion for your shell: eval "$(unsc completion bash)"
@@ -197,23 +198,43 @@ def push(words: Sequence[str], console: Console) -> dict[str, Any]:
 def report(words: Sequence[str], console: Console) -> dict[str, Any]:
     """`unsc report FOLDER`; where the report is."""
     from ..reporting.report import write_run_report
-    from ..reporting.run_folder import RESULTS, UNFINISHED
+    from ..reporting.run_folder import RESULTS, read_results
     from .parser import OneLineParser
 
     parser = OneLineParser(prog="unsc report", description="Make report.html again from a run's results.json.")
     parser.add_argument("folder", help="output folder of a finished run")
     folder = Path(parser.parse_args(list(words)).folder)
-    file = folder / RESULTS
-    if not file.is_file():
-        if (folder / UNFINISHED).exists():
-            raise UNSCError(f"folder: {folder} holds an interrupted run; start that run again, it goes on from there.")
-        raise UNSCError(f"folder: {folder} holds no results.json; name the output folder of a finished run.")
+    results = read_results(folder)
     try:
-        path = write_run_report(json.loads(file.read_text(encoding="utf-8")), folder)
+        path = write_run_report(results, folder)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise UNSCError(f"folder: {file} is not what a run writes ({type(error).__name__}: {error}).") from error
+        said = f"{type(error).__name__}: {error}"
+        raise UNSCError(f"folder: {folder / RESULTS} is not what a run writes ({said}).") from error
     console.print(f"Report: {path}", markup=False)
     return {"report": str(path)}
+
+
+def app(words: Sequence[str], console: Console) -> dict[str, Any]:
+    """`unsc app FOLDER`; where the page was, once it is stopped."""
+    from ..app import build, load_gradio, open_run, serve
+    from .parser import OneLineParser
+
+    parser = OneLineParser(prog="unsc app", description="A page to try a finished run on, until Ctrl+C.")
+    parser.add_argument("folder", help="output folder of a finished run, or its Hub id")
+    parser.add_argument("--original", help="folder or Hub id of the original, where it is not found by itself")
+    parser.add_argument("--retrained", help="folder or Hub id of a model trained without the forgotten rows")
+    parser.add_argument("--dataset", help="Hub id, file or folder of a classifier's data")
+    parser.add_argument("--prompt_template", help="prompt of a language model's question, with {prompt}")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
+    parser.add_argument("--port", type=int, help="the first free one from 7860 by default")
+    options = vars(parser.parse_args(list(words)))
+    host, port = options.pop("host"), options.pop("port")
+    load_gradio()  # before anything long begins
+    page = build(open_run(**options))
+    address = serve(page, host, port, wait=False)
+    console.print(f"Page: {address} (Ctrl+C stops it)", markup=False)
+    page.block_thread()
+    return {"page": address}
 
 
 def doctor(words: Sequence[str], console: Console) -> dict[str, Any]:
@@ -239,7 +260,7 @@ def completion(words: Sequence[str], console: Console) -> dict[str, Any]:
 
 COMMANDS: dict[str, Callable[[Sequence[str], Console], dict[str, Any]]] = {
     command.__name__: command
-    for command in (unlearn, audit, compare, ablate, evaluate, report, push, doctor, completion)
+    for command in (unlearn, audit, compare, ablate, evaluate, report, app, push, doctor, completion)
 }
 
 

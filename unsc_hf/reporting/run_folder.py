@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UNSCError
+from ..errors import UNSCError, first_line
 from ..utils.files import write_text
 
 if TYPE_CHECKING:
@@ -73,6 +73,22 @@ def move_model(trainer: Trainer, folder: Path) -> None:
             os.replace(file, folder / file.name)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """`results.json` of a finished run; UNSCError where the folder holds none."""
+    file = folder / RESULTS
+    if not file.is_file():
+        if (folder / UNFINISHED).exists():
+            raise UNSCError(f"folder: {folder} holds an interrupted run; start that run again, it goes on from there.")
+        raise UNSCError(f"folder: {folder} holds no results.json; name the output folder of a finished run.")
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UNSCError(f"folder: {file} is not what a run writes ({first_line(error)}).") from error
+    if not isinstance(results, dict) or not isinstance(results.get("request"), dict):
+        raise UNSCError(f"folder: {file} is not what a run writes (it names no request); name a run's output folder.")
+    return results
 
 
 def finish(folder: Path, results: dict[str, Any] | None = None) -> None:

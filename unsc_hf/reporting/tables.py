@@ -85,7 +85,7 @@ class Table:
 
     def __str__(self) -> str:
         text = io.StringIO()
-        Console(file=text, width=80).print(self.rich())
+        Console(file=text, width=80, force_jupyter=False, force_terminal=False).print(self.rich())
         return text.getvalue().rstrip()
 
 

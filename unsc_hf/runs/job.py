@@ -35,6 +35,8 @@ from ..utils.phases import phase
 from ..utils.reserve import reserved
 from .examiner import write_evaluations
 
+DIGITS = "scikit-learn digits"  # how results name the quickstart's data
+
 
 @dataclass(frozen=True)
 class Job:
@@ -83,7 +85,7 @@ class Job:
             reference = train_model(retain, plan, folder, retrained_name, labels, column, vocabulary)
             references.append(str(reference))
         load = partial(load_original, arguments, plan.auto_class, original)
-        origin = origin_of(original, arguments.dataset_name, arguments.license, command, unnamed="scikit-learn digits")
+        origin = origin_of(original, arguments.dataset_name, arguments.license, command, unnamed=DIGITS)
         adapters, processor = lora_config(arguments), type(plan).load_processor(original)
         return cls(load, processor, config, origin, references, arguments.controls, adapters)
 

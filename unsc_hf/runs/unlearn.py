@@ -76,7 +76,7 @@ def unlearn(
     dataset = str(dataset) if isinstance(dataset, PathLike) else dataset
     original = load_model(model) if isinstance(model, str) else model
     name = model if isinstance(model, str) else str(model.config._name_or_path or "")
-    task = _task(original)
+    task = hub_task(original)
     data = _load(dataset, task, options)
     request = _request(data["train"] if "train" in data else data["forget"], forget_classes, indices, where)
     named = "..." if forget_classes is None else f"forget_classes={forget_classes!r}"  # rows are not named
@@ -122,7 +122,7 @@ def _options(config: UNSCConfig | None, output_dir: str | Path | None) -> tuple[
     return options, scratch
 
 
-def _task(model: PreTrainedModel) -> str:
+def hub_task(model: PreTrainedModel) -> str:
     """The Hub's name of what a model does."""
     if CausalLMTask.accepts(model):
         return "text-generation"
