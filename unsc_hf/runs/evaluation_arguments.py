@@ -1,4 +1,4 @@
-"""Options of `unsc evaluate lm`, and the rows that they name."""
+"""Options of `unsc evaluate lm` and `unsc audit lm`, and the rows that they name."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from datasets import Dataset
 from transformers.hf_argparser import HfArg
 
 from ..comparison.arguments import LanguageArguments
+from ..comparison.experiment import check_names
 from ..data.copies import copies
 from ..data.sources import config_names, load_config, load_data
-from ..errors import UNSCError, closest
+from ..errors import UNSCError
 from ..evaluation.language.tofu import METRICS
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -31,8 +32,8 @@ def _same(name: str) -> Any:
 
 
 @dataclass
-class EvaluationArguments:
-    """Which language model is evaluated, and on what. Of configurations, NAME_perturbed is read where it exists."""
+class ExaminedArguments:
+    """Which language model is examined, and on what. Of configurations, NAME_perturbed is read where it exists."""
 
     model_name_or_path: str | None = HfArg(default=None, help="The model, or an adapter: a Hub id or folder.")
     dataset_name: str | None = _same("dataset_name")
@@ -43,19 +44,14 @@ class EvaluationArguments:
     retain_split: str | None = _same("retain_split")
     unseen_split: str | None = HfArg(default=None, help="Split of rows no model was trained on.")
     cache_dir: str | None = _same("cache_dir")
-    retain_logs: str | None = HfArg(default=None, help="TOFU_EVAL.json of a model trained without the forgotten rows.")
-    reference_model: str | None = HfArg(default=None, help="Model of the reference attack: a Hub id or folder.")
     prompt_template: str | None = _same("prompt_template")
     system_prompt: str | None = _same("system_prompt")
     chat_template_kwargs: str | None = _same("chat_template_kwargs")
-    metrics: list[str] | None = HfArg(default=None, help="Metrics to compute; all of TOFU's by default.")
     per_device_eval_batch_size: int = HfArg(default=16, help="Rows at a time, in one process.")
     max_new_tokens: int = HfArg(default=200, help="Longest answer.")
     model_dtype: str = HfArg(default="float32", help="Precision of the models.", metadata={"choices": list(_DTYPES)})
     use_cpu: bool = HfArg(default=False, help="Do not use an accelerator.")
     disable_tqdm: bool = HfArg(default=False, help="Show no progress bars.")
-    overwrite: bool = HfArg(default=False, help="Begin anew where output_dir holds an evaluation.")
-    output_dir: str = HfArg(default="outputs/evaluation", help="Where the results are written.")
 
     def __post_init__(self) -> None:
         for name in ("per_device_eval_batch_size", "max_new_tokens"):
@@ -63,9 +59,6 @@ class EvaluationArguments:
                 raise UNSCError(f"{name}: got {getattr(self, name)}; choose a whole number of 1 or more.")
         if self.model_dtype not in _DTYPES:
             raise UNSCError(f"model_dtype: got {self.model_dtype!r}; choose from {', '.join(_DTYPES)}.")
-        unknown = [name for name in self.metrics or () if name not in METRICS]
-        if unknown:
-            raise UNSCError(f"metrics: {unknown[0]!r} does not exist; closest: {closest(unknown[0], METRICS)}.")
 
     def sets(self, refuse_overlap: bool = True) -> dict[str, Dataset]:
         """Rows by the names that metrics use.
@@ -119,6 +112,21 @@ class EvaluationArguments:
                 )
             sets[key] = loaded[split]
         return sets
+
+
+@dataclass
+class EvaluationArguments(ExaminedArguments):
+    """Which metrics of a language model are computed."""
+
+    retain_logs: str | None = HfArg(default=None, help="TOFU_EVAL.json of a model trained without the forgotten rows.")
+    reference_model: str | None = HfArg(default=None, help="Model of the reference attack: a Hub id or folder.")
+    metrics: list[str] | None = HfArg(default=None, help="Metrics to compute; all of TOFU's by default.")
+    overwrite: bool = HfArg(default=False, help="Begin anew where output_dir holds an evaluation.")
+    output_dir: str = HfArg(default="outputs/evaluation", help="Where the results are written.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_names("metrics", self.metrics, METRICS)
 
 
 def _refuse_overlap(forget: Dataset, retain: Dataset) -> None:

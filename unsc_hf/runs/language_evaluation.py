@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from datasets import Dataset
 from rich.console import Console
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,7 +21,7 @@ from ..models.loading import load_as, load_tokenizer
 from ..utils.distributed import gathered, process
 from ..utils.files import write_text
 from ..utils.fingerprint import data_fingerprint, weight_hash
-from .evaluation_arguments import EvaluationArguments
+from .evaluation_arguments import EvaluationArguments, ExaminedArguments
 
 EVAL, SUMMARY_FILE, SETTINGS = "TOFU_EVAL.json", "TOFU_SUMMARY.json", "evaluation.json"
 
@@ -71,15 +72,10 @@ def run(
     load = partial(load_as, AutoModelForCausalLM, dtype=getattr(torch, arguments.model_dtype))
     if model is None:
         model = load(name, "model_name_or_path").to(state.device)
-    tokenizer = tokenizer if tokenizer is not None else load_tokenizer(name)
-    _limit_length(tokenizer, model)
     reference = arguments.reference_model
-    evaluation = TofuEvaluation(
-        model, tokenizer, sets,
-        PromptFormat.of(arguments.prompt_template, tokenizer, arguments.system_prompt, arguments.chat_template_kwargs),
-        None if reference is None else lambda: load(reference, "reference_model").to(state.device),
-        None, arguments.per_device_eval_batch_size, arguments.max_new_tokens, not arguments.disable_tqdm,
-    )  # fmt: skip
+    evaluation = evaluation_of(arguments, model, tokenizer if tokenizer is not None else load_tokenizer(name), sets)
+    if reference is not None:
+        evaluation.load_reference = lambda: load(reference, "reference_model").to(state.device)
     settings = _settings(arguments, evaluation)
     if arguments.retain_logs is not None:
         evaluation.retain_logs = read_retain_logs(Path(arguments.retain_logs), evaluation, settings["parameters"])
@@ -102,11 +98,19 @@ def run(
     return summary
 
 
-def _limit_length(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    """Let rows that the model cannot read be refused, also where the tokenizer knows no limit."""
+def evaluation_of(
+    arguments: ExaminedArguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sets: dict[str, Dataset]
+) -> TofuEvaluation:
+    """A model's evaluation on some rows; rows that it cannot read are refused, also if its tokenizer knows no limit."""
     most = getattr(model.config, "max_position_embeddings", None)
     if isinstance(most, int) and most < tokenizer.model_max_length:
         tokenizer.model_max_length = most
+    return TofuEvaluation(
+        model, tokenizer, sets,
+        PromptFormat.of(arguments.prompt_template, tokenizer, arguments.system_prompt, arguments.chat_template_kwargs),
+        batch_size=arguments.per_device_eval_batch_size, max_new_tokens=arguments.max_new_tokens,
+        progress=not arguments.disable_tqdm,
+    )  # fmt: skip
 
 
 def summarise(results: Mapping[str, Any]) -> dict[str, float]:
