@@ -3,10 +3,10 @@
     python benchmarks/tofu.py --data FOLDER --output_dir OUT --authors 1
 
 `--data` holds `forget`, `retain`, `real_authors` and `world_facts` as parquet files. The first authors of `forget` are
-to be forgotten, and the last three of `retain` are unseen. All other rows are kept. The real authors and facts are among
-them, for a model from scratch knows nothing else.
+to be forgotten, and the last three of `retain` are unseen. All other rows are kept, the real authors and facts too, for
+a model from scratch knows nothing else.
 
-There are no paraphrases here, so each answer is its own. Its three wrong answers are those to the most similar questions
+There are no paraphrases here, so each answer is its own. Its three wrong answers belong to the most similar questions
 about others. So truth ratios are not TOFU's published ones.
 """
 

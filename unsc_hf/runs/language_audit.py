@@ -15,13 +15,13 @@ from datasets import Dataset
 from rich.console import Console
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.hf_argparser import HfArg
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..comparison.experiment import check_names
 from ..comparison.report import write_json, write_page
 from ..comparison.summary import markdown
 from ..errors import UNSCError
 from ..evaluation.language.audits import ANSWER_AUDITS, AnswerExamination, choose_rate, examine
-from ..evaluation.language.tofu import TofuEvaluation
 from ..evaluation.verdict import Evidence, Verdict, judge
 from ..models.loading import load_as, load_config, load_tokenizer
 from ..reporting.model_card import public_name
@@ -37,8 +37,8 @@ AUDIT = "audit.json"
 _AUC = "membership"  # the others are shares, shown in percent
 
 _NOTES = (
-    "Percent, but the membership attack is an AUC (0.5 is chance). Models that never saw the forgotten answers guess some "
-    "of their tokens too: compare with the retrained models.",
+    "Percent, but the membership attack is an AUC (0.5 is chance). Models that never saw the forgotten answers guess "
+    "some of their tokens too: compare with the retrained models.",
     "Relearning: tokens recited of other forgotten answers while a few are taught, mean over 40 steps.",
 )
 
@@ -148,7 +148,7 @@ def _names(arguments: LanguageAuditArguments) -> dict[str, str]:
     for title, name in given.items():
         if name is None:
             raise UNSCError(f"{_argument(title)}: not given; name the {title} model, by its Hub id or folder.")
-        if not Path(name, "adapter_config.json").is_file():  # an adapter names its base model itself
+        if find_adapter_config_file(name) is None:  # an adapter names its base model itself
             load_config(name, _argument(title))
     return {title: str(name) for title, name in given.items()}
 
@@ -165,8 +165,7 @@ def _check_vocabulary(title: str, model: PreTrainedModel, original: PreTrainedMo
     seen, expected = model.config.vocab_size, original.config.vocab_size
     if seen != expected:
         raise UNSCError(
-            f"{_argument(title)}: knows {seen} tokens, the original {expected}; only models with the same tokenizer can be "
-            "compared."
+            f"{_argument(title)}: knows {seen} tokens, the original {expected}; compare models with the same tokenizer."
         )
 
 
