@@ -237,7 +237,7 @@ def page() -> str:
         "*Decisions changed*: kept test rows whose most likely remaining class is not the original's. "
         "*Right to wrong*: those that the original had right.\n\n"
         "Figures on language models are on forgotten and kept answers. *Tokens changed*: tokens of kept answers at\n"
-        "which another one than the original's is the most likely. *Forget quality* compares with the retrained model.\n\n"
+        "which another one than the original's is the most likely. *Forget quality* compares with retraining.\n\n"
     )
     return head + "\n".join(section(content) for content in stored())
 

@@ -11,11 +11,13 @@ from transformers.hf_argparser import HfArg
 from ..comparison.arguments import LanguageArguments
 from ..comparison.experiment import check_names
 from ..data.copies import copies
+from ..data.dialogues import DEFAULT_TEMPLATE, PromptFormat, to_dialogues
 from ..data.sources import config_names, load_config, load_data
 from ..errors import UNSCError
 from ..evaluation.language.tofu import METRICS
 
 _DTYPES = ("float32", "bfloat16", "float16")
+_ASKED = ["question", "answer"]
 _PUBLISHED = {"ra": "real_authors", "wf": "world_facts"}  # sets of TOFU beside those that options name
 
 
@@ -68,6 +70,10 @@ class ExaminedArguments:
         """
         if self.dataset_name is None:
             raise UNSCError("dataset_name: not given; name a Hub id or local folder, such as locuslab/TOFU.")
+        if self.forget_config is None and self.forget_split is None:
+            muse = self._from_muse()
+            if muse:
+                return muse
         for kind in ("forget", "retain"):
             if getattr(self, f"{kind}_config") is None and getattr(self, f"{kind}_split") is None:
                 raise UNSCError(f"{kind}_config: not given; name a configuration, or a split by {kind}_split.")
@@ -96,6 +102,24 @@ class ExaminedArguments:
             config = next((config for config in (f"{base}_perturbed", base) if config in known), None)
             if config is not None:
                 sets[key] = load_config(name, config, "dataset_name", cache_dir=self.cache_dir)
+        return sets
+
+    def _from_muse(self) -> dict[str, Dataset]:
+        """MUSE's texts to continue, questions after its examples, and texts of the membership attack; {} elsewhere."""
+        name = str(self.dataset_name)
+        if not {"verbmem", "knowmem", "privleak"} <= set(config_names(name)):
+            return {}
+
+        def load(config: str, split: str) -> Dataset:
+            return load_config(name, config, "dataset_name", split, self.cache_dir)
+
+        sets = {"forget": load("privleak", "forget"), "holdout": load("privleak", "holdout")}
+        sets["forget_verbmem"] = to_dialogues(load("verbmem", "forget"))
+        for part in ("forget", "retain"):
+            examples = [PromptFormat().row(**row) for row in load("knowmem", f"{part}_qa_icl").select_columns(_ASKED)]
+            shown = "".join(f"{row['prompt']}{row['completion']}\n\n" for row in examples)
+            asked = PromptFormat(shown + DEFAULT_TEMPLATE)
+            sets[f"{part}_knowmem"] = to_dialogues(load("knowmem", f"{part}_qa").select_columns(_ASKED), asked)
         return sets
 
     def _from_splits(self) -> dict[str, Dataset]:
