@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -115,14 +115,14 @@ def run(arguments: LanguageAuditArguments, console: Console, command: str = "Pyt
         record = gathered(_finished(file, key), state.device)[0]
         if record is None:
             console.print(f"{title}: {public_name(names[title])} ...", markup=False, highlight=False)
-            exam = AnswerExamination(evaluation, original, arguments.shots, settings.get("rate"))
-            rate = exam.rate
+            exam = AnswerExamination(evaluation, original, arguments.shots)
+            rate = settings.get("rate")
             if "rate" not in settings and "relearning" in audits:
                 rate = choose_rate(exam)
-            exam = AnswerExamination(evaluation, original, arguments.shots, rate)
-            record = {"settings": key, "rate": rate, "readings": examine(exam, audits)}
+            exam = replace(exam, rate=rate)
+            record = finite({"settings": key, "rate": rate, "readings": examine(exam, audits)})
             if process()[0] == 0:
-                write_text(file, json.dumps(finite(record)))
+                write_text(file, json.dumps(record))
         settings["rate"] = record["rate"]
         models[title] = record["readings"]
     verdict = verdict_on(models)

@@ -101,7 +101,7 @@ def prefix(exam: AnswerExamination) -> Reading:
     evaluation, reading = exam.evaluation, Reading()
     for share in SHARES:
         prompts, truths = [], []
-        for ((start, ids),) in evaluation.tokens("forget"):
+        for start, ids in (several[0] for several in evaluation.tokens("forget")):
             cut = len(start) + int(share * (len(ids) - len(start) - 1))  # one token is left to say
             prompts.append(ids[:cut])
             truths.append(evaluation.decode(ids[cut:]))
