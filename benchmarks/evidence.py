@@ -50,6 +50,10 @@ COLUMNS = {
     "mia_auc": ("membership AUC", 1, 3), "probe_forget": ("linear probe", 100, 1),
     "prototype_attack_10": ("10-shot prototype", 100, 1), "seconds": ("seconds", 1, 0),
 }  # fmt: skip
+ANSWERS = (
+    "*Tokens changed*: tokens of kept answers at which another one than the original's is the most likely. *Recited*: "
+    "the extraction strength of forgotten answers. *Forget quality*: a p-value beside the retrained model."
+)
 OF_ANSWERS = {
     "sets.forget.rouge_l": ("forgotten, ROUGE-L", 100, 1), "sets.retain.rouge_l": ("kept, ROUGE-L", 100, 1),
     "flips": ("tokens changed", 100, 2), "sets.forget.extraction_strength": ("recited", 100, 1),
@@ -200,6 +204,47 @@ def readme() -> str:
     return before + BEGIN + "\n".join(["", *lines, ""]) + END + rest.split(END)[1]
 
 
+def mean(runs: list[dict[str, Any]], model: str, column: str) -> float:
+    """Mean over seeds; NaN where one of them was not measured."""
+    values = [run["methods"].get(model, {}).get(column) for run in runs]
+    return float(np.mean([np.nan if value is None else value for value in values]))
+
+
+def fewer(runs: list[dict[str, Any]], model: str) -> str:
+    """Whether UNSC changed fewer decisions than another model of the same seeds: by two standard errors, or unclear."""
+    gaps = [run["methods"][model]["flips"] - run["methods"]["unsc"]["flips"] for run in runs]
+    error = float(np.std(gaps, ddof=1)) / len(gaps) ** 0.5
+    return "fewer" if np.mean(gaps) > 2 * error else "more" if np.mean(gaps) < -2 * error else "unclear"
+
+
+def conclusion(runs: list[dict[str, Any]]) -> str:
+    """Who keeps more, who forgets deeper, and when to retrain, in three sentences."""
+    others = {"unprojected": "no projection", "random_projector": "a random subspace", "retrained": "retraining"}
+    flips = {model: f"{100 * mean(runs, model, 'flips'):.2f} %" for model in [*others, "unsc"]}
+    said = []
+    for verdict, wording in (("fewer", "fewer than"), ("more", "more than"), ("unclear", "not told apart from")):
+        names = [
+            f"{name} ({flips[model]})"
+            for model, name in others.items()
+            if model in runs[0]["methods"] and fewer(runs, model) == verdict
+        ]
+        said += [f"{wording} {' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))}"] if names else []
+    sentences = [f"Kept: UNSC changes {flips['unsc']} of the decisions, {'; '.join(said)}."]
+    probes = {model: 100 * mean(runs, model, "probe_forget") for model in ("original", "unsc", "retrained")}
+    if not np.isnan(probes["unsc"]):
+        against = "" if np.isnan(probes["retrained"]) else f" and {probes['retrained']:.0f} % after retraining"
+        sentences.append(
+            f"Forgotten: a linear probe still reads {probes['unsc']:.0f} % of the forgotten rows in the features, "
+            f"{probes['original']:.0f} % before{against}."
+        )
+        if probes["retrained"] < probes["unsc"]:
+            sentences.append("Retrain when that must not be readable.")
+    ratio = mean(runs, "retrained", "seconds") / mean(runs, "unsc", "seconds")
+    if not np.isnan(ratio):
+        sentences.append(f"Retraining takes {ratio:.1f} times as long.")
+    return " ".join(sentences)
+
+
 def section(content: dict[str, Any]) -> str:
     """A case as a heading, a table and its certificates."""
     runs = content["runs"]
@@ -209,6 +254,8 @@ def section(content: dict[str, Any]) -> str:
         lines += ["", f"![Forget quality against model utility and changed tokens]({content['case']}.png)"]
     certificates = [run["certificate"] for run in runs]
     shown = ", ".join(f"{c['flips']} of {c['rows']} (at most {c['upper_95']:.2%})" for c in certificates)
+    parts = {part.replace("_", "-"): [run["seconds"][part] for run in runs] for part in runs[0]["seconds"]}
+    spent = ", ".join(f"{part} {np.mean(seconds):.0f}" for part, seconds in parts.items())
     seeds = f"{len(runs)} seeds; percent, mean ± standard deviation. {CASES[content['case']].get('note', '')}".rstrip()
     arguments = [f"$(cat {item[1:]})" if item.startswith("@") else item for item in content["arguments"]]
     command = (
@@ -222,8 +269,9 @@ def section(content: dict[str, Any]) -> str:
     made = made.replace("{root}/", "").replace("{folder}/", "")
     return "\n".join(
         [
-            f"## {content['title']}", "", seeds, "", *lines, "",
+            f"## {content['title']}", "", ANSWERS if answers else conclusion(runs), "", seeds, "", *lines, "",
             f"Certificates, decisions changed on rows that nothing else read: {shown}.", "",
+            f"Seconds of UNSC: {spent}.", "",
             f"```bash\n{made}accelerate launch {command} --seed SEED\n```", "",
         ]
     )  # fmt: skip
@@ -236,8 +284,6 @@ def page() -> str:
         "`python benchmarks/evidence.py page` from the JSON in `benchmarks/results/evidence`.\n\n"
         "*Decisions changed*: kept test rows whose most likely remaining class is not the original's. "
         "*Right to wrong*: those that the original had right.\n\n"
-        "Figures on language models are on forgotten and kept answers. *Tokens changed*: tokens of kept answers at\n"
-        "which another one than the original's is the most likely. *Forget quality* compares with retraining.\n\n"
     )
     return head + "\n".join(section(content) for content in stored())
 

@@ -57,7 +57,7 @@ class UNSCConfig(TrainingArguments):
             ranks) and `"none"` (no projection) are controls for comparison, never for use. They have no leak budget.
 
     Parameters that control the statistics:
-        rows_per_direction (`int`, *optional*, defaults to `10`): activation rows that are read for each direction of a
+        rows_per_direction (`int`, *optional*, defaults to `4`): activation rows that are read for each direction of a
             layer's input, evenly over the classes. None reads all rows, as `energy` 1.0 does.
         max_statistics_memory (`str`, *optional*): limit on the extra memory of the statistics on the model's device,
             such as `"2GB"`. Layers are then read in several passes over the data. None means one pass.
@@ -110,7 +110,7 @@ class UNSCConfig(TrainingArguments):
     )
 
     rows_per_direction: int | None = field(
-        default=10, metadata=_help("Activation rows read for each direction of a layer's input.")
+        default=4, metadata=_help("Activation rows read for each direction of a layer's input.")
     )
     max_statistics_memory: str | None = field(
         default=None, metadata=_help('Limit on the extra memory of the statistics, such as "2GB".')

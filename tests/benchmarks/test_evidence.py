@@ -46,6 +46,21 @@ def test_a_changed_digit_is_noticed(evidence: Any, monkeypatch: pytest.MonkeyPat
         command(evidence, monkeypatch, "check")
 
 
+def test_a_conclusion_says_only_what_the_seeds_show(evidence: Any) -> None:
+    def run(unsc: float, unprojected: float, retrained: float) -> dict[str, Any]:
+        flips = {"unsc": unsc, "unprojected": unprojected, "retrained": retrained}
+        return {"methods": {"original": {}, **{model: {"flips": share} for model, share in flips.items()}}}
+
+    said = evidence.conclusion([run(0.010, 0.012, 0.04), run(0.012, 0.011, 0.05), run(0.011, 0.012, 0.04)])
+    assert said == (
+        "Kept: UNSC changes 1.10 % of the decisions, fewer than retraining (4.33 %); "
+        "not told apart from no projection (1.17 %)."
+    )
+    assert "more than no projection (0.10 %) and retraining (0.50 %)." in evidence.conclusion(
+        [run(0.010, 0.001, 0.005), run(0.012, 0.001, 0.005)]
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -45,7 +45,7 @@ def bench(known: tuple[Dataset, PreTrainedModel], tmp_path: Path) -> Workbench:
 
 
 def logits(bench: Workbench, model: Any, rows: Dataset) -> torch.Tensor:
-    return collect_outputs(model, bench.prepared(rows), bench.collate).logits
+    return collect_outputs(model, bench.reader.prepare(rows), bench.reader.collate).logits
 
 
 def change(bench: Workbench, model: Any) -> dict[str, torch.Tensor]:
@@ -250,4 +250,4 @@ def test_every_method_runs_on_texts_of_all_lengths(name: str, tmp_path: Path) ->
     )  # fmt: skip
     bench = Workbench(model, forget, retain, config, tokenizer)
     found = bench.run(METHODS[name].run, dict(METHODS[name].settings[0]))
-    assert collect_outputs(found, bench.prepared(retain), bench.collate).logits.isfinite().all()
+    assert collect_outputs(found, bench.reader.prepare(retain), bench.reader.collate).logits.isfinite().all()

@@ -209,7 +209,8 @@ class Experiment:
     def collect(self, bench: Workbench, model: PreTrainedModel, rows: Dataset, features: bool = True) -> Outputs:
         """Outputs of a model on raw rows."""
         size = self.config.per_device_eval_batch_size
-        return collect_outputs(model, bench.prepared(rows), bench.collate, features=features, batch_size=size)
+        ready, collate = bench.reader.prepare(rows), bench.reader.collate
+        return collect_outputs(model, ready, collate, features=features, batch_size=size)
 
     def accuracies(self, outputs: Outputs) -> dict[str, float | None]:
         """AccDut and AccDrt: accuracy on rows of the forgotten and of the other classes, mean over classes."""

@@ -25,6 +25,7 @@ from ..models.layers import LayerSelection, ProtectedLayer
 from ..models.outputs import Outputs, classify
 from ..nullspace.statistics import ActivationStatistics
 from ..trainer.preparation import Preparation, Spaces, UnlearningPlan
+from ..trainer.rows import ModelReader
 from ..trainer.trainer import UNSCTrainer
 from ..utils.fingerprint import weight_hash
 
@@ -77,7 +78,7 @@ class Workbench:
         self, original: PreTrainedModel, forget: Dataset, retain: Dataset, config: UNSCConfig, processing_class: Any
     ) -> None:
         self.original, self.forget, self.retain, self.config = original, forget, retain, deepcopy(config)
-        self._processor, self._cached = processing_class, dict[str, CachedRows]()
+        self._processor, self._prepared = processing_class, dict[str, CachedRows]()
         self.seconds = 0.0
         self.steps: int | None = None
         self.stop_reason: str | None = None
@@ -100,16 +101,9 @@ class Workbench:
         return self._prepared_trainer.spaces
 
     @property
-    def collate(self) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-        """Makes a batch of prepared rows."""
-        return self._prepared_trainer.reader.collate
-
-    def prepared(self, rows: Dataset) -> CachedRows:
-        """Rows ready for the model, kept in memory. Equal selections of one data set have one fingerprint."""
-        key = str(rows._fingerprint)
-        if key not in self._cached:
-            self._cached[key] = CachedRows(self._prepared_trainer.task.prepare(rows))
-        return self._cached[key]
+    def reader(self) -> ModelReader:
+        """Prepares rows and makes batches."""
+        return self._prepared_trainer.reader
 
     def fresh(self) -> PreTrainedModel:
         """A copy of the original."""
@@ -128,7 +122,7 @@ class Workbench:
         config.dataloader_pin_memory &= torch.cuda.is_available()  # otherwise torch warns
         more: dict[str, Any] = {"statistics": statistics, "callbacks": list(callbacks)}
         trainer = UNSCTrainer(model, config, self.forget, self.retain, processing_class=self._processor, **more)
-        trainer.make_preparation, trainer.reader.prepare = make_preparation, self.prepared
+        trainer.make_preparation, trainer.reader.prepared = make_preparation, self._prepared
         return trainer
 
     def unlearn(
@@ -180,9 +174,8 @@ class Workbench:
     ) -> Iterator[dict[str, Any]]:
         """Batches of rows on the model's device, with "labels"; at most about `limit` rows."""
         generator = torch.Generator().manual_seed(seed)
-        loader = DataLoader(
-            self.prepared(rows), batch_size=batch_size, shuffle=shuffle, collate_fn=self.collate, generator=generator
-        )
+        ready, collate = self.reader.prepare(rows), self.reader.collate
+        loader = DataLoader(ready, batch_size, shuffle=shuffle, collate_fn=collate, generator=generator)
         for batch in islice(loader, None if limit is None else -(-limit // batch_size)):
             yield {name: value.to(self.original.device) for name, value in batch.items()}
 

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..data.selection import evenly_spaced
 from ..errors import UNSCError
-from ..models.hooks import NOT_INPUTS, capture_inputs, row_mask, trace_layers
+from ..models.hooks import NOT_INPUTS, capture_inputs, pieces, row_mask, trace_layers
 from ..models.layers import ProtectedLayer
 from ..utils.distributed import is_sharded, process
 from ..utils.sizes import format_size
@@ -111,13 +111,13 @@ def stream(
     """
     device = next(model.parameters()).device
 
-    def forward(batch: Mapping[str, Any]) -> None:
-        model(**{name: value.to(device) for name, value in batch.items() if name not in NOT_INPUTS})
+    def ready(batch: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value.to(device) for name, value in batch.items() if name not in NOT_INPUTS}
 
     with torch.no_grad():
         some = evenly_spaced(np.arange(len(dataset)), _PROBED)
-        probe = collate_fn([dataset[int(i)] for i in some])
-        trace = trace_layers(layers, lambda: forward(probe), len(some))
+        probe = ready(collate_fn([dataset[int(i)] for i in some]))
+        trace = trace_layers(layers, partial(model, **probe), len(some))
     if trace.silent:
         raise UNSCError(
             f"target_modules: {len(trace.silent)} layers never ran on the data, the first is {trace.silent[0]!r}."
@@ -126,16 +126,18 @@ def stream(
     if rows_per_direction is not None:
         wanted = _samples_wanted(leaders, trace.rows_per_sample, probe.get("attention_mask"), rows_per_direction)
         members = _dealt(members, wanted) if pool_as else {g: evenly_spaced(r, wanted) for g, r in members.items()}
+    if pool_as is not None:
+        members = {pool_as: np.sort(np.concatenate(list(members.values())))}
     plan, on_disk = plan_memory(leaders, limit, dtype), False
     if limit is not None:
-        held = plan.results * (1 if pool_as is not None else len(members))
+        held = plan.results * len(members)
         scratch = max(scratch_bytes(layer, dtype) for layer in leaders)
         on_disk = device.type == "cpu" and held + scratch > limit
         passes = f"{len(plan.passes)} {'pass' if len(plan.passes) == 1 else 'passes'}"
         need = f"at most {format_size(plan.peak)} of {format_size(limit)}"
         logger.info("Statistics of %d layer inputs in %s over the data, %s each.", len(leaders), passes, need)
 
-    parts, world, last = _split(model, members, batch_size), process()[1], list(members)[-1]
+    parts, world = _split(model, members, batch_size), process()[1]
     moments: defaultdict[str, dict[str, SecondMoment]] = defaultdict(dict)
     total = len(plan.passes) * sum(len(rows) for rows in members.values())
     hidden = not progress or process()[0] > 0
@@ -149,21 +151,18 @@ def stream(
                 generator=torch.Generator(),  # leaves the global random state alone
             )
             loaded = iter(loader)
-            recorder: Recorder | None = None
             for group, (batches, idle) in parts.items():
-                recorder = recorder or Recorder(chosen, dtype, device)
+                recorder = Recorder(chosen, dtype, device)
                 with capture_inputs(chosen, recorder.add, strict=len(batches) > 0):
                     for _ in batches:
                         batch = next(loaded)
-                        samples = len(next(iter(batch.values())))
-                        recorder.begin_batch(batch.get("attention_mask"))
-                        forward(batch)
-                        bar.update(samples * world)
+                        for _, piece in pieces(ready(batch)):
+                            recorder.begin_batch(piece.get("attention_mask"))
+                            model(**piece)
+                        bar.update(len(next(iter(batch.values()))) * world)
                 for _ in range(idle):
-                    forward(probe)
-                if pool_as is None or group == last:
-                    moments[group if pool_as is None else pool_as].update(recorder.finish(on_disk))
-                    recorder = None
+                    model(**probe)
+                moments[group].update(recorder.finish(on_disk))
     order = [layer.name for layer in leaders]
     keys = {layer.name: trace.leaders[layer.name] for layer in layers}
     samples = sum(len(rows) for rows in members.values())

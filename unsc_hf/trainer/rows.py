@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from ..config import UNSCConfig
 from ..data.columns import read_labels
 from ..data.copies import without_copies, without_overlap
+from ..data.inputs import CachedRows
 from ..data.selection import evenly_spaced, hold_out
 from ..errors import UNSCError
 from ..models.hooks import NOT_INPUTS
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 MAX_VALIDATION_ROWS = 1_000  # more rows would make checks slow and tell no more than a tenth of a percent
 LEAST_SPREAD = 1e-3  # of the outputs on retained rows, relative to their size
+_CACHE = 128 * 2**20  # bytes of prepared rows of one data set that stay in memory
 MAX_LOGITS = 25_000_000  # logits of kept rows that are remembered; a language model gives them for every token
 
 
@@ -103,7 +105,7 @@ class ModelReader:
     """Runs models on raw rows: prepares them, makes batches, and collects outputs.
 
     Attributes:
-        prepare: makes rows ready for the model.
+        prepared: rows that were made ready for the model, by fingerprint of the raw ones.
     """
 
     def __init__(
@@ -112,17 +114,22 @@ class ModelReader:
         args: UNSCConfig,
         collate_inputs: Callable[[list[dict[str, Any]]], dict[str, Any]],
         input_names: Sequence[str],
-        prepare: Callable[[Dataset], Any] | None = None,
     ) -> None:
         """
         Args:
             collate_inputs: makes a batch of what the model reads.
             input_names: names of the model's inputs.
-            prepare: instead of the task's.
         """
-        self.task, self.args, self.prepare = task, args, prepare or task.prepare
+        self.task, self.args, self.prepared = task, args, dict[str, CachedRows]()
         self._collate_inputs = collate_inputs
         self._known = {*input_names, "label", "labels", "label_ids"}
+
+    def prepare(self, dataset: Dataset) -> CachedRows:
+        """Rows ready for the model. Equal selections of one data set have one fingerprint, and are prepared once."""
+        key = str(dataset._fingerprint)
+        if key not in self.prepared:
+            self.prepared[key] = CachedRows(self.task.prepare(dataset), _CACHE)
+        return self.prepared[key]
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Batch of what the model reads, with pseudo-labels and retained rows where the rows carry them."""

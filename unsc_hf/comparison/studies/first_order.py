@@ -128,7 +128,7 @@ def _few_rows(
         rows = bench.retain.select(chosen)
         statistics = ActivationStatistics.collect(
             model, rows, groups=labels[chosen], layers=layers, prepare=bench.prepared,
-            collate_fn=lambda samples: cast_floats(bench.collate(samples), torch.double), progress=False,
+            collate_fn=lambda samples: cast_floats(bench.reader.collate(samples), torch.double), progress=False,
         )  # fmt: skip
         if all(layer.has_capacity for layer in _subspace(statistics, 1.0).layers.values()):
             return rows, statistics
