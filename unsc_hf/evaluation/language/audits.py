@@ -236,6 +236,6 @@ def _relearned(exam: AnswerExamination, rate: float, watched: Sequence[Row]) -> 
             optimizer.zero_grad()
             with evaluation_mode(model, gradients=True):  # without dropout every model is attacked alike
                 flat = read_answers(model(**inputs).logits, labels)
-                nn.functional.cross_entropy(flat.logits.float(), flat.labels).backward()
+                nn.functional.cross_entropy(flat.logits.float(), flat.labels).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     return curve, model
