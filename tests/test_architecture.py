@@ -6,6 +6,7 @@ import importlib
 import re
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,12 +14,11 @@ from typing import Any
 import pytest
 import torch
 from datasets import ClassLabel, Dataset
-from helpers.models import fit, learned
-from helpers.rows import separable
-from helpers.training import make_trainer, unlearned
+from helpers.models import fit
+from helpers.training import Known, make_trainer, quiet_config, unlearned
 from transformers import DefaultDataCollator, PreTrainedConfig, PreTrainedModel
 
-from unsc_hf import UNSCConfig, split_dataset
+from unsc_hf import split_dataset
 from unsc_hf.comparison.methods import METHODS, Workbench
 from unsc_hf.comparison.plugins import load_plugins
 from unsc_hf.evaluation.audits import AUDITS, Examination
@@ -55,16 +55,6 @@ def page_file(heading: str, folder: Path) -> ModuleType:
     return sys.modules[f"unsc_hf_plugin_{file.stem}"]
 
 
-@pytest.fixture(scope="module")
-def rows() -> Dataset:
-    return separable()(30)
-
-
-@pytest.fixture(scope="module")
-def model(rows: Dataset) -> PreTrainedModel:
-    return learned(rows)
-
-
 def test_the_page_and_its_picture_name_every_layer_in_order() -> None:
     assert len(LAYERS) > 10
     assert re.findall(r"^\*\*`(\w+)`\*\*", PAGE, flags=re.MULTILINE) == LAYERS
@@ -79,7 +69,7 @@ def test_the_table_points_at_code_that_exists() -> None:
         assert hasattr(importlib.import_module(path.replace("/", ".")), name), (path, name)
 
 
-def test_the_objective_of_the_page(rows: Dataset, model: PreTrainedModel, tmp_path: Path) -> None:
+def test_the_objective_of_the_page(known: Known, tmp_path: Path) -> None:
     """Its loss is UNSC's minus the weighted entropy, and the trainer runs it with the weight that was given."""
     page_file("An objective", tmp_path)
     logits, labels = torch.randn(7, 5), torch.arange(7) % 5
@@ -88,30 +78,25 @@ def test_the_objective_of_the_page(rows: Dataset, model: PreTrainedModel, tmp_pa
     entropy = torch.distributions.Categorical(logits=logits).entropy().mean()
     torch.testing.assert_close(unsure, OBJECTIVES["unsc"].run(terms) - 3 * entropy)
 
-    data = split_dataset(rows, forget_classes=["frog"])
-
     def trained(name: str, **options: Any) -> str:
-        start = type(model)(model.config)
-        start.load_state_dict(model.state_dict())
         options |= {"energy": 0.9, "max_steps": 3, "check_steps": 100}
-        return weight_hash(unlearned(start, data, tmp_path / name, **options).model)
+        return weight_hash(unlearned(deepcopy(known.model), known.data, tmp_path / name, **options).model)
 
     plain = trained("plain")
     assert trained("none", objective="unsc_unsure", objective_args={"entropy_weight": 0.0}) == plain
     assert trained("some", objective="unsc_unsure", objective_args={"entropy_weight": 3.0}) != plain
 
 
-def test_the_audit_of_the_page(rows: Dataset, model: PreTrainedModel, tmp_path: Path) -> None:
+def test_the_audit_of_the_page(known: Known, tmp_path: Path) -> None:
     """All of a known class is among two answers of three, and none of it where its logit is lowest."""
     page_file("An audit", tmp_path)
-    forget, retain = rows.select(range(60, 90)), rows.select(range(60))
+    model, rows, (forget, retain) = known
 
     def collect(network: PreTrainedModel, part: Dataset) -> Outputs:
         return collect_outputs(network, part, DefaultDataCollator(), features=True)
 
     def first_two(bias: float) -> float:
-        network = type(model)(model.config)
-        network.load_state_dict(model.state_dict())
+        network = deepcopy(model)
         with torch.no_grad():
             network.classifier.bias[2] += bias
         outputs = RowOutputs(collect(network, forget), collect(network, retain), collect(network, rows))
@@ -123,12 +108,11 @@ def test_the_audit_of_the_page(rows: Dataset, model: PreTrainedModel, tmp_path: 
     assert (first_two(0.0), first_two(-100.0)) == (1.0, 0.0)
 
 
-def test_the_method_of_the_page(rows: Dataset, model: PreTrainedModel, tmp_path: Path) -> None:
+def test_the_method_of_the_page(known: Known, tmp_path: Path) -> None:
     """It changes a copy, in the trained weights alone, and more at a larger scale."""
     page_file("A method", tmp_path)
-    forget, retain = split_dataset(rows, forget_classes=["frog"])
-    config = UNSCConfig(output_dir=str(tmp_path), disable_tqdm=True, report_to="none", use_cpu=True, energy=0.9)
-    bench, before = Workbench(model, forget, retain, config, None), weight_hash(model)
+    model, config = known.model, quiet_config(tmp_path, energy=0.9)
+    bench, before = Workbench(model, *known.data, config, None), weight_hash(model)
     method, leaks = METHODS["weight_noise"], []
     for settings in method.settings:
         noisy = bench.run(method.run, dict(settings))
@@ -151,8 +135,7 @@ def test_the_task_of_the_page(tmp_path: Path) -> None:
     network = page.TableClassifier(PreTrainedConfig(num_labels=3, id2label=dict(enumerate("abc"))))
     fit(network, {"measurements": values, "labels": labels}, steps=150)
     data = split_dataset(table, forget_classes=["c"])
-    config = UNSCConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none")
-    assert type(make_task(network, config, *data, None)) is page.TableTask
+    assert type(make_task(network, quiet_config(tmp_path), *data, None)) is page.TableTask
     trainer = make_trainer(
         network, data, tmp_path / "out", eval_dataset={"forget": data[0], "retain": data[1]}, energy=0.9, max_steps=200,
         learning_rate=1e-2, check_steps=10,

@@ -29,8 +29,6 @@ REFUSED = {
 }
 # Up to this energy nothing is decided by directions as small as the rounding of float32 products.
 _COARSE_ENERGY = 0.9999
-CLASS_BASES = "class_energy"
-SUBSPACE_RULES = (*RULES, CLASS_BASES)
 NULL_SPACES = ("retained", "random", "none")
 
 
@@ -95,9 +93,7 @@ class UNSCConfig(TrainingArguments):
             alone, not those of the prompts.
     """
 
-    subspace_rule: str = field(
-        default="energy", metadata=_help("Rule for the directions that are kept fixed.", SUBSPACE_RULES)
-    )
+    subspace_rule: str = field(default="energy", metadata=_help("Rule for the directions that are kept fixed.", RULES))
     energy: float = field(default=0.99, metadata=_help("Share of the retained energy that is kept fixed, in (0, 1]."))
     subspace_size: float | None = field(
         default=None, metadata=_help("Number for subspace_rule 'rank' (directions) and 'ratio' (of energies).")
@@ -179,7 +175,7 @@ class UNSCConfig(TrainingArguments):
     @property
     def is_exact(self) -> bool:
         """Whether every direction of the retained rows is kept, so that their outputs change by rounding alone."""
-        whole = self.subspace_rule in ("energy", CLASS_BASES) and self.energy >= 1.0
+        whole = self.subspace_rule in ("energy", "class_energy") and self.energy >= 1.0
         return whole and not self.is_control
 
     @property
@@ -200,19 +196,12 @@ class UNSCConfig(TrainingArguments):
     @property
     def per_class_statistics(self) -> bool:
         """Whether the subspace rule needs each class's moments apart."""
-        return self.subspace_rule in (CLASS_BASES, "released_ramp")
+        return self.subspace_rule in ("class_energy", "released_ramp")
 
     @property
     def subspace_options(self) -> dict[str, Any]:
         """Keywords of `nullspace.rules.build_subspace`."""
-        by_class, size = self.subspace_rule == CLASS_BASES, self.subspace_size
-        return {
-            "rule": "energy" if by_class else self.subspace_rule,
-            "energy": self.energy,
-            "rank": int(size) if self.subspace_rule == "rank" and size is not None else None,
-            "ratio": size if self.subspace_rule == "ratio" else None,
-            "merge": "concat" if by_class else "sum",
-        }
+        return {"rule": self.subspace_rule, "energy": self.energy, "size": self.subspace_size}
 
     @property
     def product_dtype(self) -> torch.dtype:
@@ -267,7 +256,7 @@ class UNSCConfig(TrainingArguments):
     def _check_choices(self) -> None:
         """Refuse unknown names, and rules without their number."""
         for argument, options in (
-            ("subspace_rule", SUBSPACE_RULES),
+            ("subspace_rule", RULES),
             ("pseudo_labels", STRATEGIES),
             ("null_space", NULL_SPACES),
             ("objective", tuple(OBJECTIVES)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import multiprocessing
 import os
@@ -21,16 +20,17 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from helpers.comparisons import Prepared, three_classes
-from helpers.models import learned
-from helpers.rows import tensor_dataset
+from helpers.comparisons import Prepared
+from helpers.models import learned, make_vit
+from helpers.rows import separable, tensor_dataset
+from helpers.training import quiet_config
 from PIL import Image
 from rich.console import Console
 from transformers import ViTImageProcessorPil
 
 from unsc_hf import UNSCConfig, UNSCError, split_dataset
 from unsc_hf.comparison.compare_methods import ComparisonArguments, audit, compare, compare_methods
-from unsc_hf.comparison.experiment import Experiment, once, read_data
+from unsc_hf.comparison.experiment import Experiment, identity, once, read_data
 from unsc_hf.comparison.forget_set import rank
 from unsc_hf.comparison.methods import METHODS
 from unsc_hf.comparison.parallel import Job, share, work
@@ -51,8 +51,8 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("models")
-    train, test = three_classes(30, 20)
-    data = DatasetDict({"train": train, "test": test})
+    draw = separable()
+    data = DatasetDict(train=draw(30), test=draw(20))
     retain = split_dataset(data["train"], forget_classes=["frog"]).retain
 
     def kept(name: str, rows: Dataset) -> str:
@@ -63,18 +63,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     references = [kept(f"retrained-{i}", retain) for i in range(4)]
 
     def config(name: str) -> UNSCConfig:
-        return UNSCConfig(
-            output_dir=str(folder / name), disable_tqdm=True, report_to="none", use_cpu=True, energy=0.9, max_steps=20,
-            displacement_decay=0.0,
-            learning_rate=1e-3, max_leak=None,
-        )  # fmt: skip
+        options = {"energy": 0.9, "max_steps": 20, "displacement_decay": 0.0, "learning_rate": 1e-3}
+        return quiet_config(folder / name, max_leak=None, **options)
 
     arguments = Prepared(
         dataset_name="made here", forget_classes=["frog"], retrained_model_name_or_path=references, data=data
     )
-    comparison = ComparisonArguments(
-        methods=["unsc", "masked", "gradient_ascent"], seeds=[0, 1], originals=originals
-    )  # fmt: skip
+    comparison = ComparisonArguments(methods=["unsc", "masked", "gradient_ascent"], seeds=[0, 1], originals=originals)
     return World(arguments, comparison, config, originals, references)
 
 
@@ -252,10 +247,8 @@ def test_files_for_every_reader(world: World, result: dict[str, Any], tmp_path: 
     lines = (place / "table.md").read_text().strip().splitlines()
     assert lines[0] == "# Forgetting frog: methods compared"
     assert len(lines[2:]) == len(rows) + 1
-    sheet = list(csv.DictReader((place / "table.csv").open()))
-    assert float(sheet[2]["AccDut:mean"]) == 0.0
-    everything = json.loads((tmp_path / "comparison.json").read_text())
-    assert everything["summaries"]["frog"]["rows"]["masked"]["verdict"] == "suppressed"
+    masked = json.loads((tmp_path / "comparison.json").read_text())["summaries"]["frog"]["rows"]["masked"]
+    assert (masked["verdict"], masked["cells"]["AccDut"]["mean"]) == ("suppressed", 0.0)
     for name in ("front", "flips"):
         with Image.open(place / f"{name}.png") as picture:
             assert len(picture.convert("L").resize((80, 60)).getcolors() or []) > 5
@@ -337,7 +330,7 @@ def test_models_are_trained_on_the_named_column_of_bare_ids(tmp_path: Path) -> N
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("unsc_hf.comparison.experiment.train_model", train)
-        config = UNSCConfig(output_dir=str(tmp_path), use_cpu=True, label_column="coarse")
+        config = quiet_config(tmp_path, label_column="coarse")
         data, request = read_data(arguments, config), Request(forget_classes=(1,))
         Experiment([0], None, arguments, config, data, tmp_path, request).original(0)
     assert asked[0][4:6] == (["0", "1"], "coarse")
@@ -411,3 +404,22 @@ def test_a_mean_of_one_percent_counts_as_forgotten() -> None:
     share = 0.010000000000000002
     assert rank({"AccDut": share, "AccDrt": 0.5}) > rank({"AccDut": 0.0, "AccDrt": 0.4})
     assert rank({"AccDut": 0.0101, "AccDrt": 0.9}) < rank({"AccDut": 0.0, "AccDrt": 0.4})
+
+
+def test_models_of_one_name_are_told_apart_by_their_weights(tmp_path: Path) -> None:
+    model = make_vit()
+    for place in ("a", "b"):
+        model.save_pretrained(tmp_path / place / "checkpoint-5")
+    same = [identity(str(tmp_path / place / "checkpoint-5")) for place in ("a", "b")]
+    assert same[0] == same[1]
+    with torch.no_grad():
+        model.classifier.bias += 1
+    model.save_pretrained(tmp_path / "b" / "checkpoint-5")
+    assert identity(str(tmp_path / "b" / "checkpoint-5")) != same[0]
+
+
+@pytest.mark.timeout(60)
+def test_a_job_that_no_process_knows_is_named(tmp_path: Path) -> None:
+    job = Job("unsc-0", tmp_path / "never.json", lambda: None)
+    with pytest.raises(UNSCError, match="^jobs: no process can make 'unsc-0'"):
+        list(share([job], list, 1))  # `list` makes no job at all

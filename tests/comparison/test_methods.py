@@ -10,12 +10,10 @@ from typing import Any
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
-from helpers.comparisons import three_classes
-from helpers.models import learned
-from transformers import PreTrainedModel
+from helpers.training import Known, quiet_config
 
-from unsc_hf import UNSCConfig, UNSCError, split_dataset
-from unsc_hf.comparison.methods import METHODS, Workbench, method
+from unsc_hf import UNSCError, split_dataset
+from unsc_hf.comparison.methods import METHODS, Workbench
 from unsc_hf.comparison.methods.masked import LOW
 from unsc_hf.comparison.methods.salun import GradientMask
 from unsc_hf.comparison.references.texts import TextPlan
@@ -26,22 +24,10 @@ from unsc_hf.utils.fingerprint import weight_hash
 FORGOTTEN = 2
 
 
-@pytest.fixture(scope="module")
-def known() -> tuple[Dataset, PreTrainedModel]:
-    """Rows of three classes that differ in their mean image, and a model that knows them."""
-    (data,) = three_classes(30)
-    return data, learned(data)
-
-
 @pytest.fixture
-def bench(known: tuple[Dataset, PreTrainedModel], tmp_path: Path) -> Workbench:
-    data, model = known
-    forget, retain = split_dataset(data, forget_classes=["frog"])
-    config = UNSCConfig(
-        output_dir=str(tmp_path), disable_tqdm=True, report_to="none", use_cpu=True, energy=0.9, max_steps=15,
-        learning_rate=1e-3, max_leak=None,
-    )  # fmt: skip
-    return Workbench(model, forget, retain, config, None)
+def bench(known: Known, tmp_path: Path) -> Workbench:
+    config = quiet_config(tmp_path, energy=0.9, max_steps=15, learning_rate=1e-3, max_leak=None)
+    return Workbench(known.model, *known.data, config, None)
 
 
 def logits(bench: Workbench, model: Any, rows: Dataset) -> torch.Tensor:
@@ -103,6 +89,7 @@ UNPROJECTED = (
 def test_projected_methods_stay_in_the_null_space_and_others_leave_it(name: str, bench: Workbench) -> None:
     share = outside(bench, change(bench, bench.run(METHODS[name].run, dict(METHODS[name].settings[0]))))
     assert share < 1e-4 if name in PROJECTED else share > 1e-2
+    assert bench.steps  # the trainer made it
 
 
 def test_the_random_projector_has_the_rank_of_the_real_one(bench: Workbench) -> None:
@@ -212,19 +199,6 @@ def test_salun_moves_only_the_salient_half(bench: Workbench) -> None:
     assert weight.weight.grad.tolist() == [[1, 0, 1], [0, 0, 1]]
 
 
-def test_a_method_of_ones_own_is_one_decorated_function(bench: Workbench) -> None:
-    @method("mine", [{"learning_rate": 1e-3}])
-    def my_method(bench: Workbench, **settings: Any) -> Any:
-        return bench.unlearn(pseudo_labels="second" if len(bench.forgotten) > 2 else "top1", **settings)
-
-    try:
-        assert METHODS["my_method"].title == "mine"
-        assert bench.leak(bench.run(METHODS["my_method"].run, dict(METHODS["my_method"].settings[0]))) is not None
-        assert bench.steps is not None
-    finally:
-        del METHODS["my_method"]
-
-
 def test_requests_of_single_rows_and_unknown_settings_are_refused(
     bench: Workbench, separable_data: Callable[[int], Dataset]
 ) -> None:
@@ -244,10 +218,7 @@ def test_every_method_runs_on_texts_of_all_lengths(name: str, tmp_path: Path) ->
     data = Dataset.from_dict({"text": words, "label": [row % 3 for row in range(60)]}, features=features)
     model, tokenizer = TextPlan("tiny", vocabulary_size=100, max_length=32).start(data, ["cat", "dog", "frog"])
     forget, retain = split_dataset(data, forget_classes=["frog"])
-    config = UNSCConfig(
-        output_dir=str(tmp_path), disable_tqdm=True, report_to="none", use_cpu=True, energy=0.5, max_steps=2,
-        check_steps=2, learning_rate=1e-3, max_leak=None,
-    )  # fmt: skip
+    config = quiet_config(tmp_path, energy=0.5, max_steps=2, check_steps=2, learning_rate=1e-3, max_leak=None)
     bench = Workbench(model, forget, retain, config, tokenizer)
     found = bench.run(METHODS[name].run, dict(METHODS[name].settings[0]))
     assert collect_outputs(found, bench.reader.prepare(retain), bench.reader.collate).logits.isfinite().all()

@@ -13,9 +13,9 @@ import pytest
 import torch
 from helpers.models import fit
 from helpers.texts import NAMES, texts
+from helpers.training import quiet_config
 from rich.console import Console
 
-from unsc_hf import UNSCConfig
 from unsc_hf.comparison.arguments import TextArguments
 from unsc_hf.comparison.compare_methods import ComparisonArguments, compare_methods
 from unsc_hf.comparison.controls import compare
@@ -77,9 +77,7 @@ def test_a_reference_is_read_with_its_own_tokenizer(world: Path, tmp_path: Path)
     renumbered(model, tokenizer, tmp_path / "other")
     assert own_processor(str(tmp_path / "other"), tokenizer).get_vocab() != tokenizer.get_vocab()
     assert own_processor(str(tmp_path), tokenizer) is tokenizer
-    config = UNSCConfig(
-        output_dir=str(tmp_path / "out"), use_cpu=True, disable_tqdm=True, max_steps=2, energy=0.9, max_leak=None
-    )
+    config = quiet_config(tmp_path / "out", max_steps=2, energy=0.9, max_leak=None)
     found = compare(
         model, data, texts(20, 1), Request(forget_classes=(2,)), config, tokenizer, [tmp_path / "other"], controls=False
     )
@@ -106,7 +104,7 @@ def test_a_comparison_of_methods_reads_a_reference_with_its_own_tokenizer(world:
             dataset_name=str(world / "data"), forget_classes=["money"],
             retrained_model_name_or_path=[str(tmp_path / "other")],
         ),
-        UNSCConfig(output_dir=str(tmp_path / "out"), use_cpu=True, disable_tqdm=True),
+        quiet_config(tmp_path / "out"),
         Console(quiet=True),
     )  # fmt: skip
     distance = found["forget_sets"]["money"]["runs"]["original"][0]["audits"]["similarity"]
@@ -115,7 +113,7 @@ def test_a_comparison_of_methods_reads_a_reference_with_its_own_tokenizer(world:
 
 
 def test_whole_numbers_name_the_same_training_as_fractions() -> None:
-    config = UNSCConfig(output_dir="unused", use_cpu=True)
+    config = quiet_config(Path("unused"))
     plans = [
         TextArguments(model_size="nano", train_epochs=n, train_learning_rate=r).plan(config)
         for n, r in ((3, 1), (3.0, 1.0))

@@ -5,30 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from datasets import Dataset
 from helpers.texts import NAMES, texts
 from helpers.training import make_trainer
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
-from unsc_hf import ActivationStatistics, UNSCError
+from unsc_hf import UNSCError
 from unsc_hf.comparison.references.texts import TextPlan
 from unsc_hf.data.columns import find_text_columns
 from unsc_hf.data.inputs import default_collator, prepare_dataset
 from unsc_hf.data.selection import Request, split_dataset
 from unsc_hf.data.sources import load_data, load_text_dataset
-
-
-def test_padding_does_not_enter_the_statistics() -> None:
-    """The same texts alone and padded beside longer ones."""
-    data = texts(5)
-    model, tokenizer = TextPlan("nano", vocabulary_size=200, max_length=16).start(data, NAMES)
-    one = ActivationStatistics.collect(model, data, processing_class=tokenizer, batch_size=1, progress=False)
-    many = ActivationStatistics.collect(model, data, processing_class=tokenizer, batch_size=15, progress=False)
-    for group, by_key in one.moments.items():
-        for key, moment in by_key.items():
-            assert many.moments[group][key].rows == moment.rows
-            torch.testing.assert_close(many.moments[group][key].matrix, moment.matrix, rtol=1e-4, atol=1e-4)
 
 
 def test_text_columns_are_found_or_named() -> None:

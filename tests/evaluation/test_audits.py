@@ -16,7 +16,7 @@ from helpers.rows import Data, separable
 from transformers import DefaultDataCollator, PreTrainedModel
 
 from unsc_hf.comparison.summary import judge_method
-from unsc_hf.evaluation.audits import AUDITS, Examination, audit, calibrate, relearning
+from unsc_hf.evaluation.audits import AUDITS, Examination, calibrate, relearning
 from unsc_hf.evaluation.audits.relearning import STEPS, rounded, with_fresh_rows
 from unsc_hf.evaluation.audits.similarity import jensen_shannon, linear_cka
 from unsc_hf.models.outputs import Outputs, RowOutputs, collect_outputs
@@ -180,14 +180,3 @@ def test_jensen_shannon_is_zero_for_equals_and_one_bit_for_disjoint_distribution
     a, b = torch.zeros(2, 2), torch.zeros(2, 2)
     a[:, 0], b[:, 1] = 1e4, 1e4
     assert jensen_shannon(a, b) == pytest.approx(1.0)
-
-
-def test_an_audit_of_ones_own_is_one_decorated_function(rows: Data, original: PreTrainedModel) -> None:
-    @audit("certainty", headline="mean")
-    def certainty(exam: Examination) -> dict[str, float]:
-        return {"mean": float(exam.outputs.forget.logits.softmax(1).amax(1).mean())}
-
-    try:
-        assert AUDITS["certainty"].run(examination(original, original, rows, []))["mean"] > 0.5
-    finally:
-        del AUDITS["certainty"]

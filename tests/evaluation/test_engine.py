@@ -113,7 +113,7 @@ def test_audits_and_single_runs_agree_on_a_quantity(outputs: RowOutputs, monkeyp
     assert AUDITS["probe"].run(exam) == {"head": found.probe_forget}
 
 
-def test_every_model_is_evaluated_on_the_same_rows_of_each_class() -> None:
+def test_every_model_is_evaluated_on_the_same_rows_of_each_class(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = [0] * 900 + [1] * 300
     train = tensor_dataset(torch.arange(1200.0)[:, None], labels)
     test = tensor_dataset(torch.randn(7, 1), [0] * 7)
@@ -123,6 +123,9 @@ def test_every_model_is_evaluated_on_the_same_rows_of_each_class() -> None:
     assert len(first.test) == 7
     parts = first.outputs(lambda rows: Outputs(torch.zeros(len(rows), 2), None, torch.as_tensor(rows["label"][:])))
     assert [len(part.labels) for part in (parts.forget, parts.retain, parts.test)] == [800, 800, 7]
+    monkeypatch.setattr("unsc_hf.evaluation.engine.ROWS", 300)  # fewer of each where there are many classes
+    many = EvaluationRows.sample(tensor_dataset(torch.randn(1200, 1), [*range(30)] * 40), train, test, None)
+    assert np.bincount(many.forget["label"]).tolist() == [10] * 30
 
 
 def test_the_trainer_reports_accuracies_by_modules_of_evaluate(monkeypatch: pytest.MonkeyPatch) -> None:

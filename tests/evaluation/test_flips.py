@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from unsc_hf import UNSCError
 from unsc_hf.evaluation.flips import count_flips, upper_bound
@@ -34,10 +35,11 @@ def test_the_same_logits_flip_nothing_and_an_order_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "rows", "bound"), [(0, 1000, 0.00299), (3, 1000, 0.00773), (5, 5, 1.0), (0, 1, 0.95)]
+    ("count", "rows", "bound"), [(0, 1000, 0.00299), (3, 1000, 0.00773), (17, 40, 0.567), (5, 5, 1.0), (0, 1, 0.95)]
 )
-def test_known_bounds(count: int, rows: int, bound: float) -> None:
-    assert upper_bound(count, rows) == pytest.approx(bound, rel=2e-3)
+def test_the_bound_is_clopper_and_pearsons(count: int, rows: int, bound: float) -> None:
+    exact = binomtest(count, rows, alternative="less").proportion_ci(0.95, "exact").high
+    assert upper_bound(count, rows) == pytest.approx(exact) == pytest.approx(bound, rel=2e-3)
 
 
 def test_the_bound_holds_in_at_least_95_of_100_draws() -> None:

@@ -28,6 +28,12 @@ class Known(NamedTuple):
     data: Split
 
 
+def quiet_config(folder: Path, **options: Any) -> UNSCConfig:
+    """Options of a run that says nothing, on a CPU unless told otherwise."""
+    quiet: dict[str, Any] = {"use_cpu": True, "disable_tqdm": True, "report_to": "none"}
+    return UNSCConfig(str(folder), **{**quiet, **options})
+
+
 def make_trainer(
     model: PreTrainedModel | str, data: Data, folder: Path, trainer_kwargs: Any = None, **options: Any
 ) -> UNSCTrainer:
@@ -35,11 +41,9 @@ def make_trainer(
     parts = {name: options.pop(name) for name in _PARTS & options.keys()}
     settings: dict[str, Any] = {
         "energy": 1.0, "max_steps": 6, "learning_rate": 1e-2, "per_device_train_batch_size": 16,
-        "rows_per_direction": None, "max_leak": None, "max_flips": None, "target_forget_accuracy": 0.0, "use_cpu": True,
-        "disable_tqdm": True, "report_to": "none", **options,
+        "rows_per_direction": None, "max_leak": None, "max_flips": None, "target_forget_accuracy": 0.0, **options,
     }  # fmt: skip
-    config = UNSCConfig(output_dir=str(folder), **settings)
-    return UNSCTrainer(model, config, data[0], data[1], **parts, **(trainer_kwargs or {}))
+    return UNSCTrainer(model, quiet_config(folder, **settings), data[0], data[1], **parts, **(trainer_kwargs or {}))
 
 
 def unlearned(model: PreTrainedModel | str, data: Data, folder: Path, **options: Any) -> UNSCTrainer:
@@ -102,6 +106,8 @@ def assert_promise(measured: Drift) -> None:
     assert measured.forget > 0.02
 
 
+# Traces and differentiates; no C++ compiler is needed.
+COMPILED = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
 EXACT = {
     "sgd": {"optim": "sgd", "learning_rate": 1e-2},
     "momentum": {"optim": "sgd", "optim_args": "momentum=0.9", "learning_rate": 4e-3},
@@ -111,8 +117,9 @@ EXACT = {
     "clipping": {"optim": "adamw_torch", "max_grad_norm": 1e-3},
     "accumulation": {"optim": "adamw_torch", "gradient_accumulation_steps": 4, "per_device_train_batch_size": 4},
     "activation checkpointing": {"optim": "adamw_torch", "activation_checkpointing": True},
-    "concatenated bases": {"optim": "adamw_torch", "subspace_rule": "class_energy"},
+    "joined bases": {"optim": "adamw_torch", "subspace_rule": "class_energy"},
     "bfloat16 autocast": {"bf16": True},
+    "compiled": COMPILED,
 }
 
 
@@ -126,8 +133,6 @@ class Stop(TrainerCallback):
         control.should_training_stop = state.global_step >= self.step
 
 
-# Traces and differentiates; no C++ compiler is needed.
-COMPILED = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
 GOOD = {
     "fsdp_version": 2, "cpu_ram_efficient_loading": False, "activation_checkpointing": False,
     "state_dict_type": "FULL_STATE_DICT", "mixed_precision_policy": None,

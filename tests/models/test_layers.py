@@ -6,7 +6,6 @@ import random
 
 import pytest
 import torch
-from helpers.architectures import VOCABULARY, build, text_dataset
 from helpers.models import layer_of, make_vit
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -16,7 +15,6 @@ from transformers.pytorch_utils import Conv1D
 from unsc_hf.errors import UNSCError
 from unsc_hf.models.hooks import capture_inputs, trace_layers
 from unsc_hf.models.layers import find_layers, row_geometry
-from unsc_hf.nullspace.statistics import ActivationStatistics
 
 
 def _random_conv() -> tuple[nn.Conv2d, torch.Tensor]:
@@ -141,16 +139,3 @@ def test_lora_model_protects_only_the_first_factor() -> None:
     with capture_inputs(selection.layers, lambda layer, x: seen.update({layer.name: layer.rows(x).shape})):
         model(pixel_values=torch.randn(2, 3, 8, 8))
     assert set(seen.values()) == {(1, 10, 48)}
-
-
-def test_padding_is_left_out_of_the_statistics() -> None:
-    model, lengths = build("bert").double(), (3, 5, 8)
-    samples = [torch.randint(3, VOCABULARY, (n,)).tolist() for n in lengths]
-    options = {"target_modules": r".*(query|intermediate\.dense)", "progress": False}
-    together, *alone = (
-        ActivationStatistics.collect(model, text_dataset(part, [0] * len(part)), **options).moments["0"]
-        for part in (samples, *([sample] for sample in samples))
-    )
-    for key, moment in together.items():
-        assert moment.rows == sum(lengths)
-        torch.testing.assert_close(moment.matrix, sum(one[key].matrix for one in alone), rtol=1e-9, atol=1e-9)

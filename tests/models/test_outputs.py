@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -18,7 +17,6 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from unsc_hf.comparison.references import training
 from unsc_hf.data.inputs import CachedRows, prepare_dataset
 from unsc_hf.evaluation.audits import probe
-from unsc_hf.evaluation.engine import sample_rows
 from unsc_hf.models.outputs import Outputs, classify, collect_outputs
 
 
@@ -62,17 +60,6 @@ def test_probed_hidden_states_stay_beside_their_labels() -> None:
     for state, expected in zip(states, whole, strict=True):
         pooled = probe.pool(expected, batch["attention_mask"])
         torch.testing.assert_close(state, pooled[found], atol=2e-6, rtol=1e-5)
-
-
-def test_of_many_classes_fewer_rows_are_audited() -> None:
-    labels = np.repeat(np.arange(30), 40)
-    rows = tensor_dataset(torch.randn(1200, 1), labels.tolist())
-    assert len(sample_rows(rows, labels)) == 1200
-    few = sample_rows(rows, labels, 300)
-    assert np.bincount(np.asarray(few["label"][:])).tolist() == [10] * 30
-    again = sample_rows(rows, labels, 300)
-    assert torch.equal(torch.as_tensor(few["pixel_values"][:]), torch.as_tensor(again["pixel_values"][:]))
-    assert len(sample_rows(rows, labels, 10**6)) == 1200
 
 
 def test_features_stay_beside_their_rows() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from datasets import Dataset
@@ -77,11 +75,3 @@ def test_directions_count_from_the_rounding_of_float32_on(size: float, counts: b
     values = torch.tensor([1.0, 1e-3, (size * ROUNDING) ** 2, 0.0], dtype=torch.float64)
     assert rank_for_energy(values, energy) == (3 if counts else 2)
     assert rank_for_energy(1e12 * values, energy) == (3 if counts else 2)
-
-
-def test_saved_statistics_take_the_place_of_those_before(tmp_path: Path) -> None:
-    for rows in (4, 6):
-        space = NullSpace.fit(nn.Sequential(nn.Linear(12, 4)), [{"input": torch.randn(rows, 12)}], energy=1.0)
-        space.statistics.save_pretrained(tmp_path)
-        assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".safetensors"]
-    assert ActivationStatistics.from_pretrained(tmp_path).pooled().popitem()[1].rows == 6

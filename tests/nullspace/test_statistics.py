@@ -12,8 +12,6 @@ from datasets import Dataset, Image, concatenate_datasets
 from helpers.failpoints import Killed, stopped_at
 from helpers.models import make_vit
 from helpers.rows import random_rows
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image as PILImage
 from safetensors.torch import load_file, save_file
 
@@ -143,18 +141,6 @@ def test_nothing_of_the_size_of_a_moment_is_made_on_the_way(dtype: torch.dtype) 
         moment.update(rows, dtype)
     largest = max(event.self_cpu_memory_usage for event in profile.events())
     assert 0 < largest < moment.matrix.nbytes / 3
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 3))
-def test_updates_add_up(sizes: list[int], groups: int) -> None:
-    chunks = [torch.randn(groups, n, 4) for n in sizes]
-    streamed = SecondMoment.zeros(groups, 4)
-    for chunk in chunks:
-        streamed.update(chunk)
-    whole = SecondMoment.zeros(groups, 4).update(torch.cat(chunks, 1))
-    assert streamed.rows == whole.rows == sum(sizes)
-    torch.testing.assert_close(streamed.matrix, whole.matrix)
 
 
 def _passes(caplog: pytest.LogCaptureFixture) -> int:

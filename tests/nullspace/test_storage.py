@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import resource
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.models import make_vit
-from helpers.rows import Data
-from helpers.training import unlearned
-from peft import LoraConfig
 
 from unsc_hf import UNSCError
 from unsc_hf.nullspace import storage
@@ -47,23 +42,3 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
             mapped(torch.zeros(1000, dtype=torch.float64), tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.mark.parametrize("adapters", [False, True])
-def test_a_run_ends_where_it_would_without(
-    adapters: bool, low_rank_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = {"peft_config": LoraConfig(r=4)} if adapters else {}
-    model, ends, written = make_vit(labels=3), [], []
-    monkeypatch.setattr(storage, "mapped", lambda tensor, folder: written.append(folder) or mapped(tensor, folder))
-    for least in (storage.LEAST_BYTES, 1):
-        monkeypatch.setattr(storage, "LEAST_BYTES", least)
-        torch.manual_seed(0)
-        trainer = unlearned(
-            copy.deepcopy(model), low_rank_data, tmp_path / str(least), check_steps=2, learning_rate=1e-3, **options
-        )
-        assert set(written) == ({str(tmp_path / "1")} if least == 1 else set())
-        ends.append((trainer.certify(), trainer.plan.projection.snapshot()))
-    (one, weights), (other, same) = ends
-    assert other.leak_per_layer == one.leak_per_layer
-    assert all(torch.equal(same[name], weight) for name, weight in weights.items())

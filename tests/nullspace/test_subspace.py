@@ -57,15 +57,15 @@ def test_rules_are_relative_to_the_scale() -> None:
 
 
 def test_rank_rule() -> None:
-    assert _space(torch.randn(50, 8), rule="rank", rank=3).ranks == (3,)
-    assert _space(torch.randn(50, 8), rule="rank", rank=99).ranks == (8,)
+    assert _space(torch.randn(50, 8), rule="rank", size=3).ranks == (3,)
+    assert _space(torch.randn(50, 8), rule="rank", size=99).ranks == (8,)
 
 
 def test_ratio_frees_what_forgotten_rows_use_more() -> None:
     retain = torch.randn(4000, 6, dtype=torch.float64) * torch.tensor([3.0, 2, 1, 0.5, 0.5, 0.1])
     forget = torch.randn(4000, 6, dtype=torch.float64) * torch.tensor([1.0, 1, 1, 2.0, 0.2, 2.0])
     rotation = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64))[0]
-    layer = _space(retain @ rotation, rule="ratio", ratio=2.0, forget={"layer": _moment(forget @ rotation)})
+    layer = _space(retain @ rotation, rule="ratio", size=2.0, forget={"layer": _moment(forget @ rotation)})
     assert layer.ranks == (4,)
     free = layer.basis[0, :, 4:]
     torch.testing.assert_close(free.mT @ free, torch.eye(2, dtype=torch.float64))
@@ -73,19 +73,19 @@ def test_ratio_frees_what_forgotten_rows_use_more() -> None:
     assert layer.forget_null_energy > 10 * layer.null_energy
 
 
-def test_sum_is_exact_where_each_class_is_and_concat_spans_every_class() -> None:
+def test_the_sum_is_exact_where_each_class_is_and_joined_bases_span_every_class() -> None:
     a = torch.randn(40, 2, dtype=torch.float64) @ torch.randn(2, 10, dtype=torch.float64)
     b = torch.randn(40, 3, dtype=torch.float64) @ torch.randn(3, 10, dtype=torch.float64)
     per_class = {"0": {"layer": _moment(a)}, "1": {"layer": _moment(b)}}
-    for merge in ("sum", "concat"):
-        layer = build_subspace(per_class, KEYS, energy=1.0, merge=merge)["layer"]
+    for rule in ("energy", "class_energy"):
+        layer = build_subspace(per_class, KEYS, energy=1.0, rule=rule)["layer"]
         assert layer.ranks == (5,)
         free = layer.basis[0, :, 5:]
         assert max((a @ free).abs().max(), (b @ free).abs().max()) < 1e-6
     # A class with few rows is outvoted in the sum, and kept by its own basis.
     rare = {"0": {"layer": _moment(1000 * a)}, "1": {"layer": _moment(b)}}
-    assert build_subspace(rare, KEYS, energy=0.9, merge="sum")["layer"].ranks[0] <= 2
-    assert build_subspace(rare, KEYS, energy=0.9, merge="concat")["layer"].ranks[0] > 2
+    assert build_subspace(rare, KEYS, energy=0.9)["layer"].ranks[0] <= 2
+    assert build_subspace(rare, KEYS, energy=0.9, rule="class_energy")["layer"].ranks[0] > 2
 
 
 def test_released_ramp_raises_the_energy_with_the_class_id() -> None:
@@ -134,8 +134,7 @@ def test_random_control_has_the_same_ranks_and_other_directions() -> None:
         ({"energy": float("nan")}, "energy"),
         ({"rule": "best"}, "subspace_rule"),
         ({"rule": "rank"}, "subspace_size"),
-        ({"rule": "ratio", "ratio": 2.0}, "subspace_size"),
-        ({"merge": "mean"}, "subspace_merge"),
+        ({"rule": "ratio", "size": 2.0}, "subspace_size"),
     ],
 )
 def test_bad_options_name_the_argument(options: dict[str, object], argument: str) -> None:

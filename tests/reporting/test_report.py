@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from helpers.results import accuracies, finished_run, png_bytes, run_results
 
-from unsc_hf.evaluation.signatures import OVER_UNLEARNING, STALLED, UNSTABLE, accuracy_signatures, run_signatures
+from unsc_hf.evaluation.signatures import run_signatures
 from unsc_hf.reporting.model_card import build_card, escape
 from unsc_hf.reporting.report import write_run_report
 from unsc_hf.reporting.tables import certificate_table, requests_table
@@ -53,20 +53,11 @@ def test_names_from_outside_stay_text(tmp_path: Path) -> None:
 )
 def test_each_failure_has_its_signature(changes: dict[str, Any], sign: str) -> None:
     assert run_signatures(run_results()) == []
+    borders = {"original": accuracies(), "unsc": accuracies(AccDrt=0.885, AccDut=0.01)}
+    assert run_signatures(run_results(methods=borders)) == []
     signs = run_signatures(run_results(**changes))
     assert len(signs) == 1
     assert sign in signs[0]
-
-
-def test_signatures_over_seeds() -> None:
-    assert accuracy_signatures([0.9, 0.9], [0.9, 0.89], [0.0, 0.01]) == []
-    assert accuracy_signatures([0.9], [0.87], [0.0]) == [OVER_UNLEARNING]
-    assert accuracy_signatures([0.9], [0.9], [0.02]) == [STALLED]
-    assert accuracy_signatures([0.9, 0.9], [0.94, 0.88], [0.0, 0.0]) == [UNSTABLE]
-    assert accuracy_signatures([0.9], [0.94, 0.88], [0.0, 0.0]) == [UNSTABLE]
-    # The originals differ, the method does not.
-    assert accuracy_signatures([0.94, 0.88], [0.93, 0.87], [0.0, 0.0]) == []
-    assert accuracy_signatures([0.94, 0.88], [0.93, 0.92], [0.0, 0.0]) == [UNSTABLE]
 
 
 def test_card_and_report_say_the_same(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from helpers.results import method_result, run_results
 from rich.console import Console
 
 from unsc_hf.evaluation.answers import Answers
-from unsc_hf.evaluation.verdict import MethodResult
+from unsc_hf.evaluation.verdict import LABELS, MethodResult
 from unsc_hf.reporting.summary import decision, print_summary, sentences
 from unsc_hf.reporting.tables import answers_table, classifier_table, percent
 
@@ -122,3 +122,18 @@ def test_percent() -> None:
         "98.5 %",
         "< 0.1 %",
     ]
+
+
+def test_a_comparison_fits_80_columns_without_cutting_a_word() -> None:
+    shares = dict.fromkeys(("AccDut", "AccDrt", "AccDf", "AccDr", "probe_forget", "prototype_attack_10"), 1.0)
+    row = method_result(**shares, mia_auc=0.5, flips=0.0123, leak=0.0246, seconds=123.0)
+    results = dict.fromkeys(LABELS, row)
+    table = classifier_table(results)
+    text = io.StringIO()
+    Console(file=text, width=80).print(table.rich())
+    assert "…" not in text.getvalue()
+    assert "1.2 %" in text.getvalue()
+    header, first = table.cells[0], table.cells[1]
+    assert first[header.index("decisions changed")] == "1.2 %"
+    unknown = classifier_table({"unsc": method_result()}).cells[1]
+    assert unknown[header.index("decisions changed")] == "–"

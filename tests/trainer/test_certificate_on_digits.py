@@ -6,9 +6,10 @@ import copy
 from pathlib import Path
 
 import pytest
+from helpers.training import quiet_config
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from unsc_hf import UNSCConfig, UNSCTrainer, split_dataset
+from unsc_hf import UNSCTrainer, split_dataset
 from unsc_hf.comparison.references.images import PLAN, digits_dataset
 from unsc_hf.comparison.references.training import train_model
 from unsc_hf.evaluation.flips import count_flips
@@ -32,10 +33,7 @@ def test_few_draws_of_twenty_change_more_decisions_than_the_bound_says(tmp_path:
         _, kept = split_dataset(data["test"], forget_classes=[names[draw % len(names)]])
         shuffled = kept.shuffle(seed=draw)
         seen, others = shuffled.select(range(CERTIFICATE_ROWS)), shuffled.select(range(CERTIFICATE_ROWS, len(kept)))
-        args = UNSCConfig(
-            output_dir=str(tmp_path / "out"), use_cpu=True, disable_tqdm=True, report_to="none", seed=draw,
-            max_leak=None, max_flips=None,
-        )  # fmt: skip
+        args = quiet_config(tmp_path / "out", seed=draw, max_leak=None, max_flips=None)
         trainer = UNSCTrainer(
             copy.deepcopy(original), args, forget, retain, processing_class=processor, certificate_dataset=seen
         )

@@ -13,9 +13,8 @@ from helpers.models import logits, make_vit, relative
 from helpers.rows import Data, random_rows
 from helpers.training import Known, make_trainer, network_of, unlearned
 from peft import LoraConfig
-from scipy.stats import binomtest
 
-from unsc_hf import UNSCConfig, UNSCError, split_dataset
+from unsc_hf import UNSCError, split_dataset
 from unsc_hf.evaluation.flips import upper_bound
 from unsc_hf.models.outputs import one_per_sample
 from unsc_hf.trainer.checks import Check
@@ -96,6 +95,7 @@ def test_a_run_ends_within_the_budget_of_changed_decisions(known: Known, tmp_pat
 
 
 def test_certify_refuses_beyond_the_budget(known: Known, tmp_path: Path) -> None:
+    """A small leak says nothing where most decisions changed."""
     trainer = unlearned(known.model, known.data, tmp_path, energy=0.9)
     trainer.args.max_flips = 0.7
     with torch.no_grad():
@@ -146,36 +146,6 @@ def test_the_leak_inside_the_network_is_what_its_layers_do(known: Known, tmp_pat
     assert torch.equal(layer.weight, now)
 
 
-@pytest.mark.parametrize(("count", "rows"), [(0, 300), (3, 1000), (17, 40), (5, 5)])
-def test_the_bound_is_clopper_and_pearsons(count: int, rows: int) -> None:
-    bound = upper_bound(count, rows)
-    exact = binomtest(count, rows, alternative="less").proportion_ci(0.95, "exact").high
-    assert bound == pytest.approx(exact)
-
-
-def test_the_bound_holds_as_often_as_it_says() -> None:
-    """Of 400 draws at most the 5 % that are allowed, and some for chance, lie above their bound."""
-    generator = torch.Generator().manual_seed(0)
-    rate = 0.02
-    drawn = (torch.rand(400, 500, generator=generator) < rate).sum(1).tolist()
-    missed = sum(upper_bound(count, 500) < rate for count in drawn)
-    assert missed <= 32
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"max_flips": 0.0}, r"max_flips: 0.0 is outside \(0, 1\]"),
-        ({"max_flips": 1.5}, r"max_flips: 1.5 is outside \(0, 1\]"),
-        ({"displacement_decay": 1.0}, r"displacement_decay: 1.0 is outside \[0, 1\)"),
-        ({"displacement_decay": -0.1}, "displacement_decay"),
-    ],
-)
-def test_bad_numbers_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(UNSCError, match=message):
-        UNSCConfig(output_dir=str(tmp_path), **options)
-
-
 def test_too_few_rows_say_little(low_rank_data: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     forget, retain = low_rank_data
     trainer = unlearned(make_vit(), (forget, retain), tmp_path, validation_fraction=0.05)
@@ -183,16 +153,19 @@ def test_too_few_rows_say_little(low_rank_data: Data, tmp_path: Path, caplog: py
     assert "rows can show no less than" in caplog.text
 
 
-@pytest.mark.parametrize(("stated", "steps"), [(None, 4), (0.01, 2)])
+@pytest.mark.parametrize(("stated", "grown", "steps"), [(None, 4, 4), (0.01, 4, 2), (None, 35, 36)])
 def test_a_class_is_gone_when_its_rows_are_given_it_rarely(
-    stated: float | None, steps: int, known: Known, tmp_path: Path
+    stated: float | None, grown: int, steps: int, known: Known, tmp_path: Path
 ) -> None:
-    """Accuracy is at the target from the first check on; without a stated target the loss must have grown too."""
-    options = {"energy": 0.9, "max_steps": 8, "check_steps": 2, "target_forget_accuracy": stated}
+    """Accuracy is at the target from the first check on; without a stated target the loss must have grown too.
+
+    That accuracy cannot fall further, while the loss still rises, is no plateau.
+    """
+    options = {"energy": 0.9, "max_steps": 40, "check_steps": 2, "target_forget_accuracy": stated}
     trainer = make_trainer(known.model, known.data, tmp_path, **options)
     real = trainer.check
     trainer.check = lambda: replace(  # type: ignore[method-assign]
-        real(), forget_accuracy=0.0, forget_loss=2.9 if trainer.state.global_step < 4 else 3.1
+        real(), forget_accuracy=0.0, forget_loss=2.9 if trainer.state.global_step < grown else 3.1
     )
     trainer.train()
     assert (trainer.stop_reason, trainer.state.global_step) == ("target", steps)
@@ -209,15 +182,3 @@ def test_one_class_that_is_still_known_keeps_a_run_going(tmp_path: Path) -> None
     apart = torch.nn.functional.cross_entropy(logits.double(), labels, reduction="none")
     assert measured.loss == pytest.approx(float(apart[2]))
     assert float(apart.mean()) > 3.0 > measured.loss
-
-
-def test_a_class_that_only_lacks_loss_is_on_no_plateau(known: Known, tmp_path: Path) -> None:
-    """Its accuracy cannot fall further, but the loss still rises."""
-    options = {"energy": 0.9, "max_steps": 40, "check_steps": 5, "target_forget_accuracy": None}
-    trainer = make_trainer(known.model, known.data, tmp_path, **options)
-    real = trainer.check
-    trainer.check = lambda: replace(  # type: ignore[method-assign]
-        real(), forget_accuracy=0.0, forget_loss=2.9 if trainer.state.global_step < 35 else 3.1
-    )
-    trainer.train()
-    assert (trainer.stop_reason, trainer.state.global_step) == ("target", 35)

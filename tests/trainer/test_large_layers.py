@@ -10,22 +10,33 @@ import pytest
 import torch
 from helpers.models import copied, make_vit
 from helpers.rows import Data, tensor_dataset
-from helpers.training import Known, make_trainer, unlearned
+from helpers.training import Known, make_trainer, quiet_config, unlearned
 from peft import LoraConfig
 
-from unsc_hf import UNSCConfig, UNSCError, serve_request, split_dataset
+from unsc_hf import UNSCError, serve_request, split_dataset
+from unsc_hf.nullspace import storage
 
 WIDE = "vit.layers.0.mlp.fc2"
 LIMIT: dict[str, Any] = {"max_statistics_memory": "1.26MB"}
 
 
-@pytest.mark.parametrize("adapter", [False, True])
-def test_a_run_under_a_limit_is_the_run_without(adapter: bool, low_rank_data: Data, tmp_path: Path) -> None:
-    model, ends = make_vit(), []
-    for limit in ({}, LIMIT):
+@pytest.mark.parametrize("kept", ["several passes", "files"])
+@pytest.mark.parametrize("adapters", [False, True])
+def test_a_run_with_little_memory_ends_where_others_do(
+    adapters: bool, kept: str, low_rank_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers are read in several passes over the data; large tensors are put into files of the output folder."""
+    model, ends, written, mapped = make_vit(), [], list[str](), storage.mapped
+    monkeypatch.setattr(storage, "mapped", lambda tensor, folder: written.append(folder) or mapped(tensor, folder))
+    lora = {"peft_config": LoraConfig(r=4)} if adapters else {}
+    for little in (False, True):
+        limit = LIMIT if little and kept == "several passes" else {}
+        if little and kept == "files":
+            monkeypatch.setattr(storage, "LEAST_BYTES", 1)
         torch.manual_seed(0)
-        lora = {"peft_config": LoraConfig(r=4)} if adapter else {}
-        trainer = unlearned(copy.deepcopy(model), low_rank_data, tmp_path, check_steps=2, **limit, **lora)
+        folder = tmp_path / str(little)
+        trainer = unlearned(copy.deepcopy(model), low_rank_data, folder, check_steps=2, **limit, **lora)
+        assert set(written) == ({str(folder)} if little and kept == "files" else set())
         ends.append((trainer.held_out_leak(), trainer.plan.projection.snapshot()))
     (leak, weights), (other, same) = ends
     assert other.per_layer == leak.per_layer
@@ -68,22 +79,13 @@ def test_readers_serve_the_statistics(low_rank_data: Data, tmp_path: Path, monke
 
 def test_requests_in_sequence_keep_to_the_limit(known: Known, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "unsc_hf")
-    config = UNSCConfig(
-        output_dir=str(tmp_path / "out"), use_cpu=True, disable_tqdm=True, report_to="none", energy=0.9, max_steps=3,
-        max_leak=None, max_statistics_memory="1.45MB",
-    )  # fmt: skip
+    config = quiet_config(tmp_path / "out", energy=0.9, max_steps=3, max_leak=None, max_statistics_memory="1.45MB")
     forget, retain = split_dataset(known.train, forget_classes=["cat"])
     serve_request(known.model, tmp_path / "statistics", config, forget, retain)
     serve_request(known.model, tmp_path / "statistics", config, *split_dataset(retain, forget_classes=["dog"]))
     passes = [message for message in caplog.messages if message.startswith("Statistics of")]
     assert len(passes) == 5  # all rows once, then the rows to forget and the held-out ones of each request
     assert all(" passes over the data" in message for message in passes)
-
-
-@pytest.mark.parametrize("size", ["lots", "0GB"])
-def test_nonsense_is_refused(size: str, tmp_path: Path) -> None:
-    with pytest.raises(UNSCError, match=f"max_statistics_memory: '{size}' is not a size"):
-        UNSCConfig(output_dir=str(tmp_path), max_statistics_memory=size)
 
 
 def test_a_limit_that_cannot_hold_one_moment_is_refused(low_rank_data: Data, tmp_path: Path) -> None:

@@ -252,7 +252,12 @@ def test_empty_and_wrong_inputs(low_rank_data: Data, tmp_path: Path) -> None:
         ("pseudo_labels", "guess", "pseudo_labels"),
         ("target_forget_accuracy", 2.0, "share, not percent"),
         ("max_leak", -1.0, "max_leak"),
+        ("max_flips", 0.0, r"max_flips: 0.0 is outside \(0, 1\]"),
+        ("max_flips", 1.5, r"max_flips: 1.5 is outside \(0, 1\]"),
+        ("displacement_decay", 1.0, r"displacement_decay: 1.0 is outside \[0, 1\)"),
+        ("displacement_decay", -0.1, "displacement_decay"),
         ("check_steps", 0, "check_steps"),
+        ("max_statistics_memory", "lots", "max_statistics_memory: 'lots' is not a size"),
         ("hub_strategy", "every_save", "half-unlearned"),
         ("deepspeed", "ds.json", "use DDP"),
         ("remove_unused_columns", True, "drop the pseudo-labels"),
@@ -271,7 +276,7 @@ def test_bad_options(option: str, value: object, message: str, tmp_path: Path) -
     ("options", "advice"),
     [
         ({"subspace_rule": "rank", "subspace_size": 999}, "lower subspace_size"),
-        ({"subspace_rule": "class_energy"}, "merge by 'sum'"),
+        ({"subspace_rule": "class_energy"}, "use subspace_rule 'energy'"),
     ],
 )
 def test_no_capacity_advises_by_rule(options: dict[str, Any], advice: str, tmp_path: Path) -> None:

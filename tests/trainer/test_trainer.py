@@ -17,12 +17,12 @@ from helpers.training import (
     assert_resumed_run_ends_as_a_whole_one,
     drift,
     make_trainer,
+    quiet_config,
     unlearned,
 )
-from peft import LoraConfig
 from transformers import AutoImageProcessor, AutoModelForImageClassification, TrainerCallback
 
-from unsc_hf import UNSCConfig, UNSCError, UNSCTrainer, split_dataset
+from unsc_hf import UNSCError, UNSCTrainer, split_dataset
 from unsc_hf.data.sources import load_image_dataset
 from unsc_hf.evaluation.flips import count_flips
 from unsc_hf.models.hooks import capture_inputs
@@ -43,6 +43,7 @@ class KeepGoing(TrainerCallback):
 
 @pytest.mark.parametrize("case", EXACT)
 def test_retained_outputs_do_not_move(case: str, exact_data: Data, tmp_path: Path) -> None:
+    torch._dynamo.reset()  # nothing was compiled before
     assert_promise(drift(make_vit(labels=10), exact_data, tmp_path, **{"learning_rate": 2e-4, **EXACT[case]}))
 
 
@@ -229,21 +230,6 @@ def test_gradients_are_projected_before_clipping_sees_them(low_rank_data: Data, 
         assert (gradient @ kept[layer.name]).norm() <= 1e-5 * gradient.norm()
 
 
-@pytest.mark.parametrize("adapters", [False, True])
-def test_every_logged_leak_is_rounding(adapters: bool, exact_data: Data, tmp_path: Path) -> None:
-    """The displacement is projected at every step, not only after the last."""
-    trainer = make_trainer(
-        make_vit(labels=10), exact_data, tmp_path, check_steps=1, weight_decay=0.1, learning_rate=2e-4,
-        peft_config=LoraConfig(r=4) if adapters else None,
-    )  # fmt: skip
-    trainer.prepare_unlearning()
-    trainer.goal.target = -1.0  # never reached, so that all steps are taken
-    trainer.train()
-    leaks = [entry["leak"] for entry in trainer.state.log_history if "leak" in entry]
-    assert len(leaks) >= 6
-    assert max(leaks) <= 1e-6
-
-
 def test_leak_is_what_the_layers_outputs_do_on_held_out_rows(known: Known, tmp_path: Path) -> None:
     original = copy.deepcopy(known.model)
     trainer = unlearned(known.model, known.data, tmp_path, energy=0.9, learning_rate=1e-3)
@@ -267,7 +253,9 @@ class Tamper(TrainerCallback):
         model.vit.layernorm.bias.data += 1e-3
 
 
-def test_guards_against_damage_and_silent_no_ops(low_rank_data: Data, tmp_path: Path) -> None:
+def test_guards_against_damage_and_silent_no_ops(low_rank_data: Data, known: Known, tmp_path: Path) -> None:
+    with pytest.raises(UNSCError, match=r"moved no weight within the budgets \(max_leak 1e-06"):
+        unlearned(known.model, known.data, tmp_path, energy=0.5, max_leak=1e-6, check_steps=1)
     with pytest.raises(RuntimeError, match="a frozen weight or buffer, has changed"):
         make_trainer(make_vit(), low_rank_data, tmp_path, callbacks=[Tamper()]).train()
     with pytest.raises(UNSCError, match="learning_rate: 0.0 moved no weight"):
@@ -275,11 +263,6 @@ def test_guards_against_damage_and_silent_no_ops(low_rank_data: Data, tmp_path: 
     trainer = make_trainer(make_vit(), low_rank_data, tmp_path)
     with pytest.raises(RuntimeError, match="no pseudo-labels"):
         trainer.training_step(trainer.model, {"pixel_values": torch.randn(2, 3, 8, 8), "labels": torch.tensor([0, 1])})
-
-
-def test_everything_above_the_budget_is_an_error(known: Known, tmp_path: Path) -> None:
-    with pytest.raises(UNSCError, match=r"moved no weight within the budgets \(max_leak 1e-06"):
-        unlearned(known.model, known.data, tmp_path, energy=0.5, max_leak=1e-6, check_steps=1)
 
 
 @pytest.mark.parametrize("rows", [False, True])
@@ -331,7 +314,7 @@ def test_shirt_is_forgotten_on_fashion_mnist(shared_folder: Path, tmp_path: Path
     test = split_dataset(test_rows, forget_classes=["Shirt"])
     folder = shared_folder / "models" / "fashion_mnist_vit" / "original-seed0"
     trainer = UNSCTrainer(
-        str(folder), UNSCConfig(output_dir=str(tmp_path / "out"), disable_tqdm=True, use_cpu=True),
+        str(folder), quiet_config(tmp_path / "out"),
         *split_dataset(train, forget_classes=["Shirt"]), eval_dataset=test._asdict(),
         processing_class=AutoImageProcessor.from_pretrained(folder),
     )  # fmt: skip

@@ -112,7 +112,7 @@ def compare(
     model: PreTrainedModel,
     train: Dataset,
     test: Dataset,
-    request: Request | Sequence[Any],
+    request: Request,
     config: UNSCConfig,
     processing_class: Any,
     retrained: Sequence[str | Path] = (),
@@ -126,7 +126,7 @@ def compare(
     Args:
         model: the original, in float32; it becomes the unlearned model.
         train, test: data sets with images or texts, and labels.
-        request: what to forget; a sequence is class names or ids.
+        request: what to forget.
         config: options of the UNSC run; the controls differ from it only in `null_space`, and have no leak budget.
         processing_class: image processor or tokenizer.
         retrained: folders or Hub ids of models trained without the forgotten rows.
@@ -136,8 +136,6 @@ def compare(
             taken for that and left out of the results.
         statistics: `ActivationStatistics` of the retained rows, or their folder; without them they are collected.
     """
-    if not isinstance(request, Request):
-        request = Request(forget_classes=tuple(request))
     names, network_class = [str(name) for name in retrained], type(model)
     for name in names:
         _check_reference(name, model.config.num_labels)

@@ -21,7 +21,7 @@ from ..data.columns import class_names, read_labels
 from ..data.copies import without_overlap
 from ..data.selection import Request, hold_out, resolve_classes
 from ..errors import UNSCError, closest
-from ..evaluation.accuracy import macro_accuracy
+from ..evaluation.accuracy import kept_classes, macro_accuracy
 from ..models.loading import load_as
 from ..models.outputs import Outputs, collect_outputs
 from ..reporting.model_card import public_name
@@ -214,7 +214,7 @@ class Experiment:
 
     def accuracies(self, outputs: Outputs) -> dict[str, float | None]:
         """AccDut and AccDrt: accuracy on rows of the forgotten and of the other classes, mean over classes."""
-        kept = [c for c in range(outputs.logits.shape[1]) if c not in self.forgotten]
+        kept = kept_classes(outputs.logits.shape[1], self.forgotten)
         return {
             name: macro_accuracy(outputs.logits, outputs.labels, classes)
             for name, classes in (("AccDut", self.forgotten), ("AccDrt", kept))

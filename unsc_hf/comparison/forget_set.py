@@ -7,12 +7,9 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
-from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from ..errors import UNSCError
@@ -20,11 +17,10 @@ from ..evaluation.audits import Audit, Examination, calibrate
 from ..evaluation.engine import EvaluationRows, accuracies, kept_changes
 from ..evaluation.verdict import FORGOTTEN
 from ..models.loading import own_processor
-from ..models.outputs import Outputs, RowOutputs
+from ..models.outputs import RowOutputs
 from ..reporting.model_card import public_name
-from ..utils.files import write_beside
 from .controls import KNOWN, training_seconds
-from .experiment import Experiment, identity, once
+from .experiment import Experiment, identity
 from .methods import Method
 from .parallel import Job
 from .summary import ORIGINAL, RETRAINED
@@ -34,8 +30,7 @@ from .workbench import Workbench
 class ForgetSet:
     """What every method makes of one forget set, audited beside its original and retrained models.
 
-    Models are called "original-0" by their seed and "retrained-0" by their number. What each of them answers is kept in
-    a file.
+    Models are called "original-0" by their seed and "retrained-0" by their number.
 
     Args:
         experiment: models and rows.
@@ -49,6 +44,7 @@ class ForgetSet:
         self.experiment, self.methods, self.audits, self.audited = experiment, methods, audits, audited
         self._first, column = experiment.seeds[0], experiment.config.label_column
         self._rows = EvaluationRows.sample(experiment.forget, experiment.retain, experiment.test, column)
+        self._outputs: dict[str, RowOutputs] = {}
         self._references = [f"{RETRAINED}-{number}" for number in experiment.reference_numbers]
         audited_model = "" if audited is None else identity(audited)
         self._audited_record = f"audited-{hashlib.sha256(audited_model.encode()).hexdigest()[:10]}"
@@ -74,9 +70,8 @@ class ForgetSet:
         experiment = self.experiment
         # References are read with the first original's kind of processor, so originals come first.
         given = [*(f"{ORIGINAL}-{seed}" for seed in experiment.seeds), *self._references]
-        jobs = [Job(f"read {name}", self._outputs_file(name), partial(self.outputs, name)) for name in given]
-        if any(audit.calibrate for audit in self.audits):
-            jobs.append(Job("calibration", experiment.file("calibration"), self.calibration))
+        calibrated = any(audit.calibrate for audit in self.audits)
+        jobs = [Job("calibration", experiment.file("calibration"), self.calibration)] if calibrated else []
         makes: dict[str, Callable[[], dict[str, Any]]] = {name: partial(self._examine_given, name) for name in given}
         if self.audited is not None:
             makes[self._audited_record] = partial(self._examine_other, self.audited)
@@ -89,7 +84,7 @@ class ForgetSet:
 
     def line(self, job: Job) -> str:
         """What a finished job has found, for people."""
-        record = json.loads(job.file.read_text(encoding="utf-8")) if job.file.suffix == ".json" else {}
+        record = json.loads(job.file.read_text(encoding="utf-8"))
         if job.name == "calibration":
             chosen = [f"{name}: {choice['summary']}" for name, choice in record.items()]
             return f"on {len(self.experiment.validation)} validation rows, {'; '.join(chosen)}"
@@ -133,17 +128,13 @@ class ForgetSet:
         return {"chosen": best["settings"], "tries": tries if len(tries) > 1 else []}
 
     # ---- examinations -----------------------------------------------------------------------------------------------
-    def _outputs_file(self, name: str) -> Path:
-        return self.experiment.folder / "_outputs" / f"{name}.safetensors"
-
     def outputs(self, name: str) -> RowOutputs:
-        """Outputs of "original-0" or "retrained-0" on sampled training rows and all test rows, kept in a file.
+        """Outputs of "original-0" or "retrained-0" on sampled training rows and all test rows; each process reads once.
 
         Raises:
             UNSCError: a reference that knows the forgotten classes.
         """
-
-        def make(file: Path) -> None:
+        if name not in self._outputs:
             bench = self._bench(name)
             outputs = self._collect(bench, bench.original)
             known = accuracies(outputs, self.experiment.forgotten)["AccDut"] or 0.0
@@ -152,9 +143,8 @@ class ForgetSet:
                     f"retrained_model_name_or_path: {self._path(name)} recognises {known:.0%} of the forgotten "
                     "classes, so it was trained on them; leave it out."
                 )
-            write_beside(file, partial(save_file, _to_tensors(outputs)))
-
-        return _from_tensors(load_file(once(self._outputs_file(name), make)))
+            self._outputs[name] = outputs
+        return self._outputs[name]
 
     def _collect(self, bench: Workbench, model: PreTrainedModel) -> RowOutputs:
         return self._rows.outputs(partial(self.experiment.collect, bench, model))
@@ -234,15 +224,3 @@ class ForgetSet:
 def rank(attempt: Mapping[str, Any]) -> tuple[bool, float]:
     """Larger is better: whether a try forgets, then what it keeps. A mean of shares may be 1 % and a rounding error."""
     return round(attempt["AccDut"], 9) <= FORGOTTEN, attempt["AccDrt"] - attempt["AccDut"]
-
-
-def _to_tensors(outputs: RowOutputs) -> dict[str, torch.Tensor]:
-    tensors = {f"{part}.{name}": value for part, of in vars(outputs).items() for name, value in vars(of).items()}
-    return {name: value.contiguous() for name, value in tensors.items() if value is not None}
-
-
-def _from_tensors(tensors: Mapping[str, torch.Tensor]) -> RowOutputs:
-    def part(name: str) -> Outputs:
-        return Outputs(tensors[f"{name}.logits"], tensors.get(f"{name}.features"), tensors[f"{name}.labels"])
-
-    return RowOutputs(part("forget"), part("retain"), part("test"))

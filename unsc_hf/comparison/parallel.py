@@ -8,17 +8,15 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import patch_environment
 
 from ..errors import UNSCError, first_line
-from ..utils.files import busy
 
 # Variables that new processes inherit.
 _ONE_THREAD: dict[str, Any] = {
@@ -39,18 +37,11 @@ class Job:
 
 
 def work(jobs: Sequence[Job]) -> Iterator[Job]:
-    """Make the missing files, and yield each job when it is done. What another process is making comes last."""
-    later = []
+    """Make the missing files, and yield each job when it is done."""
     for job in jobs:
         if not job.file.is_file():
-            if busy(job.file):
-                later.append(job)
-            else:
-                job.make()
-                yield job
-    for job in later:
-        job.make()
-        yield job
+            job.make()
+            yield job
 
 
 def share(jobs: Sequence[Job], again: Callable[[], Sequence[Job]], processes: int) -> Iterator[Job]:
@@ -62,19 +53,13 @@ def share(jobs: Sequence[Job], again: Callable[[], Sequence[Job]], processes: in
     Raises:
         UNSCError: a job failed, or a process died. The other processes are ended.
     """
-    missing = [job for job in jobs if not job.file.is_file()]
     others, spawn = multiprocessing.active_children(), multiprocessing.get_context("spawn")  # a fork copies held locks
-    with patch_environment(**_ONE_THREAD), ProcessPoolExecutor(processes, spawn) as pool:
+    with patch_environment(**_ONE_THREAD), ProcessPoolExecutor(processes, spawn, _begin) as pool:
         try:
-            working = {pool.submit(_work_quietly, again) for _ in range(processes if missing else 0)}
-            while working or missing:
-                done, working = wait(working, timeout=0.2, return_when=FIRST_EXCEPTION)
-                yield from (job for job in missing if job.file.is_file())
-                missing = [job for job in missing if not job.file.is_file()]
-                for one in done:
-                    one.result()
-                if missing and not working:
-                    raise UNSCError(f"jobs: no process made {missing[0].name!r}; register what it needs in plugins.")
+            made = {pool.submit(_make, again, job.name): job for job in jobs if not job.file.is_file()}
+            for one in as_completed(made):
+                one.result()
+                yield made[one]
         except BaseException as error:
             for child in multiprocessing.active_children():
                 if child not in others:
@@ -87,8 +72,12 @@ def share(jobs: Sequence[Job], again: Callable[[], Sequence[Job]], processes: in
             raise
 
 
-def _work_quietly(again: Callable[[], Sequence[Job]]) -> None:
-    """All of it with one thread, without output, and without a life beyond that of the process which asks."""
+# ---- in a process of the pool ---------------------------------------------------------------------------------------
+_jobs: dict[str, Job] = {}
+
+
+def _begin() -> None:
+    """One thread, no output, and no life beyond that of the process which asks."""
     import datasets
     import torch
     from transformers.utils import logging
@@ -100,18 +89,21 @@ def _work_quietly(again: Callable[[], Sequence[Job]]) -> None:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 -- the parent reports for all
-    for _ in work([replace(job, make=partial(_make, job)) for job in again()]):
-        pass
 
 
-def _make(job: Job) -> None:
+def _make(again: Callable[[], Sequence[Job]], name: str) -> None:
+    """Make the file of a job."""
     try:
-        job.make()
+        if not _jobs:
+            _jobs.update({job.name: job for job in again()})
+        if name not in _jobs:
+            raise UNSCError(f"jobs: no process can make {name!r}; register what it needs in plugins.")
+        _jobs[name].make()
     except UNSCError:
         raise
     except Exception as error:  # whatever it is, it has to survive the way to the parent
         reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UNSCError(f"jobs: {job.name!r} failed, {reason}; without jobs the whole traceback is shown.") from None
+        raise UNSCError(f"jobs: {name!r} failed, {reason}; without jobs the whole traceback is shown.") from None
 
 
 def _end_with_parent() -> None:

@@ -1,22 +1,13 @@
-"""Files that register methods, audits or studies: those of a folder here, and a user's own."""
+"""A user's own files that register methods, audits or studies."""
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-import pkgutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UNSCError, first_line
-
-
-def import_modules(package: str, path: Iterable[str], first: Sequence[str]) -> None:
-    """Import every module of a package: `first` those that register what comes first in tables, then by their names."""
-    found = sorted(module.name for module in pkgutil.iter_modules(path))
-    for name in dict.fromkeys((*first, *found)):
-        importlib.import_module(f"{package}.{name}")
 
 
 def load_plugins(files: Sequence[str] | None) -> None:

@@ -1,9 +1,7 @@
-"""The files of a comparison of methods: JSON, tables for people and programs, pictures, and one HTML report."""
+"""The files of a comparison of methods: JSON for programs, a table, pictures, and one HTML report."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +13,7 @@ from ..reporting.report import FILE, Section, write_report
 from ..reporting.results import finite
 from ..utils.files import write_text
 from .plots import pictures
-from .summary import markdown, numbers, summarise, table, title
+from .summary import markdown, summarise, table, title
 
 _WORDS = (
     "'suppressed': the output is gone. 'removed': besides, every audit lies within two standard deviations of at least "
@@ -51,10 +49,8 @@ def write_comparison(result: Mapping[str, Any], folder: Path, command: str) -> d
     """
     summaries = {name: summarise(outcome) for name, outcome in result["forget_sets"].items()}
     for name, summary in summaries.items():
-        outcome, place, sheet = result["forget_sets"][name], folder / name, io.StringIO()
-        csv.writer(sheet, lineterminator="\n").writerows(numbers(summary))
+        outcome, place = result["forget_sets"][name], folder / name
         write_text(place / "table.md", f"# Forgetting {escape(name)}: methods compared\n\n{markdown(table(summary))}")
-        write_text(place / "table.csv", sheet.getvalue())
         verdict = summary["rows"].get("unsc", {"verdict": ""})["verdict"]
         sections = [
             Section("What was asked", _asked(result, outcome)),

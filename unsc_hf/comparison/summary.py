@@ -11,6 +11,7 @@ from scipy import stats
 
 from ..evaluation.audits import AUDITS
 from ..evaluation.verdict import FEWEST_REFERENCES, WORDS, Evidence, audits_outside, judge
+from ..reporting.tables import markdown as markdown
 from .methods import METHODS
 
 ORIGINAL, RETRAINED = "original", "retrained"
@@ -81,13 +82,11 @@ def _evidence(record: Mapping[str, Any]) -> Evidence:
     return Evidence({int(c): share for c, share in record["per_class"].items()}, audits)
 
 
-def against(
-    runs: Mapping[str, Sequence[Mapping[str, Any]]], method: str, ours: str = "unsc"
-) -> tuple[float, float] | None:
+def against(runs: Mapping[str, Sequence[Mapping[str, Any]]], method: str) -> tuple[float, float] | None:
     """AccDrt of UNSC minus that of a method, paired by seed: mean and half the 95 % interval, None where unknown."""
-    if ours not in runs or method in (ours, RETRAINED) or method not in runs:
+    if "unsc" not in runs or method == "unsc" or method not in runs:
         return None
-    pairs = [(value(a, "AccDrt"), value(b, "AccDrt")) for a, b in zip(runs[ours], runs[method], strict=True)]
+    pairs = [(value(a, "AccDrt"), value(b, "AccDrt")) for a, b in zip(runs["unsc"], runs[method], strict=True)]
     gaps = [a - b for a, b in pairs if a is not None and b is not None]
     half = half_interval(gaps)
     return None if half is None else (float(np.mean(gaps)), half)
@@ -132,17 +131,3 @@ def table(summary: Mapping[str, Any]) -> list[list[str]]:
     if any(alarms):
         rows.append(["false alarms on retrained models", *alarms, "", ""])
     return [["method", *summary["columns"].values(), "UNSC's lead in AccDrt", "verdict"], *rows]
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    header, *body = ("| " + " | ".join(row) + " |" for row in rows)
-    return "\n".join([header, "|---" * len(rows[0]) + "|", *body]) + "\n"
-
-
-def numbers(summary: Mapping[str, Any]) -> list[list[Any]]:
-    """Unrounded numbers for other programs: mean and half interval of each column."""
-    columns = [(path, part) for path in summary["columns"] for part in ("mean", "half")]
-    head: list[Any] = ["method", *(f"{path}:{part}" for path, part in columns), "verdict"]
-    rows = summary["rows"].items()
-    return [head, *([name, *(row["cells"][p][part] for p, part in columns), row["verdict"]] for name, row in rows)]

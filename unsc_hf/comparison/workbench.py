@@ -20,7 +20,7 @@ from transformers.trainer_utils import SaveStrategy
 from ..config import UNSCConfig
 from ..data.inputs import CachedRows
 from ..errors import UNSCError
-from ..models.hooks import NOT_INPUTS, evaluation_mode
+from ..models.hooks import evaluation_mode, model_inputs
 from ..models.layers import LayerSelection, ProtectedLayer
 from ..models.outputs import Outputs, classify
 from ..nullspace.statistics import ActivationStatistics
@@ -198,7 +198,7 @@ class Workbench:
         seen = 0
         with evaluation_mode(model, gradients=True):
             for batch in self.batches(rows, batch_size, limit):
-                logits, _ = classify(model, {name: value for name, value in batch.items() if name not in NOT_INPUTS})
+                logits, _ = classify(model, model_inputs(batch))
                 loss = nn.functional.cross_entropy(logits.float(), batch["labels"], reduction="sum")
                 for name, gradient in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
                     total[name] += gradient.detach() ** 2 if squared else gradient.detach()

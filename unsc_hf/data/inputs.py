@@ -18,6 +18,8 @@ from transformers.image_processing_base import ImageProcessingMixin
 from ..errors import UnreadableRowError, UNSCError, first_line
 from .columns import check_dataset, find_label_column, find_text_columns, is_text
 
+Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]  # makes a batch of rows
+
 _LISTED = 10  # row numbers in an error message
 
 
@@ -175,7 +177,7 @@ def _check_padding(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> None
         )
 
 
-def default_collator(processing_class: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+def default_collator(processing_class: Any) -> Collator:
     """Pads texts when there is a tokenizer, stacks everything else."""
     if isinstance(processing_class, PreTrainedTokenizerBase) and processing_class.pad_token_id is not None:
         return DataCollatorWithPadding(processing_class)

@@ -89,12 +89,7 @@ def split_dataset(
         UNSCError: a bad selection, or one of the two parts would be empty.
     """
     check_dataset(dataset)
-    selections = {
-        "forget_classes": forget_classes,
-        "indices": indices,
-        "where": where,
-        "column_values": column_values,
-    }
+    selections = {"forget_classes": forget_classes, "indices": indices, "where": where, "column_values": column_values}
     given = [name for name, value in selections.items() if value is not None]
     if len(given) != 1:
         raise UNSCError(f"split_dataset: got {given or 'nothing'}; give exactly one of {', '.join(selections)}.")
@@ -217,20 +212,10 @@ def evenly_spaced(rows: np.ndarray, limit: int | None) -> np.ndarray:
     return rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
 
 
-def at_most_per_class(
-    labels: Any, limit: int | None, rng: np.random.Generator | None = None, classes: Iterable[Any] | None = None
-) -> np.ndarray:
-    """Row numbers of at most `limit` rows of each class, int64, one class after another.
+def at_most_per_class(labels: Any, limit: int) -> np.ndarray:
+    """Row numbers of at most `limit` rows of each class, int64, one class after another; always the same ones.
 
-    Args:
-        labels: class of each row, an array or a CPU tensor of shape (rows,).
-        limit: rows per class; None takes all.
-        rng: draws the rows; evenly spaced ones are taken when None.
-        classes: which classes, in this order; all of them, sorted, when None.
+    `labels` are the class of each row, an array or a CPU tensor of shape (rows,).
     """
-    labels = np.asarray(labels)
-    chosen = []
-    for value in np.unique(labels) if classes is None else classes:
-        rows = np.flatnonzero(labels == value)
-        chosen.append(evenly_spaced(rows, limit) if rng is None else rng.permutation(rows)[:limit])
-    return np.concatenate(chosen) if chosen else np.zeros(0, dtype=np.int64)
+    labels, rng = np.asarray(labels), np.random.default_rng(0)
+    return np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:limit] for c in np.unique(labels)])

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models.outputs import Outputs, RowOutputs
+from ..models.outputs import Outputs
 
 
 def per_class_accuracy(predictions: Any, labels: Any) -> dict[int, float]:
@@ -39,6 +39,6 @@ def of_classes(labels: Tensor, classes: Sequence[int]) -> Tensor:
     return torch.isin(labels, torch.tensor(list(classes), dtype=labels.dtype, device=labels.device))
 
 
-def kept_classes(outputs: RowOutputs, forgotten: Sequence[int]) -> list[int]:
-    """Ids of the classes that remain, of all that the model has a logit for."""
-    return [c for c in range(outputs.test.logits.shape[1]) if c not in set(forgotten)]
+def kept_classes(classes: int, forgotten: Sequence[int]) -> list[int]:
+    """Ids of the classes that remain, of all that a model has a logit for."""
+    return [c for c in range(classes) if c not in set(forgotten)]

@@ -15,6 +15,7 @@ from scipy.stats import beta
 from torch import Tensor
 
 from ..errors import UNSCError
+from .accuracy import kept_classes
 
 
 @dataclass(frozen=True)
@@ -77,15 +78,15 @@ def remaining_columns(logits: Tensor, forgotten: Sequence[int] = ()) -> Tensor:
     Raises:
         UNSCError: no rows, or no class that remains.
     """
-    kept = [c for c in range(logits.shape[1]) if c not in set(forgotten)]
+    kept = kept_classes(logits.shape[1], forgotten)
     if len(logits) == 0 or not kept:
         raise UNSCError(f"logits: {len(logits)} rows, {len(kept)} remaining classes; flips need at least one of each.")
     return torch.tensor(kept, device=logits.device)
 
 
-def upper_bound(count: int, rows: int, confidence: float = 0.95) -> float:
-    """Exact one-sided upper bound on a share of which `count` of `rows` independent draws were seen.
+def upper_bound(count: int, rows: int) -> float:
+    """Exact one-sided 95 % upper bound on a share of which `count` of `rows` independent draws were seen.
 
     Clopper and Pearson, Biometrika 26 (1934). None of 1,000 gives 0.3 %, three give 0.8 %.
     """
-    return 1.0 if count >= rows else float(beta.ppf(confidence, count + 1, rows - count))
+    return 1.0 if count >= rows else float(beta.ppf(0.95, count + 1, rows - count))

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data.selection import at_most_per_class
 from ..errors import UNSCError
 from ..models.outputs import RowOutputs, join_outputs
-from .accuracy import macro_accuracy, of_classes
+from .accuracy import kept_classes, macro_accuracy, of_classes
 
 Head = tuple[Tensor, Tensor | None]  # weight (labels, width) and bias (labels,)
 
@@ -36,7 +36,7 @@ def linear_probe(
     Features are (rows, width), labels true ids (rows,). It is trained on at most `per_class` rows of each class;
     UNSCError when these are of a single class.
     """
-    chosen = at_most_per_class(train_labels, per_class, np.random.default_rng(0))
+    chosen = at_most_per_class(train_labels, per_class)
     if len(np.unique(train_labels.numpy()[chosen])) < 2:
         raise UNSCError("train_labels: hold a single class; a probe needs at least two.")
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, C=0.1))
@@ -64,7 +64,7 @@ def prototype_attack(outputs: RowOutputs, head: Head, forgotten: Sequence[int], 
     forget, test = outputs.forget, outputs.test
     asked = of_classes(test.labels, forgotten)
     features, labels = test.need_features()[asked], test.labels[asked]
-    kept = [c for c in range(len(weight)) if c not in forgotten]
+    kept = kept_classes(len(weight), forgotten)
     generator = torch.Generator().manual_seed(0)
     results: list[float] = []
     for _ in range(_DRAWS):

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
-
 from .verdict import FORGOTTEN, LABELS
 
-_LOST = 0.02  # of accuracy on what remains; also the standard deviation over seeds above which a method is unstable
+_LOST = 0.02  # of accuracy on what remains
 _JUMP = 0.15  # of forgotten accuracy from one check to the next
 
-OVER_UNLEARNING = (
+_OVER_UNLEARNING = (
     "over-unlearning: retained accuracy fell by more than 2 points; raise energy, lower the learning rate, or add "
     "rehearsal (unsc_retain)"
 )
-STALLED = (
+_STALLED = (
     "stalled forgetting: more than 1 % is still recognised; lower energy (more capacity), use other pseudo-labels, or "
     "raise max_leak"
-)
-UNSTABLE = (
-    "unstable: what is lost differs by more than 2 points between seeds; lower the learning rate or keep more "
-    "directions"
 )
 _ENDED = {
     "leak_budget": (
@@ -46,33 +40,19 @@ _NO_HELP = (
 )
 
 
-def accuracy_signatures(before: Sequence[float], kept: Sequence[float], forgotten: Sequence[float]) -> list[str]:
-    """Signatures in final test accuracies: `kept` on what remains, `forgotten` on the forgotten classes.
-
-    `before` is the retained accuracy of the original, one value or one for each seed.
-    """
-    signs = []
-    if kept and before and float(np.mean(kept)) < float(np.mean(before)) - _LOST:
-        signs.append(OVER_UNLEARNING)
-    if forgotten and float(np.mean(forgotten)) > FORGOTTEN:
-        signs.append(STALLED)
-    # Originals of different seeds differ by themselves, so a method is compared with the one that it began with.
-    changes = np.asarray(kept) - np.asarray(before) if len(before) in (1, len(kept)) else np.asarray(kept)
-    if len(kept) > 1 and float(np.std(changes, ddof=1)) > _LOST:
-        signs.append(UNSTABLE)
-    return signs
-
-
 def run_signatures(results: Mapping[str, Any]) -> list[str]:
     """Signatures of one run, from `results.json`: final accuracies, how it ended, and the checks on the way."""
     methods, certificate = results.get("methods") or {}, results.get("certificate") or {}
 
-    def known(method: str, name: str) -> list[float]:
-        number = (methods.get(method) or {}).get(name)
-        return [] if number is None else [float(number)]
+    def known(method: str, name: str) -> float | None:
+        number: float | None = (methods.get(method) or {}).get(name)
+        return number
 
-    kept = known("unsc", "AccDrt")
-    signs = accuracy_signatures(known("original", "AccDrt"), kept, known("unsc", "AccDut"))
+    before, kept, left, signs = known("original", "AccDrt"), known("unsc", "AccDrt"), known("unsc", "AccDut"), []
+    if kept is not None and before is not None and kept < before - _LOST:
+        signs.append(_OVER_UNLEARNING)
+    if left is not None and left > FORGOTTEN:
+        signs.append(_STALLED)
     if certificate.get("stop_reason") in _ENDED:
         signs.append(_ENDED[certificate["stop_reason"]])
     course = [entry["forget_accuracy"] for entry in results.get("history") or () if "forget_accuracy" in entry]
@@ -83,6 +63,8 @@ def run_signatures(results: Mapping[str, Any]) -> list[str]:
         signs.append(_NOT_FINITE)
     for control in ("random_projector", "unprojected"):
         theirs, forgets = known(control, "AccDrt"), known(control, "AccDut")
-        if kept and theirs and forgets and forgets[0] <= FORGOTTEN and theirs[0] >= kept[0]:
-            signs.append(_NO_HELP.format(control=LABELS[control], theirs=theirs[0], ours=kept[0]))
+        if kept is None or theirs is None or forgets is None:
+            continue
+        if forgets <= FORGOTTEN and theirs >= kept:
+            signs.append(_NO_HELP.format(control=LABELS[control], theirs=theirs, ours=kept))
     return signs

@@ -17,9 +17,15 @@ from ..utils.precision import full_float32
 from .layers import ProtectedLayer
 
 # Fields of a batch that the model does not read.
-NOT_INPUTS = ("labels", "pseudo_labels", "reference", "target_row", "retain")
+_NOT_INPUTS = ("labels", "pseudo_labels", "reference", "target_row", "retain")
 
 _PIECES = 4  # a batch of texts is run in this many pieces
+
+
+def model_inputs(batch: Mapping[str, Any], device: torch.device | None = None) -> dict[str, Any]:
+    """What the model reads of a batch, on a device if one is given."""
+    inputs = {name: value for name, value in batch.items() if name not in _NOT_INPUTS}
+    return inputs if device is None else {name: value.to(device) for name, value in inputs.items()}
 
 
 @contextmanager

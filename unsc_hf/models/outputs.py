@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..data.inputs import Collator
 from ..errors import UNSCError
 from ..utils.distributed import gathered, process, whole
-from .hooks import NOT_INPUTS, capture_inputs, evaluation_mode, pieces
+from .hooks import capture_inputs, evaluation_mode, model_inputs, pieces
 from .layers import ADAPTER, ProtectedLayer, RowGeometry
 
-Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
 Reader = Callable[[Tensor, Tensor], "Outputs"]  # of a batch's logits and labels
 
 _LOGITS_AT_ONCE = 2**26  # logits that are converted to float64 at a time
@@ -178,7 +178,7 @@ def _run(
     def keep(layer: ProtectedLayer, x: Tensor) -> None:
         inputs.append(layer.rows(x.detach())[0].float().cpu())
 
-    ready = {name: value.to(device) for name, value in batch.items() if name not in NOT_INPUTS}
+    ready = model_inputs(batch, device)
     with evaluation_mode(model), capture_inputs(heads, keep, strict=False):
         if batch["labels"].dim() == 1:
             logits, order = classify(model, ready)

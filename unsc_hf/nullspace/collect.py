@@ -6,7 +6,7 @@ import logging
 import math
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..data.inputs import Collator
 from ..data.selection import evenly_spaced
 from ..errors import UNSCError
-from ..models.hooks import NOT_INPUTS, capture_inputs, pieces, row_mask, trace_layers
+from ..models.hooks import capture_inputs, model_inputs, pieces, row_mask, trace_layers
 from ..models.layers import ProtectedLayer
 from ..utils.distributed import is_sharded, process
 from ..utils.sizes import format_size
@@ -30,8 +31,6 @@ logger = logging.getLogger(__name__)
 
 _PROBED = 32  # rows that show how many activation rows a sample has
 _LEAST_SAMPLES = 1_000  # patches of few images look alike, however many they are
-
-Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
 class Recorder:
@@ -94,7 +93,7 @@ def stream(
     dataset: Any,
     members: Mapping[str, np.ndarray],
     layers: Sequence[ProtectedLayer],
-    collate_fn: Collate,
+    collate_fn: Collator,
     *,
     batch_size: int,
     rows_per_direction: int | None,
@@ -110,13 +109,9 @@ def stream(
     time. The sums are the same numbers. Of the other arguments see `ActivationStatistics.collect`.
     """
     device = next(model.parameters()).device
-
-    def ready(batch: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: value.to(device) for name, value in batch.items() if name not in NOT_INPUTS}
-
     with torch.no_grad():
         some = evenly_spaced(np.arange(len(dataset)), _PROBED)
-        probe = ready(collate_fn([dataset[int(i)] for i in some]))
+        probe = model_inputs(collate_fn([dataset[int(i)] for i in some]), device)
         trace = trace_layers(layers, partial(model, **probe), len(some))
     if trace.silent:
         raise UNSCError(
@@ -156,7 +151,7 @@ def stream(
                 with capture_inputs(chosen, recorder.add, strict=len(batches) > 0):
                     for _ in batches:
                         batch = next(loaded)
-                        for _, piece in pieces(ready(batch)):
+                        for _, piece in pieces(model_inputs(batch, device)):
                             recorder.begin_batch(piece.get("attention_mask"))
                             model(**piece)
                         bar.update(len(next(iter(batch.values()))) * world)

@@ -236,14 +236,6 @@ class Leak:
     total: float
     per_layer: dict[str, float]
 
-    @property
-    def worst(self) -> tuple[str, float]:
-        """The layer that leaks most, and by how much."""
-        if not self.per_layer:
-            return "", 0.0
-        name = max(self.per_layer, key=lambda layer: self.per_layer[layer])
-        return name, self.per_layer[name]
-
 
 def _share(changed: float, original: float) -> float:
     """sqrt(changed / original); infinite when outputs appear where there were none."""

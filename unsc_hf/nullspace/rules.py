@@ -16,8 +16,7 @@ from ..utils.distributed import dealt
 from .moments import SecondMoment, total_moment
 from .subspace import LayerSubspace, Subspace
 
-RULES = ("energy", "rank", "ratio", "released_ramp")
-MERGES = ("sum", "concat")
+RULES = ("energy", "class_energy", "rank", "ratio", "released_ramp")
 
 # Rounding of float32 activations: singular values below this share of the largest are noise of the forward pass itself.
 _ROUNDING = 8 * torch.finfo(torch.float32).eps
@@ -31,9 +30,7 @@ def build_subspace(
     *,
     rule: str = "energy",
     energy: float = 0.95,
-    rank: int | None = None,
-    ratio: float | None = None,
-    merge: str = "sum",
+    size: float | None = None,
     forget: Mapping[str, SecondMoment] | None = None,
     device: torch.device | str | None = None,
     together: bool = False,
@@ -45,14 +42,15 @@ def build_subspace(
         module_keys: key by module name.
         rule: how many directions are kept.
             "energy": the smallest k whose squared singular values reach the fraction `energy` (paper, section 4.1);
-            1.0 means everything above the rounding of float32 activations, relative to the largest.
-            "rank": the `rank` largest directions.
-            "ratio": free are the directions in which a forgotten row carries more than `ratio` times the energy of a
+            1.0 means everything above the rounding of float32 activations, relative to the largest. The classes'
+            moments are added, which is exact.
+            "class_energy": the paper's way to join classes: such a basis for each class, all concatenated, and an SVD
+            whose left singular vectors above rounding are kept.
+            "rank": the `size` largest directions.
+            "ratio": free are the directions in which a forgotten row carries more than `size` times the energy of a
             retained row (generalised eigenvectors of the two moments); needs `forget`.
             "released_ramp": the authors' released code, energy 0.97 + 0.003 * class id for each class (capped at 1),
             bases concatenated; class names must be ids.
-        merge: "sum" adds the classes' moments, which is exact. "concat" follows the paper: a basis for each class, all
-            concatenated, and an SVD whose left singular vectors above rounding are kept.
         forget: moments of the forgotten rows by key, for rule "ratio" and for the report.
         device: where to decompose, in float64, layer after layer; None means where the moments are. The result is on
             the CPU.
@@ -62,25 +60,24 @@ def build_subspace(
         UNSCError: an unknown rule, or a value out of range.
     """
     check_energy(energy)
-    for argument, value, known in (("subspace_rule", rule, RULES), ("subspace_merge", merge, MERGES)):
-        if value not in known:
-            raise UNSCError(f"{argument}: {value!r} does not exist; choose from {', '.join(known)}.")
-    if rule == "rank" and (rank is None or rank < 0):
-        raise UNSCError(f"subspace_size: {rank!r} given; rule 'rank' needs a number of directions, 0 or more.")
+    if rule not in RULES:
+        raise UNSCError(f"subspace_rule: {rule!r} does not exist; choose from {', '.join(RULES)}.")
+    if rule == "rank" and (size is None or size < 0):
+        raise UNSCError(f"subspace_size: {size!r} given; rule 'rank' needs a number of directions, 0 or more.")
 
     def decompose(key: str) -> LayerSubspace:
         place = next(iter(moments.values()))[key].device if device is None else torch.device(device)
         per_class = {group: by_key[key].to(place) for group, by_key in moments.items()}
         retained, forgotten = total_moment(per_class.values()), None if forget is None else forget[key].to(place)
-        most = rank if rule == "rank" else None
         if rule == "ratio":
-            basis, ranks = _ratio_basis(retained, forgotten, ratio)
-        elif rule == "released_ramp":
-            basis, ranks = _concatenated_basis(per_class, _ramp, None)
-        elif merge == "concat":
-            basis, ranks = _concatenated_basis(per_class, lambda group: energy, most)
+            basis, ranks = _ratio_basis(retained, forgotten, size)
+        elif rule == "rank":
+            basis = descending_eigh(retained.matrix)[1]
+            ranks = (min(int(size or 0), retained.width),) * len(basis)
+        elif rule == "energy":
+            basis, ranks = _energy_basis(retained, energy)
         else:
-            basis, ranks = _moment_basis(retained, energy, most)
+            basis, ranks = _joined_bases(per_class, _ramp if rule == "released_ramp" else lambda group: energy)
         return LayerSubspace(
             basis=basis.cpu(),
             ranks=ranks,
@@ -132,27 +129,21 @@ def rank_for_energy(values: Tensor, energy: float) -> int:
     return min(int((shares < energy).sum()) + 1, above_rounding)
 
 
-def _moment_basis(moment: SecondMoment, energy: float, rank: int | None) -> Basis:
-    """Eigenvectors of a moment; kept are the `rank` largest, or when None as many as reach `energy`."""
+def _energy_basis(moment: SecondMoment, energy: float) -> Basis:
+    """Eigenvectors of a moment; kept are as many as reach `energy`."""
     values, vectors = descending_eigh(moment.matrix)
-    if rank is not None:
-        return vectors, (min(rank, moment.width),) * values.shape[0]
     return vectors, tuple(rank_for_energy(v, energy) for v in values)
 
 
-def _concatenated_basis(
-    per_class: Mapping[str, SecondMoment], energy: Callable[[str], float], rank: int | None
-) -> Basis:
+def _joined_bases(per_class: Mapping[str, SecondMoment], energy: Callable[[str], float]) -> Basis:
     """SVD of the classes' bases side by side; with B = [S_1 .. S_K] the left vectors are those of B B^T."""
 
     def gram(group: str) -> Tensor:
-        vectors, ranks = _moment_basis(per_class[group], energy(group), rank)
+        vectors, ranks = _energy_basis(per_class[group], energy(group))
         kept = vectors * _column_mask(ranks, vectors)
         return kept @ kept.mT
 
     values, basis = descending_eigh(reduce(torch.add, map(gram, per_class)))
-    if rank is not None:
-        return basis, (min(rank, values.shape[-1]),) * values.shape[0]
     return basis, tuple(int((v > 1e-10 * v[0]).sum()) if v[0] > 0 else 0 for v in values)
 
 
@@ -222,9 +213,7 @@ def full_layers(
     layers: Sequence[ProtectedLayer],
     *,
     energy: float,
-    rank: int | None = None,
-    ratio: float | None = None,
-    merge: str = "sum",
+    size: float | None = None,
     rule: str = "energy",
 ) -> dict[str, str]:
     """Why layers without a free direction are frozen, by name; the options are those of `build_subspace`.
@@ -244,15 +233,10 @@ def full_layers(
             "free one)"
             for name, layer in full.items()
         }
-    advice = {
-        "rank": f"lower subspace_size ({rank})",
-        "ratio": f"lower subspace_size ({ratio})",
-        "released_ramp": "use subspace_rule 'energy'",
-    }
-    if rule in advice or merge == "concat":
-        wanted = advice.get(rule, "lower energy, or merge by 'sum'")
+    if rule != "energy":
+        advice = f"lower subspace_size ({size})" if rule in ("rank", "ratio") else "use subspace_rule 'energy'"
         widest = max(layer.width for layer in subspace.layers.values())
-        raise UNSCError(f"subspace_rule: {rule!r} leaves no layer any capacity (widest layer: {widest}); {wanted}.")
+        raise UNSCError(f"subspace_rule: {rule!r} leaves no layer any capacity (widest layer: {widest}); {advice}.")
     nearest = max(subspace.module_keys, key=lambda name: subspace[name].next_energy)
     raise UNSCError(
         f"energy: rule {rule!r} with energy {energy} leaves no layer any capacity; "

@@ -26,7 +26,7 @@ from ..utils.sizes import size_in_bytes
 from .collect import stream
 from .moments import SecondMoment, total_moment
 from .rules import build_subspace
-from .storage import Stored, load_statistics, save_statistics
+from .storage import load_statistics, save_statistics
 from .subspace import Subspace
 
 
@@ -268,9 +268,7 @@ class ActivationStatistics:
         rule: str = "energy",
         energy: float = 0.95,
         *,
-        rank: int | None = None,
-        ratio: float | None = None,
-        merge: str = "sum",
+        size: float | None = None,
         device: torch.device | str | None = None,
     ) -> Subspace:
         """Subspace of the rows that are kept: see `rules.build_subspace`; `exclude` names the forgotten classes."""
@@ -280,9 +278,7 @@ class ActivationStatistics:
             self.module_keys,
             rule=rule,
             energy=energy,
-            rank=rank,
-            ratio=ratio,
-            merge=merge,
+            size=size,
             forget=self.excluded(exclude),
             device=device,
         )
@@ -293,8 +289,7 @@ class ActivationStatistics:
         With `pending` they wait beside those that are there, until `storage.settle` sees that the model they belong to
         was saved.
         """
-        stored = Stored(self.moments, self.module_keys, self.fingerprint, self.group_names, self.requests)
-        save_statistics(stored, Path(folder), pending)
+        save_statistics(self, Path(folder), pending)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str], model: nn.Module | None = None) -> ActivationStatistics:
@@ -303,7 +298,7 @@ class ActivationStatistics:
         Raises:
             UNSCError: missing or damaged files, another format, or another model (both hashes are named).
         """
-        statistics = cls(*load_statistics(Path(folder)))
+        statistics = cls(**load_statistics(Path(folder)))
         if model is not None:
             statistics.check_same_model(weight_hash(model))
         return statistics

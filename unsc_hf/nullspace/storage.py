@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,6 +20,9 @@ from ..utils.files import write_beside, write_text
 from ..utils.fingerprint import Fingerprint, file_hash
 from ..utils.sizes import format_size
 from .moments import SecondMoment
+
+if TYPE_CHECKING:
+    from .statistics import ActivationStatistics
 
 LEAST_BYTES = 2**22  # Of a tensor that is worth a file.
 _FORMAT = "unsc_hf.activation_statistics.v1"
@@ -60,43 +63,30 @@ def mapped_moments(moments: Mapping[str, SecondMoment], folder: str | os.PathLik
     return {key: SecondMoment(mapped_if_large(m.matrix, folder), m.rows) for key, m in moments.items()}
 
 
-class Stored(NamedTuple):
-    """What a folder of statistics holds: the fields of `statistics.ActivationStatistics`."""
-
-    moments: dict[str, dict[str, SecondMoment]]
-    module_keys: dict[str, str]
-    fingerprint: Fingerprint
-    group_names: dict[str, str]
-    requests: list[dict[str, Any]]
-
-
-def save_statistics(stored: Stored, folder: Path, pending: bool = False) -> None:
+def save_statistics(statistics: ActivationStatistics, folder: Path, pending: bool = False) -> None:
     """Write `statistics-<hash>.safetensors`, then `statistics.json`, which names it.
 
     Renaming the JSON replaces earlier statistics as a whole: a run killed at any moment leaves the old ones or the new.
     Other files in the folder are left alone. Moments are symmetric, so only their upper triangles are stored.
 
-    Args:
-        stored: what to write.
-        folder: where to; it is made if need be.
-        pending: let them wait beside the statistics that are there until `settle` is called.
+    With `pending` they wait beside the statistics that are there until `settle` is called.
     """
-    keys = list(dict.fromkeys(stored.module_keys.values()))
+    keys = statistics.keys
     tensors = {
         f"{g}.{k}": _upper_triangles(by_key[key].matrix.cpu())
-        for g, by_key in enumerate(stored.moments.values())
+        for g, by_key in enumerate(statistics.moments.values())
         for k, key in enumerate(keys)
     }
-    sample = next(iter(stored.moments.values()))
+    sample = next(iter(statistics.moments.values()))
     meta: dict[str, Any] = {
         "format": _FORMAT,
-        "fingerprint": asdict(stored.fingerprint),
-        "module_keys": stored.module_keys,
-        "group_names": stored.group_names,
+        "fingerprint": asdict(statistics.fingerprint),
+        "module_keys": statistics.module_keys,
+        "group_names": statistics.group_names,
         "keys": keys,
         "shapes": {key: list(sample[key].matrix.shape[:2]) for key in keys},
-        "rows": {group: {key: by_key[key].rows for key in keys} for group, by_key in stored.moments.items()},
-        "requests": stored.requests,
+        "rows": {group: {key: by_key[key].rows for key in keys} for group, by_key in statistics.moments.items()},
+        "requests": statistics.requests,
     }
     fresh = folder / "statistics-new.safetensors"
     write_beside(fresh, lambda scratch: save_file(tensors, scratch, metadata={"format": "pt"}))
@@ -108,8 +98,8 @@ def save_statistics(stored: Stored, folder: Path, pending: bool = False) -> None
         _sweep(folder)
 
 
-def load_statistics(folder: Path) -> Stored:
-    """Read what `save_statistics` wrote.
+def load_statistics(folder: Path) -> dict[str, Any]:
+    """Read what `save_statistics` wrote: the fields of `ActivationStatistics`.
 
     Raises:
         UNSCError: missing or damaged files, or another format.
@@ -130,7 +120,8 @@ def load_statistics(folder: Path) -> Stored:
             for g, (group, rows) in enumerate(meta["rows"].items())
         }
         fingerprint = Fingerprint(**{**meta["fingerprint"], "removed": tuple(meta["fingerprint"]["removed"])})
-        return Stored(moments, meta["module_keys"], fingerprint, meta["group_names"], meta["requests"])
+        rest = {name: meta[name] for name in ("module_keys", "group_names", "requests")}
+        return {"moments": moments, "fingerprint": fingerprint, **rest}
     except UNSCError:
         raise
     except FileNotFoundError as error:

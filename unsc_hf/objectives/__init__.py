@@ -6,13 +6,10 @@ projection whatever it is, so retained rows keep their outputs with each of them
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-
+from ..utils.modules import import_modules
 from .registry import OBJECTIVES, Objective, objective
 from .terms import Terms
 
-for _module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
-    importlib.import_module(f"{__name__}.{_module}")
+import_modules(__name__, __path__)
 
 __all__ = ["OBJECTIVES", "Objective", "Terms", "objective"]

@@ -60,8 +60,7 @@ class Objective:
                 raise UNSCError(
                     f"objective_args: objective {self.name!r} has no option {name!r}; its options: {listed}."
                 )
-            kind = bool if isinstance(known[name], bool) else (int, float)
-            if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+            if not isinstance(value, int | float) or isinstance(value, bool):
                 raise UNSCError(f"objective_args: {name}={value!r} should be a {type(known[name]).__name__}.")
             known[name] = value
         if not known.get("beta", 1.0) > 0:
@@ -77,9 +76,7 @@ class Objective:
 OBJECTIVES: dict[str, Objective] = {}
 
 
-def objective(
-    needs: Collection[str] = (),
-) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+def objective(needs: Collection[str] = ()) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Decorator: register a function as an objective; its keyword-only arguments become its options."""
     unknown = set(needs) - set(NEEDS)
     if unknown:

@@ -18,7 +18,15 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..objectives import OBJECTIVES
 from ..utils.files import write_text
 from .finished_run import FinishedRun
-from .tables import CERTIFICATE_NOTE, DECIDING, certificate_table, forgotten_text, options_table, requests_table
+from .tables import (
+    CERTIFICATE_NOTE,
+    DECIDING,
+    certificate_table,
+    forgotten_text,
+    markdown,
+    options_table,
+    requests_table,
+)
 
 PROJECT = "https://pypi.org/project/unsc-hf/"
 
@@ -89,13 +97,9 @@ def escape(text: Any) -> str:
 
 def markdown_table(rows: Sequence[Sequence[str]], emphasised: str = "") -> str:
     """Text cells, first the header, as a Markdown table; rows whose first cell is `emphasised` are bold."""
-    if not rows:
-        return ""
-    header, *body = [[escape(cell) for cell in row] for row in rows]
-    bold = escape(emphasised)
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    lines += ["| " + " | ".join(f"**{c}**" if bold and row[0] == bold else c for c in row) + " |" for row in body]
-    return "\n".join(lines)
+    mark = {emphasised: "**"} if emphasised else {}
+    cells = [[mark.get(row[0], "") + escape(cell) + mark.get(row[0], "") for cell in row] for row in rows]
+    return markdown(cells) if rows else ""
 
 
 def _eval_results(run: FinishedRun) -> list[EvalResult]:

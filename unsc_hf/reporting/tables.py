@@ -134,6 +134,12 @@ def answers_table(methods: Mapping[str, Answers], written: str) -> Table:
     return Table([header, *cells], objective_title(written), _LANGUAGE_NOTE)
 
 
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Text cells as a Markdown table, first the header."""
+    header, *body = ("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join([header, "|---" * len(rows[0]) + "|", *body]) + "\n"
+
+
 def forgotten_text(rows: int, classes: Sequence[str], digest: str = "") -> str:
     """What was forgotten: rows and class names, or a count and a hash where the names are many.
 

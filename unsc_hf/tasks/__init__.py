@@ -5,18 +5,16 @@ Every module in this folder is imported, and a task registers itself with `@regi
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedModel
 
 from ..config import UNSCConfig
+from ..utils.modules import import_modules
 from .base import TASKS, Measure, Task, register
 
-for _module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
-    importlib.import_module(f"{__name__}.{_module}")
+import_modules(__name__, __path__)
 
 
 def make_task(

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..errors import UNSCError
-from ..models.hooks import NOT_INPUTS
+from ..models.hooks import model_inputs
 from ..nullspace.api import Attachment, NullSpace
 from ..nullspace.projection import NullSpaceProjection
 
@@ -111,7 +111,7 @@ class NullSpaceCallback(TrainerCallback):
 
         generator = torch.Generator()  # leaves the global random state alone
         for batch in DataLoader(self.retain_dataset, self.batch_size, collate_fn=collate, generator=generator):
-            yield {name: value.to(device) for name, value in batch.items() if name not in NOT_INPUTS}
+            yield model_inputs(batch, device)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -24,7 +24,7 @@ from ..reporting.tables import STOP_REASONS
 from ..utils.precision import full_float32
 from .goals import ForgettingGoal
 from .preparation import UnlearningPlan, exact_rows
-from .rows import ModelReader, UnlearningRows, at_most, cast_floats
+from .rows import ModelReader, UnlearningRows, at_most, cast_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,6 @@ _MUCH_LOST = 0.02  # of the accuracy on held-out retained rows: worth a warning
 def check_outcome(
     plan: UnlearningPlan,
     goal: ForgettingGoal,
-    args: UNSCConfig,
     state: TrainerState,
     stop_reason: str,
     frozen: Mapping[str, str],
@@ -53,7 +52,7 @@ def check_outcome(
         UNSCError: no weight moved, or weights are not finite.
         RuntimeError: a frozen weight has changed.
     """
-    change = plan.projection.relative_change()
+    change, args = plan.projection.relative_change(), goal.args
     if not math.isfinite(change) and not args.is_control:  # a control may diverge; its figures say so
         raise UNSCError(f"learning_rate: {args.learning_rate} made weights infinite or not a number; lower it.")
     if change == 0:
@@ -108,7 +107,6 @@ def certify(
     rows: UnlearningRows,
     reader: ModelReader,
     leak: Leak,
-    args: UNSCConfig,
     stop_reason: str | None,
     base_dtype: str,
     *,
@@ -119,13 +117,13 @@ def certify(
     Args:
         model: the unlearned model, unwrapped.
         leak: on the held-out rows of the checks.
-        args: its budgets; controls are measured, not limited.
         base_dtype: precision in which the original was loaded.
         sharded: sharded adapters are not merged for the measurement, and layers are not compared inside the network.
 
     Raises:
-        UNSCError: a budget is exceeded, or logits that `energy` 1.0 should keep have drifted.
+        UNSCError: a budget is exceeded (controls have none), or logits that `energy` 1.0 should keep have drifted.
     """
+    args = reader.args
     if args.is_exact:
         _check_exactness(model, plan, rows, reader, base_dtype)
     after = reader.outputs(model, rows.certificate, "Certificate")
@@ -227,10 +225,10 @@ def _merged_drift(
     with the original in float32.
     """
     merged: Any = copy.deepcopy(model).float()
+    merged.get_base_model().register_forward_pre_hook(cast_inputs, with_kwargs=True)
 
     def logits(network: nn.Module, dtype: torch.dtype) -> Tensor:
-        cast = CastingReader(reader, dtype)
-        return cast.outputs(network.to(dtype), rows.certificate, "Merged").logits
+        return reader.outputs(network.to(dtype), rows.certificate, "Merged").logits
 
     before = plan.certificate.logits
     if base_dtype != "float32":
@@ -242,14 +240,3 @@ def _merged_drift(
         "float32": logit_drift(before, logits(merged, torch.float32)),
         "bfloat16": logit_drift(plan.certificate.logits, logits(merged, torch.bfloat16)),
     }
-
-
-class CastingReader(ModelReader):
-    """A reader whose batches are cast to another floating precision."""
-
-    def __init__(self, reader: ModelReader, dtype: torch.dtype) -> None:
-        self.task, self.args, self.prepare = reader.task, reader.args, reader.prepare
-        self._inner, self._dtype = reader, dtype
-
-    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        return cast_floats(self._inner.collate(rows), self._dtype)

@@ -54,11 +54,6 @@ def find_checkpoint(wanted: str | bool | None, output_dir: str | Path) -> str | 
     return str(max(whole, key=_step))
 
 
-def has_checkpoint(output_dir: str | Path) -> bool:
-    """Whether a killed run could go on from something in this folder."""
-    return any((path / _STATE_FILE).is_file() for path in Path(output_dir).glob("checkpoint-*"))
-
-
 def _step(checkpoint: Path) -> int:
     number = checkpoint.name.removeprefix("checkpoint-")
     return int(number) if number.isdigit() else -1

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..nullspace.projection import NullSpaceProjection
+
+if TYPE_CHECKING:
+    from ..config import UNSCConfig
+    from .goals import ForgettingGoal
 
 _BISECTIONS = 6
 _NEARLY_FORGOTTEN = 0.05  # below this accuracy ...
@@ -73,31 +77,21 @@ class StoppingCallback(TrainerCallback):
     """
 
     def __init__(
-        self,
-        projection: NullSpaceProjection,
-        check: Callable[[], Check],
-        log: Callable[[dict[str, float]], None],
-        check_steps: int,
-        target: float,
-        max_leak: float | None,
-        max_flips: float | None = None,
-        refine: bool = False,
-        least_loss: float = 0.0,
-    ) -> None:
+        self, projection: NullSpaceProjection, check: Callable[[], Check], log: Callable[[dict[str, float]], None],
+        args: UNSCConfig, goal: ForgettingGoal, max_flips: float | None,
+    ) -> None:  # fmt: skip
         """
         Args:
             projection: holds the weights that are restored.
             check: looks at the model.
             log: the trainer's.
-            check_steps: optimiser steps between two checks.
-            target: unlearning ends when what is known is at or below this.
-            max_leak, max_flips: budgets on the leak and on changed decisions; None for none.
-            least_loss: unlearning does not end at the target while the loss on forget rows is smaller.
-            refine: walk the last stretch back to where the target is just reached.
+            args: when to check, and the budget on the leak.
+            goal: the target, and whether the last stretch is walked back to where it is just reached.
+            max_flips: budget on changed decisions; None for none.
         """
         self.projection, self.check, self.log = projection, check, log
-        self.check_steps, self.target, self.refine = check_steps, target, refine
-        self.max_leak, self.max_flips, self.least_loss = max_leak, max_flips, least_loss
+        self.check_steps, self.max_leak, self.max_flips = args.check_steps, args.leak_budget, max_flips
+        self.target, self.least_loss, self.refine = goal.target, goal.least_loss, goal.refines
         self.reason = "max_steps"
         self._within_budget: dict[str, Tensor] = {}
         self._checked_at = -1

@@ -13,7 +13,6 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
 
-from ..config import UNSCConfig
 from ..errors import UNSCError
 from ..models.hooks import evaluation_mode, trace_layers
 from ..models.layers import LayerSelection, find_layers
@@ -109,23 +108,16 @@ class Preparation:
 
     Args:
         model: the original model, unwrapped.
-        args, task, goal, rows, reader: the parts of the run.
+        goal, rows, reader: the parts of the run.
         weights: hash of the model's weights.
         statistics: the caller's, or the folder they were saved in; None to collect them.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        args: UNSCConfig,
-        task: Task,
-        goal: ForgettingGoal,
-        rows: UnlearningRows,
-        reader: ModelReader,
-        weights: str,
+        self, model: nn.Module, goal: ForgettingGoal, rows: UnlearningRows, reader: ModelReader, weights: str,
         statistics: ActivationStatistics | str | os.PathLike[str] | None = None,
-    ) -> None:
-        self.model, self.args, self.task, self.goal = model, args, task, goal
+    ) -> None:  # fmt: skip
+        self.model, self.goal, self.args, self.task = model, goal, goal.args, goal.task
         self.rows, self.reader, self.weights, self.statistics = rows, reader, weights, statistics
 
     def plan(self) -> tuple[UnlearningPlan, Spaces]:

@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 from ..config import UNSCConfig
 from ..data.columns import read_labels
 from ..data.copies import without_copies, without_overlap
-from ..data.inputs import CachedRows
+from ..data.inputs import CachedRows, Collator
 from ..data.selection import evenly_spaced, hold_out
 from ..errors import UNSCError
-from ..models.hooks import NOT_INPUTS
+from ..models.hooks import model_inputs
 from ..models.outputs import Outputs, collect_outputs, iterate_outputs
 from ..tasks import Task
 from ..utils.reserve import check_writable
@@ -112,14 +112,10 @@ class ModelReader:
         self,
         task: Task,
         args: UNSCConfig,
-        collate_inputs: Callable[[list[dict[str, Any]]], dict[str, Any]],
+        collate_inputs: Collator,
         input_names: Sequence[str],
     ) -> None:
-        """
-        Args:
-            collate_inputs: makes a batch of what the model reads.
-            input_names: names of the model's inputs.
-        """
+        """`collate_inputs` makes a batch of what the model reads; `input_names` are the names of its inputs."""
         self.task, self.args, self.prepared = task, args, dict[str, CachedRows]()
         self._collate_inputs = collate_inputs
         self._known = {*input_names, "label", "labels", "label_ids"}
@@ -149,7 +145,7 @@ class ModelReader:
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """What the model reads of a batch, on its device."""
-        return {name: value.to(self.args.device) for name, value in batch.items() if name not in NOT_INPUTS}
+        return model_inputs(batch, self.args.device)
 
     def iterate(
         self, model: nn.Module, dataset: Dataset, description: str, features: bool = False
@@ -187,11 +183,7 @@ class RelabelledDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self,
-        dataset: Dataset,
-        targets: Sequence[dict[str, Tensor]],
-        retained: Dataset | None = None,
-        seed: int = 0,
+        self, dataset: Dataset, targets: Sequence[dict[str, Tensor]], retained: Dataset | None = None, seed: int = 0
     ) -> None:
         if len(targets) != len(dataset):
             raise RuntimeError(f"{len(targets)} targets for {len(dataset)} rows")

@@ -28,26 +28,21 @@ from ..errors import UNSCError
 from ..nullspace.statistics import ActivationStatistics
 from ..nullspace.storage import settle
 from ..reporting.run_folder import finish, move_model
-from ..tasks import make_task
+from ..tasks import Task, make_task
 from ..utils.fingerprint import row_digests, weight_hash
 from .rows import check_arguments
 from .trainer import UNSCTrainer
 
 
 def open_statistics(
-    folder: str | os.PathLike[str],
-    model: PreTrainedModel,
-    args: UNSCConfig,
-    forget: Dataset,
+    folder: str | os.PathLike[str], model: PreTrainedModel, args: UNSCConfig, task: Task, forget: Dataset,
     retain: Dataset,
-    processing_class: Any,
-) -> ActivationStatistics:
+) -> ActivationStatistics:  # fmt: skip
     """Statistics of all rows that the model still knows, from `folder`; the first time they are collected.
 
     Raises:
         UNSCError: statistics of another model, or of other rows.
     """
-    task = make_task(model, args, forget, retain, processing_class)
     if Path(folder, "statistics.json").is_file():
         weights = weight_hash(model)
         _first_then_all(lambda: settle(folder, weights))
@@ -133,17 +128,17 @@ class StoredRequest:
         retain: Dataset, processing_class: Any,
     ) -> None:  # fmt: skip
         self.folder, self._forget, self._committed = folder, forget, False
-        statistics = open_statistics(folder, model, args, forget, retain, processing_class)
+        task = make_task(model, args, forget, retain, processing_class)
+        statistics = open_statistics(folder, model, args, task, forget, retain)
         self.requests, self._max_leak = list(statistics.requests), args.max_leak
         self.args = deepcopy(args)
         self.args.max_leak = remaining_leak(statistics, args.max_leak)
-        self.statistics = self._without_forgotten(statistics, model, retain, processing_class)
+        self.statistics = self._without_forgotten(statistics, model, task)
 
     def _without_forgotten(
-        self, statistics: ActivationStatistics, model: PreTrainedModel, retain: Dataset, processing_class: Any
+        self, statistics: ActivationStatistics, model: PreTrainedModel, task: Task
     ) -> ActivationStatistics:
         """Whole classes are dropped. Single rows are read once more by the model as it is now, and subtracted."""
-        task = make_task(model, self.args, self._forget, retain, processing_class)
         groups = task.groups(self._forget)
         if not task.whole_classes:
             return statistics.without_rows(

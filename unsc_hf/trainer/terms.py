@@ -5,46 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..config import UNSCConfig
 from ..errors import UNSCError
-from ..models.hooks import NOT_INPUTS
+from ..models.hooks import model_inputs
 from ..models.layers import decoder_block
 from ..objectives import OBJECTIVES, Terms
 from ..objectives.terms import HiddenStates
-from ..tasks import Task
 from .goals import ForgettingGoal
-
-
-@dataclass(frozen=True)
-class TrainingBatch:
-    """A collated batch of forget rows, in its parts.
-
-    Attributes:
-        inputs: what the model reads.
-        labels, targets, reference: see `objectives.Terms`.
-        rows: number of each row among the forget rows, (rows,); empty where targets never change.
-        retain: the batch of retained rows beside it; empty where the objective reads none.
-    """
-
-    inputs: dict[str, Tensor]
-    labels: Tensor
-    targets: Tensor
-    reference: Tensor
-    rows: Tensor
-    retain: Mapping[str, Tensor]
-
-    @classmethod
-    def of(cls, batch: Mapping[str, Any]) -> TrainingBatch:
-        """Take a batch of `ModelReader.collate` apart."""
-        inputs = {name: value for name, value in batch.items() if name not in NOT_INPUTS}
-        rows = batch.get("target_row", torch.empty(0, dtype=torch.long))
-        return cls(inputs, batch["labels"], batch["pseudo_labels"], batch["reference"], rows, batch.get("retain", {}))
 
 
 class TermsProvider:
@@ -54,17 +25,17 @@ class TermsProvider:
         original: a frozen copy of the original model for objectives that compare with it, else the model itself.
     """
 
-    def __init__(self, model: nn.Module, task: Task, goal: ForgettingGoal, args: UNSCConfig) -> None:
+    def __init__(self, model: nn.Module, goal: ForgettingGoal) -> None:
         """`model` is the model before its first step."""
-        self.objective, self.options = OBJECTIVES[args.objective], args.objective_options
-        self.task, self.goal = task, goal
+        self.objective, self.options = OBJECTIVES[goal.args.objective], goal.args.objective_options
+        self.task, self.goal = goal.task, goal
         self.original = model
         if self.objective.keeps_original:
             self.original = copy.deepcopy(model).requires_grad_(False)
             self.original.eval()
         self._blocks: tuple[nn.Module, nn.Module] | None = None
         if "hidden" in self.objective.needs:
-            if task.label_column is not None:
+            if self.task.label_column is not None:
                 raise UNSCError(
                     f"objective: {self.objective.name!r} reads hidden states of answer tokens, which a classifier does "
                     "not have; choose another."
@@ -72,23 +43,24 @@ class TermsProvider:
             layer = int(self.options["layer"])
             self._blocks = (decoder_block(model, layer), decoder_block(self.original, layer))
 
-    def __call__(self, model: nn.Module, batch: TrainingBatch) -> tuple[Terms, Tensor]:
-        """Terms of a batch, and the model's logits on its forget rows."""
-        targets = self.goal.current_targets(batch.targets, batch.rows)
+    def __call__(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Terms, Tensor]:
+        """Terms of a batch of `ModelReader.collate`, and the model's logits on its forget rows."""
+        inputs, true, made = model_inputs(batch), batch["labels"], batch["pseudo_labels"]
         with self._watched(0) as forget_states:
-            outputs = self.task.logits(model, batch.inputs)
-        logits, labels, targets, samples = self.task.positions(outputs, batch.labels, targets)
+            outputs = self.task.logits(model, inputs)
+        targets = self.goal.current_targets(made, batch["target_row"]) if "target_row" in batch else made
+        logits, labels, targets, samples = self.task.positions(outputs, true, targets)
         more: dict[str, Any] = {}
         if "teacher" in self.objective.needs:
-            more["teacher"] = self.task.positions(self._taught(batch.inputs), batch.labels, batch.targets)[0]
+            more["teacher"] = self.task.positions(self._taught(inputs), true, made)[0]
         if self.objective.rehearses:
             with self._watched(0) as states:
-                more.update(self._retained(model, batch.retain))
+                more.update(self._retained(model, batch["retain"]))
             if self._blocks is not None:
-                more["hidden"] = self._hidden(forget_states, batch.labels, states, batch.retain)
+                more["hidden"] = self._hidden(forget_states, true, states, batch["retain"])
         if "refusal" in self.objective.needs:
-            more.update(self._refusals(model, batch))
-        return Terms(logits, labels, targets, samples, batch.reference, **more), outputs
+            more.update(self._refusals(model, inputs, true))
+        return Terms(logits, labels, targets, samples, batch["reference"], **more), outputs
 
     @contextmanager
     def _watched(self, which: int) -> Iterator[list[Tensor]]:
@@ -112,7 +84,7 @@ class TermsProvider:
     ) -> HiddenStates:
         """Hidden states of the labelled tokens themselves, as RMU takes them."""
         with self._watched(1) as original:
-            self._taught({name: value for name, value in batch.items() if name not in NOT_INPUTS})
+            self._taught(model_inputs(batch))
         labelled: list[tuple[Tensor, Tensor]] = []
         for states, true in ((forget[-1], labels), (retain[-1], batch["labels"])):
             chosen = true != -100
@@ -120,9 +92,9 @@ class TermsProvider:
             labelled.append((states[chosen], samples))
         return HiddenStates(*labelled[0], *labelled[1], original[-1][batch["labels"] != -100])
 
-    def _refusals(self, model: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
+    def _refusals(self, model: nn.Module, inputs: dict[str, Tensor], answers: Tensor) -> dict[str, Tensor]:
         """Log-likelihoods of a refusal in place of each forget row's answer."""
-        inputs, labels = self.task.refusals(batch.inputs, batch.labels)
+        inputs, labels = self.task.refusals(inputs, answers)
         both = {"refusal": self.task.logits(model, inputs), "refusal_reference": self._taught(inputs)}
         result = {}
         for name, logits in both.items():
@@ -141,7 +113,7 @@ class TermsProvider:
 
     def _retained(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What an objective reads of a batch of retained rows, by the names in `Terms`."""
-        inputs = {name: value for name, value in batch.items() if name not in NOT_INPUTS}
+        inputs = model_inputs(batch)
         kept = self.task.outputs(self.task.logits(model, inputs), batch["labels"])
         loss = nn.functional.cross_entropy(kept.logits.float(), kept.labels)
         terms = {"retain_logits": kept.logits, "retain_loss": loss}

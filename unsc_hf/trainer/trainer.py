@@ -41,7 +41,7 @@ from .preparation import Preparation, Spaces, UnlearningPlan
 from .publishing import PublishingTrainer
 from .rows import ModelReader, RelabelledDataset, UnlearningRows, cast_inputs, check_arguments, prepare_evaluation
 from .sharding import shard_model
-from .terms import TermsProvider, TrainingBatch
+from .terms import TermsProvider
 
 
 class UNSCTrainer(PublishingTrainer):
@@ -173,11 +173,11 @@ class UNSCTrainer(PublishingTrainer):
         """
         if self._plan is None:
             model, args, prepare = self.unwrapped(), self.args, self.reader.prepare
-            parts = (model, args, self.task, self.goal, self.rows, self.reader, self.original_weights)
-            self._plan, self._spaces = self.make_preparation(*parts, self._given_statistics).plan()
+            parts = (model, self.goal, self.rows, self.reader, self.original_weights, self._given_statistics)
+            self._plan, self._spaces = self.make_preparation(*parts).plan()
             retain = prepare(self.rows.retain) if OBJECTIVES[args.objective].rehearses else None
             self.train_dataset = RelabelledDataset(prepare(self.rows.forget), self._plan.targets, retain, args.seed)
-            self.terms = TermsProvider(model, self.task, self.goal, args)
+            self.terms = TermsProvider(model, self.goal)
         return self._plan
 
     @property
@@ -229,10 +229,8 @@ class UNSCTrainer(PublishingTrainer):
         wanted = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         set_trained(self.model, trained)
         frozen = weight_digests(self.model, exclude=trained)
-        stopping = StoppingCallback(
-            plan.projection, self.check, self.log, self.args.check_steps, self.goal.target, self.args.leak_budget,
-            flips_budget(self.args, len(self.rows.retain_held_out)), self.goal.refines, self.goal.least_loss,
-        )  # fmt: skip
+        max_flips = flips_budget(self.args, len(self.rows.retain_held_out))
+        stopping = StoppingCallback(plan.projection, self.check, self.log, self.args, self.goal, max_flips)
         epochs = EpochCallback(self.train_dataset.begin_epoch)
         callbacks: list[TrainerCallback] = [
             ProjectionCallback(plan.projection, self.args.displacement_decay), stopping, epochs,
@@ -250,7 +248,7 @@ class UNSCTrainer(PublishingTrainer):
         self.unlearning_seconds = time.perf_counter() - started
         self.stop_reason = stopping.reason
         unchanged = weight_digests(self.model, exclude=trained)
-        check_outcome(plan, self.goal, self.args, self.state, stopping.reason, frozen, unchanged)
+        check_outcome(plan, self.goal, self.state, stopping.reason, frozen, unchanged)
         return output
 
     # ---- step -------------------------------------------------------------------------------------------------------
@@ -277,7 +275,7 @@ class UNSCTrainer(PublishingTrainer):
         if "pseudo_labels" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, None)
         quiet(model)
-        terms, logits = self.terms(model, TrainingBatch.of(inputs))
+        terms, logits = self.terms(model, inputs)
         loss = self.terms.loss(terms)
         return (loss, ModelOutput(logits=logits)) if return_outputs else loss
 
@@ -323,7 +321,7 @@ class UNSCTrainer(PublishingTrainer):
             UNSCError: before `train`, or beyond `max_leak` or `max_flips`, or where `energy` 1.0 did not keep logits.
         """
         return certify(
-            self.unwrapped(), self.plan, self.rows, self.reader, self.held_out_leak(), self.args, self.stop_reason,
+            self.unwrapped(), self.plan, self.rows, self.reader, self.held_out_leak(), self.stop_reason,
             self.base_dtype, sharded=self.is_fsdp_enabled,
         )  # fmt: skip
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 
 def write_beside(path: Path, write: Callable[[Path], None]) -> None:
@@ -42,18 +42,6 @@ def alone(path: Path) -> Iterator[None]:
             for folder in (locks, path.parent):
                 folder.rmdir()
         raise
-
-
-def busy(path: Path) -> bool:
-    """Whether another process is inside `alone(path)` at this moment."""
-    lock = path.parent / "_locks" / f"{path.name}.lock"
-    if not lock.is_file():
-        return False
-    try:
-        with FileLock(str(lock), timeout=0):
-            return False
-    except Timeout:
-        return True
 
 
 def write_text(path: Path, text: str) -> None:

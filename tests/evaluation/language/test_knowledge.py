@@ -32,7 +32,6 @@ from unsc_hf.evaluation.language.knowledge import (
 )
 from unsc_hf.evaluation.language.membership import auc, min_k, min_k_plus_plus, privleak, zlib_ratio
 from unsc_hf.evaluation.language.readings import AnswerReading, gradient_norms, read_rows
-from unsc_hf.evaluation.metrics import AnswerRouge, Memorisation
 
 GOLDEN: dict[str, Any] = json.loads(Path(__file__).with_name("golden.json").read_text(encoding="utf-8"))
 NUMBERS: dict[str, dict[str, Any]] = GOLDEN["numbers"]
@@ -101,13 +100,6 @@ def test_membership_scores() -> None:
 def test_what_is_extracted_is_memorised(recited: list[bool]) -> None:
     strength, exact = extraction_strength(recited), exact_memorization(recited)
     assert 1 / len(recited) - 1e-12 <= strength <= max(exact, 1 / len(recited)) + 1e-12
-
-
-def test_evaluate_modules_are_means_over_rows() -> None:
-    found = Memorisation(keep_in_memory=True).compute(predictions=[[1, 2], [5, 6, 7]], references=[[1, 2], [5, 9, 7]])
-    assert found == {"exact_memorization": close(5 / 6), "extraction_strength": close(2 / 3)}
-    found = AnswerRouge(keep_in_memory=True).compute(predictions=["the cat", "x"], references=["the cat", "dogs sleep"])
-    assert found["rougeL_recall"] == close(0.5)
 
 
 def test_token_flips_are_counted_and_bounded() -> None:

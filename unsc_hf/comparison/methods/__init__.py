@@ -6,7 +6,7 @@ does the same (see docs/architecture.md). The order is that of tables and of wor
 
 from __future__ import annotations
 
-from ..plugins import import_modules
+from ...utils.modules import import_modules
 from ..workbench import Workbench
 from .registry import LEARNING_RATES, METHODS, Method, method
 

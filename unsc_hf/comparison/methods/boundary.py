@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...models.hooks import NOT_INPUTS, evaluation_mode
+from ...models.hooks import evaluation_mode, model_inputs
 from ...models.outputs import Outputs, find_head
 from ..workbench import Workbench
 from .registry import LEARNING_RATES, PUBLISHED, method
@@ -35,7 +35,7 @@ def attacked_logits(model: nn.Module, batch: dict[str, Any]) -> Tensor:
 
     The batch runs in one piece, since the step is one of all its embeddings.
     """
-    inputs, seen = {name: value for name, value in batch.items() if name not in NOT_INPUTS}, list[Tensor]()
+    inputs, seen = model_inputs(batch), list[Tensor]()
 
     def watch(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         seen.append(output.detach().requires_grad_())

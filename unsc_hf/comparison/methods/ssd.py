@@ -13,7 +13,7 @@ ROWS = 1024  # of each side
 
 
 @method("SSD", [{"alpha": alpha} for alpha in (3.0, 10.0, 30.0)])
-def ssd(bench: Workbench, alpha: float, dampening: float = 1.0) -> PreTrainedModel:
+def ssd(bench: Workbench, alpha: float) -> PreTrainedModel:
     """Shrink weights that matter more than alpha times as much for forget rows as for all, in that proportion."""
     model = bench.fresh()
     every = concatenate_datasets([bench.forget, bench.retain])
@@ -23,6 +23,6 @@ def ssd(bench: Workbench, alpha: float, dampening: float = 1.0) -> PreTrainedMod
     with torch.no_grad():
         for layer in bench.layers(model):
             theirs, all_rows = forget[layer.weight_name], everything[layer.weight_name]
-            factor = (dampening * all_rows / theirs.clamp_min(1e-30)).clamp(max=1.0)
+            factor = (all_rows / theirs.clamp_min(1e-30)).clamp(max=1.0)
             layer.weight.copy_(torch.where(theirs > alpha * all_rows, layer.weight * factor, layer.weight))
     return model

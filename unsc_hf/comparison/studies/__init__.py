@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..plugins import import_modules
+from ...utils.modules import import_modules
 from .study import STUDIES, Lab, Panel, Point, Points, Study, study
 
 import_modules(__name__, __path__, ("null_space", "pseudo_labels", "rank", "calibration", "first_order"))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...errors import UNSCError
-from ...models.hooks import NOT_INPUTS, evaluation_mode
+from ...models.hooks import evaluation_mode, model_inputs
 from ...models.layers import ProtectedLayer
 from ...nullspace.projection import NullSpaceProjection
 from ...nullspace.rules import build_subspace
@@ -102,7 +102,7 @@ def _points(lab: Lab, seed: int) -> list[Point]:
 
 def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     with evaluation_mode(model, gradients=True):
-        logits: Tensor = model(**{name: value for name, value in batch.items() if name not in NOT_INPUTS}).logits
+        logits: Tensor = model(**model_inputs(batch)).logits
     return logits
 
 
@@ -127,7 +127,7 @@ def _few_rows(
         chosen = np.sort(order[:count])
         rows = bench.retain.select(chosen)
         statistics = ActivationStatistics.collect(
-            model, rows, groups=labels[chosen], layers=layers, prepare=bench.prepared,
+            model, rows, groups=labels[chosen], layers=layers, prepare=bench.reader.prepare,
             collate_fn=lambda samples: cast_floats(bench.reader.collate(samples), torch.double), progress=False,
         )  # fmt: skip
         if all(layer.has_capacity for layer in _subspace(statistics, 1.0).layers.values()):

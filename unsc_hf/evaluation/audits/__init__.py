@@ -5,13 +5,10 @@ Every module in this folder is imported, and registers itself with `@audit`.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-
+from ...utils.modules import import_modules
 from .registry import AUDITS, Audit, Examination, Reading, audit, calibrate
 
-for _module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
-    importlib.import_module(f"{__name__}.{_module}")
+import_modules(__name__, __path__)
 for _name in sorted(AUDITS):  # tables list them in this order
     AUDITS[_name] = AUDITS.pop(_name)
 

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from ...models.hooks import NOT_INPUTS, evaluation_mode, pieces, pool
+from ...models.hooks import evaluation_mode, model_inputs, pieces, pool
 from ...models.outputs import head_weights
 from ..probes import linear_probe, probe_head, prototype_attack
 from .registry import Examination, Reading, audit
@@ -51,8 +51,7 @@ def hidden_states(exam: Examination, rows: Dataset) -> tuple[list[Tensor], Tenso
     layers: list[list[Tensor]] = []
     labels: list[Tensor] = []
     for batch in exam.batches(rows, 128, 0):  # endless: stop after one pass
-        inputs = {name: value for name, value in batch.items() if name not in NOT_INPUTS}
-        for chosen, piece in pieces(inputs):
+        for chosen, piece in pieces(model_inputs(batch)):
             with evaluation_mode(exam.model):
                 states: Sequence[Tensor] = exam.model(**piece, output_hidden_states=True).hidden_states or ()
             layers = layers or [[] for _ in states]

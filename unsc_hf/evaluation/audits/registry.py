@@ -37,7 +37,7 @@ class Examination:
     @property
     def kept(self) -> list[int]:
         """Ids of the classes that remain."""
-        return kept_classes(self.original, self.forgotten)
+        return kept_classes(self.original.test.logits.shape[1], self.forgotten)
 
     def of_forgotten(self, labels: Tensor) -> Tensor:
         """Which rows are of forgotten classes, bool, (rows,)."""

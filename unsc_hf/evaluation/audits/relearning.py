@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...data.selection import at_most_per_class
-from ...models.hooks import NOT_INPUTS, evaluation_mode
+from ...models.hooks import evaluation_mode, model_inputs
 from ...models.layers import row_geometry
 from ...models.outputs import Outputs, classify, find_head, join_outputs
 from ..accuracy import macro_accuracy
@@ -125,7 +125,7 @@ def _relearned(exam: Examination, rate: float) -> list[float]:
 def few_rows(exam: Examination, shots: int) -> np.ndarray:
     """Numbers of at most `shots` training rows of every class; rows to forget come first, then rows to keep."""
     labels = torch.cat([exam.outputs.forget.labels, exam.outputs.retain.labels])
-    return at_most_per_class(labels, shots, np.random.default_rng(0))
+    return at_most_per_class(labels, shots)
 
 
 def few_of_each(exam: Examination, shots: int) -> Dataset:
@@ -148,7 +148,7 @@ def fit(
     def loss() -> Tensor:
         batch = next(batches)
         with evaluation_mode(model, gradients=True):  # without dropout every model is attacked alike
-            logits, _ = classify(model, {name: value for name, value in batch.items() if name not in NOT_INPUTS})
+            logits, _ = classify(model, model_inputs(batch))
             return nn.functional.cross_entropy(logits.float(), batch["labels"])
 
     return _curve(model, loss, lambda: exam.collect(model, unseen), exam.forgotten, learning_rate)
