@@ -22,6 +22,7 @@ import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from unsc_hf.reporting.model_card import versions
-from unsc_hf.reporting.plots import BLUE, GREEN, save
+from unsc_hf.reporting.plots import BLUE, GREEN, objective_title, plot_trade_off, save
 from unsc_hf.reporting.tables import counted
 from unsc_hf.utils.files import write_text
 
@@ -49,6 +50,16 @@ COLUMNS = {
     "mia_auc": ("membership AUC", 1, 3), "probe_forget": ("linear probe", 100, 1),
     "prototype_attack_10": ("10-shot prototype", 100, 1), "seconds": ("seconds", 1, 0),
 }  # fmt: skip
+ANSWERS = (
+    "*Tokens changed*: tokens of kept answers at which another one than the original's is the most likely. *Recited*: "
+    "the extraction strength of forgotten answers. *Forget quality*: a p-value beside the retrained model."
+)
+OF_ANSWERS = {
+    "sets.forget.rouge_l": ("forgotten, ROUGE-L", 100, 1), "sets.retain.rouge_l": ("kept, ROUGE-L", 100, 1),
+    "flips": ("tokens changed", 100, 2), "sets.forget.extraction_strength": ("recited", 100, 1),
+    "forget_quality": ("forget quality", 1, 3), "model_utility": ("model utility", 1, 3), "leak": ("leak", 100, 2),
+    "seconds": ("seconds", 1, 0),
+}  # fmt: skip
 
 
 def seeds_of(case: str, smoke: bool) -> list[int]:
@@ -66,7 +77,7 @@ def fingerprint(case: str) -> str:
 def missing_data(case: str, root: str) -> list[str]:
     """Files and folders under `root` that the case needs and that are not there."""
     plan = CASES[case]
-    stated = [*plan["arguments"], plan.get("data", "")]
+    stated = [*plan["arguments"], *plan.get("prepare", []), plan.get("data", "")]
     paths = {
         item.format(root=root, seed=seed, folder="") for item in stated if "{root}" in item for seed in plan["seeds"]
     }
@@ -84,6 +95,9 @@ def run_seed(case: str, seed: int, root: str, folder: Path, smoke: bool, threads
     if (place / "results.json").is_file():
         return
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    if "prepare" in plan:
+        script, *more = (item.format(root=root, folder=folder) for item in plan["prepare"])
+        subprocess.run([sys.executable, str(ROOT / "benchmarks" / script), *more], check=True, env=environment)
     for name, more in plan.get("fine_tune", {}).items():
         model, data = folder / "models" / name.format(seed=seed), plan["data"].format(root=root)
         tune = ["--data", data, "--output_dir", str(model), "--seed", str(seed), *more]
@@ -150,11 +164,21 @@ def words(item: str) -> list[str]:
     return (ROOT / item[1:]).read_text(encoding="utf-8").split() if item.startswith("@") else [item]
 
 
+def numbers(runs: list[dict[str, Any]], model: str, column: str) -> list[float]:
+    """What was measured of a model; a column of a language model's answers is a path, with dots."""
+    found = []
+    for run in runs:
+        value: Any = run["methods"].get(model)
+        for key in column.split("."):
+            value = (value or {}).get(key)
+        found += [] if value is None else [value]
+    return found
+
+
 def cell(runs: list[dict[str, Any]], model: str, column: str) -> str:
     """Mean ± standard deviation over seeds; a dash for what was not measured."""
-    _, factor, digits = COLUMNS[column]
-    numbers = [run["methods"].get(model, {}).get(column) for run in runs]
-    known = [factor * number for number in numbers if number is not None]
+    _, factor, digits = (COLUMNS | OF_ANSWERS)[column]
+    known = [factor * number for number in numbers(runs, model, column)]
     if not known:
         return "–"
     spread = f" ± {np.std(known, ddof=1):.{digits}f}" if len(known) > 1 else ""
@@ -163,9 +187,11 @@ def cell(runs: list[dict[str, Any]], model: str, column: str) -> str:
 
 def table(runs: list[dict[str, Any]], columns: Iterable[str]) -> list[str]:
     """Lines of a Markdown table, a row for each model."""
-    rows = [["model", *(COLUMNS[column][0] for column in columns)]]
-    present = [model for model in MODELS if model in runs[0]["methods"]]
-    rows += [[MODELS[model], *(cell(runs, model, column) for column in columns)] for model in present]
+    rows = [["model", *((COLUMNS | OF_ANSWERS)[column][0] for column in columns)]]
+    methods = runs[0]["methods"]
+    present = [model for model in MODELS if model in methods] if "unsc" in methods else list(methods)
+    titles = {model: MODELS.get(model) or objective_title(model) for model in present}
+    rows += [[title, *(cell(runs, model, column) for column in columns)] for model, title in titles.items()]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return [lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]
 
@@ -221,7 +247,11 @@ def conclusion(runs: list[dict[str, Any]]) -> str:
 
 def section(content: dict[str, Any]) -> str:
     """A case as a heading, a table and its certificates."""
-    runs, lines = content["runs"], table(content["runs"], COLUMNS)
+    runs = content["runs"]
+    answers = "unsc" not in runs[0]["methods"]
+    lines = table(runs, OF_ANSWERS if answers else COLUMNS)
+    if answers:
+        lines += ["", f"![Forget quality against model utility and changed tokens]({content['case']}.png)"]
     certificates = [run["certificate"] for run in runs]
     shown = ", ".join(f"{c['flips']} of {c['rows']} (at most {c['upper_95']:.2%})" for c in certificates)
     parts = {part.replace("_", "-"): [run["seconds"][part] for run in runs] for part in runs[0]["seconds"]}
@@ -234,12 +264,15 @@ def section(content: dict[str, Any]) -> str:
         .replace("{folder}/", "")
         .replace("{seed}", "SEED")
     )
+    first = CASES[content["case"]].get("prepare", [])
+    made = " ".join(["python", f"benchmarks/{first[0]}", *first[1:]]) + "\n" if first else ""
+    made = made.replace("{root}/", "").replace("{folder}/", "")
     return "\n".join(
         [
-            f"## {content['title']}", "", conclusion(runs), "", seeds, "", *lines, "",
+            f"## {content['title']}", "", ANSWERS if answers else conclusion(runs), "", seeds, "", *lines, "",
             f"Certificates, decisions changed on rows that nothing else read: {shown}.", "",
             f"Seconds of UNSC: {spent}.", "",
-            f"```bash\naccelerate launch {command} --seed SEED\n```", "",
+            f"```bash\n{made}accelerate launch {command} --seed SEED\n```", "",
         ]
     )  # fmt: skip
 
@@ -257,7 +290,7 @@ def page() -> str:
 
 def picture(path: Path) -> None:
     """Decisions changed on kept test rows by every model that was trained, a group of bars for each case."""
-    contents = stored()
+    contents = [content for content in stored() if "unsc" in content["runs"][0]["methods"]]
     shown = {"retrained": GREEN, "unprojected": "#c9c9c9", "random_projector": "#9a9a9a", "unsc": BLUE}
     figure = Figure(figsize=(8.0, 1.1 + 1.25 * len(contents)), layout="constrained")
     axes = figure.subplots()
@@ -279,6 +312,18 @@ def picture(path: Path) -> None:
     save(figure, path)
 
 
+def picture_of_answers(content: dict[str, Any], path: Path) -> None:
+    """Forget quality of each model against utility and changed tokens, means over seeds."""
+    runs, columns = content["runs"], ("forget_quality", "model_utility", "flips")
+    read = {model: {column: numbers(runs, model, column) for column in columns} for model in runs[0]["methods"]}
+    points = {
+        model: {column: float(np.mean(found)) for column, found in of.items()}
+        for model, of in read.items()
+        if all(of.values())
+    }
+    plot_trade_off({model: SimpleNamespace(**point) for model, point in points.items()}, path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("action", choices=["run", "page", "check"])
@@ -298,6 +343,9 @@ def main() -> None:
         write_text(PAGE, page())
         write_text(README, readme())
         picture(PAGE.with_name("decisions_changed.png"))
+        for content in stored():
+            if "unsc" not in content["runs"][0]["methods"]:
+                picture_of_answers(content, PAGE.with_name(f"{content['case']}.png"))
 
 
 if __name__ == "__main__":

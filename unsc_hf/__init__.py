@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .nullspace.statistics import ActivationStatistics as ActivationStatistics
     from .nullspace.subspace import Subspace as Subspace
     from .runs.job import UnlearningResult as UnlearningResult
+    from .runs.language_audit import audit_language_model as audit_language_model
     from .runs.language_evaluation import evaluate_language_model as evaluate_language_model
     from .runs.unlearn import unlearn as unlearn
     from .trainer.callbacks import NullSpaceCallback as NullSpaceCallback
@@ -39,6 +40,7 @@ _MODULES = {
     "UNSCTrainer": "trainer.trainer",
     "UnlearningResult": "runs.job",
     "audit": "comparison.compare_methods",
+    "audit_language_model": "runs.language_audit",
     "compare": "comparison.compare_methods",
     "evaluate_language_model": "runs.language_evaluation",
     "serve_request": "trainer.sequence",

@@ -114,3 +114,15 @@ def test_smoke(evidence: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     written = (tmp_path / "out" / "digits" / "smoke-0" / "results.json").stat().st_mtime_ns
     command(evidence, monkeypatch, "run", "--smoke", "--case", "digits", "--output_dir", tmp_path / "out")
     assert (tmp_path / "out" / "digits" / "smoke-0" / "results.json").stat().st_mtime_ns == written
+
+
+def test_answers_of_language_models_are_read_by_path(evidence: Any) -> None:
+    measured = {
+        "original": {"sets": {"forget": {"rouge_l": 0.5}}, "forget_quality": None},
+        "unsc_retain": {"sets": {"forget": {"rouge_l": 0.25}}, "forget_quality": 0.5},
+    }
+    lines = evidence.table([{"methods": measured}] * 2, ("sets.forget.rouge_l", "forget_quality", "leak"))
+    assert lines == [
+        "| model | forgotten, ROUGE-L | forget quality | leak |", "|---|---|---|---|",
+        "| original | 50.0 ± 0.0 | – | – |", "| UNSC retain | 25.0 ± 0.0 | 0.500 ± 0.000 | – |",
+    ]  # fmt: skip

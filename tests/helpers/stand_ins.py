@@ -78,11 +78,12 @@ def text_model(folder: Path, train: Dataset) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def language_model(folder: Path, data: Path) -> None:
-    """A Llama that has learned to end its answers to questions like TOFU's."""
-    parts = [Dataset.from_json(str(data / f"{name}.json")) for name in ("forget10", "retain90")]
+def language_model(folder: Path, data: Path, names: Sequence[str]) -> None:
+    """A Llama that has learned to end its answers to questions like TOFU's, those of some configurations."""
+    parts = {name: Dataset.from_json(str(data / f"{name}.json")) for name in ("forget10", "retain90")}
+    rows, learned = (to_dialogues(concatenate_datasets([parts[n] for n in given])) for given in (parts, names))
     plan = LanguagePlan(size="nano", vocabulary_size=300, max_length=128, epochs=60)
-    train_model(to_dialogues(concatenate_datasets(parts)), plan, folder.parent / "trained", "lm").rename(folder)
+    train_model(learned, plan, folder.parent / "trained", "lm", vocabulary=rows).rename(folder)
 
 
 def write_splits(folder: Path, **splits: Dataset) -> None:
@@ -127,7 +128,9 @@ def make_models(data: Path, folder: Path) -> dict[str, Path]:
         image_model(place(f"user/vit-without-shirt-{i}"), others, "L")
     text_model(place("bhadresh-savani/distilbert-base-uncased-emotion"), emotions)
     text_model(place("user/bert-reviews"), reviews)
-    language_model(place("open-unlearning/tofu_Llama-3.2-1B-Instruct_full"), data / "locuslab" / "TOFU")
+    llama, tofu = "open-unlearning/tofu_Llama-3.2-1B-Instruct", data / "locuslab" / "TOFU"
+    language_model(place(f"{llama}_full"), tofu, ["forget10", "retain90"])
+    language_model(place(f"{llama}_retain90"), tofu, ["retain90"])
     return made
 
 

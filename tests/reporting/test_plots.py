@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from unsc_hf.reporting.plots import STYLE, plot_answered, plot_methods, plot_per_class, plot_unlearning
+from unsc_hf.reporting.plots import STYLE, plot_answered, plot_methods, plot_per_class, plot_trade_off, plot_unlearning
 
 
 @pytest.mark.parametrize("classes", [2, 10, 100])
@@ -82,3 +83,15 @@ def test_ink_is_read_on_white_and_on_black(tmp_path: Path) -> None:
     ink = brightness(to_rgb(STYLE["text.color"]))
     for ground in (1.0, brightness(to_rgb("#12171c"))):
         assert (max(ink, ground) + 0.05) / (min(ink, ground) + 0.05) > 3.5
+
+
+def test_forget_quality_stands_against_utility_and_changed_tokens(drawn: list[Figure], tmp_path: Path) -> None:
+    models = {
+        "original": SimpleNamespace(forget_quality=0.0, model_utility=0.6, flips=None),
+        "unsc_retain": SimpleNamespace(forget_quality=0.3, model_utility=0.5, flips=0.02),
+    }
+    plot_trade_off(models, tmp_path / "t.png")
+    left, right = drawn[0].axes
+    places = [[tuple(points.get_offsets()[0]) for points in axes.collections] for axes in (left, right)]
+    assert places == [[(0.6, 1e-30), (0.5, 0.3)], [(0.0, 1e-30), (2.0, 0.3)]]
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["original", "UNSC retain"]

@@ -1,7 +1,7 @@
 """Make models forget by null-space calibration, and look at what is left.
 
     unsc unlearn image|text|lm    unlearn, compare, and write model, card and report; without options: digits, no 8
-    unsc audit image|text         what an unlearned model still shows, whoever made it
+    unsc audit image|text|lm      what an unlearned model still shows, whoever made it
     unsc compare image|text       methods beside each other, with the same stopping rule
     unsc ablate image|text        named studies of what the method depends on
     unsc evaluate lm              a language model as TOFU measures it
@@ -37,7 +37,7 @@ from rich.console import Console
 from ..errors import UNSCError, closest, full_disk_in_one_line
 
 KINDS = {
-    "unlearn": ("image", "text", "lm"), "audit": ("image", "text"), "compare": ("image", "text"),
+    "unlearn": ("image", "text", "lm"), "audit": ("image", "text", "lm"), "compare": ("image", "text"),
     "ablate": ("image", "text"), "evaluate": ("lm",),
 }  # fmt: skip
 
@@ -72,7 +72,11 @@ def options_parser(command: str, kind: str) -> Any:
         "ablate": (AblationArguments,), "evaluate": (EvaluationArguments,), "unlearn": (),
     }  # fmt: skip
     of_kind = {"image": ImageArguments, "text": TextArguments, "lm": LanguageArguments}[kind]
-    shared = () if command == "evaluate" else (of_kind, UNSCConfig)
+    shared: tuple[Any, ...] = () if command == "evaluate" else (of_kind, UNSCConfig)
+    if (command, kind) == ("audit", "lm"):
+        from ..runs.language_audit import LanguageAuditArguments
+
+        own["audit"], shared = (LanguageAuditArguments,), ()
     names = [f.name for cls in own[command] for f in fields(cls)]
     return OptionsParser((*own[command], *shared), f"unsc {command} {kind}", names)
 
@@ -140,7 +144,12 @@ def compare(words: Sequence[str], console: Console) -> dict[str, Any]:
 
 
 def audit(words: Sequence[str], console: Console) -> dict[str, Any]:
-    """`unsc audit image|text ...`; the summaries by forget set."""
+    """`unsc audit image|text|lm ...`; the summaries by forget set, or the readings by model."""
+    if words[:1] == ["lm"]:
+        (examined,) = _parse("audit", words)
+        from ..runs.language_audit import run
+
+        return run(examined, console, _command("audit", words))
     audited, comparison, arguments, config = _parse("audit", words, _QUIET)
     if audited.audited is None:
         raise UNSCError("audited: not given; name the unlearned model, by its Hub id or folder.")

@@ -154,19 +154,24 @@ def plot_answers(methods: Mapping[str, Mapping[str, Mapping[str, float]]], path:
 
 @_styled
 def plot_trade_off(methods: Mapping[str, Any], path: Path) -> Path:
-    """Forget quality against model utility, as TOFU draws them: a named point for each model, the best upper right.
+    """Forget quality against model utility, as TOFU draws them, and beside it against tokens changed in kept answers.
 
-    `methods`: by name, with `forget_quality` and `model_utility`.
+    A point for each model, with its name on the left: best is the upper right there, and the upper left on the right.
+
+    `methods`: by name, with `forget_quality`, `model_utility` and `flips`.
     """
-    figure = Figure()
-    axes = figure.subplots()
-    for name, method in methods.items():
-        place = (method.model_utility, max(method.forget_quality, 1e-30))
-        axes.scatter(*place, color=BLUE if name == "unsc" else GREY)
-        axes.annotate(objective_title(name), place, (5, 4), textcoords="offset points", fontsize=9)
-    axes.set_yscale("log")
-    axes.set_ylim(top=4.0)
-    axes.set(xlim=(-0.02, 1.02), xlabel="model utility", ylabel="forget quality (p-value)")
+    figure = Figure(figsize=(7.6, 3.6))
+    left, right = figure.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.12})
+    for i, (name, method) in enumerate(methods.items()):
+        colour = BLUE if name.startswith("unsc") else GREEN if name == "retrained" else GREY
+        style = {"color": colour, "marker": "oDsv^P*X<>"[i % 10], "label": objective_title(name), "s": 40}
+        height = max(method.forget_quality, 1e-30)
+        left.scatter(method.model_utility, height, **style)
+        right.scatter(100 * (method.flips or 0.0), height, **style)
+    left.set_yscale("log")
+    left.set(ylim=(None, 4.0), xlim=(-0.02, 1.02), xlabel="model utility", ylabel="forget quality (p-value)")
+    right.set(xlim=(-1.0, None), xlabel="tokens changed in kept answers (%)")
+    figure.legend(*left.get_legend_handles_labels(), ncols=3, loc="lower center", bbox_to_anchor=(0.5, 0.89))
     return save(figure, path)
 
 

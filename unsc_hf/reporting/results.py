@@ -75,7 +75,8 @@ def _draw(run: FinishedRun, folder: Path) -> list[tuple[str, str]]:
         draw("answers.png", "ROUGE-L of the answers, before, after and when retrained", plots.plot_answers, sets)
         judged = {name: a for name, a in methods.items() if None not in (a.forget_quality, a.model_utility)}
         if judged:
-            draw("trade_off.png", "Forget quality and utility: high and right is best", plots.plot_trade_off, judged)
+            caption = "Forget quality against utility (upper right is best) and against changed tokens (upper left)"
+            draw("trade_off.png", caption, plots.plot_trade_off, judged)
     else:
         shown = {title: methods[key] for key, title in _MODELS.items() if key in methods}
         answers = {title: result.answers for title, result in shown.items() if result.answers}

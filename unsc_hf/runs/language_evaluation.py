@@ -1,4 +1,4 @@
-"""`unsc evaluate lm`: TOFU's metrics of any causal language model, in open-unlearning's files."""
+"""`unsc evaluate lm`: TOFU's and MUSE's metrics of any causal language model, in open-unlearning's files."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from datasets import Dataset
 from rich.console import Console
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.dialogues import PromptFormat
 from ..errors import UNSCError, first_line
-from ..evaluation.language.tofu import SUMMARY, MissingInputError, TofuEvaluation
+from ..evaluation.language.tofu import MUSE, SUMMARY, MissingInputError, TofuEvaluation
 from ..models.loading import load_as, load_tokenizer
 from ..utils.distributed import gathered, process
 from ..utils.files import write_text
 from ..utils.fingerprint import data_fingerprint, weight_hash
-from .evaluation_arguments import EvaluationArguments
+from .evaluation_arguments import EvaluationArguments, ExaminedArguments
 
 EVAL, SUMMARY_FILE, SETTINGS = "TOFU_EVAL.json", "TOFU_SUMMARY.json", "evaluation.json"
+MUSE_EVAL = EVAL.replace("TOFU", "MUSE")
 
 
 def evaluate_language_model(
@@ -71,28 +73,25 @@ def run(
     load = partial(load_as, AutoModelForCausalLM, dtype=getattr(torch, arguments.model_dtype))
     if model is None:
         model = load(name, "model_name_or_path").to(state.device)
-    tokenizer = tokenizer if tokenizer is not None else load_tokenizer(name)
-    _limit_length(tokenizer, model)
     reference = arguments.reference_model
-    evaluation = TofuEvaluation(
-        model, tokenizer, sets,
-        PromptFormat.of(arguments.prompt_template, tokenizer, arguments.system_prompt, arguments.chat_template_kwargs),
-        None if reference is None else lambda: load(reference, "reference_model").to(state.device),
-        None, arguments.per_device_eval_batch_size, arguments.max_new_tokens, not arguments.disable_tqdm,
-    )  # fmt: skip
+    evaluation = evaluation_of(arguments, model, tokenizer if tokenizer is not None else load_tokenizer(name), sets)
+    if reference is not None:
+        evaluation.load_reference = lambda: load(reference, "reference_model").to(state.device)
     settings = _settings(arguments, evaluation)
     if arguments.retain_logs is not None:
         evaluation.retain_logs = read_retain_logs(Path(arguments.retain_logs), evaluation, settings["parameters"])
     folder = Path(arguments.output_dir)
-    evaluation.results.update(gathered(_finished(folder, settings, arguments.overwrite), state.device)[0])
+    muse = "forget_verbmem" in sets
+    metrics, file = (MUSE, MUSE_EVAL) if muse else (SUMMARY, EVAL)
+    evaluation.results.update(gathered(_finished(folder, settings, arguments.overwrite, file), state.device)[0])
     left_out: dict[str, str] = {}
     # A reference model that cannot be loaded is refused before the long work.
-    for metric in sorted(arguments.metrics or SUMMARY, key=lambda name: name != "mia_reference"):
+    for metric in sorted(arguments.metrics or metrics, key=lambda name: name != "mia_reference"):
         try:
             evaluation.result(metric)
         except MissingInputError as error:
             left_out[metric] = str(error)
-        _write(folder, {**settings, "left_out": left_out}, evaluation.results)
+        _write(folder, {**settings, "left_out": left_out}, evaluation.results, file)
     state.wait_for_everyone()  # no process leaves before everything is written
     summary = summarise(evaluation.results)
     if process()[0] == 0:
@@ -102,16 +101,24 @@ def run(
     return summary
 
 
-def _limit_length(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    """Let rows that the model cannot read be refused, also where the tokenizer knows no limit."""
+def evaluation_of(
+    arguments: ExaminedArguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sets: dict[str, Dataset]
+) -> TofuEvaluation:
+    """A model's evaluation on some rows; rows that it cannot read are refused, also if its tokenizer knows no limit."""
     most = getattr(model.config, "max_position_embeddings", None)
     if isinstance(most, int) and most < tokenizer.model_max_length:
         tokenizer.model_max_length = most
+    return TofuEvaluation(
+        model, tokenizer, sets,
+        PromptFormat.of(arguments.prompt_template, tokenizer, arguments.system_prompt, arguments.chat_template_kwargs),
+        batch_size=arguments.per_device_eval_batch_size, max_new_tokens=arguments.max_new_tokens,
+        progress=not arguments.disable_tqdm,
+    )  # fmt: skip
 
 
 def summarise(results: Mapping[str, Any]) -> dict[str, float]:
     """The aggregates of the metrics that open-unlearning summarises, sorted by name."""
-    return {name: results[name]["agg_value"] for name in sorted(SUMMARY) if name in results}
+    return {name: results[name]["agg_value"] for name in sorted({*SUMMARY, *MUSE}) if name in results}
 
 
 def _settings(arguments: EvaluationArguments, evaluation: TofuEvaluation) -> dict[str, Any]:
@@ -140,13 +147,14 @@ def read_retain_logs(file: Path, evaluation: TofuEvaluation, parameters: int) ->
     """
     try:
         logs = json.loads(file.read_text(encoding="utf-8"))
-        ratios = logs["forget_truth_ratio"]["value_by_index"]
+        muse = "forget_verbmem" in evaluation.sets
+        ratios = (logs["mia_min_k"]["forget"] if muse else logs["forget_truth_ratio"])["value_by_index"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        what = "has no forget_truth_ratio" if isinstance(error, KeyError) else f"cannot be read ({first_line(error)})"
+        what = f"has no {error.args[0]}" if isinstance(error, KeyError) else f"cannot be read ({first_line(error)})"
         raise UNSCError(f"retain_logs: {file} {what}; give the TOFU_EVAL.json of a retrained model.") from error
     rows = evaluation.rows("forget")
     logged = [row["ground_truth"] for row in logs.get("forget_Q_A_ROUGE", {}).get("value_by_index", {}).values()]
-    pairs = zip(map(_letters, logged), map(_letters, rows["answer"]), strict=False)
+    pairs = zip(map(_letters, logged), map(_letters, rows["answer"]) if logged else (), strict=False)
     other = next((i for i, (theirs, ours) in enumerate(pairs) if theirs != ours), None)
     if len(ratios) != len(rows) or other is not None:
         seen = f"{len(ratios)} rows, here are {len(rows)}" if len(ratios) != len(rows) else f"row {other} differs"
@@ -169,12 +177,12 @@ def _letters(text: str) -> str:
     return "".join(filter(str.isalnum, text))
 
 
-def _finished(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> dict[str, Any]:
+def _finished(folder: Path, settings: Mapping[str, Any], overwrite: bool, file: str) -> dict[str, Any]:
     """The metrics that are in the folder already; UNSCError for an evaluation with other settings."""
-    if overwrite or not (folder / EVAL).exists():
+    if overwrite or not (folder / file).exists():
         return {}
     try:
-        before, finished = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (SETTINGS, EVAL))
+        before, finished = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (SETTINGS, file))
     except (OSError, ValueError) as error:
         raise UNSCError(
             f"output_dir: cannot continue in {folder} ({first_line(error)}); choose another, or use overwrite."
@@ -188,8 +196,9 @@ def _finished(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> dic
     return dict(finished)
 
 
-def _write(folder: Path, settings: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+def _write(folder: Path, settings: Mapping[str, Any], results: Mapping[str, Any], file: str) -> None:
     """Write everything, each file completely or not at all; the first process does."""
-    contents = {SETTINGS: settings, EVAL: dict(sorted(results.items())), SUMMARY_FILE: summarise(results)}
+    summary = file.replace("EVAL", "SUMMARY")
+    contents = {SETTINGS: settings, file: dict(sorted(results.items())), summary: summarise(results)}
     for name, content in contents.items() if process()[0] == 0 else ():
         write_text(folder / name, json.dumps(content, indent=4))

@@ -13,6 +13,7 @@ from transformers import Trainer
 
 from ..config import UNSCConfig
 from ..models.loading import load_as
+from ..models.older_releases import write_for_older_releases
 from ..reporting.finished_run import FinishedRun
 from ..reporting.hub import publish
 from ..reporting.model_card import write_card
@@ -39,13 +40,14 @@ class PublishingTrainer(Trainer):
         """What a resumed run must have in common with the first one."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """As upstream, without the pickled arguments: they hold tokens and paths, and nothing reads them."""
+        """As upstream, readable by older releases, and without the pickled arguments, which hold tokens and paths."""
         if not self.args.should_save:
             return
         folder = Path(output_dir or str(self.args.output_dir))
         has_card = (folder / "README.md").exists()
         super()._save(output_dir, state_dict)
         (folder / "training_args.bin").unlink(missing_ok=True)
+        write_for_older_releases(folder)
         if isinstance(self.model, PeftModel) and not has_card:  # PEFT's own card names the base model's folder
             (folder / "README.md").unlink(missing_ok=True)
 

@@ -182,18 +182,22 @@ def _truth_ratio(evaluation: TofuEvaluation, name: str, right: str) -> Result:
     return _scores(ratios, knowledge.truth_ratio_of_kept if kept else knowledge.truth_ratio_of_forgotten)
 
 
-def _rouge(evaluation: TofuEvaluation, name: str) -> Result:
+def _rouge(
+    evaluation: TofuEvaluation, name: str, score: str = "rougeL_recall", most: int | None = None, end: str | None = None
+) -> Result:
+    """Greedy answers to a set, of `most` new tokens and up to the text `end`; their mean `score`."""
     tokens = [several[0] for several in evaluation.tokens(name)]
     answers = generate(
         evaluation.model, [start for start, _ in tokens], evaluation.pad_token_id, evaluation.tokenizer.eos_token_id,
-        evaluation.max_new_tokens, evaluation.batch_size, f"Answering {name}" if evaluation.progress else None,
+        most or evaluation.max_new_tokens, evaluation.batch_size, f"Answering {name}" if evaluation.progress else None,
     )  # fmt: skip
     rows = []
     for (start, ids), answer in zip(tokens, answers, strict=True):
         truth, generation = evaluation.decode(ids[len(start) :]), evaluation.decode(answer)
+        generation = generation if end is None else generation.split(end)[0].strip()
         texts = {"input": evaluation.decode(start), "ground_truth": truth, "generation": generation}
         rows.append({**knowledge.rouge(generation, truth), **texts})
-    return {"agg_value": float(np.mean([row["rougeL_recall"] for row in rows])), "value_by_index": _by_row(rows)}
+    return {"agg_value": float(np.mean([row[score] for row in rows])), "value_by_index": _by_row(rows)}
 
 
 def _memorised(evaluation: TofuEvaluation, measure: Callable[[knowledge.Flags], float]) -> Result:
@@ -282,6 +286,12 @@ METRICS: dict[str, Metric] = {
     "forget_quality": _forget_quality,
     "model_utility": _utility,
     "privleak": _privleak,
+    # MUSE's (arXiv 2407.06460, section 3), with its lengths of answers.
+    "forget_verbmem_ROUGE": partial(_rouge, name="forget_verbmem", score="rougeL_f1", most=128),
+    **{
+        f"{name}_ROUGE": partial(_rouge, name=name, score="rougeL_f1", most=32, end="\n\n")
+        for name in ("forget_knowmem", "retain_knowmem")
+    },
 }
 
 # What open-unlearning summarises; the others are parts of these.
@@ -289,4 +299,8 @@ SUMMARY = (
     "exact_memorization", "extraction_strength", "forget_Q_A_Prob", "forget_Q_A_ROUGE", "forget_quality",
     "forget_truth_ratio", "mia_gradnorm", "mia_loss", "mia_min_k", "mia_min_k_plus_plus", "mia_reference", "mia_zlib",
     "model_utility", "privleak",
+)  # fmt: skip
+MUSE = (
+    "forget_knowmem_ROUGE", "forget_verbmem_ROUGE", "mia_loss", "mia_min_k", "mia_min_k_plus_plus", "mia_zlib",
+    "privleak", "retain_knowmem_ROUGE",
 )  # fmt: skip
