@@ -187,8 +187,9 @@ def cell(runs: list[dict[str, Any]], model: str, column: str) -> str:
 
 def table(runs: list[dict[str, Any]], columns: Iterable[str]) -> list[str]:
     """Lines of a Markdown table, a row for each model."""
-    rows = [["model", *((COLUMNS | OF_ANSWERS)[column][0] for column in columns)]]
     methods = runs[0]["methods"]
+    titles_of = COLUMNS if "unsc" in methods else OF_ANSWERS
+    rows = [["model", *(titles_of[column][0] for column in columns)]]
     present = [model for model in MODELS if model in methods] if "unsc" in methods else list(methods)
     titles = {model: MODELS.get(model) or objective_title(model) for model in present}
     rows += [[title, *(cell(runs, model, column) for column in columns)] for model, title in titles.items()]
