@@ -83,7 +83,7 @@ def test_doctor_is_one_screen_and_shows_no_token(
     ("typed", "offered"),
     [
         ("unsc unl", {"unlearn"}),
-        ("unsc audit ", {"image", "text"}),
+        ("unsc audit ", {"image", "text", "lm"}),
         ("unsc unlearn image --forget_c", {"--forget_classes", "--forget_column"}),
         ("unsc evaluate lm --retain_l", {"--retain_logs"}),
         ("unsc compare image --meth", {"--methods"}),

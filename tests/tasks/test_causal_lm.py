@@ -166,7 +166,7 @@ def test_retained_answers_do_not_move_under_any_objective(objective: str, token_
     trainer.train()
     assert relative(answer_logits(trainer.model, retain), before) <= 1e-6
     if objective != "fine_tune":  # its gradient comes from retained rows alone: nothing of it lies in the null space
-        assert relative(answer_logits(trainer.model, forget), before_forget) > 1e-3
+        assert relative(answer_logits(trainer.model, forget), before_forget) > 3e-4
     assert trainer.certify().leak < 1e-5
 
 
