@@ -99,7 +99,7 @@ def markdown_table(rows: Sequence[Sequence[str]], emphasised: str = "") -> str:
     """Text cells, first the header, as a Markdown table; rows whose first cell is `emphasised` are bold."""
     mark = {emphasised: "**"} if emphasised else {}
     cells = [[mark.get(row[0], "") + escape(cell) + mark.get(row[0], "") for cell in row] for row in rows]
-    return markdown(cells) if rows else ""
+    return markdown(cells).rstrip() if rows else ""
 
 
 def _eval_results(run: FinishedRun) -> list[EvalResult]:
