@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from datasets import Dataset
 from rich.console import Console
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.hf_argparser import HfArg
@@ -27,6 +26,7 @@ from ..models.loading import load_as, load_config, load_tokenizer
 from ..reporting.model_card import public_name
 from ..reporting.report import Section
 from ..reporting.results import finite
+from ..trainer.rows import at_most
 from ..utils.distributed import gathered, process
 from ..utils.files import write_text
 from ..utils.fingerprint import data_fingerprint, weight_hash
@@ -96,7 +96,7 @@ def run(arguments: LanguageAuditArguments, console: Console, command: str = "Pyt
     """See `audit_language_model`."""
     names = _names(arguments)
     state = PartialState(cpu=arguments.use_cpu or None)
-    sets = {name: _spread(rows, arguments.max_rows) for name, rows in arguments.sets().items()}
+    sets = {name: at_most(rows, arguments.max_rows) for name, rows in arguments.sets().items()}
     load = partial(load_as, AutoModelForCausalLM, dtype=getattr(torch, arguments.model_dtype))
     original = load(names["original"], "model_name_or_path").to(state.device)
     folder, audits = Path(arguments.output_dir), arguments.audits or list(ANSWER_AUDITS)
@@ -115,12 +115,10 @@ def run(arguments: LanguageAuditArguments, console: Console, command: str = "Pyt
         record = gathered(_finished(file, key), state.device)[0]
         if record is None:
             console.print(f"{title}: {public_name(names[title])} ...", markup=False, highlight=False)
-            exam = AnswerExamination(evaluation, original, arguments.shots)
-            rate = settings.get("rate")
+            exam = AnswerExamination(evaluation, original, arguments.shots, settings.get("rate"))
             if "rate" not in settings and "relearning" in audits:
-                rate = choose_rate(exam)
-            exam = replace(exam, rate=rate)
-            record = finite({"settings": key, "rate": rate, "readings": examine(exam, audits)})
+                exam = replace(exam, rate=choose_rate(exam))
+            record = finite({"settings": key, "rate": exam.rate, "readings": examine(exam, audits)})
             if process()[0] == 0:
                 write_text(file, json.dumps(record))
         settings["rate"] = record["rate"]
@@ -155,10 +153,6 @@ def _names(arguments: LanguageAuditArguments) -> dict[str, str]:
 
 def _argument(title: str) -> str:
     return {"original": "model_name_or_path", "audited": "audited"}.get(title, "retrained_model_name_or_path")
-
-
-def _spread(rows: Dataset, most: int) -> Dataset:
-    return rows.select(range(0, len(rows), -(-len(rows) // most)))
 
 
 def _check_vocabulary(title: str, model: PreTrainedModel, original: PreTrainedModel) -> None:
