@@ -14,6 +14,7 @@ import torch
 from helpers.language import questions
 from helpers.tofu import CONFIGS, perturbed, write_model, write_tofu
 from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -22,7 +23,9 @@ from unsc_hf.cli.main import main
 from unsc_hf.comparison.references.texts import LanguagePlan
 from unsc_hf.comparison.references.training import train_model
 from unsc_hf.data.dialogues import PromptFormat, to_dialogues
+from unsc_hf.evaluation.language import audits
 from unsc_hf.evaluation.language.audits import ANSWER_AUDITS, AnswerExamination, choose_rate, examine
+from unsc_hf.evaluation.language.flips import token_flips
 from unsc_hf.evaluation.language.tofu import TofuEvaluation
 from unsc_hf.runs import language_audit
 from unsc_hf.runs.language_audit import AUDIT, verdict_on
@@ -103,6 +106,33 @@ def test_paraphrased_questions_come_before_paraphrased_answers(known: AnswerExam
     assert examine(known, ["paraphrase"]) == {"paraphrase": {}}
 
 
+def test_what_the_models_are_asked(known: AnswerExamination, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode, forget = known.evaluation.tokenizer.decode, known.evaluation.sets["forget"]
+    asked = [f"Tell me: {question}" for question in forget["question"]]
+    known.evaluation.sets = {"forget": forget.add_column("paraphrased_question", asked)}
+    read: list[str] = []
+    monkeypatch.setattr(
+        AnswerExamination,
+        "known",
+        lambda exam, model, rows: read.extend(decode(row["input_ids"]) for row in rows) or 0.5,
+    )
+    assert examine(known, ["paraphrase"]) == {"paraphrase": {"exact_memorization": 0.5}}
+    assert all(f"Tell me: {question}" in text for question, text in zip(forget["question"], read, strict=True))
+
+    prompts: list[list[str]] = []
+
+    def answer(model: object, tokens: list[list[int]], *_: object) -> list[list[int]]:
+        prompts.append([decode(ids) for ids in tokens])
+        return [[] for _ in tokens]
+
+    monkeypatch.setattr(audits, "generate", answer)
+    examine(known, ["prefix"])
+    for none, quarter, half, truth in zip(*prompts, forget["answer"], strict=True):
+        assert none < quarter < half
+        given = [len(text) - len(none) for text in (quarter, half)]
+        assert given[0] / len(truth) < 0.45 < given[1] / len(truth) < 0.85
+
+
 def test_relearning_teaches_some_and_asks_for_others(known: AnswerExamination, unknown: AnswerExamination) -> None:
     given, others = unknown.given()
     assert (len(given), len(others)) == (2, 4)
@@ -120,7 +150,15 @@ def test_relearning_teaches_some_and_asks_for_others(known: AnswerExamination, u
     assert np.isnan(examine(unknown, ["relearning"])["relearning"]["area"]), "no rate was strong enough"
 
 
-def test_merging_an_adapter_is_examined(known: AnswerExamination) -> None:
+def test_merging_an_adapter_is_examined(known: AnswerExamination, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[list[bool]] = []
+
+    def count(before: nn.Module, after: nn.Module, *rest: Any) -> Any:
+        layers = [module for model in (before, after) for module in model.modules()]
+        compared.append([module.merged for module in layers if isinstance(module, BaseTunerLayer)])
+        return token_flips(before, after, *rest)
+
+    monkeypatch.setattr(audits, "token_flips", count)
     assert examine(known, ["merge"]) == {"merge": {}}, "not an adapter"
     adapted = get_peft_model(deepcopy(known.evaluation.model), LoraConfig(r=2, target_modules=["down_proj"]))
     for name, parameter in adapted.named_parameters():
@@ -130,6 +168,9 @@ def test_merging_an_adapter_is_examined(known: AnswerExamination) -> None:
     changed = exam.known(adapted, exam.forgotten)
     assert changed < known.known(known.evaluation.model, known.forgotten)
     assert examine(exam, ["merge"])["merge"] == {"flips": 0.0, "exact_memorization": pytest.approx(changed)}
+    half = len(compared[0]) // 2
+    assert half > 0
+    assert compared == [[False] * half + [True] * half]
 
 
 # ---- the verdict -----------------------------------------------------------------------------------------------------
