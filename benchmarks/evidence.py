@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -62,10 +63,10 @@ OF_ANSWERS = {
 }  # fmt: skip
 
 
-def seeds_of(case: str, smoke: bool) -> list[int]:
-    """The seeds of a case; one for a smoke test."""
-    seeds: list[int] = CASES[case]["seeds"]
-    return seeds[:1] if smoke else seeds
+def runs_of(case: str, smoke: bool) -> list[tuple[int, str]]:
+    """Seed and request of every run of a case; one for a smoke test. Without `requests`, the request is empty."""
+    pairs = list(itertools.product(CASES[case]["seeds"], CASES[case].get("requests", [""])))
+    return pairs[:1] if smoke else pairs
 
 
 def fingerprint(case: str) -> str:
@@ -79,19 +80,23 @@ def missing_data(case: str, root: str) -> list[str]:
     plan = CASES[case]
     stated = [*plan["arguments"], *plan.get("prepare", []), plan.get("data", "")]
     paths = {
-        item.format(root=root, seed=seed, folder="") for item in stated if "{root}" in item for seed in plan["seeds"]
+        item.format(root=root, seed=seed, folder="", request="")
+        for item in stated
+        if "{root}" in item
+        for seed in plan["seeds"]
     }
     return sorted(path for path in paths if not Path(path).exists())
 
 
-def run_folder(case: str, seed: int, folder: Path, smoke: bool) -> Path:
+def run_folder(case: str, seed: int, request: str, folder: Path, smoke: bool) -> Path:
     """Where a run is kept: runs of another version of the case, or of a smoke test, are not taken for it."""
-    return folder / case / f"{'smoke' if smoke else fingerprint(case)}-{seed}"
+    name = "-".join(filter(None, ["smoke" if smoke else fingerprint(case), request.replace("/", "_"), str(seed)]))
+    return folder / case / name
 
 
-def run_seed(case: str, seed: int, root: str, folder: Path, smoke: bool, threads: int) -> None:
+def run_one(case: str, seed: int, request: str, root: str, folder: Path, smoke: bool, threads: int) -> None:
     """One run by the recipe, as a user would start it, unless its results are there."""
-    plan, place = CASES[case], run_folder(case, seed, folder, smoke)
+    plan, place = CASES[case], run_folder(case, seed, request, folder, smoke)
     if (place / "results.json").is_file():
         return
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -102,7 +107,7 @@ def run_seed(case: str, seed: int, root: str, folder: Path, smoke: bool, threads
         model, data = folder / "models" / name.format(seed=seed), plan["data"].format(root=root)
         tune = ["--data", data, "--output_dir", str(model), "--seed", str(seed), *more]
         subprocess.run([sys.executable, str(ROOT / "benchmarks" / "fine_tune.py"), *tune], check=True, env=environment)
-    filled = [item.format(root=root, seed=seed, folder=folder) for item in plan["arguments"]]
+    filled = [item.format(root=root, seed=seed, folder=folder, request=request) for item in plan["arguments"]]
     arguments = [word for item in filled for word in words(item)]
     command = [sys.executable, str(ROOT / "recipes" / plan["recipe"]), *arguments, "--seed", str(seed)]
     quiet = ["--disable_tqdm", "true", "--output_dir", str(place)]
@@ -113,23 +118,24 @@ def run_seed(case: str, seed: int, root: str, folder: Path, smoke: bool, threads
 def collect(case: str, folder: Path, smoke: bool) -> None:
     """The JSON of a case from its finished runs; that of a smoke test stays in the output folder."""
     plan, runs = CASES[case], []
-    for seed in seeds_of(case, smoke):
-        file = run_folder(case, seed, folder, smoke) / "results.json"
+    for seed, request in runs_of(case, smoke):
+        file = run_folder(case, seed, request, folder, smoke) / "results.json"
         results = json.loads(file.read_text(encoding="utf-8"))
         keys = ("methods", "certificate", "verdict", "seconds", "steps")
-        runs.append({"seed": seed, **{key: results[key] for key in keys}})
+        named = {"seed": seed, "request": request} if request else {"seed": seed}
+        runs.append({**named, **{key: results[key] for key in keys}})
     content = {"case": case, "title": plan["title"], "recipe": plan["recipe"], "arguments": plan["arguments"]}
     content |= {"fingerprint": fingerprint(case), "versions": versions(), "runs": runs}
     write_text((folder if smoke else RESULTS) / f"{case}.json", json.dumps(content, indent=1))
 
 
 def run(cases: list[str], root: str, folder: Path, smoke: bool, jobs: int) -> None:
-    """All seeds of all cases, `jobs` at a time; a case whose data are missing is named, and the others run."""
+    """All runs of all cases, `jobs` at a time; a case whose data are missing is named, and the others run."""
     missing = {case: missing_data(case, root) for case in cases}
-    todo = [(case, seed) for case in cases if not missing[case] for seed in seeds_of(case, smoke)]
+    todo = [(case, *pair) for case in cases if not missing[case] for pair in runs_of(case, smoke)]
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with ThreadPoolExecutor(jobs) as pool:
-        for done in [pool.submit(run_seed, case, seed, root, folder, smoke, threads) for case, seed in todo]:
+        for done in [pool.submit(run_one, *which, root, folder, smoke, threads) for which in todo]:
             done.result()
     for case in cases:
         if not missing[case]:
@@ -193,6 +199,11 @@ def table(runs: list[dict[str, Any]], columns: Iterable[str]) -> list[str]:
     present = [model for model in MODELS if model in methods] if "unsc" in methods else list(methods)
     titles = {model: MODELS.get(model) or objective_title(model) for model in present}
     rows += [[title, *(cell(runs, model, column) for column in columns)] for model, title in titles.items()]
+    return markdown(rows)
+
+
+def markdown(rows: list[list[str]]) -> list[str]:
+    """Lines of a Markdown table; the first row is its head."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return [lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]
 
@@ -246,6 +257,17 @@ def conclusion(runs: list[dict[str, Any]]) -> str:
     return " ".join(sentences)
 
 
+def by_request(runs: list[dict[str, Any]]) -> list[str]:
+    """Lines of a table of the decisions changed, a row for each request; none where a case has one request."""
+    requests = list(dict.fromkeys(run["request"] for run in runs if "request" in run))
+    models = [model for model in MODELS if model in runs[0]["methods"] and model not in ("original", "masked")]
+    rows = [["decisions changed, forgetting", *(MODELS[model] for model in models)]] if requests else []
+    for request in requests:
+        of = [run for run in runs if run["request"] == request]
+        rows.append([request, *(cell(of, model, "flips") for model in models)])
+    return ["", *markdown(rows)] if rows else []
+
+
 def section(content: dict[str, Any]) -> str:
     """A case as a heading, a table and its certificates."""
     runs = content["runs"]
@@ -257,15 +279,19 @@ def section(content: dict[str, Any]) -> str:
     shown = ", ".join(f"{c['flips']} of {c['rows']} (at most {c['upper_95']:.2%})" for c in certificates)
     parts = {part.replace("_", "-"): [run["seconds"][part] for run in runs] for part in runs[0]["seconds"]}
     spent = ", ".join(f"{part} {np.mean(seconds):.0f}" for part, seconds in parts.items())
-    seeds = f"{len(runs)} seeds; percent, mean ± standard deviation. {CASES[content['case']].get('note', '')}".rstrip()
+    lines += by_request(runs)
+    plan = CASES[content["case"]]
+    requests = f" of each of {len(plan['requests'])} requests" if "requests" in plan else ""
+    seeds = f"{len(plan['seeds'])} seeds{requests}; percent, mean ± standard deviation. {plan.get('note', '')}".rstrip()
     arguments = [f"$(cat {item[1:]})" if item.startswith("@") else item for item in content["arguments"]]
     command = (
         " ".join([f"recipes/{content['recipe']}", *arguments])
         .replace("{root}/", "")
         .replace("{folder}/", "")
         .replace("{seed}", "SEED")
+        .replace("{request}", "REQUEST")
     )
-    first = CASES[content["case"]].get("prepare", [])
+    first = plan.get("prepare", [])
     made = " ".join(["python", f"benchmarks/{first[0]}", *first[1:]]) + "\n" if first else ""
     made = made.replace("{root}/", "").replace("{folder}/", "")
     return "\n".join(

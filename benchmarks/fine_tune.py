@@ -36,12 +36,13 @@ def encoder_folder() -> str:
     return str(Path(found.origin).parent / "model")
 
 
-def fine_tune(encoder: str, data: str, output: Path, seed: int, without: list[str]) -> None:
+def fine_tune(encoder: str, data: str, output: Path, seed: int, without: list[str], without_rows: list[int]) -> None:
     """Train on the `train` split of `data` (columns `text` and `label`) and save model, tokenizer and seconds."""
     torch.set_num_threads(1)
     unfinished = output.with_name(f"{output.name}-unfinished")  # renamed when it is whole
     rows = load_dataset("parquet", data_files={"train": str(Path(data) / "train.parquet")})["train"]
     names = rows.features["label"].names
+    rows = rows.select(sorted(set(range(len(rows))) - set(without_rows)))
     dropped = {names.index(name) for name in without}
     rows = rows.filter(lambda row: row["label"] not in dropped)
     tokenizer = AutoTokenizer.from_pretrained(encoder)
@@ -85,11 +86,17 @@ def main() -> None:
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--without", help="file with the names of classes to leave out, one a line")
+    parser.add_argument("--without_rows", help="file with the numbers of training rows to leave out")
     options = parser.parse_args()
     output = Path(options.output_dir)
-    without = Path(options.without).read_text(encoding="utf-8").split() if options.without else []
+    without, rows = (
+        Path(file).read_text(encoding="utf-8").split() if file else []
+        for file in (options.without, options.without_rows)
+    )
     if not output.is_dir():
-        fine_tune(options.encoder or encoder_folder(), options.data, output, options.seed, without)
+        fine_tune(
+            options.encoder or encoder_folder(), options.data, output, options.seed, without, list(map(int, rows))
+        )
 
 
 if __name__ == "__main__":

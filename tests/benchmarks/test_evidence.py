@@ -84,14 +84,14 @@ def test_missing_data_are_named_and_the_other_cases_run(
 ) -> None:
     done: list[tuple[str, int]] = []
 
-    def recipe(case: str, seed: int, root: str, folder: Path, smoke: bool, threads: int) -> None:
+    def recipe(case: str, seed: int, request: str, root: str, folder: Path, smoke: bool, threads: int) -> None:
         done.append((case, seed))
         results = json.loads((ROOT / "benchmarks/results/evidence" / f"{case}.json").read_text())["runs"][seed]
-        place = evidence.run_folder(case, seed, folder, smoke)
+        place = evidence.run_folder(case, seed, request, folder, smoke)
         place.mkdir(parents=True)
         (place / "results.json").write_text(json.dumps(results))
 
-    monkeypatch.setattr(evidence, "run_seed", recipe)
+    monkeypatch.setattr(evidence, "run_one", recipe)
     out = tmp_path / "out"
     with pytest.raises(SystemExit, match=r"fashion_mnist_shirt: not run, .*nowhere.* does not exist; give --root"):
         command(evidence, monkeypatch, "run", "--root", tmp_path / "nowhere", "--output_dir", out, "--case", "digits",
@@ -126,3 +126,19 @@ def test_answers_of_language_models_are_read_by_path(evidence: Any) -> None:
         "| model | forgotten, ROUGE-L | forget quality | leak |", "|---|---|---|---|",
         "| original | 50.0 ± 0.0 | – | – |", "| UNSC retain | 25.0 ± 0.0 | 0.500 ± 0.000 | – |",
     ]  # fmt: skip
+
+
+def test_a_case_of_several_requests_runs_each_and_shows_it(evidence: Any, tmp_path: Path) -> None:
+    pairs = evidence.runs_of("digits_each", smoke=False)
+    assert len(pairs) == len(set(pairs)) == 50
+    places = {evidence.run_folder("digits_each", *pair, tmp_path, smoke=False) for pair in pairs}
+    assert len(places) == 50
+    runs = [
+        {"request": request, "methods": {"original": {"flips": 0.0}, "unsc": {"flips": flips}}}
+        for request, flips in (("3", 0.01), ("T-shirt/top", 0.02), ("3", 0.03))
+    ]
+    assert evidence.by_request(runs) == [
+        "", "| decisions changed, forgetting | **UNSC** |", "|---|---|", "| 3 | 2.00 ± 1.41 |",
+        "| T-shirt/top | 2.00 |",
+    ]  # fmt: skip
+    assert evidence.by_request([{"methods": {"unsc": {"flips": 0.1}}}]) == []
