@@ -116,6 +116,17 @@ def test_smoke(evidence: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert (tmp_path / "out" / "digits" / "smoke-0" / "results.json").stat().st_mtime_ns == written
 
 
+def test_a_page_says_where_a_certificate_was_exceeded(evidence: Any) -> None:
+    def run(flips: float, unseen: bool) -> dict[str, Any]:
+        certificate = {"flips": 1, "rows": 100, "upper_95": 0.05, "unseen": unseen}
+        return {"methods": {"unsc": {"flips": flips}}, "certificate": certificate}
+
+    said = evidence.certificates([run(0.06, True), run(0.05, True), run(0.0, True)])
+    assert said.startswith("Certificates, decisions changed on rows that the original never saw: 1 of 100 (at most 5.0")
+    assert said.endswith("On test rows more changed than the bound says in 1 of 3 runs.")
+    assert "training rows" in evidence.certificates([run(0.0, False)])
+
+
 def test_answers_of_language_models_are_read_by_path(evidence: Any) -> None:
     measured = {
         "original": {"sets": {"forget": {"rouge_l": 0.5}}, "forget_quality": None},

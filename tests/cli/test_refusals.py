@@ -175,7 +175,7 @@ def test_a_class_that_was_never_recognised_is_nothing_to_forget(
     assert world.unlearn(world.data, tmp_path, "--max_leak", "None") == 0
     sentence = "Before the first step the forget accuracy was 0 already, and the target is 0.002: there was nothing to"
     assert sentence in caplog.text
-    assert results_of(tmp_path / "out")["caveats"][0].startswith(sentence)
+    assert any(caveat.startswith(sentence) for caveat in results_of(tmp_path / "out")["caveats"])
     assert sentence in (tmp_path / "out" / "README.md").read_text()
     assert main(["report", str(tmp_path / "out")]) == 0
     assert sentence in (tmp_path / "out" / "report.html").read_text()

@@ -81,7 +81,7 @@ def test_the_first_screen_decides(tmp_path: Path) -> None:
         "Whether the features still show it is open",
         "Shirt: recognised 64 % before, 0 % now.",
         "Decisions changed on the other classes: 1.3 %.",
-        "at most 0.8 % of such inputs",
+        "at most 0.8 % of such rows",
         "<td>92 %</td>",
     ):
         assert said in first, said

@@ -13,7 +13,7 @@ from rich.console import Console
 from unsc_hf.evaluation.answers import Answers
 from unsc_hf.evaluation.verdict import LABELS, MethodResult
 from unsc_hf.reporting.summary import decision, print_summary, sentences
-from unsc_hf.reporting.tables import answers_table, classifier_table, percent
+from unsc_hf.reporting.tables import answers_table, certificate_table, classifier_table, percent
 
 
 def results(methods: dict[str, MethodResult], classes: list[str], **changes: Any) -> dict[str, Any]:
@@ -36,8 +36,21 @@ def test_three_sentences_on_classes(classes: list[str], name: str) -> None:
     assert sentences(results(METHODS, classes)) == [
         f"{name}: recognised 98 % before, < 0.1 % now.",
         "Decisions changed on the other classes: 0.6 % (retraining 1.8 %, no projection 1.4 %).",
-        "Decisions changed on 3 of 900 held-out inputs: at most 0.8 % of such inputs change, with 95 % confidence.",
+        "Decisions changed on 3 of 900 held-out training rows: at most 0.8 % of such rows change, with 95 % "
+        "confidence.",
     ]
+
+
+def test_inputs_that_the_original_never_saw_are_called_so() -> None:
+    content = results(METHODS, ["8"])
+    content["certificate"] = {**content["certificate"], "unseen": True}
+    assert sentences(content)[-1] == (
+        "Decisions changed on 3 of 900 inputs that the original never saw: at most 0.8 % of such inputs change, with "
+        "95 % confidence."
+    )
+    shown = [row[0] for row in certificate_table(content["certificate"])]
+    assert "kept rows that the original never saw" in shown
+    assert "at most this share of such inputs changes, with 95 % confidence" in shown
 
 
 @pytest.mark.parametrize(
@@ -46,7 +59,7 @@ def test_three_sentences_on_classes(classes: list[str], name: str) -> None:
 def test_a_bound_is_never_rounded_down(bound: float, shown: str) -> None:
     content = results(METHODS, ["8"])
     content["certificate"]["upper_95"] = bound
-    assert f"at most {shown} of such inputs" in sentences(content)[-1]
+    assert f"at most {shown} of such rows" in sentences(content)[-1]
 
 
 def test_rows_and_what_was_not_measured() -> None:

@@ -18,8 +18,10 @@ from transformers import AutoModelForCausalLM, AutoModelForImageClassification, 
 
 from unsc_hf import UnlearningResult, UNSCConfig, UNSCError, unlearn
 from unsc_hf.comparison.references.texts import LanguagePlan, TextPlan
+from unsc_hf.data.copies import input_digests
 from unsc_hf.data.dialogues import to_dialogues
 from unsc_hf.reporting.screen import LOG
+from unsc_hf.trainer.rows import TRAINING_ROWS
 from unsc_hf.utils.fingerprint import weight_hash
 
 BERT = TextPlan(size="nano", vocabulary_size=200, max_length=16)
@@ -61,6 +63,31 @@ def test_a_class_is_forgotten(result: UnlearningResult, model: PreTrainedModel) 
     assert "decisions" in shown
     assert "Decisions changed: share" in result.table.note
     assert weight_hash(result.model) != weight_hash(model)  # the given model stays as it is
+
+
+def test_the_certificate_reads_a_validation_split_that_nothing_else_reads(
+    model: PreTrainedModel, images: DatasetDict, result: UnlearningResult
+) -> None:
+    """Of a class to forget all rows of other classes; for single rows one half, and the goal reads the other."""
+    validation = separable()(12)
+    data, config = DatasetDict(**images, validation=validation), options(max_leak=None, energy=0.9)
+    of_class = unlearn(model, data, forget_classes="frog", controls=False, config=config)
+    assert of_class.certificate["unseen"]
+    labels = validation["label"][:]
+    frog = validation.features["label"].str2int("frog")
+    kept = validation.select([i for i, label in enumerate(labels) if label != frog])
+    assert input_digests(of_class.trainer.rows.certificate) == input_digests(kept)
+    assert TRAINING_ROWS not in of_class.trainer.rows.caveats
+
+    of_rows = unlearn(model, data, indices=[0, 3], controls=False, config=config)
+    assert of_rows.trainer.goal.unseen is not None
+    halves = [set(input_digests(part)) for part in (of_rows.trainer.rows.certificate, of_rows.trainer.goal.unseen)]
+    assert halves[0] | halves[1] == set(input_digests(validation))
+    assert not halves[0] & halves[1]
+    assert abs(len(halves[0]) - len(halves[1])) <= len(set(labels))
+
+    assert not result.certificate["unseen"]
+    assert TRAINING_ROWS in result.trainer.rows.caveats
 
 
 def test_what_is_saved_is_what_a_recipe_leaves(result: UnlearningResult, tmp_path: Path) -> None:

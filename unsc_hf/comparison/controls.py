@@ -20,7 +20,7 @@ from ..config import UNSCConfig
 from ..data.columns import check_labels_match, read_labels
 from ..data.copies import without_overlap
 from ..data.inputs import default_collator, prepare_dataset
-from ..data.selection import Request, hold_out, split_dataset
+from ..data.selection import Request, evenly_spaced, hold_out, split_dataset
 from ..errors import UNSCError
 from ..evaluation.engine import EvaluationRows, evaluate_outputs, output_metrics
 from ..evaluation.verdict import LABELS, MethodResult, judge, mean_result
@@ -33,6 +33,7 @@ from ..utils.phases import phase
 logger = logging.getLogger(__name__)
 
 CONTROLS = {"random_projector": "random", "unprojected": "none"}  # `null_space` of the controls that are trained
+CERTIFICATE_ROWS = 5_000  # more would take longer, and tell no more than some hundredths of a percent
 KNOWN = 0.05  # a reference that recognises more than this of the forgotten classes was trained on them
 
 
@@ -46,6 +47,23 @@ class Comparison:
     verdict: str  # one of `evaluation.verdict.WORDS`
     reason: str  # why, in a sentence
     trainer: UNSCTrainer  # holds the unlearned model
+
+
+def _goal_and_certificate(
+    unseen: Dataset, single_rows: bool, forgotten: Sequence[int], config: UNSCConfig
+) -> tuple[Dataset, Dataset | None]:
+    """Rows that the original never saw: for single rows to be forgotten like them, and for the certificate.
+
+    Nothing else may read the rows of the certificate, so the former get one half. None are of forgotten classes.
+    """
+    certificate = unseen
+    if single_rows or config.pseudo_labels == "matched":
+        labels = read_labels(unseen, config.label_column)
+        unseen, certificate = hold_out(unseen, 0.5, labels, len(unseen), config.seed)
+    kept = np.flatnonzero(~np.isin(read_labels(certificate, config.label_column), forgotten))
+    if len(kept) < 2:
+        return unseen, None
+    return unseen, certificate.select(evenly_spaced(kept, CERTIFICATE_ROWS))
 
 
 class _Runs:
@@ -63,9 +81,12 @@ class _Runs:
         forget, retain = request.split(train, column)
         retain = without_overlap(forget, retain, config.drop_overlap, config.text_columns)
         asked, kept = read_labels(forget, column), read_labels(retain, column)
-        if len(np.intersect1d(asked, kept)) and unseen is None and config.target_forget_accuracy is None:
-            test, unseen = hold_out(test, 0.2, read_labels(test, column), len(test), config.seed)
         self.forgotten: list[int] = np.setdiff1d(asked, kept).tolist()
+        single_rows, certificate = len(np.intersect1d(asked, kept)) > 0, None
+        if unseen is not None:
+            unseen, certificate = _goal_and_certificate(unseen, single_rows, self.forgotten, config)
+        elif single_rows and config.target_forget_accuracy is None:
+            test, unseen = hold_out(test, 0.2, read_labels(test, column), len(test), config.seed)
         eval_dataset = {"forget": forget, "retain": test}
         if self.forgotten:
             test_forget, test_retain = split_dataset(test, forget_classes=self.forgotten, label_column=column)
@@ -73,7 +94,7 @@ class _Runs:
         self._rows = EvaluationRows.sample(forget, retain, test, column)
         self._shared: dict[str, Any] = {
             "forget_dataset": forget, "retain_dataset": retain, "eval_dataset": eval_dataset, "unseen_dataset": unseen,
-            "processing_class": processing_class, "peft_config": peft_config,
+            "certificate_dataset": certificate, "processing_class": processing_class, "peft_config": peft_config,
         }  # fmt: skip
 
     def trainer(self, null_space: str, model: PreTrainedModel, statistics: Any) -> UNSCTrainer:
@@ -132,8 +153,8 @@ def compare(
         retrained: folders or Hub ids of models trained without the forgotten rows.
         controls: also run the controls with a random subspace and with no projection.
         peft_config: a `LoraConfig`, to unlearn in adapters only.
-        unseen: rows that the original never saw, for requests of single rows; without them a fifth of the test rows is
-            taken for that and left out of the results.
+        unseen: rows that the original never saw, for the certificate. Half of them tell when single rows are forgotten;
+            without them a fifth of the test rows is taken for that and left out of the results.
         statistics: `ActivationStatistics` of the retained rows, or their folder; without them they are collected.
     """
     names, network_class = [str(name) for name in retrained], type(model)

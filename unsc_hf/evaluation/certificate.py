@@ -57,6 +57,7 @@ class Certificate:
     amplification: float | None = None  #: `network_leak / leak`: how much a change grows from layer to layer
     max_flips: float | None = None  #: the budget of changed decisions; None without one
     held_out: bool = True  #: False when the caller gave the statistics, which may contain these rows
+    unseen: bool = False  #: whether the original never saw these rows, as the caller says; else it was trained on them
     #: Drift after the adapter is merged into the base weights, by the dtype they are then stored in ("float32",
     #: "bfloat16"); None without an adapter.
     merged: dict[str, LogitDrift] | None = None
@@ -69,5 +70,5 @@ class Certificate:
         return (
             f"held-out leak {self.leak:.3g} (worst layer {worst}: {self.leak_per_layer.get(worst, 0.0):.3g}), "
             f"logit drift {self.drift.relative:.3g}, {self.flips} of {self.rows} decisions changed: with 95 % "
-            f"confidence at most {self.upper_95:.2%} of such inputs"
+            f"confidence at most {self.upper_95:.2%} of such {'inputs' if self.unseen else 'training rows'}"
         )

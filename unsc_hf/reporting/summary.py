@@ -40,9 +40,12 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
     if ours[2] != "–":
         costs = ", ".join(f"{words} {row[2]}" for words, row in beside.items() if row[2] != "–")
         said.append(f"{where}: {ours[2]}{f' ({costs})' if costs else ''}.")
-    changed = f"Decisions changed on {certificate['flips']:,} of {certificate['rows']:,} held-out inputs"
+    unseen = certificate.get("unseen")
+    counted_on = "inputs that the original never saw" if unseen else "held-out training rows"
+    changed = f"Decisions changed on {certificate['flips']:,} of {certificate['rows']:,} {counted_on}"
     bound = f"{math.ceil(1000 * certificate['upper_95'] - 1e-9) / 10:g} %"  # never less than was shown
-    return [*said, f"{changed}: at most {bound} of such inputs change, with 95 % confidence."]
+    such = "inputs" if unseen else "rows"
+    return [*said, f"{changed}: at most {bound} of such {such} change, with 95 % confidence."]
 
 
 def decision(results: Mapping[str, Any]) -> str:

@@ -158,13 +158,16 @@ def certificate_table(certificate: Mapping[str, Any]) -> list[list[str]]:
     """Rows of `Certificate.to_dict()`, first the header."""
     leaks, drift, budget = certificate["leak_per_layer"], certificate["drift"], certificate["max_leak"]
     worst = max(leaks, key=lambda name: math.inf if leaks[name] is None else leaks[name], default="")
+    unseen = certificate.get("unseen")
     origin = "held out from the statistics" if certificate["held_out"] else "the caller's statistics may hold them"
+    rows = "kept rows that the original never saw" if unseen else f"kept training rows ({origin})"
+    such = "inputs" if unseen else "training rows"
     stopped = certificate["stop_reason"]
     return [
         ["what", "value"],
-        [f"retained rows ({origin})", f"{certificate['rows']:,}"],
+        [rows, f"{certificate['rows']:,}"],
         ["decisions changed", f"{certificate['flips']:,}"],
-        ["at most this share of such inputs changes, with 95 % confidence", f"{certificate['upper_95']:.2%}"],
+        [f"at most this share of such {such} changes, with 95 % confidence", f"{certificate['upper_95']:.2%}"],
         ["leak: relative change of layer outputs, all trained layers", _number(certificate["leak"])],
         [f"worst layer, {worst}", _number(leaks.get(worst, 0.0))],
         ["leak budget", "none" if budget is None else f"{budget:.3g}"],

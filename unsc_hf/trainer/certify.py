@@ -147,6 +147,7 @@ def certify(
         stop_reason=stop_reason,
         merged=merged,
         held_out=plan.certifies_unseen,
+        unseen=rows.certificate_unseen,
     )
     if upper_bound(0, count) > _SAYS_LITTLE:
         logger.warning(

@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 
 MAX_VALIDATION_ROWS = 1_000  # more rows would make checks slow and tell no more than a tenth of a percent
 LEAST_SPREAD = 1e-3  # of the outputs on retained rows, relative to their size
+TRAINING_ROWS = (
+    "The certificate counts rows that the original was trained on. Inputs that it never saw may change more often; a "
+    "validation split would tell."
+)
 _CACHE = 128 * 2**20  # bytes of prepared rows of one data set that stay in memory
 MAX_LOGITS = 25_000_000  # logits of kept rows that are remembered; a language model gives them for every token
 
@@ -42,6 +46,7 @@ class UnlearningRows:
         retain: rows to keep, for the statistics and for rehearsal.
         retain_held_out: rows to keep that neither statistics nor training read; checks read them.
         certificate: rows to keep that nothing reads before the certificate.
+        certificate_unseen: whether the caller gave these, as rows that the original never saw.
         holds_out: False where there are too few retained rows to hold any out, or all of those are copies of others.
         caveats: what a reader of the results must know, in sentences.
     """
@@ -51,6 +56,7 @@ class UnlearningRows:
     retain: Dataset
     retain_held_out: Dataset
     certificate: Dataset
+    certificate_unseen: bool
     holds_out: bool
     caveats: tuple[str, ...]
 
@@ -71,16 +77,16 @@ class UnlearningRows:
             strata: stratum of each row of a data set.
             certificate: rows for the certificate, where the caller has some that the original never saw.
         """
-        fraction, seed = args.validation_fraction, args.seed
+        fraction, seed, given = args.validation_fraction, args.seed, certificate is not None
         kept, held_out = hold_out(retain, fraction, strata(retain), MAX_VALIDATION_ROWS, seed)
         if certificate is None:
             share = min(fraction / (1 - fraction), 0.5)  # as many rows as the checks have
             kept, certificate = hold_out(kept, share, strata(kept), MAX_VALIDATION_ROWS, seed + 1)
-        caveats: list[str] = []
+        caveats: list[str] = [] if given else [TRAINING_ROWS]
         validation, _ = _unlike(*forget, "held-out rows to forget", args.text_columns, caveats)
         apart, checked = _unlike(kept, held_out, "held-out rows to keep", args.text_columns, caveats)
         proof, unread = _unlike(kept, certificate, "rows of the certificate", args.text_columns, caveats)
-        return cls(forget[0], validation, kept, apart, proof, checked and unread, tuple(caveats))
+        return cls(forget[0], validation, kept, apart, proof, given and unread, checked and unread, tuple(caveats))
 
 
 def _unlike(
