@@ -3,9 +3,9 @@
     python tools/mutants.py [--only evaluation/verdict.py ...] [--sample 50 --seed 0] [--timeout 300]
 
 A fault is another comparison, operator or number, a statement or an argument left out, or a condition turned round.
-Annotations and messages of errors are left alone. It works in `build/mutants`, on a copy of the last commit. A second
-call tries again only what no test had noticed, and what is new. `tools/mutants.md` says of known survivors why they may
-survive.
+Annotations, messages of errors, devices and progress bars are left alone. It works in `build/mutants`, on a copy of the
+last commit. A second call tries again only what no test had noticed, and what is new. `tools/mutants.md` says of known
+survivors why they may survive.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
 
 _Named = ast.FunctionDef | ast.ClassDef
 _LEFT_ALONE = ("annotation", "returns", "decorator_list")
+_NOT_SEEN = ("strict", "device", "progress", "description")  # arguments that change no figure on a CPU
 
 
 def faults(node: ast.AST) -> Iterator[ast.AST]:
@@ -77,7 +78,7 @@ def faults(node: ast.AST) -> Iterator[ast.AST]:
         yield _changed(node, value=2 * node.value if isinstance(node.value, float) and node.value else node.value + 1)
     elif isinstance(node, ast.Call):
         for i, keyword in enumerate(node.keywords):
-            if keyword.arg is not None and not _is_flag(keyword.value):
+            if keyword.arg is not None and keyword.arg not in _NOT_SEEN and not _is_flag(keyword.value):
                 yield _changed(node, keywords=[*node.keywords[:i], *node.keywords[i + 1 :]])
     elif isinstance(node, ast.If | ast.IfExp | ast.While) and not isinstance(node.test, ast.UnaryOp):
         yield _changed(node, test=ast.UnaryOp(ast.Not(), node.test))
@@ -104,7 +105,7 @@ def places(node: ast.AST, name: str = "") -> Iterator[tuple[ast.AST, str, int | 
         if (
             field in _LEFT_ALONE
             or isinstance(node, ast.Raise)
-            or (isinstance(node, ast.keyword) and node.arg == "strict")
+            or (isinstance(node, ast.keyword) and node.arg in _NOT_SEEN)
         ):
             continue
         for i, child in enumerate(value) if isinstance(value, list) else ((None, value),):

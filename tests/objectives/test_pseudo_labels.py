@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from unsc_hf import UNSCError
 from unsc_hf.models.outputs import Outputs
-from unsc_hf.objectives.pseudo_labels import STRATEGIES, Matching, margin, pseudo_labels, sparse
+from unsc_hf.objectives.pseudo_labels import STRATEGIES, MatchedTargets, Matching, margin, pseudo_labels, sparse
 
 
 def _outputs(rows: int, classes: int, labels: torch.Tensor | None = None) -> Outputs:
@@ -98,6 +98,19 @@ def test_matched_rows_are_known_as_well_as_unseen_ones() -> None:
     others = known.double().scatter(1, labels[:, None], -torch.inf).softmax(1)
     rest = found.double().scatter(1, labels[:, None], 0.0)
     torch.testing.assert_close(rest / rest.sum(1, keepdim=True), others, rtol=1e-4, atol=1e-6)
+
+    # As many unseen rows as rows to forget: each gets the probability of the same rank, exactly.
+    some = Outputs(known[:300], None, labels[:300])
+    exact = Matching.of([some], [unseen]).labels(some).gather(1, some.labels[:, None])[:, 0]
+    torch.testing.assert_close(exact[margin(some).argsort()], expected.sort().values.float())
+
+    # Followed while the model changes: losses of unseen rows then say how well rows are to be known.
+    losses = torch.rand(300, dtype=torch.float64).sort().values
+    targets = MatchedTargets(matching, some, found[:300])
+    targets.follow(losses)
+    follows = targets.now.gather(1, some.labels[:, None])[:, 0].double()
+    for share in (0.1, 0.5, 0.9):
+        assert float(follows.quantile(share)) == pytest.approx(float((-losses).exp().quantile(share)), abs=0.05)
 
     # Batches of a large forget set are matched against all of it.
     halves = [Outputs(known[:200], None, labels[:200]), Outputs(known[200:], None, labels[200:])]
