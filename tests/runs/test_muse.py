@@ -54,7 +54,8 @@ def test_muse_is_measured_and_written(
 
     def answer(model: object, prompts: list[list[int]], pad: int, end: int, most: int, *_: object) -> list[list[int]]:
         asked.append((tokenizer.batch_decode(prompts), most))
-        return [tokenizer("P0 lives in Oslo.\n\nQuestion: more")["input_ids"] for _ in prompts]
+        ends = ("\n\nmore", "\nQuestion more", " Question: more")
+        return [tokenizer(f"P0 lives in Oslo.{ends[i % 3]}")["input_ids"] for i in range(len(prompts))]
 
     monkeypatch.setattr(tofu, "generate", answer)
     command = [
@@ -76,8 +77,10 @@ def test_muse_is_measured_and_written(
     assert knowledge[0].startswith(example)
     assert knowledge[0].endswith("\n\nQuestion: Where does P0 live?\nAnswer:")
     rows = json.loads((out / MUSE_EVAL).read_text())["forget_knowmem_ROUGE"]["value_by_index"]
-    assert rows["0"]["generation"] == "P0 lives in Oslo.", "an answer ends at an empty line"
+    assert {row["generation"] for row in rows.values()} == {"P0 lives in Oslo."}, "an answer ends where another begins"
     assert rows["0"]["rougeL_f1"] == 1.0
+    strength = json.loads((out / MUSE_EVAL).read_text())["extraction_strength"]["value_by_index"]
+    assert len(strength) == 3, "of the texts to continue, not of those of the membership attack"
     truths = [row["answer"] for row in questions(3)]
     expected = sum(rouge("P0 lives in Oslo.", truth)["rougeL_f1"] for truth in truths) / len(truths)
     assert summary["forget_knowmem_ROUGE"] == pytest.approx(expected)

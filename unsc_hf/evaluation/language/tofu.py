@@ -183,9 +183,10 @@ def _truth_ratio(evaluation: TofuEvaluation, name: str, right: str) -> Result:
 
 
 def _rouge(
-    evaluation: TofuEvaluation, name: str, score: str = "rougeL_recall", most: int | None = None, end: str | None = None
-) -> Result:
-    """Greedy answers to a set, of `most` new tokens and up to the text `end`; their mean `score`."""
+    evaluation: TofuEvaluation, name: str, score: str = "rougeL_recall", most: int | None = None,
+    ends: Sequence[str] = (),
+) -> Result:  # fmt: skip
+    """Greedy answers to a set, of `most` new tokens and up to the first of the texts `ends`; their mean `score`."""
     tokens = [several[0] for several in evaluation.tokens(name)]
     answers = generate(
         evaluation.model, [start for start, _ in tokens], evaluation.pad_token_id, evaluation.tokenizer.eos_token_id,
@@ -194,14 +195,17 @@ def _rouge(
     rows = []
     for (start, ids), answer in zip(tokens, answers, strict=True):
         truth, generation = evaluation.decode(ids[len(start) :]), evaluation.decode(answer)
-        generation = generation if end is None else generation.split(end)[0].strip()
+        for end in ends:
+            generation = generation.split(end)[0]
+        generation = generation.strip()
         texts = {"input": evaluation.decode(start), "ground_truth": truth, "generation": generation}
         rows.append({**knowledge.rouge(generation, truth), **texts})
     return {"agg_value": float(np.mean([row[score] for row in rows])), "value_by_index": _by_row(rows)}
 
 
 def _memorised(evaluation: TofuEvaluation, measure: Callable[[knowledge.Flags], float]) -> Result:
-    return _scores([measure(reading.recited) for reading in evaluation.own("forget")])
+    name = "forget_verbmem" if "forget_verbmem" in evaluation.sets else "forget"
+    return _scores([measure(reading.recited) for reading in evaluation.own(name)])
 
 
 def _attack(evaluation: TofuEvaluation, score: Callable[[TofuEvaluation, str], list[float]]) -> Result:
@@ -286,10 +290,12 @@ METRICS: dict[str, Metric] = {
     "forget_quality": _forget_quality,
     "model_utility": _utility,
     "privleak": _privleak,
-    # MUSE's (arXiv 2407.06460, section 3), with its lengths of answers.
+    # MUSE's (arXiv 2407.06460, section 3), with open-unlearning's lengths and ends of answers.
     "forget_verbmem_ROUGE": partial(_rouge, name="forget_verbmem", score="rougeL_f1", most=128),
     **{
-        f"{name}_ROUGE": partial(_rouge, name=name, score="rougeL_f1", most=32, end="\n\n")
+        f"{name}_ROUGE": partial(
+            _rouge, name=name, score="rougeL_f1", most=32, ends=("\n\n", "\nQuestion", "Question:")
+        )
         for name in ("forget_knowmem", "retain_knowmem")
     },
 }
@@ -301,6 +307,6 @@ SUMMARY = (
     "model_utility", "privleak",
 )  # fmt: skip
 MUSE = (
-    "forget_knowmem_ROUGE", "forget_verbmem_ROUGE", "mia_loss", "mia_min_k", "mia_min_k_plus_plus", "mia_zlib",
-    "privleak", "retain_knowmem_ROUGE",
+    "exact_memorization", "extraction_strength", "forget_knowmem_ROUGE", "forget_verbmem_ROUGE", "mia_loss",
+    "mia_min_k", "mia_min_k_plus_plus", "mia_zlib", "privleak", "retain_knowmem_ROUGE",
 )  # fmt: skip
