@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unsc_hf.errors import UNSCError
 from unsc_hf.nullspace.moments import SecondMoment
-from unsc_hf.nullspace.rules import build_subspace, descending_eigh
+from unsc_hf.nullspace.rules import build_subspace, descending_eigh, full_layers
 from unsc_hf.nullspace.subspace import LayerSubspace, Subspace
 
 KEYS = {"layer": "layer"}
@@ -155,3 +159,93 @@ def test_decomposition_survives_a_solver_that_gives_up(monkeypatch: pytest.Monke
     values, vectors = descending_eigh(matrix)
     torch.testing.assert_close(values, expected)
     torch.testing.assert_close(vectors * values[:, None, :] @ vectors.mT, matrix)
+
+
+def _grouped(rows: int = 300, width: int = 5) -> tuple[SecondMoment, torch.Tensor]:
+    """Two groups of rows that use the directions differently, and their moment."""
+    spread = torch.stack([torch.logspace(0, -1, width), torch.logspace(-1, 0, width)]).double()
+    x = torch.randn(2, rows, width, dtype=torch.float64) * spread[:, None]
+    x = x @ torch.linalg.qr(torch.randn(2, width, width, dtype=torch.float64))[0]
+    return SecondMoment.zeros(2, width).update(x), x
+
+
+def test_ratio_is_that_of_generalised_eigenvalues_in_each_group() -> None:
+    (retained, _), (forgotten, _) = _grouped(), _grouped(rows=200)
+    for ratio in (0.5, 1.0, 2.0):
+        space = build_subspace({"0": {"layer": retained}}, KEYS, rule="ratio", size=ratio, forget={"layer": forgotten})[
+            "layer"
+        ]
+        for g in range(2):
+            r, f = retained.matrix[g].numpy() / 300, forgotten.matrix[g].numpy() / 200
+            values, vectors = scipy.linalg.eigh(f, r)
+            expected = torch.from_numpy(vectors[:, values > ratio])
+            assert space.ranks[g] == 5 - expected.shape[1]
+            free = space.basis[g, :, space.ranks[g] :]
+            torch.testing.assert_close(free @ (free.mT @ expected), expected)
+            torch.testing.assert_close(space.basis[g].mT @ space.basis[g], torch.eye(5, dtype=torch.float64))
+
+
+def test_ratio_frees_what_retained_rows_never_use() -> None:
+    retain = torch.randn(100, 3, dtype=torch.float64) @ torch.eye(3, 6, dtype=torch.float64)
+    space = _space(retain, rule="ratio", size=10.0, forget={"layer": _moment(torch.randn(100, 6))})
+    assert space.ranks == (3,)
+    assert space.null_energy < 1e-9
+
+
+def test_joined_bases_count_no_direction_that_no_class_uses() -> None:
+    classes = {str(c): {"layer": _moment(torch.eye(4, dtype=torch.float64)[:1] * (c + 1))} for c in range(2)}
+    assert build_subspace(classes, KEYS, energy=1.0, rule="class_energy")["layer"].ranks == (1,)
+    nothing = {"0": {"layer": _moment(torch.zeros(3, 4))}}
+    assert build_subspace(nothing, KEYS, energy=1.0, rule="class_energy")["layer"].ranks == (0,)
+
+
+def test_figures_of_several_groups_are_means_and_stay_without_the_matrices() -> None:
+    moment, x = _grouped()
+    space = build_subspace({"0": {"layer": moment}}, KEYS, rule="energy", energy=0.8)
+    layer = replace(space["layer"], ranks=(1, 4))
+    assert (layer.width, layer.rank, layer.capacity, layer.has_capacity) == (5, 2.5, 2.5, True)
+    assert replace(layer, ranks=(5, 4)).has_capacity
+    assert not replace(layer, ranks=(5, 5)).has_capacity
+    free = [basis[:, rank:] for basis, rank in zip(space["layer"].basis, space["layer"].ranks, strict=True)]
+    outside = sum(float((rows @ basis).square().sum()) for rows, basis in zip(x, free, strict=True))
+    assert space["layer"].null_energy == pytest.approx(outside / float(x.square().sum()))
+
+    bare = space.without_bases()
+    assert bare["layer"].basis.numel() == 0
+    assert bare["layer"].basis.untyped_storage().nbytes() == 0
+    assert bare.report() == space.report()
+    assert str(bare) == str(space)
+    assert str(space).endswith(" "), "energies of forgotten rows were not measured"
+
+
+def test_a_random_control_is_drawn_from_its_seed_with_the_energies_of_chance() -> None:
+    space = _build(torch.randn(60, 4) @ torch.randn(4, 9), energy=1.0)
+    first, again, other = (space.randomised(seed)["layer"] for seed in (3, 3, 4))
+    assert torch.equal(first.basis, again.basis)
+    assert not torch.equal(first.basis, other.basis)
+    assert first.null_energy == first.forget_null_energy == pytest.approx(5 / 9)
+
+
+def _protected(*names: str) -> Any:
+    return [SimpleNamespace(name=name) for name in names]
+
+
+def test_layers_without_a_free_direction_are_named_with_an_energy_that_frees_one() -> None:
+    x = torch.randn(50, 5, dtype=torch.float64)
+    narrow, wide = _space(x, energy=1.0), _space(torch.randn(50, 3) @ torch.randn(3, 8), energy=1.0)
+    both = Subspace({"a": narrow, "b": wide}, {"narrow": "a", "wide": "b"})
+    (why,) = full_layers(both, _protected("narrow", "wide"), energy=1.0).items()
+    assert why[0] == "narrow"
+    assert "keeps all 5 directions" in why[1]
+    stated = float(why[1].split("an energy of ")[1].split()[0])
+    assert narrow.next_energy - 1.1e-6 <= stated < narrow.next_energy
+    assert _space(x, energy=stated).ranks == (4,)
+
+    spread = _space(x * torch.logspace(0, -1, 5, dtype=torch.float64), energy=1.0)
+    none_free = Subspace({"a": narrow, "b": spread}, {"narrow": "a", "spread": "b"})
+    nearest = math.floor(1e6 * spread.next_energy) / 1e6
+    with pytest.raises(UNSCError, match=f"'spread' would be the first to have some, at an energy of {nearest:g}"):
+        full_layers(none_free, _protected("narrow", "spread"), energy=1.0)
+    for rule, advice in (("rank", r"lower subspace_size \(8\)"), ("class_energy", "use subspace_rule 'energy'")):
+        with pytest.raises(UNSCError, match=rf"'{rule}' leaves no layer any capacity \(widest layer: 8\); {advice}"):
+            full_layers(both, _protected("narrow"), energy=1.0, size=8, rule=rule)
