@@ -34,7 +34,7 @@ TESTS = {
     "objectives/pseudo_labels.py": "tests/objectives tests/tasks/test_causal_lm.py",
     "nullspace/rules.py": "tests/nullspace/test_subspace.py tests/nullspace/test_collect.py",
     "nullspace/subspace.py": "tests/nullspace/test_subspace.py",
-    "nullspace/moments.py": "tests/nullspace/test_statistics.py",
+    "nullspace/moments.py": "tests/nullspace/test_moments.py tests/nullspace/test_statistics.py",
     "nullspace/collect.py": "tests/nullspace/test_collect.py tests/nullspace/test_statistics.py",
     "nullspace/statistics.py": "tests/nullspace/test_statistics.py",
     "nullspace/projection.py": "tests/nullspace/test_projection.py tests/nullspace/test_api.py",
