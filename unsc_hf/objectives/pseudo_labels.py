@@ -114,7 +114,7 @@ class Matching:
         """
         own = margin(forget)
         place = torch.searchsorted(self.places.to(own.device), own, right=True).double() - 0.5
-        index = (place / len(self.places) * len(self.unseen)).long().clamp(0, len(self.unseen) - 1)
+        index = (place / len(self.places) * len(self.unseen)).long().clamp_min(0)
         true = self.unseen.to(own.device)[index]
         others = forget.logits.double().scatter(1, forget.labels[:, None], -torch.inf).softmax(1)
         return (others * (1 - true)[:, None]).scatter(1, forget.labels[:, None], true[:, None]).float()
