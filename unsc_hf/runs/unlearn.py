@@ -64,7 +64,8 @@ def unlearn(
         output_dir: where the result is saved; nothing is saved when None, see `UnlearningResult.save`.
         peft_config: a `LoraConfig`, to unlearn in adapters only.
         controls: also run the controls with a random subspace and with no projection.
-        unseen: rows that the original never saw, for requests of single rows.
+        unseen: rows that the original never saw, instead of a split `validation`. They say when single rows or answers
+            are forgotten, and a classifier's certificate reads them.
         statistics_dir: where activation statistics are kept for later requests (classifiers).
         license: of the unlearned model, as an SPDX id.
 
