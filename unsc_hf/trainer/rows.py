@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 MAX_VALIDATION_ROWS = 1_000  # more rows would make checks slow and tell no more than a tenth of a percent
 LEAST_SPREAD = 1e-3  # of the outputs on retained rows, relative to their size
 TRAINING_ROWS = (
-    "The certificate counts rows that the original was trained on. Inputs that it never saw may change more often; a "
-    "validation split would tell."
+    "The certificate counts rows that the original was trained on. Inputs that it never saw may change more often; "
+    "rows given as certificate_dataset would tell."
 )
 _CACHE = 128 * 2**20  # bytes of prepared rows of one data set that stay in memory
 MAX_LOGITS = 25_000_000  # logits of kept rows that are remembered; a language model gives them for every token
