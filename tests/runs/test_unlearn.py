@@ -21,7 +21,7 @@ from unsc_hf.comparison.references.texts import LanguagePlan, TextPlan
 from unsc_hf.data.copies import input_digests
 from unsc_hf.data.dialogues import to_dialogues
 from unsc_hf.reporting.screen import LOG
-from unsc_hf.trainer.rows import TRAINING_ROWS
+from unsc_hf.trainer.certify import TRAINING_ROWS
 from unsc_hf.utils.fingerprint import weight_hash
 
 BERT = TextPlan(size="nano", vocabulary_size=200, max_length=16)
@@ -77,7 +77,7 @@ def test_the_certificate_reads_a_validation_split_that_nothing_else_reads(
     frog = validation.features["label"].str2int("frog")
     kept = validation.select([i for i, label in enumerate(labels) if label != frog])
     assert input_digests(of_class.trainer.rows.certificate) == input_digests(kept)
-    assert TRAINING_ROWS not in of_class.trainer.rows.caveats
+    assert TRAINING_ROWS not in of_class.trainer.caveats()
 
     of_rows = unlearn(model, data, indices=[0, 3], controls=False, config=config)
     assert of_rows.trainer.goal.unseen is not None
@@ -87,7 +87,7 @@ def test_the_certificate_reads_a_validation_split_that_nothing_else_reads(
     assert abs(len(halves[0]) - len(halves[1])) <= len(set(labels))
 
     assert not result.certificate["unseen"]
-    assert TRAINING_ROWS in result.trainer.rows.caveats
+    assert TRAINING_ROWS in result.trainer.caveats()
 
 
 def test_what_is_saved_is_what_a_recipe_leaves(result: UnlearningResult, tmp_path: Path) -> None:

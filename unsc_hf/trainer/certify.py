@@ -32,6 +32,10 @@ _NETWORK_ROWS = 64  # certificate rows on which all layers' outputs are compared
 _FEWEST_FLIPS = 3  # a budget of fewer rows would be broken by a single odd one
 _SAYS_LITTLE = 0.1  # a bound above this, without a flip, tells a user nothing
 _EXACT_DRIFT = 1e-5  # relative, of float32 logits: some roundings
+TRAINING_ROWS = (
+    "The certificate counts rows that the original was trained on. Inputs that it never saw may change more often; "
+    "rows given as certificate_dataset would tell."
+)
 _MUCH_LOST = 0.02  # of the accuracy on held-out retained rows: worth a warning
 
 

@@ -28,10 +28,6 @@ logger = logging.getLogger(__name__)
 
 MAX_VALIDATION_ROWS = 1_000  # more rows would make checks slow and tell no more than a tenth of a percent
 LEAST_SPREAD = 1e-3  # of the outputs on retained rows, relative to their size
-TRAINING_ROWS = (
-    "The certificate counts rows that the original was trained on. Inputs that it never saw may change more often; "
-    "rows given as certificate_dataset would tell."
-)
 _CACHE = 128 * 2**20  # bytes of prepared rows of one data set that stay in memory
 MAX_LOGITS = 25_000_000  # logits of kept rows that are remembered; a language model gives them for every token
 
@@ -82,7 +78,7 @@ class UnlearningRows:
         if certificate is None:
             share = min(fraction / (1 - fraction), 0.5)  # as many rows as the checks have
             kept, certificate = hold_out(kept, share, strata(kept), MAX_VALIDATION_ROWS, seed + 1)
-        caveats: list[str] = [] if given else [TRAINING_ROWS]
+        caveats: list[str] = []
         validation, _ = _unlike(*forget, "held-out rows to forget", args.text_columns, caveats)
         apart, checked = _unlike(kept, held_out, "held-out rows to keep", args.text_columns, caveats)
         proof, unread = _unlike(kept, certificate, "rows of the certificate", args.text_columns, caveats)

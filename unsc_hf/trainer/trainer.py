@@ -33,7 +33,7 @@ from ..tasks import make_task
 from ..utils.distributed import gathered, reshard, set_trained
 from ..utils.fingerprint import data_fingerprint, weight_digests, weight_hash
 from .callbacks import EpochCallback, ProjectionCallback
-from .certify import certify, check_outcome, flips_budget, nothing_to_forget
+from .certify import TRAINING_ROWS, certify, check_outcome, flips_budget, nothing_to_forget
 from .checkpoints import check_checkpoint, find_checkpoint
 from .checks import Check, StoppingCallback
 from .goals import make_goal
@@ -345,7 +345,8 @@ class UNSCTrainer(PublishingTrainer):
 
     def caveats(self) -> list[str]:
         """What a reader of the results must know, in sentences."""
-        return [*self.rows.caveats, *nothing_to_forget(self.goal, self.state.log_history)]
+        trained = [] if self.rows.certificate_unseen else [TRAINING_ROWS]
+        return [*self.rows.caveats, *trained, *nothing_to_forget(self.goal, self.state.log_history)]
 
     def run_identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the first one, besides its options of speed."""
