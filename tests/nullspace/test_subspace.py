@@ -195,6 +195,8 @@ def test_ratio_frees_what_retained_rows_never_use() -> None:
 def test_joined_bases_count_no_direction_that_no_class_uses() -> None:
     classes = {str(c): {"layer": _moment(torch.eye(4, dtype=torch.float64)[:1] * (c + 1))} for c in range(2)}
     assert build_subspace(classes, KEYS, energy=1.0, rule="class_energy")["layer"].ranks == (1,)
+    one = {"0": {"layer": _moment(torch.randn(1, 4, dtype=torch.float64))}}
+    assert build_subspace(one, KEYS, energy=1.0, rule="class_energy")["layer"].ranks == (1,)
     nothing = {"0": {"layer": _moment(torch.zeros(3, 4))}}
     assert build_subspace(nothing, KEYS, energy=1.0, rule="class_energy")["layer"].ranks == (0,)
 
