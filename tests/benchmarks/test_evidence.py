@@ -116,6 +116,22 @@ def test_smoke(evidence: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert (tmp_path / "out" / "digits" / "smoke-0" / "results.json").stat().st_mtime_ns == written
 
 
+def test_methods_of_language_models_are_compared_with_and_without_projection(evidence: Any) -> None:
+    def model(flips: float, utility: float, rouge: float) -> dict[str, Any]:
+        return {"flips": flips, "model_utility": utility, "sets": {"forget": {"rouge_l": rouge}}}
+
+    methods = {
+        "npo": model(0.002, 0.88, 0.12), "npo unprojected": model(0.5, 0.15, 0.07), "rmu": model(0.006, 0.87, 0.03),
+        "rmu unprojected": model(0.005, 0.86, 0.13), "retrained": model(0.005, 0.89, 0.14),
+        "original": model(0.0, 0.91, 0.9),
+    }  # fmt: skip
+    assert evidence.conclusion_of_answers([{"methods": methods}] * 2) == (
+        "Kept: with projection the 2 methods change 0.2 to 0.6 % of the tokens (utility 0.87 to 0.88), without it 0.5 "
+        "to 50.0 % of the tokens (utility 0.15 to 0.86). Forgotten: of those that keep 95 % "
+        "of the utility, npo comes nearest to the retrained model's ROUGE-L (12.0 and 14.0)."
+    )
+
+
 def test_a_page_says_where_a_certificate_was_exceeded(evidence: Any) -> None:
     def run(flips: float, unseen: bool) -> dict[str, Any]:
         certificate = {"flips": 1, "rows": 100, "upper_95": 0.05, "unseen": unseen}
