@@ -89,9 +89,13 @@ def test_forget_quality_stands_against_utility_and_changed_tokens(drawn: list[Fi
     models = {
         "original": SimpleNamespace(forget_quality=0.0, model_utility=0.6, flips=None),
         "unsc_retain": SimpleNamespace(forget_quality=0.3, model_utility=0.5, flips=0.02),
+        "unsc_retain unprojected": SimpleNamespace(forget_quality=0.2, model_utility=0.1, flips=0.5),
     }
     plot_trade_off(models, tmp_path / "t.png")
     left, right = drawn[0].axes
-    places = [[tuple(points.get_offsets()[0]) for points in axes.collections] for axes in (left, right)]
-    assert places == [[(0.6, 1e-30), (0.5, 0.3)], [(0.0, 1e-30), (2.0, 0.3)]]
-    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["original", "UNSC retain"]
+    places = [[tuple(points.get_offsets()[0]) for points in axes.collections[:3]] for axes in (left, right)]
+    assert places == [[(0.6, 1e-30), (0.5, 0.3), (0.1, 0.2)], [(0.0, 1e-30), (2.0, 0.3), (50.0, 0.2)]]
+    assert [len(points.get_facecolors()) for points in left.collections] == [1, 1, 0, 0], "no projection is hollow"
+    assert left.collections[1].get_edgecolors().tolist() == left.collections[2].get_edgecolors().tolist()
+    names = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert names == ["original", "UNSC retain", "hollow: no projection"]

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from ..utils.files import write_beside
 
+_UNPROJECTED = " unprojected"  # how names of methods end that were trained without projection
 GREY, BLUE, ORANGE, GREEN = "#9aa0a6", "#1f6fb4", "#d1642a", "#3a8f5c"
 
 _INK = "#76808a"
@@ -43,7 +44,7 @@ def shorten(name: str, width: int = 18) -> str:
 
 def objective_title(method: str) -> str:
     """Name for readers of an objective, with or without projection."""
-    return method.replace("unsc", "UNSC").replace(" unprojected", ", no projection").replace("_", " ")
+    return method.replace("unsc", "UNSC").replace(_UNPROJECTED, ", no projection").replace("_", " ")
 
 
 def _legend(figure: Figure, columns: int = 3) -> None:
@@ -156,21 +157,29 @@ def plot_answers(methods: Mapping[str, Mapping[str, Mapping[str, float]]], path:
 def plot_trade_off(methods: Mapping[str, Any], path: Path) -> Path:
     """Forget quality against model utility, as TOFU draws them, and beside it against tokens changed in kept answers.
 
-    A point for each model, with its name on the left: best is the upper right there, and the upper left on the right.
+    A point for each model, hollow where it was trained without projection: best is the upper right on the left, and the
+    upper left on the right.
 
     `methods`: by name, with `forget_quality`, `model_utility` and `flips`.
     """
     figure = Figure(figsize=(7.6, 3.6))
     left, right = figure.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.12})
-    for i, (name, method) in enumerate(methods.items()):
-        colour = BLUE if name.startswith("unsc") else GREEN if name == "retrained" else GREY
-        style = {"color": colour, "marker": "oDsv^P*X<>"[i % 10], "label": objective_title(name), "s": 40}
+    kinds = list(dict.fromkeys(name.removesuffix(_UNPROJECTED) for name in methods))
+    own = {"original": GREY, "retrained": GREEN, "unsc": BLUE, "unsc_retain": BLUE}
+    for name, method in methods.items():
+        kind, hollow = name.removesuffix(_UNPROJECTED), name.endswith(_UNPROJECTED)
+        colour, marker = own.get(kind, f"C{kinds.index(kind)}"), "oDsv^PX*<>"[kinds.index(kind) % 10]
+        label = objective_title(name) if not hollow or kind not in methods else None
+        style = {"facecolors": "none" if hollow else colour, "edgecolors": colour, "marker": marker, "s": 45}
+        style["label"] = label
         height = max(method.forget_quality, 1e-30)
         left.scatter(method.model_utility, height, **style)
         right.scatter(100 * (method.flips or 0.0), height, **style)
     left.set_yscale("log")
     left.set(ylim=(None, 4.0), xlim=(-0.02, 1.02), xlabel="model utility", ylabel="forget quality (p-value)")
     right.set(xlim=(-1.0, None), xlabel="tokens changed in kept answers (%)")
+    if any(name.endswith(_UNPROJECTED) for name in methods):
+        left.scatter([], [], facecolors="none", edgecolors=GREY, s=45, label="hollow: no projection")
     figure.legend(*left.get_legend_handles_labels(), ncols=3, loc="lower center", bbox_to_anchor=(0.5, 0.89))
     return save(figure, path)
 
