@@ -121,11 +121,28 @@ def test_weights_that_begin_at_zero_have_no_limit() -> None:
     projection = NullSpaceProjection([layer_of(module)], _space(torch.randn(1, 40, 3) @ torch.randn(3, 12)))
     projection.project_displacements()
     assert not module.weight.any()
+    moments = {"layer": SecondMoment.zeros(1, 12).update(torch.randn(1, 20, 12))}
+    assert projection.relative_change() == 0.0
+    assert projection.leak(moments, {"layer": "layer"}).total == 0.0
     with torch.no_grad():
         module.weight += torch.randn(7, 12)
     projection.project_displacements()
     assert bool(module.weight.any())
     assert bool(module.weight.isfinite().all())
+    assert projection.leak(moments, {"layer": "layer"}).total == float("inf"), "outputs where there were none"
+    assert projection.relative_change() == 0.0, "nothing to measure it by"
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.float64])
+def test_a_displacement_is_projected_in_the_stated_precision(dtype: torch.dtype | None) -> None:
+    module, rows, projection = _projection()
+    projector = Projector.from_subspace(_space(rows[None])["layer"]).to(dtype or torch.float32, torch.device("cpu"))
+    start = module.weight.detach().clone()
+    with torch.no_grad():
+        module.weight += 0.1 * torch.randn(7, 12)
+    change = projector((module.weight.detach().to(projector.factor.dtype) - start)[None])[0]
+    projection.project_displacements(dtype=dtype)
+    assert torch.equal(module.weight.detach(), (start + change).float())
 
 
 def test_of_adapters_the_product_fades_and_is_limited(low_rank_data: Data, tmp_path: Path) -> None:
