@@ -79,6 +79,12 @@ def test_the_certificate_reads_a_validation_split_that_nothing_else_reads(
     assert input_digests(of_class.trainer.rows.certificate) == input_digests(kept)
     assert TRAINING_ROWS not in of_class.trainer.caveats()
 
+    labels_of_train = images["train"]["label"][:]
+    cat = images["train"].features["label"].str2int("cat")
+    left = images["train"].select([i for i, label in enumerate(labels_of_train) if label != cat])  # forgotten before
+    after = unlearn(model, DatasetDict(data, train=left), forget_classes="frog", controls=False, config=config)
+    assert after.certificate["rows"] == sum(label not in (cat, frog) for label in labels)
+
     of_rows = unlearn(model, data, indices=[0, 3], controls=False, config=config)
     assert of_rows.trainer.goal.unseen is not None
     halves = [set(input_digests(part)) for part in (of_rows.trainer.rows.certificate, of_rows.trainer.goal.unseen)]

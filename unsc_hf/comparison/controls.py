@@ -50,17 +50,18 @@ class Comparison:
 
 
 def _goal_and_certificate(
-    unseen: Dataset, single_rows: bool, forgotten: Sequence[int], config: UNSCConfig
+    unseen: Dataset, single_rows: bool, classes: np.ndarray, config: UNSCConfig
 ) -> tuple[Dataset, Dataset | None]:
     """Rows that the original never saw: for single rows to be forgotten like them, and for the certificate.
 
-    Nothing else may read the rows of the certificate, so the former get one half. None are of forgotten classes.
+    Nothing else may read the rows of the certificate, so the former get one half. They are of the `classes` that are
+    kept: a class that is forgotten, now or by a request before, has no rows among those to keep.
     """
     certificate = unseen
     if single_rows or config.pseudo_labels == "matched":
         labels = read_labels(unseen, config.label_column)
         unseen, certificate = hold_out(unseen, 0.5, labels, len(unseen), config.seed)
-    kept = np.flatnonzero(~np.isin(read_labels(certificate, config.label_column), forgotten))
+    kept = np.flatnonzero(np.isin(read_labels(certificate, config.label_column), classes))
     if len(kept) < 2:
         return unseen, None
     return unseen, certificate.select(evenly_spaced(kept, CERTIFICATE_ROWS))
@@ -84,7 +85,7 @@ class _Runs:
         self.forgotten: list[int] = np.setdiff1d(asked, kept).tolist()
         single_rows, certificate = len(np.intersect1d(asked, kept)) > 0, None
         if unseen is not None:
-            unseen, certificate = _goal_and_certificate(unseen, single_rows, self.forgotten, config)
+            unseen, certificate = _goal_and_certificate(unseen, single_rows, kept, config)
         elif single_rows and config.target_forget_accuracy is None:
             test, unseen = hold_out(test, 0.2, read_labels(test, column), len(test), config.seed)
         eval_dataset = {"forget": forget, "retain": test}
