@@ -321,7 +321,8 @@ def section(content: dict[str, Any]) -> str:
     lines += by_request(runs)
     plan = CASES[content["case"]]
     requests = f" of each of {len(plan['requests'])} requests" if "requests" in plan else ""
-    seeds = f"{len(plan['seeds'])} seeds{requests}; percent, mean ± standard deviation. {plan.get('note', '')}".rstrip()
+    seeds = f"{counted(len(plan['seeds']), 'seed')}{requests}; percent, mean ± standard deviation."
+    seeds = f"{seeds} {plan.get('note', '')}".rstrip()
     arguments = [f"$(cat {item[1:]})" if item.startswith("@") else item for item in content["arguments"]]
     command = (
         " ".join([f"recipes/{content['recipe']}", *arguments])
