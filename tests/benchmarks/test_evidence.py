@@ -56,6 +56,12 @@ def test_a_conclusion_says_only_what_the_seeds_show(evidence: Any) -> None:
         "Kept: UNSC changes 1.10 % of the decisions, fewer than retraining (4.33 %); "
         "not told apart from no projection (1.17 %)."
     )
+    for share, sentence in ((0.1167, "Of the forgotten rows 11.7 % are still recognised, 0.5 % without"), (0.01, None)):
+        runs = [run(0.010, 0.012, 0.04), run(0.012, 0.011, 0.05)]
+        for one in runs:
+            one["methods"]["unsc"]["AccDut"], one["methods"]["unprojected"]["AccDut"] = share, 0.005
+        assert ("still recognised" in evidence.conclusion(runs)) is (sentence is not None)
+        assert (sentence or "Kept") in evidence.conclusion(runs)
     assert "more than no projection (0.10 %) and retraining (0.50 %)." in evidence.conclusion(
         [run(0.010, 0.001, 0.005), run(0.012, 0.001, 0.005)]
     )
