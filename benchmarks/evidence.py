@@ -132,17 +132,21 @@ def collect(case: str, folder: Path, smoke: bool) -> None:
 
 
 def run(cases: list[str], root: str, folder: Path, smoke: bool, jobs: int) -> None:
-    """All runs of all cases, `jobs` at a time; a case whose data are missing is named, and the others run."""
+    """All runs of all cases, `jobs` at a time; a case that fails or lacks data is named, and the others run."""
     missing = {case: missing_data(case, root) for case in cases}
     todo = [(case, *pair) for case in cases if not missing[case] for pair in runs_of(case, smoke)]
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with ThreadPoolExecutor(jobs) as pool:
-        for done in [pool.submit(run_one, *which, root, folder, smoke, threads) for which in todo]:
-            done.result()
+        started = [(which[0], pool.submit(run_one, *which, root, folder, smoke, threads)) for which in todo]
+    failed = {case for case, run in started if isinstance(run.exception(), subprocess.CalledProcessError)}
+    for case, run in started:
+        if case not in failed:
+            run.result()
     for case in cases:
-        if not missing[case]:
+        if not missing[case] and case not in failed:
             collect(case, folder, smoke)
     absent = [f"{case}: not run, {paths[0]} does not exist; give --root." for case, paths in missing.items() if paths]
+    absent += [f"{case}: a run failed, as said above; the others are kept." for case in cases if case in failed]
     if absent:
         sys.exit("\n".join(absent))
 

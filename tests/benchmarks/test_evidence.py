@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,23 @@ def test_missing_data_are_named_and_the_other_cases_run(
     made = json.loads((evidence.RESULTS / "digits.json").read_text())
     committed = json.loads((ROOT / "benchmarks/results/evidence/digits.json").read_text())
     assert made["runs"] == committed["runs"]
+
+
+def test_a_run_that_fails_is_named_and_the_other_cases_are_collected(
+    evidence: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    collected: list[str] = []
+
+    def recipe(case: str, *_: object) -> None:
+        if case == "digits":
+            raise subprocess.CalledProcessError(1, "recipe")
+
+    monkeypatch.setattr(evidence, "run_one", recipe)
+    monkeypatch.setattr(evidence, "missing_data", lambda case, root: [])
+    monkeypatch.setattr(evidence, "collect", lambda case, folder, smoke: collected.append(case))
+    with pytest.raises(SystemExit, match="^digits: a run failed"):
+        command(evidence, monkeypatch, "run", "--output_dir", tmp_path, "--case", "digits", "fashion_mnist_shirt")
+    assert collected == ["fashion_mnist_shirt"]
 
 
 @pytest.mark.slow
