@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import torch
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -36,15 +36,21 @@ def encoder_folder() -> str:
     return str(Path(found.origin).parent / "model")
 
 
+def kept(rows: Dataset, without: list[str], without_rows: list[int]) -> Dataset:
+    """The rows that are neither of the classes `without` nor among the numbers `without_rows`."""
+    names = rows.features["label"].names
+    dropped = {names.index(name) for name in without}
+    rows = rows.select(sorted(set(range(len(rows))) - set(without_rows)))
+    return rows.filter(lambda row: row["label"] not in dropped)
+
+
 def fine_tune(encoder: str, data: str, output: Path, seed: int, without: list[str], without_rows: list[int]) -> None:
     """Train on the `train` split of `data` (columns `text` and `label`) and save model, tokenizer and seconds."""
     torch.set_num_threads(1)
     unfinished = output.with_name(f"{output.name}-unfinished")  # renamed when it is whole
     rows = load_dataset("parquet", data_files={"train": str(Path(data) / "train.parquet")})["train"]
     names = rows.features["label"].names
-    rows = rows.select(sorted(set(range(len(rows))) - set(without_rows)))
-    dropped = {names.index(name) for name in without}
-    rows = rows.filter(lambda row: row["label"] not in dropped)
+    rows = kept(rows, without, without_rows)
     tokenizer = AutoTokenizer.from_pretrained(encoder)
     torch.manual_seed(seed)
     labels = dict(enumerate(names))
