@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import shutil
 import subprocess
@@ -18,16 +18,19 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The script as a module, on copies of the files it writes."""
-    spec = importlib.util.spec_from_file_location("evidence", ROOT / "benchmarks" / "evidence.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    module = importlib.import_module("evidence")
     shutil.copytree(module.RESULTS, tmp_path / "results")
     for name, source in (("PAGE", module.PAGE), ("README", module.README)):
         monkeypatch.setattr(module, name, Path(shutil.copy(source, tmp_path)))
     monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
     return module
+
+
+@pytest.fixture
+def pages(evidence: Any) -> Any:
+    """The module that writes pages."""
+    return importlib.import_module("evidence_page")
 
 
 def command(module: Any, monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
@@ -47,12 +50,12 @@ def test_a_changed_digit_is_noticed(evidence: Any, monkeypatch: pytest.MonkeyPat
         command(evidence, monkeypatch, "check")
 
 
-def test_a_conclusion_says_only_what_the_seeds_show(evidence: Any) -> None:
+def test_a_conclusion_says_only_what_the_seeds_show(pages: Any) -> None:
     def run(unsc: float, unprojected: float, retrained: float) -> dict[str, Any]:
         flips = {"unsc": unsc, "unprojected": unprojected, "retrained": retrained}
         return {"methods": {"original": {}, **{model: {"flips": share} for model, share in flips.items()}}}
 
-    said = evidence.conclusion([run(0.010, 0.012, 0.04), run(0.012, 0.011, 0.05), run(0.011, 0.012, 0.04)])
+    said = pages.conclusion([run(0.010, 0.012, 0.04), run(0.012, 0.011, 0.05), run(0.011, 0.012, 0.04)])
     assert said == (
         "Kept: UNSC changes 1.10 % of the decisions, fewer than retraining (4.33 %); "
         "not told apart from no projection (1.17 %)."
@@ -61,9 +64,9 @@ def test_a_conclusion_says_only_what_the_seeds_show(evidence: Any) -> None:
         runs = [run(0.010, 0.012, 0.04), run(0.012, 0.011, 0.05)]
         for one in runs:
             one["methods"]["unsc"]["AccDut"], one["methods"]["unprojected"]["AccDut"] = share, 0.005
-        assert ("still recognised" in evidence.conclusion(runs)) is (sentence is not None)
-        assert (sentence or "Kept") in evidence.conclusion(runs)
-    assert "more than no projection (0.10 %) and retraining (0.50 %)." in evidence.conclusion(
+        assert ("still recognised" in pages.conclusion(runs)) is (sentence is not None)
+        assert (sentence or "Kept") in pages.conclusion(runs)
+    assert "more than no projection (0.10 %) and retraining (0.50 %)." in pages.conclusion(
         [run(0.010, 0.001, 0.005), run(0.012, 0.001, 0.005)]
     )
 
@@ -140,7 +143,7 @@ def test_smoke(evidence: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert (tmp_path / "out" / "digits" / "smoke-0" / "results.json").stat().st_mtime_ns == written
 
 
-def test_methods_of_language_models_are_compared_with_and_without_projection(evidence: Any) -> None:
+def test_methods_of_language_models_are_compared_with_and_without_projection(pages: Any) -> None:
     def model(flips: float, utility: float, rouge: float) -> dict[str, Any]:
         return {"flips": flips, "model_utility": utility, "sets": {"forget": {"rouge_l": rouge}}}
 
@@ -149,47 +152,60 @@ def test_methods_of_language_models_are_compared_with_and_without_projection(evi
         "rmu unprojected": model(0.005, 0.86, 0.13), "retrained": model(0.005, 0.89, 0.14),
         "original": model(0.0, 0.91, 0.9),
     }  # fmt: skip
-    assert evidence.conclusion_of_answers([{"methods": methods}] * 2) == (
+    assert pages.conclusion_of_answers([{"methods": methods}] * 2) == (
         "Kept: with projection the 2 methods change 0.2 to 0.6 % of the tokens (utility 0.87 to 0.88), without it 0.5 "
         "to 50.0 % of the tokens (utility 0.15 to 0.86). Forgotten: of those that keep 95 % "
-        "of the utility, npo comes nearest to the retrained model's ROUGE-L (12.0 and 14.0)."
+        "of the utility, NPO comes nearest to the retrained model's ROUGE-L (12.0 and 14.0)."
     )
 
 
-def test_a_page_says_where_a_certificate_was_exceeded(evidence: Any) -> None:
+def test_a_page_says_where_a_certificate_was_exceeded(pages: Any) -> None:
     def run(flips: float, unseen: bool) -> dict[str, Any]:
         certificate = {"flips": 1, "rows": 100, "upper_95": 0.05, "unseen": unseen}
         return {"methods": {"unsc": {"flips": flips}}, "certificate": certificate}
 
-    said = evidence.certificates([run(0.06, True), run(0.05, True), run(0.0, True)])
-    assert said.startswith("Certificates, decisions changed on rows that the original never saw: 1 of 100 (at most 5.0")
-    assert said.endswith("On test rows more changed than the bound says in 1 of 3 runs.")
-    assert "training rows" in evidence.certificates([run(0.0, False)])
+    said = pages.certificates([run(0.06, True), run(0.05, True), run(0.0, True)])
+    assert said == "Certified on 100 unseen rows: at most 5.00 to 5.00 % change. On test rows more did in 1 of 3 runs."
+    assert "training rows" in pages.certificates([run(0.0, False)])
 
 
-def test_answers_of_language_models_are_read_by_path(evidence: Any) -> None:
+def test_answers_of_language_models_are_read_by_path(pages: Any) -> None:
     measured = {
         "original": {"sets": {"forget": {"rouge_l": 0.5}}, "forget_quality": None},
         "unsc_retain": {"sets": {"forget": {"rouge_l": 0.25}}, "forget_quality": 0.5},
     }
-    lines = evidence.table([{"methods": measured}] * 2, ("sets.forget.rouge_l", "forget_quality", "leak"))
+    lines = pages.table([{"methods": measured}] * 2, ("sets.forget.rouge_l", "forget_quality", "leak"))
     assert lines == [
         "| model | forgotten, ROUGE-L | forget quality | leak |", "|---|---|---|---|",
         "| original | 50.0 ± 0.0 | – | – |", "| UNSC retain | 25.0 ± 0.0 | 0.500 ± 0.000 | – |",
     ]  # fmt: skip
 
 
-def test_a_case_of_several_requests_runs_each_and_shows_it(evidence: Any, tmp_path: Path) -> None:
+def test_a_case_of_several_requests_runs_each_and_shows_it(evidence: Any, pages: Any, tmp_path: Path) -> None:
     pairs = evidence.runs_of("digits_each", smoke=False)
     assert len(pairs) == len(set(pairs)) == 50
     places = {evidence.run_folder("digits_each", *pair, tmp_path, smoke=False) for pair in pairs}
     assert len(places) == 50
     runs = [
-        {"request": request, "methods": {"original": {"flips": 0.0}, "unsc": {"flips": flips}}}
+        {"request": request, "methods": {"original": {"flips": 0.0}, "unsc": {"flips": flips, "AccDut": flips}}}
         for request, flips in (("3", 0.01), ("T-shirt/top", 0.02), ("3", 0.03))
     ]
-    assert evidence.by_request(runs) == [
-        "", "| decisions changed, forgetting | **UNSC** |", "|---|---|", "| 3 | 2.00 ± 1.41 |",
-        "| T-shirt/top | 2.00 |",
+    assert pages.by_request(runs) == [
+        "", "| forgotten | recognised by UNSC | decisions changed, UNSC |", "|---|---|---|",
+        "| 3 | 2.0 ± 1.4 | 2.00 ± 1.41 |", "| T-shirt/top | 2.0 | 2.00 |",
     ]  # fmt: skip
-    assert evidence.by_request([{"methods": {"unsc": {"flips": 0.1}}}]) == []
+    assert pages.by_request([{"methods": {"unsc": {"flips": 0.1}}}]) == []
+
+
+def test_the_first_table_has_a_row_for_each_classifier(pages: Any) -> None:
+    runs = [
+        {"methods": {"unsc": {"flips": flips, "AccDut": 0.01}, "unprojected": {"flips": 0.04}}}
+        for flips in (0.01, 0.02)
+    ]
+    cases = [
+        {"case": "a", "plan": {"name": "digits"}, "runs": runs},
+        {"case": "b", "plan": {"name": "answers"}, "runs": [{"methods": {"npo": {"flips": 0.1}}}]},
+    ]
+    head, _, *rows = pages.overview(cases)
+    assert head.startswith("| case | still recognised | changed, UNSC | changed, no projection |")
+    assert rows == ["| digits | 1.0 | 1.50 | 4.00 | – | – |"]

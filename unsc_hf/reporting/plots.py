@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 
 from ..utils.files import write_beside
 
+_ACRONYMS = ("UNSC", "NPO", "SimNPO", "RMU", "UNDIAL", "SCRUB", "Idk DPO")  # in names of objectives
 _UNPROJECTED = " unprojected"  # how names of methods end that were trained without projection
 GREY, BLUE, ORANGE, GREEN = "#9aa0a6", "#1f6fb4", "#d1642a", "#3a8f5c"
 
@@ -44,7 +46,10 @@ def shorten(name: str, width: int = 18) -> str:
 
 def objective_title(method: str) -> str:
     """Name for readers of an objective, with or without projection."""
-    return method.replace("unsc", "UNSC").replace(_UNPROJECTED, ", no projection").replace("_", " ")
+    words = method.replace(_UNPROJECTED, ", no projection").replace("_", " ")
+    for name in _ACRONYMS:
+        words = re.sub(rf"\b{name}\b", name.replace(" ", ""), words, flags=re.IGNORECASE)
+    return words
 
 
 def _legend(figure: Figure, columns: int = 3) -> None:
