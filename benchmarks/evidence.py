@@ -26,6 +26,7 @@ from typing import Any
 
 import yaml
 from evidence_page import is_of_answers, page, picture, picture_of_answers, with_table
+from filelock import FileLock
 
 from unsc_hf.reporting.model_card import versions
 from unsc_hf.reporting.tables import counted
@@ -75,14 +76,23 @@ def run_one(case: str, seed: int, request: str, root: str, folder: Path, smoke: 
     if (place / "results.json").is_file():
         return
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    home = folder / "smoke" if smoke else folder  # what is trained in a smoke test serves nothing else
+
+    def script(name: str, *options: str) -> None:
+        command = [sys.executable, str(ROOT / "benchmarks" / name), *options]
+        subprocess.run(command, check=True, env=environment)
+
     if "prepare" in plan:
-        script, *more = (item.format(root=root, folder=folder) for item in plan["prepare"])
-        subprocess.run([sys.executable, str(ROOT / "benchmarks" / script), *more], check=True, env=environment)
-    for name, more in plan.get("fine_tune", {}).items():
-        model, data = folder / "models" / name.format(seed=seed), plan["data"].format(root=root)
-        tune = ["--data", data, "--output_dir", str(model), "--seed", str(seed), *more]
-        subprocess.run([sys.executable, str(ROOT / "benchmarks" / "fine_tune.py"), *tune], check=True, env=environment)
-    filled = [item.format(root=root, seed=seed, folder=folder, request=request) for item in plan["arguments"]]
+        script(*(item.format(root=root, folder=home) for item in plan["prepare"]))
+    for kind in ("fine_tune", "train_network"):
+        for name, more in plan.get(kind, {}).items():
+            model, data = home / "models" / name.format(seed=seed), plan["data"].format(root=root)
+            model.parent.mkdir(parents=True, exist_ok=True)
+            options = ["--data", data, "--output_dir", str(model), "--seed", str(seed), *more]
+            options += ["--epochs", "1", "--rows", "1000"] if smoke and kind == "train_network" else []
+            with FileLock(f"{model}.lock"):  # another run may need the same model
+                script(f"{kind}.py", *options)
+    filled = [item.format(root=root, seed=seed, folder=home, request=request) for item in plan["arguments"]]
     arguments = [word for item in filled for word in words(item)]
     command = [sys.executable, str(ROOT / "recipes" / plan["recipe"]), *arguments, "--seed", str(seed)]
     quiet = ["--disable_tqdm", "true", "--output_dir", str(place)]

@@ -17,6 +17,7 @@ from ...data.inputs import open_image
 from ...data.selection import evenly_spaced
 from ...errors import UNSCError
 from ...models.loading import load_image_processor
+from . import networks  # noqa: F401  (so that a folder that holds one of them loads)
 from .training import TrainingPlan
 
 _STATISTICS_ROWS = 1000  # images that pixel mean and spread are computed from
