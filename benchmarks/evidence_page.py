@@ -50,12 +50,12 @@ def numbers(runs: list[dict[str, Any]], model: str, column: str) -> list[float]:
 
 
 def cell(runs: list[dict[str, Any]], model: str, column: str) -> str:
-    """Mean ± standard deviation over seeds; a dash for what was not measured."""
+    """Mean±standard deviation over seeds, of seconds the mean; a dash for what was not measured."""
     _, factor, digits = (COLUMNS | OF_ANSWERS)[column]
     known = [factor * number for number in numbers(runs, model, column)]
     if not known:
         return "–"
-    spread = f" ± {np.std(known, ddof=1):.{digits}f}" if len(known) > 1 else ""
+    spread = f"±{np.std(known, ddof=1):.{digits}f}" if len(known) > 1 and column != "seconds" else ""
     return f"{np.mean(known):.{digits}f}{spread}"
 
 
@@ -229,7 +229,7 @@ def page(contents: list[Content]) -> str:
 
 def with_table(readme: str, content: Content) -> str:
     """README's text with the table of a case made anew."""
-    lines = table(content["runs"], ("AccDut", "AccDrt", "flips"))
+    lines = [line.replace("±", " ± ") for line in table(content["runs"], ("AccDut", "AccDrt", "flips"))]
     before, rest = readme.split(BEGIN)
     return before + BEGIN + "\n".join(["", *lines, ""]) + END + rest.split(END)[1]
 

@@ -177,7 +177,7 @@ def test_answers_of_language_models_are_read_by_path(pages: Any) -> None:
     lines = pages.table([{"methods": measured}] * 2, ("sets.forget.rouge_l", "forget_quality", "leak"))
     assert lines == [
         "| model | forgotten, ROUGE-L | forget quality | leak |", "|---|---|---|---|",
-        "| original | 50.0 ± 0.0 | – | – |", "| UNSC retain | 25.0 ± 0.0 | 0.500 ± 0.000 | – |",
+        "| original | 50.0±0.0 | – | – |", "| UNSC retain | 25.0±0.0 | 0.500±0.000 | – |",
     ]  # fmt: skip
 
 
@@ -192,7 +192,7 @@ def test_a_case_of_several_requests_runs_each_and_shows_it(evidence: Any, pages:
     ]
     assert pages.by_request(runs) == [
         "", "| forgotten | recognised by UNSC | decisions changed, UNSC |", "|---|---|---|",
-        "| 3 | 2.0 ± 1.4 | 2.00 ± 1.41 |", "| T-shirt/top | 2.0 | 2.00 |",
+        "| 3 | 2.0±1.4 | 2.00±1.41 |", "| T-shirt/top | 2.0 | 2.00 |",
     ]  # fmt: skip
     assert pages.by_request([{"methods": {"unsc": {"flips": 0.1}}}]) == []
 
