@@ -181,7 +181,7 @@ def is_of_answers(content: Content) -> bool:
 def overview(contents: list[Content]) -> list[str]:
     """Lines of a table with a row for each case of a classifier."""
     compared = ("unsc", "unprojected", "retrained")
-    rows = [["case", "still recognised", "changed by UNSC", "without projection", "by retraining"]]
+    rows = [["case", "recognised", "UNSC", "no projection", "retrained"]]
     for content in contents:
         if is_of_answers(content):
             continue
@@ -203,8 +203,8 @@ def section(content: Content) -> str:
     return "\n".join(
         [
             f"## {content['title']}", "", said, "", *([picture_of, ""] if answers else []),
-            ":::{dropdown} Figures", f"{seeds} {plan.get('note', '')}".rstrip(), "", *lines, "", certificates(runs), "",
-            "```bash", f"python benchmarks/evidence.py run --root FOLDER --case {content['case']}", "```", ":::", "",
+            "<details><summary>Figures</summary>", "", f"{seeds} {plan.get('note', '')}".rstrip(), "", *lines, "", certificates(runs), "",
+            "```bash", f"python benchmarks/evidence.py run --root FOLDER --case {content['case']}", "```", "", "</details>", "",
         ]
     )  # fmt: skip
 
@@ -217,8 +217,8 @@ def page(contents: list[Content]) -> str:
         "`benchmarks/results/evidence`.\n\n"
     )
     words = (
-        "*Still recognised*: forgotten rows that UNSC's model gives their class. *Changed*: kept rows whose most\n"
-        "likely remaining class is another than the original's.\n\n"
+        "*Recognised*: forgotten rows that UNSC's model still gives their class. The other columns are the decisions\n"
+        "changed: kept rows whose most likely remaining class is another than the original's.\n\n"
         "In the tables below, ± is the standard deviation over runs. *Right to wrong*: changed decisions that were "
         "right.\n"
         "*Tokens changed*: tokens of kept answers at which another is now the most likely. *Recited*: extraction "

@@ -207,5 +207,5 @@ def test_the_first_table_has_a_row_for_each_classifier(pages: Any) -> None:
         {"case": "b", "plan": {"name": "answers"}, "runs": [{"methods": {"npo": {"flips": 0.1}}}]},
     ]
     head, _, *rows = pages.overview(cases)
-    assert head.startswith("| case | still recognised | changed by UNSC | without projection |")
+    assert head.startswith("| case | recognised | UNSC | no projection | retrained |")
     assert rows == ["| digits | 1.0 | 1.50 | 4.00 | – |"]
