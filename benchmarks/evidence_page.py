@@ -197,14 +197,15 @@ def section(content: Content) -> str:
     runs, plan, answers = content["runs"], content["plan"], is_of_answers(content)
     said = conclusion_of_answers(runs) if answers else conclusion(runs)
     requests = f" of each of {len(plan['requests'])} requests" if "requests" in plan else ""
-    seeds = f"{counted(len(plan['seeds']), 'seed')}{requests}."
+    seeds = f"{counted(len(plan['seeds']), 'seed')}{requests}. {plan.get('note', '')}".rstrip()
     lines = table(runs, OF_ANSWERS if answers else COLUMNS) + by_request(runs)
     picture_of = f"![Forget quality against model utility and changed tokens]({content['case']}.png)"
     return "\n".join(
         [
             f"## {content['title']}", "", said, "", *([picture_of, ""] if answers else []),
-            "<details><summary>Figures</summary>", "", f"{seeds} {plan.get('note', '')}".rstrip(), "", *lines, "", certificates(runs), "",
-            "```bash", f"python benchmarks/evidence.py run --root FOLDER --case {content['case']}", "```", "", "</details>", "",
+            "<details><summary>Figures</summary>", "", seeds, "", *lines, "",
+            certificates(runs), "", "```bash", f"python benchmarks/evidence.py run --root FOLDER --case {content['case']}", "```",
+            "", "</details>", "",
         ]
     )  # fmt: skip
 
