@@ -200,12 +200,12 @@ def section(content: Content) -> str:
     seeds = f"{counted(len(plan['seeds']), 'seed')}{requests}. {plan.get('note', '')}".rstrip()
     lines = table(runs, OF_ANSWERS if answers else COLUMNS) + by_request(runs)
     picture_of = f"![Forget quality against model utility and changed tokens]({content['case']}.png)"
+    command = f"python benchmarks/evidence.py run --root FOLDER --case {content['case']}"
     return "\n".join(
         [
             f"## {content['title']}", "", said, "", *([picture_of, ""] if answers else []),
             "<details><summary>Figures</summary>", "", seeds, "", *lines, "",
-            certificates(runs), "", "```bash", f"python benchmarks/evidence.py run --root FOLDER --case {content['case']}", "```",
-            "", "</details>", "",
+            certificates(runs), "", "```bash", command, "```", "", "</details>", "",
         ]
     )  # fmt: skip
 
