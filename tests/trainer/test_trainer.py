@@ -137,12 +137,23 @@ class Killed(TrainerCallback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(("stubborn", "reason", "steps"), [(0.02, "plateau", 30), (0.2, "max_steps", 60)])
-def test_a_few_stubborn_rows_end_a_run_and_many_do_not(
-    stubborn: float, reason: str, steps: int, low_rank_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("stubborn", "rises", "reason", "steps"),
+    [(0.02, 0, "plateau", 30), (0.02, 35, "plateau", 55), (0.2, 0, "max_steps", 60)],
+)
+def test_a_few_stubborn_rows_end_a_run_once_the_loss_stays_and_many_do_not(
+    stubborn: float,
+    rises: int,
+    reason: str,
+    steps: int,
+    low_rank_data: Data,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        UNSCTrainer, "check", lambda t: Check(stubborn if t.state.global_step > 9 else 0.5, 1.0, 1.0, 0.0)
+        UNSCTrainer,
+        "check",
+        lambda t: Check(stubborn if t.state.global_step > 9 else 0.5, 1.0 + min(t.state.global_step, rises), 1.0, 0.0),
     )
     options = {"max_steps": 60, "check_steps": 5, "save_strategy": "steps", "save_steps": 20}
     model = make_vit()

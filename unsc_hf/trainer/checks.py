@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _BISECTIONS = 6
 _NEARLY_FORGOTTEN = 0.05  # below this accuracy ...
-_PATIENCE = 20  # ... so many steps without a lower one are a plateau: a few odd rows are not worth ever larger steps
+_PATIENCE = 20  # ... so many steps without progress are a plateau: a few odd rows are not worth ever larger steps
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class StoppingCallback(TrainerCallback):
             self._stop(control, "target")
             if self.refine:
                 self._step_back(before, self._within_budget)
-        elif not self.refine and check.known > self.target and _on_plateau(state, check.forget_accuracy):
+        elif not self.refine and check.known > self.target and _on_plateau(state, check):
             self._stop(control, "plateau")
 
     def _overspent(self, check: Check) -> str | None:
@@ -188,11 +188,13 @@ def _between(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: floa
     return {name: torch.lerp(weight, end[name], share) for name, weight in start.items()}
 
 
-def _on_plateau(state: TrainerState, accuracy: float) -> bool:
-    """Whether `accuracy` is the lowest seen, is low, and was first reached long ago.
+def _on_plateau(state: TrainerState, check: Check) -> bool:
+    """Whether accuracy is the lowest seen, is low, and was first reached long ago, and the loss has not risen since.
 
-    It is read from the log, so that a resumed run decides alike.
+    They are read from the log, so that a resumed run decides alike.
     """
-    seen = [(entry["forget_accuracy"], entry["step"]) for entry in state.log_history if "forget_accuracy" in entry]
-    lowest, since = min(seen, default=(1.0, 0))
-    return accuracy <= lowest <= _NEARLY_FORGOTTEN and state.global_step - since >= _PATIENCE
+    seen = [entry for entry in state.log_history if "forget_accuracy" in entry]
+    lowest, since = min(((entry["forget_accuracy"], entry["step"]) for entry in seen), default=(1.0, 0))
+    if not check.forget_accuracy <= lowest <= _NEARLY_FORGOTTEN or state.global_step - since < _PATIENCE:
+        return False
+    return check.forget_loss <= max(e["forget_loss"] for e in seen if state.global_step - e["step"] >= _PATIENCE)
