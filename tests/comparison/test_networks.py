@@ -69,7 +69,7 @@ def test_retained_outputs_stay_and_the_model_loads(name: str, tmp_path: Path) ->
     labels = list("abcdefghij")
     retain = tensor_dataset(torch.randn(2, *shape).repeat(4, 1, 1, 1), [0, 1] * 4, labels)
     forget = tensor_dataset(torch.randn(8, *shape), [2] * 8, labels)
-    measured = drift(model, (forget, retain), tmp_path, double=True, max_steps=3, rows_per_direction=None)
+    measured = drift(model, (forget, retain), tmp_path, double=True, max_steps=3, learning_rate=3e-4)
     assert_promise(measured)
     model.save_pretrained(tmp_path / "saved")
     loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "saved")
