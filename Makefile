@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 OUTPUT ?= outputs/digits-without-8
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 # Long tests that prove most in the time that continuous integration has.
-SLOW := tests/cli/test_interruptions.py tests/runs/test_text_jobs.py tests/tasks tests/trainer/test_two_processes.py
+SLOW := tests/cli/test_interruptions.py tests/trainer/test_soak.py
 OLDEST := tests/data tests/models tests/nullspace tests/reporting tests/trainer/test_adapters.py tests/trainer/test_trainer.py
 
 .PHONY: demo test test-slow test-all test-oldest mutants audit-dependencies lint types docs wheel clean
@@ -25,7 +25,7 @@ demo: $(STAMP) ## The quickstart: train, unlearn, compare, write model, card and
 test: $(STAMP) ## Tests: offline, on a CPU, two at a time; without the long ones.
 	$(PYTEST) tests -m "not slow"
 
-test-slow: $(STAMP) ## Long tests: whole jobs, several processes, kills.
+test-slow: $(STAMP) ## Long tests that continuous integration runs: kills, and a soak of many requests.
 	$(PYTEST) $(SLOW) -m slow
 
 test-all: $(STAMP) ## All tests, the long ones too.
