@@ -163,10 +163,13 @@ def certificates(runs: list[dict[str, Any]]) -> str:
     """What the certificates say, and in how many runs more test rows changed than their bound."""
     of = [run["certificate"] for run in runs]
     rows = "unseen rows" if of[0].get("unseen") else "training rows that nothing else read"
-    bounds = sorted(100 * c["upper_95"] for c in of)
-    counts = sorted({c["rows"] for c in of})
-    span = f"{bounds[0]:.2f} to {bounds[-1]:.2f} %" if len(bounds) > 1 else f"{bounds[0]:.2f} %"
-    said = f"Certified on {counts[0]} {rows}: at most {span} change."
+
+    def span(values: list[str]) -> str:
+        return " to ".join(dict.fromkeys((values[0], values[-1])))
+
+    counts = span([str(number) for number in sorted(c["rows"] for c in of)])
+    bounds = span([f"{100 * bound:.2f}" for bound in sorted(c["upper_95"] for c in of)])
+    said = f"Certified on {counts} {rows}: at most {bounds} % change."
     if "unsc" not in runs[0]["methods"]:
         return said
     exceeded = sum(run["methods"]["unsc"]["flips"] > run["certificate"]["upper_95"] for run in runs)

@@ -165,8 +165,11 @@ def test_a_page_says_where_a_certificate_was_exceeded(pages: Any) -> None:
         return {"methods": {"unsc": {"flips": flips}}, "certificate": certificate}
 
     said = pages.certificates([run(0.06, True), run(0.05, True), run(0.0, True)])
-    assert said == "Certified on 100 unseen rows: at most 5.00 to 5.00 % change. On test rows more did in 1 of 3 runs."
+    assert said == "Certified on 100 unseen rows: at most 5.00 % change. On test rows more did in 1 of 3 runs."
     assert "training rows" in pages.certificates([run(0.0, False)])
+    wider = run(0.0, True)
+    wider["certificate"].update(rows=90, upper_95=0.06)
+    assert "on 90 to 100 unseen rows: at most 5.00 to 6.00 % change" in pages.certificates([run(0.0, True), wider])
 
 
 def test_answers_of_language_models_are_read_by_path(pages: Any) -> None:
@@ -209,3 +212,28 @@ def test_the_first_table_has_a_row_for_each_classifier(pages: Any) -> None:
     head, _, *rows = pages.overview(cases)
     assert head.startswith("| case | recognised | UNSC | no projection | retrained |")
     assert rows == ["| digits | 1.0 | 1.50 | 4.00 | – |"]
+
+
+def test_a_trained_model_has_one_name_in_all_cases(evidence: Any) -> None:
+    """Trained models are kept by name, so a name that stands for two would give a case the wrong one."""
+    made: dict[str, Any] = {}
+    for plan in evidence.CASES.values():
+        for kind in ("fine_tune", "train_network"):
+            for name, options in plan.get(kind, {}).items():
+                assert made.setdefault(name, (kind, plan["data"], options)) == (kind, plan["data"], options), name
+
+
+def test_what_a_smoke_test_trains_serves_nothing_else(
+    evidence: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls: list[list[str]] = []
+    monkeypatch.setattr(evidence.subprocess, "run", lambda command, **_: calls.append(command))
+    for smoke in (True, False):
+        evidence.run_one("alexnet_fashion_mnist", 1, "", "data", tmp_path, smoke, 1)
+        *trained, recipe = calls
+        place = str(tmp_path / "smoke" / "models" if smoke else tmp_path / "models")
+        outputs = [call[call.index("--output_dir") + 1] for call in trained]
+        assert outputs == [f"{place}/alexnet-1", f"{place}/alexnet-without-shirts-1"]
+        assert f"{place}/alexnet-1" in recipe
+        assert all(("--rows" in call) == smoke for call in trained)
+        calls.clear()

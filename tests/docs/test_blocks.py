@@ -112,3 +112,15 @@ def test_a_broken_block_fails(language: str, fault: str, seen: str, run: Run, tm
     error = run(str(page), language)
     assert error is not None
     assert re.search(seen, error)
+
+
+def test_the_quickstart_shows_the_figures_of_the_committed_card() -> None:
+    page = (ROOT / "docs/get_started/quickstart.md").read_text(encoding="utf-8")
+    card = (ROOT / "model_cards/digits-without-8/README.md").read_text(encoding="utf-8").replace("**", "")
+    (_, table) = page.split("─" * 75 + "\n")
+    shown = [re.split(r" {2,}", line) for line in table.split("\n```")[0].splitlines()]
+    assert len(shown) == 5
+    for cells in shown:
+        assert "| " + " | ".join(cells) in card
+    (counted,) = re.findall(r"^(\d+ of \d+) decisions changed", page, re.M)
+    assert f"Decisions changed on {counted} inputs that the original never saw" in card

@@ -189,9 +189,9 @@ def _between(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: floa
 
 
 def _on_plateau(state: TrainerState, check: Check) -> bool:
-    """Whether accuracy is the lowest seen, is low, and was first reached long ago, and the loss has not risen since.
+    """Whether accuracy is low, fell to this value `_PATIENCE` steps ago or more, and the loss was as high by then.
 
-    They are read from the log, so that a resumed run decides alike.
+    Both are read from the log, so that a resumed run decides alike.
     """
     seen = [entry for entry in state.log_history if "forget_accuracy" in entry]
     lowest, since = min(((entry["forget_accuracy"], entry["step"]) for entry in seen), default=(1.0, 0))

@@ -1,6 +1,7 @@
-"""The convolutional networks on which UNSC was published (arXiv 2404.13588, section 5), for images of 28 or 32 pixels.
+"""The convolutional networks on which UNSC was published (arXiv 2404.13588), for images of 28 or 32 pixels.
 
-They load by `AutoModelForImageClassification` once this module is imported.
+They load by `AutoModelForImageClassification` once this module is imported, so not without this package: they are for
+comparison with the paper, not for publishing.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, padding: 
 
 
 def alexnet(channels: int, side: int) -> tuple[Layers, int]:
-    """The small AlexNet of gradient projection memory (Saha et al., arXiv 2103.09762, appendix C)."""
+    """The small AlexNet of gradient projection memory (Saha et al., arXiv 2103.09762)."""
     layers: Layers = []
     for outputs, kernel, dropout in ((64, 4, 0.2), (128, 3, 0.2), (256, 2, 0.5)):
         layers += [*_conv(channels, outputs, kernel), nn.Dropout(dropout), nn.MaxPool2d(2)]
@@ -50,7 +51,10 @@ def vgg11(channels: int, side: int) -> tuple[Layers, int]:
 
 
 def allcnn(channels: int, side: int) -> tuple[Layers, int]:
-    """All-CNN (Springenberg et al., arXiv 1412.6806, table 1, C), with batch normalisation and a linear head."""
+    """All-CNN-C (Springenberg et al., arXiv 1412.6806, table 2) as UNSC's released code has it.
+
+    That is with batch normalisation, a linear head, and 192 channels from the third layer on, not from the fourth.
+    """
     layers: Layers = []
     for outputs, stride in ((96, 1), (96, 1), (192, 2), (192, 1), (192, 1), (192, 2), (192, 1)):
         layers += _conv(channels, outputs, stride=stride, padding=1)
