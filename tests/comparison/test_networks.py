@@ -22,6 +22,13 @@ WIDTHS = {
     "allcnn": [27, 864, 864, 1728, 1728, 1728, 1728, 192, 192],
     "resnet18": [27, *[576] * 5, 1152, 64, *[1152] * 3, 2304, 128, *[2304] * 3, 4608, 256, *[4608] * 2, 512],
 }
+# Sides in pixels of what the convolutions give, in their order.
+SIDES = {
+    "alexnet": [25, 10, 4],
+    "vgg11": [32, 16, 8, 8, 4, 4, 2, 2],
+    "allcnn": [32, 32, 16, 16, 16, 8, 8, 8],
+    "resnet18": [*[32] * 5, *[16] * 5, *[8] * 5, *[4] * 5],
+}
 SLOW = pytest.mark.slow  # layers of 4,608 inputs are decomposed in float64
 
 
@@ -33,10 +40,16 @@ def make(name: str) -> SmallNetwork:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_layers_are_those_of_the_papers(name: str) -> None:
-    layers = [module for module in make(name).modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    model, sides = make(name), []
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     assert [layer.weight[0].numel() for layer in layers] == WIDTHS[name]
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(lambda _, inputs, output: sides.append(output.shape[-1]))
+    model(torch.randn(2, model.config.num_channels, model.config.image_size, model.config.image_size))
+    assert sides == SIDES[name]
     if name == "resnet18":
-        assert sum(parameter.numel() for parameter in make(name).parameters()) == 11_173_962  # as others count it
+        assert sum(parameter.numel() for parameter in model.parameters()) == 11_173_962  # as others count it
 
 
 @pytest.mark.parametrize(
